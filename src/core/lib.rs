@@ -1,0 +1,12 @@
+//! What the push stream module knows that has nothing to do with nginx.
+//!
+//! # Layout
+//!
+//! * [`wire`]: bytes in, bytes out. Channel paths, templates, EventSource frames, statistics formats, HTTP dates.
+//! * [`store`]: the shared-memory zone. Channels, messages, worker slots, counters; robust against the death of any
+//!   process at any instruction.
+//!
+//! Neither knows the other, and neither knows nginx: everything here runs under plain `cargo test`.
+
+pub mod store;
+pub mod wire;

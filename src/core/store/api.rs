@@ -1,0 +1,318 @@
+//! The types that callers see. No pointer and no borrow of shared memory appears in any of them.
+
+/// A point in time, read once per event and passed down, so that tests can turn the clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// `CLOCK_MONOTONIC` in milliseconds: every deadline. The same clock in all processes of a machine.
+    pub monotonic_ms: u64,
+    /// `CLOCK_REALTIME` in milliseconds since the epoch: message times, only for people and headers.
+    pub unix_ms: u64,
+}
+
+impl Now {
+    /// Reads both clocks.
+    pub fn read() -> Now {
+        let read = |clock| {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: `time` is a valid timespec and both clocks exist on every Linux.
+            unsafe { libc::clock_gettime(clock, &mut time) };
+            time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+        };
+        Now {
+            monotonic_ms: read(libc::CLOCK_MONOTONIC),
+            unix_ms: read(libc::CLOCK_REALTIME),
+        }
+    }
+
+    /// Seconds since the epoch.
+    pub fn unix_secs(self) -> u64 {
+        self.unix_ms / 1000
+    }
+}
+
+/// What a full zone does with a newcomer (`push_stream_on_full`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnFull {
+    /// Refuse it: [`Refusal::Full`].
+    Refuse,
+    /// Make room: trash, expired, the oldest stored messages, idle channels, and in the end undelivered messages.
+    /// [`Refusal::NothingToEvict`] only if even that is not enough.
+    Evict,
+}
+
+/// The limits of the http block, as configured now. They are no part of the shared state: a reload changes them at once.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    pub message_ttl_secs: u32,
+    pub channel_inactivity_secs: u32,
+    pub max_stored_per_channel: Option<u32>,
+    pub max_subscribers_per_channel: Option<u32>,
+    pub max_channels: Option<u32>,
+    pub max_wildcard_channels: Option<u32>,
+    /// Channels whose id starts with this are wildcard channels; empty = there are none.
+    pub wildcard_prefix: Vec<u8>,
+    pub on_full: OnFull,
+}
+
+/// Why the store did not do what it was asked. Nothing was changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the shared memory zone is full")]
+    Full,
+    #[error("the shared memory zone is full and nothing in it can be evicted")]
+    NothingToEvict,
+    #[error("the number of channels was exceeded")]
+    TooManyChannels,
+    #[error("the number of subscribers of a channel was exceeded")]
+    TooManySubscribers,
+    #[error("the subscriber may not create channels")]
+    MayNotCreate,
+}
+
+/// One channel's figures (`compat.md` §18).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelInfo {
+    /// Messages ever published: the id of the newest one.
+    pub published: u64,
+    /// Messages stored now.
+    pub stored: u64,
+    /// Subscriptions over all workers.
+    pub subscribers: u64,
+}
+
+/// The figures of the whole zone (`compat.md` §18.3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    pub channels: u64,
+    pub wildcard_channels: u64,
+    pub published: u64,
+    pub stored: u64,
+    pub messages_in_trash: u64,
+    pub channels_in_delete: u64,
+    pub channels_in_trash: u64,
+    /// Connected subscribers, however many channels each has.
+    pub subscribers: u64,
+    /// Seconds since the zone was created; survives reloads.
+    pub uptime_secs: u64,
+    pub workers: Vec<WorkerInfo>,
+    pub evicted: Evictions,
+    /// Publishes and subscriptions refused because the zone was full.
+    pub refused_full: u64,
+    pub bytes_total: u64,
+    pub bytes_free: u64,
+}
+
+/// What was evicted to make room, ever.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evictions {
+    pub trash: u64,
+    pub expired: u64,
+    pub stored: u64,
+    pub channels: u64,
+    /// Messages that a worker had not yet taken: its subscribers have a gap.
+    pub undelivered: u64,
+}
+
+/// One living nginx worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerInfo {
+    pub slot: u16,
+    pub pid: u32,
+    pub subscribers: u64,
+    pub uptime_secs: u64,
+}
+
+/// This worker's membership in one channel. Equal for all its subscribers of that channel; valid until the last of them
+/// has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Membership(pub u32);
+
+/// One element of a subscriber's path.
+#[derive(Clone, Copy, Debug)]
+pub struct JoinChannel<'a> {
+    pub id: &'a [u8],
+    /// `.bN`; 0 = none. `u32::MAX` = everything.
+    pub backtrack: u32,
+}
+
+/// Where a client wants to resume (`compat.md` §6).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Position<'a> {
+    pub event_id: Option<&'a [u8]>,
+    /// Seconds since the epoch.
+    pub time: Option<u64>,
+    pub tag: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JoinMode {
+    /// Streaming, EventSource, WebSocket: always subscribes.
+    Stream,
+    /// Subscribes only if there is nothing to send at once.
+    LongPoll,
+    /// Never subscribes.
+    Poll,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct JoinRequest<'a> {
+    pub channels: &'a [JoinChannel<'a>],
+    pub position: Position<'a>,
+    pub mode: JoinMode,
+    /// `push_stream_authorized_channels_only`.
+    pub authorized_channels_only: bool,
+}
+
+/// The answer to a [`JoinRequest`], decided in one step: whatever is published later is live, whatever was published
+/// before is in `replay`.
+#[derive(Debug)]
+pub struct Joined {
+    /// One per element of the path, in order, duplicates repeated; empty if the request did not subscribe (polls).
+    pub memberships: Vec<Membership>,
+    /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above.
+    pub seq: u64,
+    /// Old messages to send first, if there are any.
+    pub replay: Option<Replay>,
+    /// For polls with something to send: (time, tag) that Last-Modified and Etag report (`compat.md` §7).
+    pub bound: Option<(u64, u32)>,
+}
+
+/// A walk over old messages that goes on from call to call ([`Worker::replay`]); what was evicted meanwhile is skipped.
+///
+/// It holds nothing in the zone: dropping it is free.
+#[derive(Debug)]
+pub struct Replay {
+    pub(super) parts: std::collections::VecDeque<ReplayPart>,
+    /// Messages that were lost between the calls.
+    pub lost: bool,
+}
+
+/// The part of a [`Replay`] that one channel has: everything stored in `(after, until]`.
+#[derive(Debug)]
+pub(super) struct ReplayPart {
+    pub path_index: u32,
+    pub channel: u32,
+    pub channel_born: u64,
+    pub after: u64,
+    pub until: u64,
+    /// Link where the walk stopped, with its sequence number in `after`; 0 = start at the queue's head.
+    pub hint: u32,
+    /// Lower bound on messages still to come, `(time, tag)`; polls only.
+    pub bound: Option<(u64, u32)>,
+}
+
+/// What kind of message it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessageKind {
+    Ordinary,
+    /// The channel was deleted; the text is the notice. The membership ends with it: every subscriber of it must
+    /// leave ([`Worker::leave`]).
+    Deleted,
+}
+
+/// A message copied out of the zone; its bytes are in the [`Batch`] it came in.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    pub kind: MessageKind,
+    /// 1, 2, 3 ... per channel; 0 for notices.
+    pub id: u64,
+    /// Zone-wide, strictly increasing.
+    pub seq: u64,
+    /// Publish time, seconds since the epoch.
+    pub time: u64,
+    pub tag: u32,
+    pub event_id: Option<&'a [u8]>,
+    pub event_type: Option<&'a [u8]>,
+    pub text: &'a [u8],
+}
+
+/// Messages copied out of the zone by one [`Worker::drain`] or [`Worker::replay`]; reuse it from call to call.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) records: Vec<Record>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    /// Membership (drain) or index in the path (replay).
+    pub source: u32,
+    pub kind: MessageKind,
+    pub id: u64,
+    pub seq: u64,
+    pub time: u64,
+    pub tag: u32,
+    pub start: usize,
+    pub event_id_len: Option<u16>,
+    pub event_type_len: Option<u16>,
+    pub text_len: u32,
+}
+
+impl Batch {
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.records.clear();
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The messages in order, each with where it came from: the [`Membership`]'s number after a drain (all messages of
+    /// one membership are consecutive and in publish order), the index in the subscriber's path after a replay.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Message<'_>)> {
+        self.records.iter().map(|record| {
+            let mut rest = &self.bytes[record.start..];
+            let mut take = |len: usize| {
+                let (head, tail) = rest.split_at(len);
+                rest = tail;
+                head
+            };
+            let event_id = record.event_id_len.map(|len| take(len.into()));
+            let event_type = record.event_type_len.map(|len| take(len.into()));
+            let text = take(record.text_len as usize);
+            let Record {
+                kind,
+                id,
+                seq,
+                time,
+                tag,
+                ..
+            } = *record;
+            (
+                record.source,
+                Message {
+                    kind,
+                    id,
+                    seq,
+                    time,
+                    tag,
+                    event_id,
+                    event_type,
+                    text,
+                },
+            )
+        })
+    }
+}
+
+/// What one publish did.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// One per channel of the request, in order, counting this message.
+    pub channels: Vec<ChannelInfo>,
+    /// This worker itself has subscribers that wait for it: call [`Worker::drain`] soon. Other workers were woken.
+    pub wake_self: bool,
+}
+
+/// What a [`Worker::tick`] left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tick {
+    Done,
+    /// The budget was used up: call again soon (from a posted event, not in a loop).
+    More,
+}

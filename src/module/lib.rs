@@ -1,0 +1,1 @@
+//! The nginx module: module table and process lifecycle.
