@@ -71,7 +71,9 @@ subtest 'what cannot be zero in a location' => sub {
         my $reason = "push stream module: $directive cannot be zero.";
         refuses conf($ZONE, sub_with("$directive 0;")), $reason, "$directive in the location";
         refuses conf("$ZONE $directive 0;", sub_with('')), $reason, "$directive inherited from the http block";
-        accepts conf("$ZONE $directive 0;", sub_with("$directive 1s;")), "$directive overridden in the location";
+        # The time of long polling comes from that of subscribers on every level, so it has to be overridden too.
+        my $longpolling = $directive =~ /subscriber/ ? 'push_stream_longpolling_connection_ttl 1s;' : '';
+        accepts conf("$ZONE $directive 0;", sub_with("$directive 1s; $longpolling")), "$directive overridden in the location";
         accepts conf("$ZONE $directive 0;"), "$directive without any role";
     }
 };
