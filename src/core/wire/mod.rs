@@ -7,3 +7,27 @@ pub mod percent;
 pub mod position;
 pub mod statistics;
 pub mod template;
+
+/// Appends a number in decimal. Statistics of a million channels are mostly this.
+fn push_number(number: u64, out: &mut Vec<u8>) {
+    const LONGEST: usize = 20;
+    let mut digits = [0; LONGEST];
+    let mut start = LONGEST;
+    let mut rest = number;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
+fn push_signed(number: i64, out: &mut Vec<u8>) {
+    if number < 0 {
+        out.push(b'-');
+    }
+    push_number(number.unsigned_abs(), out);
+}

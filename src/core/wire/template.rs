@@ -15,23 +15,229 @@ pub struct Fields<'a> {
 }
 
 /// A parsed template: literals and tokens. Parsed once, at configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// Two templates are equal if they render equally, so a template is its own key for whatever is rendered once and
+/// shared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Template {
     parts: Vec<Part>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Part {
     Literal(Vec<u8>),
+    Token(Token),
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Token {
+    Id,
+    Text,
+    Size,
+    Channel,
+    Time,
+    Tag,
+    EventId,
+    EventType,
+}
+
+/// The words as written in a configuration, in any case.
+const TOKENS: [(&[u8], Token); 8] = [
+    (b"~id~", Token::Id),
+    (b"~text~", Token::Text),
+    (b"~size~", Token::Size),
+    (b"~channel~", Token::Channel),
+    (b"~time~", Token::Time),
+    (b"~tag~", Token::Tag),
+    (b"~event-id~", Token::EventId),
+    (b"~event-type~", Token::EventType),
+];
+
 impl Template {
-    pub fn parse(_source: &[u8]) -> Template {
-        todo!()
+    /// Unknown `~words~` and lone tildes are literal text.
+    pub fn parse(source: &[u8]) -> Template {
+        let mut parts = Vec::new();
+        let mut literal = Vec::new();
+        let mut rest = source;
+        while let [first, tail @ ..] = rest {
+            match token_at_start(rest) {
+                Some((word, token)) => {
+                    if !literal.is_empty() {
+                        parts.push(Part::Literal(std::mem::take(&mut literal)));
+                    }
+                    parts.push(Part::Token(token));
+                    rest = &rest[word.len()..];
+                }
+                None => {
+                    literal.push(*first);
+                    rest = tail;
+                }
+            }
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Literal(literal));
+        }
+        Template { parts }
     }
 
     /// Appends the formatted message. Substituted text is never scanned again.
-    pub fn render(&self, _fields: &Fields<'_>, _out: &mut Vec<u8>) {
-        todo!()
+    pub fn render(&self, fields: &Fields<'_>, out: &mut Vec<u8>) {
+        for part in &self.parts {
+            match part {
+                Part::Literal(bytes) => out.extend_from_slice(bytes),
+                Part::Token(token) => token.render(fields, out),
+            }
+        }
+    }
+}
+
+fn token_at_start(text: &[u8]) -> Option<(&'static [u8], Token)> {
+    if text[0] != b'~' {
+        return None;
+    }
+    TOKENS
+        .into_iter()
+        .find(|(word, _)| text.len() >= word.len() && text[..word.len()].eq_ignore_ascii_case(word))
+}
+
+impl Token {
+    fn render(self, fields: &Fields<'_>, out: &mut Vec<u8>) {
+        match self {
+            Token::Id => super::push_signed(fields.id, out),
+            Token::Text => out.extend_from_slice(fields.text),
+            Token::Size => super::push_number(fields.text.len() as u64, out),
+            Token::Channel => out.extend_from_slice(fields.channel),
+            Token::Time => out.extend_from_slice(&super::http_date::format(fields.time)),
+            Token::Tag => super::push_number(fields.tag.into(), out),
+            Token::EventId => out.extend_from_slice(fields.event_id.unwrap_or_default()),
+            Token::EventType => out.extend_from_slice(fields.event_type.unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MESSAGE: Fields<'_> = Fields {
+        id: 3,
+        channel: b"news",
+        text: b"hello",
+        time: 1_795_325_070,
+        tag: 2,
+        event_id: Some(b"e7"),
+        event_type: Some(b"note"),
+    };
+
+    fn rendered(template: &str, fields: &Fields<'_>) -> String {
+        let mut out = Vec::new();
+        Template::parse(template.as_bytes()).render(fields, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn every_token_has_its_value() {
+        assert_eq!(
+            rendered(
+                "~id~|~text~|~size~|~channel~|~time~|~tag~|~event-id~|~event-type~",
+                &MESSAGE
+            ),
+            "3|hello|5|news|Sun, 22 Nov 2026 05:24:30 GMT|2|e7|note"
+        );
+    }
+
+    #[test]
+    fn case_does_not_matter() {
+        assert_eq!(rendered("~ID~ ~Text~ ~EVENT-id~", &MESSAGE), "3 hello e7");
+    }
+
+    #[test]
+    fn a_ping_has_no_channel_no_time_and_a_negative_id() {
+        let ping = Fields {
+            id: -1,
+            channel: b"",
+            text: b" ",
+            time: 0,
+            tag: 0,
+            event_id: None,
+            event_type: None,
+        };
+        assert_eq!(
+            rendered("~id~:~text~|~channel~|~time~|~tag~|~event-id~|~event-type~", &ping),
+            "-1: ||Thu, 01 Jan 1970 00:00:00 GMT|0||"
+        );
+        assert_eq!(rendered("~id~", &Fields { id: i64::MIN, ..ping }), i64::MIN.to_string());
+    }
+
+    #[test]
+    fn tokens_repeat_and_touch() {
+        assert_eq!(rendered("~id~~id~~text~~text~", &MESSAGE), "33hellohello");
+    }
+
+    #[test]
+    fn unknown_words_and_lone_tildes_stay() {
+        assert_eq!(
+            rendered("~ ~~ ~nope~ ~id ~~id~~ ~~~ ~event~", &MESSAGE),
+            "~ ~~ ~nope~ ~id ~3~ ~~~ ~event~"
+        );
+        assert_eq!(rendered("~id~text~", &MESSAGE), "3text~");
+    }
+
+    #[test]
+    fn tokens_in_what_is_substituted_are_plain_text() {
+        let fields = Fields {
+            channel: b"~text~",
+            text: b"~id~ ~channel~",
+            event_id: Some(b"~tag~"),
+            ..MESSAGE
+        };
+        assert_eq!(
+            rendered("~channel~|~text~|~event-id~", &fields),
+            "~text~|~id~ ~channel~|~tag~"
+        );
+    }
+
+    #[test]
+    fn templates_that_render_equally_are_equal() {
+        assert_eq!(Template::parse(b"a~ID~b"), Template::parse(b"a~id~b"));
+        assert_ne!(Template::parse(b"a~id~b"), Template::parse(b"a~tag~b"));
+    }
+
+    #[test]
+    fn a_text_full_of_tokens_is_only_copied() {
+        let text = b"~text~ ~id~ ~channel~ and some more words ".repeat(20_000);
+        let fields = Fields { text: &text, ..MESSAGE };
+        let mut out = Vec::new();
+        Template::parse(b"~id~ ~channel~ ~text~ ~tag~ ~time~").render(&fields, &mut out);
+        assert!(out.len() > text.len() && out.len() < text.len() + 100);
+    }
+
+    proptest! {
+        #[test]
+        fn a_template_without_tildes_is_sent_as_it_stands(source in "[^~]*") {
+            prop_assert_eq!(rendered(&source, &MESSAGE), source);
+        }
+
+        #[test]
+        fn the_length_of_any_template_is_that_of_its_parts(
+            parts in prop::collection::vec(prop::sample::select(&["~text~", "~size~", "~", "x", "~id~"][..]), 0..20),
+            text: Vec<u8>,
+        ) {
+            // Separated, so that no token arises across two parts.
+            let source = parts.join("|");
+            let mut out = Vec::new();
+            Template::parse(source.as_bytes()).render(&Fields { text: &text, ..MESSAGE }, &mut out);
+            let expected: usize = parts
+                .iter()
+                .map(|part| match *part {
+                    "~text~" => text.len(),
+                    "~size~" => text.len().to_string().len(),
+                    _ => 1,
+                })
+                .sum();
+            prop_assert_eq!(out.len(), expected + parts.len().saturating_sub(1));
+        }
     }
 }
