@@ -33,7 +33,7 @@ sub shows { my ($window, $text) = @_; return WebDriver::wait_for(10, "\"$text\""
 
 sub watchers_are {
     my ($window, $count) = @_;
-    return WebDriver::wait_for(15, "$count watchers", sub { in($window, 'return document.getElementById("watching").dataset.count') == $count });
+    return WebDriver::wait_for(15, "$count watchers", sub { (in($window, 'return document.getElementById("watching").dataset.count') // -1) == $count });
 }
 
 # Types and posts as a visitor does.

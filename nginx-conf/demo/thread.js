@@ -27,7 +27,9 @@ const shown = new Map();
 const unsent = new Map();
 /** Who is typing: author id → {name, until}. */
 const typists = new Map();
+let typingSaidAt = -Infinity;
 let live = false;
+let wasLiveBefore = false;
 /** The history has arrived: from here on a comment is news. */
 let settled = false;
 let unread = 0;
@@ -195,8 +197,8 @@ function connectionIs(state) {
   // The history comes with the stream's first bytes; only after it is an empty thread really empty.
   setTimeout(() => { settled = true; recount(); }, HISTORY_MS);
   setTimeout(countWatchers, 200);
-  if (connectionIs.before) catchUp();
-  connectionIs.before = true;
+  if (wasLiveBefore) catchUp();
+  wasLiveBefore = true;
   for (const id of unsent.keys()) if (shown.get(id)?.item.classList.contains("failed")) post(id);
 }
 
@@ -236,6 +238,7 @@ function submit(event) {
   insert(item, { ...comment, time: Date.now() }, true);
   $("message").value = "";
   measureMessage();
+  typingSaidAt = -Infinity;
   post(comment.id);
 }
 
@@ -286,8 +289,8 @@ function measureMessage() {
 
 function sayTyping() {
   const now = performance.now();
-  if (!live || !$("message").value || now - (sayTyping.last ?? -Infinity) < TYPING_EVERY_MS) return;
-  sayTyping.last = now;
+  if (!live || !$("message").value || now - typingSaidAt < TYPING_EVERY_MS) return;
+  typingSaidAt = now;
   const body = JSON.stringify({ typing: { id: me.id, name: $("name").value.trim() } });
   fetch(`/typing/${view.name}`, { method: "POST", body }).catch(() => {});
 }
