@@ -251,7 +251,7 @@ impl Memory {
 
     /// Time in tenths of a second since the zone's creation, never 0.
     pub fn ticks(&self, now: super::Now) -> u32 {
-        (now.monotonic_ms.saturating_sub(self.created_monotonic_ms) / 100).clamp(1, u32::MAX as u64) as u32
+        (now.monotonic_ms.saturating_sub(self.created_monotonic_ms) / 100 + 1).min(u32::MAX.into()) as u32
     }
 
     /// Unix time in milliseconds at which the zone was made.

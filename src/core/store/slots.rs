@@ -129,7 +129,6 @@ impl Zone {
     pub fn summary(&self, now: Now) -> Summary {
         let locked = self.memory.lock();
         let block = |count: u32| u64::from(count) * BLOCK as u64;
-        let uptime = |since: u32| u64::from(self.memory.ticks(now).saturating_sub(since) / 10);
         let mut workers = Vec::new();
         for slot in self
             .memory
@@ -152,7 +151,7 @@ impl Zone {
             channels_in_delete: locked.hot(hot::deleting_count).into(),
             channels_in_trash: locked.hot(hot::channel_trash_count).into(),
             subscribers: workers.iter().map(|worker| worker.subscribers).sum(),
-            uptime_secs: uptime(0),
+            uptime_secs: u64::from(self.memory.ticks(now) - 1) / 10,
             workers,
             evicted: Evictions {
                 trash: locked.hot(hot::evicted_trash),

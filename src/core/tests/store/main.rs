@@ -3,6 +3,7 @@
 mod basics;
 #[cfg(feature = "kill-points")]
 mod deaths;
+mod model;
 mod processes;
 mod room;
 mod zone;
