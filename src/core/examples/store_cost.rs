@@ -13,7 +13,10 @@ const TEXT: &[u8] = &[b'x'; 100];
 fn zone() -> Zone {
     // SAFETY: a fresh anonymous shared mapping is zeroed, page aligned, and never unmapped.
     unsafe {
-        let (read_write, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let (read_write, shared) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+        );
         let memory = libc::mmap(std::ptr::null_mut(), ZONE, read_write, shared, -1, 0);
         assert_ne!(memory, libc::MAP_FAILED);
         Zone::create(memory.cast(), ZONE, 64, Now::read()).expect("it is large enough")
@@ -34,9 +37,13 @@ fn limits() -> Limits {
 }
 
 fn publish(worker: &mut Worker, id: &str, limits: &Limits, now: Now) {
-    let mut draft = worker.draft(TEXT.len(), None, None, 1, limits, now).expect("there is room");
+    let mut draft = worker
+        .draft(TEXT.len(), None, None, 1, limits, now)
+        .expect("there is room");
     worker.write(&mut draft, TEXT);
-    worker.publish(draft, &[id.as_bytes()], true, limits, now).expect("there is room");
+    worker
+        .publish(draft, &[id.as_bytes()], true, limits, now)
+        .expect("there is room");
 }
 
 fn measure(what: &str, count: usize, mut operation: impl FnMut(usize)) {
@@ -44,7 +51,10 @@ fn measure(what: &str, count: usize, mut operation: impl FnMut(usize)) {
     for index in 0..count {
         operation(index);
     }
-    println!("{what:<50} {:>8.0} ns", start.elapsed().as_nanos() as f64 / count as f64);
+    println!(
+        "{what:<50} {:>8.0} ns",
+        start.elapsed().as_nanos() as f64 / count as f64
+    );
 }
 
 fn main() {
@@ -54,7 +64,9 @@ fn main() {
         let mut worker = zone.claim(Now::read()).expect("a slot is free");
         let names: Vec<String> = (0..channels).map(|index| format!("channel-{index}")).collect();
         measure(&format!("create {channels} channels"), channels, |index| {
-            worker.create_channels(&[names[index].as_bytes()], &limits, Now::read()).expect("there is room");
+            worker
+                .create_channels(&[names[index].as_bytes()], &limits, Now::read())
+                .expect("there is room");
         });
         for name in &names {
             publish(&mut worker, name, &limits, Now::read());
@@ -64,13 +76,20 @@ fn main() {
         measure(&format!("publish, random of {channels} channels"), 1_000_000, |index| {
             publish(&mut worker, &names[index * step % channels], &limits, Now::read());
         });
-        measure(&format!("publish, always the same of {channels} channels"), 1_000_000, |_| {
-            publish(&mut worker, &names[7], &limits, Now::read());
-        });
+        measure(
+            &format!("publish, always the same of {channels} channels"),
+            1_000_000,
+            |_| {
+                publish(&mut worker, &names[7], &limits, Now::read());
+            },
+        );
         measure(&format!("channel info, random of {channels}"), 1_000_000, |index| {
             worker.channel(names[index * step % channels].as_bytes());
         });
-        let join = [JoinChannel { id: b"channel-7", backtrack: 0 }];
+        let join = [JoinChannel {
+            id: b"channel-7",
+            backtrack: 0,
+        }];
         let request = JoinRequest {
             channels: &join,
             position: Position::default(),

@@ -585,26 +585,19 @@ impl Locked<'_> {
         self.set_journal_state(0);
         self.entries = 0;
         self.changing = false;
+        // What was being lent to the journal is not lent.
+        self.follow_lent();
     }
 
     /// After the death of a holder: undoes its mutation and takes back what it lent to the journal.
     fn repair(&mut self) {
         let header = self.memory.header();
-        // SAFETY: the lock is held, and the words are aligned.
-        let (state, more) = unsafe {
-            (
-                (*header).journal_state,
-                ptr::read_volatile(&raw const (*header).journal_more),
-            )
-        };
-        self.follow_lent(BlockRef(more));
+        self.follow_lent();
+        // SAFETY: the lock is held, and the word is aligned.
+        let state = unsafe { (*header).journal_state };
         if state > 0 {
             self.entries = state as usize - 1;
             self.roll_back();
-            // The death may have been in the middle of lending: the chain is as it was before.
-            // SAFETY: as above.
-            let more = unsafe { ptr::read_volatile(&raw const (*header).journal_more) };
-            self.follow_lent(BlockRef(more));
         }
         self.return_lent();
         // SAFETY: the lock is held, and was taken as `OwnerDied`.
@@ -615,9 +608,11 @@ impl Locked<'_> {
         }
     }
 
-    fn follow_lent(&mut self, first: BlockRef) {
+    /// Reads which blocks are lent to the journal.
+    fn follow_lent(&mut self) {
         self.journal_more.clear();
-        let mut next = first;
+        // SAFETY: the lock is held, and the word is aligned.
+        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).journal_more) });
         while let Some(block) = next.some() {
             self.journal_more.push(block);
             next = self.get(block, block::next);
