@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::crew::{Shared, die_with_parent};
 use crate::net::{self, Epoll, Interest};
@@ -36,7 +36,27 @@ pub struct Floor {
     /// Connections that may wait to be accepted
     #[arg(long, default_value_t = 4096)]
     backlog: u16,
+    /// Do every fiftieth message wrong for one subscriber, to see whether a checker notices
+    #[arg(long, hide = true)]
+    spoil: Option<Spoil>,
 }
+
+/// Ways to do it wrong.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Spoil {
+    Lose,
+    Double,
+    Reorder,
+    /// Change one byte.
+    Garble,
+    /// Send the bytes without their HTTP chunk.
+    Unframe,
+    /// Close the connection.
+    Cut,
+}
+
+/// One of so many messages is spoilt.
+const SPOIL_EVERY: u64 = 50;
 
 /// More than nginx's largest default header and the bodies of most messages.
 const READ_BYTES: usize = 64 * 1024;
@@ -75,7 +95,7 @@ impl Floor {
             .zip(receivers)
             .enumerate()
             .map(|(number, (listener, receiver))| {
-                Worker::new(number, listener, receiver, Rc::clone(&senders), counts).context("no epoll")
+                Worker::new(number, listener, receiver, Rc::clone(&senders), counts, self.spoil).context("no epoll")
             });
         if workers == 1 {
             return made.next().context("no worker")??.run();
@@ -134,6 +154,10 @@ struct Worker {
     unsent: HashMap<RawFd, Vec<u8>>,
     /// Subscribers to close when the current fan-out is over.
     hopeless: Vec<RawFd>,
+    spoil: Option<Spoil>,
+    fan_outs: u64,
+    /// A message that is sent after the next one.
+    held: Vec<u8>,
     buffer: Vec<u8>,
 }
 
@@ -144,6 +168,7 @@ impl Worker {
         receiver: OwnedFd,
         senders: Rc<Vec<OwnedFd>>,
         counts: Shared<AtomicU64>,
+        spoil: Option<Spoil>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(&listener, LISTENER, Interest::Accept)?;
@@ -162,6 +187,9 @@ impl Worker {
             partial: HashMap::new(),
             unsent: HashMap::new(),
             hopeless: Vec::new(),
+            spoil,
+            fan_outs: 0,
+            held: Vec::new(),
             buffer: vec![0; READ_BYTES],
         })
     }
@@ -314,13 +342,49 @@ impl Worker {
             return;
         };
         let list = std::mem::take(&mut self.channels[number as usize]);
-        for &fd in &list {
+        let spoilt = usize::from(self.spoil.is_some() && self.spoil_first(&list, framed));
+        for &fd in list.iter().skip(spoilt) {
             self.send(fd, framed);
         }
         self.channels[number as usize] = list;
         for fd in std::mem::take(&mut self.hopeless) {
             self.close(fd);
         }
+    }
+
+    /// Serves the first subscriber of a channel wrongly, if it is time for that; true if it is served.
+    fn spoil_first(&mut self, list: &[RawFd], framed: &[u8]) -> bool {
+        let (Some(spoil), Some(&fd)) = (self.spoil, list.first()) else {
+            return false;
+        };
+        self.fan_outs += 1;
+        if !self.held.is_empty() {
+            let held = std::mem::take(&mut self.held);
+            self.send(fd, framed);
+            self.send(fd, &held);
+            return true;
+        }
+        if !self.fan_outs.is_multiple_of(SPOIL_EVERY) {
+            return false;
+        }
+        match spoil {
+            Spoil::Lose => {}
+            Spoil::Double => {
+                self.send(fd, framed);
+                self.send(fd, framed);
+            }
+            Spoil::Reorder => self.held = framed.to_vec(),
+            Spoil::Garble => {
+                let mut garbled = framed.to_vec();
+                // The last byte of the text is followed by two line feeds and the end of the chunk.
+                let last = garbled.len().saturating_sub(5);
+                garbled[last] ^= 1;
+                self.send(fd, &garbled);
+            }
+            Spoil::Unframe => self.send(fd, b"data: hello\n\n"),
+            Spoil::Cut => self.hopeless.push(fd),
+        }
+        true
     }
 
     fn send(&mut self, fd: RawFd, bytes: &[u8]) {
