@@ -73,7 +73,8 @@ struct Scenario<S: Args> {
 /// `push-stream-bench table`
 #[derive(Args, Debug)]
 struct Table {
-    /// File of JSON reports, one a line; the first label is the one that the others are compared with
+    /// File of JSON reports, one a line. Each label is a column and compared with the last one before it that starts
+    /// with "floor"; several reports of a label and scenario give their median
     reports: PathBuf,
     /// Line to put under the table, on the machine and the versions
     #[arg(long, value_name = "TEXT")]
@@ -109,7 +110,13 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
 impl<S: Args> Scenario<S> {
     fn print(&self, report: &Report) -> ExitCode {
         match self.json {
-            true => println!("{}", report.to_json()),
+            true => {
+                println!("{}", report.to_json());
+                report
+                    .problems()
+                    .iter()
+                    .for_each(|problem| eprintln!("FAILED: {problem}"));
+            }
             false => print!("{}", report.to_table()),
         }
         ExitCode::from(u8::from(report.failed()))

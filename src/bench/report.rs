@@ -113,6 +113,10 @@ impl Report {
         self.problems.push(text.into());
     }
 
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
     pub fn failed(&self) -> bool {
         !self.problems.is_empty()
     }
@@ -211,7 +215,8 @@ const ROWS: &[(&str, &str, &str, bool)] = &[
     ("storm", "opening_p99_ms", "connect to response head, 99 %", false),
 ];
 
-/// Reports (one JSON object a line) side by side: a column for each label, ratios against the first.
+/// Reports (one JSON object a line) side by side: a column for each label, medians where there are several, and ratios
+/// against the last column before that is a floor.
 pub fn markdown(lines: &str) -> anyhow::Result<String> {
     let mut reports = Vec::new();
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
@@ -227,35 +232,54 @@ pub fn markdown(lines: &str) -> anyhow::Result<String> {
     if labels.is_empty() {
         bail!("no reports");
     }
-    let fact = |label: &str, scenario: &str, key: &str| {
-        let same = |report: &&Value| report["label"] == label && report["scenario"] == scenario;
-        let fact = &reports.iter().find(same)?["facts"][key];
-        Some((fact["value"].as_f64()?, fact["unit"].as_str()?))
-    };
     let mut table = format!("| | {} |\n|---|{}\n", labels.join(" | "), "---:|".repeat(labels.len()));
-    for (scenario, key, text, ratio) in ROWS {
-        let cells: Vec<_> = labels.iter().map(|label| fact(label, scenario, key)).collect();
+    for (scenario, key, text, has_ratio) in ROWS {
+        let cells: Vec<_> = labels
+            .iter()
+            .map(|label| median(&reports, label, scenario, key))
+            .collect();
         if cells.iter().all(Option::is_none) {
             continue;
         }
-        let base = cells[0].map(|(value, _)| value).filter(|value| *ratio && *value > 0.0);
         table.push_str("| ");
         table.push_str(text);
-        for (index, cell) in cells.iter().enumerate() {
+        let mut base = None;
+        for (label, cell) in labels.iter().zip(cells) {
             table.push_str(" | ");
             let Some((value, unit)) = cell else {
                 table.push('–');
                 continue;
             };
-            let decimals = if matches!(*unit, "µs" | "ms" | "s") { 2 } else { 0 };
-            table.push_str(format!("{} {unit}", number(*value, decimals)).trim_end());
-            if let (Some(base), 1..) = (base, index) {
+            let decimals = if matches!(unit, "µs" | "ms" | "s") { 2 } else { 0 };
+            table.push_str(format!("{} {unit}", number(value, decimals)).trim_end());
+            if label.starts_with("floor") {
+                base = Some(value).filter(|value| *has_ratio && *value > 0.0);
+            } else if let Some(base) = base {
+                // Writing to a string cannot fail.
                 let _ = write!(table, " ({:.2} ×)", value / base);
             }
         }
         table.push_str(" |\n");
     }
     Ok(table)
+}
+
+/// The median of a fact over all reports of a label and a scenario, and its unit.
+fn median<'a>(reports: &'a [Value], label: &str, scenario: &str, key: &str) -> Option<(f64, &'a str)> {
+    let same = |report: &&Value| report["label"] == label && report["scenario"] == scenario;
+    let facts: Vec<&Value> = reports
+        .iter()
+        .filter(same)
+        .map(|report| &report["facts"][key])
+        .collect();
+    let mut values: Vec<f64> = facts.iter().filter_map(|fact| fact["value"].as_f64()).collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let median = match values.len() % 2 {
+        0 => (values.get(middle.checked_sub(1)?)? + values.get(middle)?) / 2.0,
+        _ => *values.get(middle)?,
+    };
+    Some((median, facts.first()?["unit"].as_str()?))
 }
 
 /// `document` with everything between the markers replaced by `table`.
@@ -317,7 +341,19 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_compared_with_the_first() {
+    fn several_rounds_give_their_median() {
+        let lines: String = [9.0, 5.0, 6.0]
+            .map(|cpu_us| format!("{}\n", report("floor", cpu_us).to_json()))
+            .concat();
+        assert!(markdown(&lines).unwrap().contains("| CPU per delivery | 6.00 µs |"));
+        let lines: String = [9.0, 5.0]
+            .map(|cpu_us| format!("{}\n", report("floor", cpu_us).to_json()))
+            .concat();
+        assert!(markdown(&lines).unwrap().contains("| CPU per delivery | 7.00 µs |"));
+    }
+
+    #[test]
+    fn columns_are_compared_with_the_floor_before_them() {
         let lines = format!(
             "{}\n{}\n",
             report("floor", 5.0).to_json(),
