@@ -52,6 +52,37 @@ pub struct Limits {
     /// Channels whose id starts with this are wildcard channels; empty = there are none.
     pub wildcard_prefix: Vec<u8>,
     pub on_full: OnFull,
+    /// The channel that tells what happens to the others, if there shall be one.
+    pub events: Option<Events>,
+}
+
+/// The events channel (`compat.md` §19).
+#[derive(Clone, Debug)]
+pub struct Events {
+    pub channel: Vec<u8>,
+    /// Text of the message about a channel, from its id.
+    pub text: fn(ChannelEvent, &[u8]) -> Vec<u8>,
+}
+
+/// What can happen to a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelEvent {
+    Created,
+    Destroyed,
+    ClientSubscribed,
+    ClientUnsubscribed,
+}
+
+impl ChannelEvent {
+    /// Its name in the message and as event type.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChannelEvent::Created => "channel_created",
+            ChannelEvent::Destroyed => "channel_destroyed",
+            ChannelEvent::ClientSubscribed => "client_subscribed",
+            ChannelEvent::ClientUnsubscribed => "client_unsubscribed",
+        }
+    }
 }
 
 /// Why the store did not do what it was asked. Nothing was changed then.
@@ -187,18 +218,17 @@ pub struct Replay {
     pub lost: bool,
 }
 
-/// The part of a [`Replay`] that one channel has: everything stored in `(after, until]`.
+/// The part of a [`Replay`] that one channel has.
 #[derive(Debug)]
 pub(super) struct ReplayPart {
     pub path_index: u32,
     pub channel: u32,
     pub channel_born: u64,
-    pub after: u64,
-    pub until: u64,
-    /// Link where the walk stopped, with its sequence number in `after`; 0 = start at the queue's head.
+    /// The link to copy next, if it is still there, and its sequence number.
     pub hint: u32,
-    /// Lower bound on messages still to come, `(time, tag)`; polls only.
-    pub bound: Option<(u64, u32)>,
+    pub next_seq: u64,
+    /// The last sequence number that belongs to the replay; what follows is live.
+    pub until: u64,
 }
 
 /// What kind of message it is.
@@ -242,10 +272,16 @@ pub(super) struct Record {
     pub seq: u64,
     pub time: u64,
     pub tag: u32,
+    pub event_id: Option<Span>,
+    pub event_type: Option<Span>,
+    pub text: Span,
+}
+
+/// A piece of a batch's bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
     pub start: usize,
-    pub event_id_len: Option<u16>,
-    pub event_type_len: Option<u16>,
-    pub text_len: u32,
+    pub len: usize,
 }
 
 impl Batch {
@@ -265,48 +301,32 @@ impl Batch {
     /// The messages in order, each with where it came from: the [`Membership`]'s number after a drain (all messages of
     /// one membership are consecutive and in publish order), the index in the subscriber's path after a replay.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Message<'_>)> {
-        self.records.iter().map(|record| {
-            let mut rest = &self.bytes[record.start..];
-            let mut take = |len: usize| {
-                let (head, tail) = rest.split_at(len);
-                rest = tail;
-                head
-            };
-            let event_id = record.event_id_len.map(|len| take(len.into()));
-            let event_type = record.event_type_len.map(|len| take(len.into()));
-            let text = take(record.text_len as usize);
+        let bytes = |span: Span| &self.bytes[span.start..span.start + span.len];
+        self.records.iter().map(move |record| {
             let Record {
+                source,
                 kind,
                 id,
                 seq,
                 time,
                 tag,
-                ..
+                event_id,
+                event_type,
+                text,
             } = *record;
-            (
-                record.source,
-                Message {
-                    kind,
-                    id,
-                    seq,
-                    time,
-                    tag,
-                    event_id,
-                    event_type,
-                    text,
-                },
-            )
+            let message = Message {
+                kind,
+                id,
+                seq,
+                time,
+                tag,
+                event_id: event_id.map(bytes),
+                event_type: event_type.map(bytes),
+                text: bytes(text),
+            };
+            (source, message)
         })
     }
-}
-
-/// What one publish did.
-#[derive(Debug, Default)]
-pub struct Published {
-    /// One per channel of the request, in order, counting this message.
-    pub channels: Vec<ChannelInfo>,
-    /// This worker itself has subscribers that wait for it: call [`Worker::drain`] soon. Other workers were woken.
-    pub wake_self: bool,
 }
 
 /// What a [`Worker::tick`] left to do.

@@ -2,9 +2,62 @@
 //!
 //! One [`Zone`] per nginx; each nginx worker process claims a [`Worker`] slot in it and does everything through that.
 //! All calls are synchronous and short; no call blocks on another process for longer than a few dozen memory writes.
+//!
+//! # The memory
+//!
+//! ```text
+//! header │ slots │ journal │ buckets │ kinds │ blocks of 128 bytes, numbered from 1 ...
+//!
+//! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy
+//! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying
+//! journal   old values of what the mutation in progress has written
+//! bucket    first channel of a hash chain
+//! kind      one byte per block: does it hold a channel, a message, links, a membership?
+//!
+//! channel   128 bytes: figures, ends of its queue, its members, the id (long ids go on in further blocks)
+//! message   head block: 32 bytes of what all its links share, the first link (32 bytes), 64 bytes of text;
+//!           further blocks: 4 bytes of chain, 124 of text; further links: four to a block
+//! member    a worker's membership in a channel: how many subscribers, the first message it has not taken
+//! ```
+//!
+//! # When a process dies
+//!
+//! | it was | what happens |
+//! |---|---|
+//! | changing the zone, at any instruction | the next to take the lock gets `EOWNERDEAD` and undoes the mutation ([`memory`]) |
+//! | filling a message it had reserved | the blocks hang on its slot; whoever reaps the slot frees them |
+//! | copying messages out | they are pinned through its slot; reaping unpins them |
+//! | idle, with subscribers | its memberships hang on its slot; reaping takes them off the channels' counts |
+//!
+//! A slot is reaped by whoever first finds that its liveness lock's owner is dead: another worker's [`Worker::tick`], within a
+//! second, or the successor that claims the slot.
 
 mod api;
+mod blocks;
+mod channels;
+mod check;
+#[cfg(feature = "kill-points")]
+pub mod kill;
+mod layout;
+mod lists;
+mod lock;
+mod members;
+mod memory;
+mod messages;
+mod room;
+mod slots;
 mod worker;
 
 pub use api::*;
-pub use worker::{Draft, Worker, Zone, ZoneError};
+pub use layout::LAYOUT_VERSION;
+pub use memory::ZoneError;
+pub use slots::Zone;
+pub use worker::{Draft, Worker};
+
+/// Why a mutation stopped half way; it is undone then.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Refused(Refusal),
+    /// Too few free blocks: room must be made, and then it may be tried again.
+    Short,
+}

@@ -7,6 +7,7 @@ pub mod percent;
 pub mod position;
 pub mod statistics;
 pub mod template;
+pub mod websocket;
 
 /// Appends a number in decimal. Statistics of a million channels are mostly this.
 fn push_number(number: u64, out: &mut Vec<u8>) {

@@ -1,0 +1,113 @@
+//! Blocks: the free list and the memory that was never used.
+
+use super::layout::*;
+use super::memory::Locked;
+use super::{Refusal, Stop};
+
+/// How many blocks one hold of the lock takes or frees at most.
+pub const BLOCKS_PER_HOLD: u32 = 128;
+
+impl Locked<'_> {
+    /// Blocks that can be taken now.
+    pub fn available(&self) -> u32 {
+        self.hot(hot::free_count) + self.blocks + 1 - self.hot(hot::high_water)
+    }
+
+    /// Takes a block. What is in it is garbage.
+    pub fn take_block(&mut self) -> Result<BlockRef, Stop> {
+        if let Some(block) = self.hot(hot::free).some() {
+            let next = self.get(block, block::next);
+            // The caller writes over it without a journal; undoing must find it again.
+            self.set(block, block::next, next);
+            self.set_hot(hot::free, next);
+            self.sub(Hot, hot::free_count, 1);
+            return Ok(block);
+        }
+        let fresh = self.hot(hot::high_water);
+        if fresh > self.blocks {
+            return Err(Stop::Short);
+        }
+        self.set_hot(hot::high_water, fresh + 1);
+        Ok(BlockRef(fresh))
+    }
+
+    pub fn free_block(&mut self, block: BlockRef) {
+        if self.kind(block.0) != kind::OTHER {
+            self.set_kind(block.0, kind::OTHER);
+        }
+        let free = self.hot(hot::free);
+        self.set(block, block::next, free);
+        self.set_hot(hot::free, block);
+        self.add(Hot, hot::free_count, 1);
+    }
+
+    /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns how many, at most `wanted`.
+    pub fn reserve(&mut self, slot: SlotRef, wanted: u32) -> u32 {
+        let wanted = wanted.min(BLOCKS_PER_HOLD);
+        let reserved = self.get(slot, slot::reserved);
+        if let Some(first) = self.hot(hot::free).some() {
+            let mut last = first;
+            let mut count = 1;
+            while count < wanted {
+                let Some(next) = self.get(last, block::next).some() else {
+                    break;
+                };
+                last = next;
+                count += 1;
+            }
+            let rest = self.get(last, block::next);
+            self.set(last, block::next, reserved);
+            self.set_hot(hot::free, rest);
+            self.sub(Hot, hot::free_count, count.into());
+            self.set(slot, slot::reserved, first);
+            return count;
+        }
+        let fresh = self.hot(hot::high_water);
+        let count = wanted.min(self.blocks + 1 - fresh);
+        if count > 0 {
+            for number in fresh..fresh + count {
+                let next = if number + 1 < fresh + count {
+                    BlockRef(number + 1)
+                } else {
+                    reserved
+                };
+                self.init(BlockRef(number), block::next, next);
+            }
+            self.set_hot(hot::high_water, fresh + count);
+            self.set(slot, slot::reserved, BlockRef(fresh));
+        }
+        count
+    }
+
+    /// Frees a slice of the slot's reservation; true if there is more.
+    pub fn unreserve(&mut self, slot: SlotRef) -> bool {
+        for _ in 0..BLOCKS_PER_HOLD / 2 {
+            let Some(block) = self.get(slot, slot::reserved).some() else {
+                return false;
+            };
+            let next = self.get(block, block::next);
+            self.set(slot, slot::reserved, next);
+            self.free_block(block);
+        }
+        self.get(slot, slot::reserved).some().is_some()
+    }
+
+    /// Before a mutation that may write `entries` journal entries: borrows blocks for those that do not fit.
+    pub fn extend_journal(&mut self, entries: usize) -> Result<(), Stop> {
+        let shortage = self.journal_shortage(entries);
+        if shortage > self.available() as usize {
+            return Err(Stop::Refused(Refusal::Full));
+        }
+        let mut missing = shortage;
+        while missing > 0 {
+            self.begin();
+            for _ in 0..missing.min(16) {
+                let block = self.take_block()?;
+                self.lend_to_journal(block);
+                missing -= 1;
+            }
+            self.commit();
+        }
+        Ok(())
+    }
+}

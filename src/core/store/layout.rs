@@ -1,0 +1,424 @@
+//! Where everything lies in the zone, as typed fields. See the drawing in [`super`].
+
+use std::marker::PhantomData;
+use std::mem::offset_of;
+
+/// Size of a block in bytes. A message head with its first link takes 64 of them, so a comment of 64 bytes is one block;
+/// a channel with an id of up to 40 bytes is one block.
+pub const BLOCK: usize = 128;
+/// Text bytes in a block that continues another: the first four hold the next block's number.
+pub const CONTINUATION: usize = BLOCK - 4;
+/// Links in a block that holds nothing else.
+pub const LINKS_PER_BLOCK: u32 = 4;
+/// Where the text starts in a message's head block.
+pub const HEAD_TEXT: usize = 64;
+/// Text bytes in the head block of a message in one channel.
+pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
+/// The same if it is in several: the last four bytes count its stored and queued links.
+pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
+/// Age lists: one per distinct message ttl in use.
+pub const AGE_LISTS: usize = 8;
+/// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
+/// adopts this one.
+pub const LAYOUT_VERSION: u32 = 1;
+pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
+
+/// A value that a field can hold: at most eight bytes, any bit pattern valid.
+pub trait Word: Copy {
+    fn to_bits(self) -> u64;
+    fn from_bits(bits: u64) -> Self;
+}
+
+macro_rules! word {
+    ($($type:ty)*) => { $(
+        impl Word for $type {
+            fn to_bits(self) -> u64 {
+                self as u64
+            }
+            fn from_bits(bits: u64) -> Self {
+                bits as $type
+            }
+        }
+    )* };
+}
+word!(u8 u16 u32 u64);
+
+/// Numbers of blocks and what lies in them. 0 is none.
+macro_rules! reference {
+    ($($(#[$doc:meta])* $name:ident;)*) => { $(
+        $(#[$doc])*
+        #[repr(transparent)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub u32);
+
+        impl $name {
+            pub const NONE: $name = $name(0);
+
+            /// None if the number is 0.
+            pub fn some(self) -> Option<$name> {
+                (self.0 != 0).then_some(self)
+            }
+        }
+
+        impl Word for $name {
+            fn to_bits(self) -> u64 {
+                self.0.into()
+            }
+            fn from_bits(bits: u64) -> Self {
+                $name(bits as u32)
+            }
+        }
+    )* };
+}
+
+reference! {
+    /// A block, whatever is in it.
+    BlockRef;
+    /// A channel's block.
+    ChannelRef;
+    /// A message's head block.
+    BodyRef;
+    /// A message's place in one channel: block number × 4 + place in the block.
+    LinkRef;
+    /// A worker's membership in a channel.
+    MemberRef;
+}
+
+/// A worker slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotRef(pub u16);
+
+/// A bucket of the channel table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketRef(pub u32);
+
+/// The part of the header that every mutation touches; saved as a whole before each.
+#[derive(Clone, Copy, Debug)]
+pub struct Hot;
+
+/// The `T` in a record that `R` refers to.
+pub struct Field<R, T> {
+    pub offset: usize,
+    marker: PhantomData<fn(R) -> T>,
+}
+
+impl<R, T> Clone for Field<R, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R, T> Copy for Field<R, T> {}
+
+impl<R, T> Field<R, T> {
+    /// The field at the record's start.
+    pub const FIRST: Field<R, T> = Field::at(0);
+
+    const fn at(offset: usize) -> Field<R, T> {
+        Field {
+            offset,
+            marker: PhantomData,
+        }
+    }
+}
+
+impl<R, T, const N: usize> Field<R, [T; N]> {
+    /// The `index`th of the array.
+    pub fn nth(self, index: usize) -> Field<R, T> {
+        assert!(index < N, "past the array's end");
+        Field::at(self.offset + index * size_of::<T>())
+    }
+}
+
+macro_rules! record {
+    ($(#[$doc:meta])* $module:ident of $reference:ty { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        // They are field names; nobody asks for padding, or for every size.
+        #[allow(non_upper_case_globals, dead_code)]
+        pub mod $module {
+            use super::*;
+
+            #[repr(C)]
+            struct Layout {
+                $($field: $type,)*
+            }
+
+            $($(#[$field_doc])* pub const $field: Field<$reference, $type> = Field::at(offset_of!(Layout, $field));)*
+            pub const SIZE: usize = size_of::<Layout>();
+        }
+    };
+}
+
+record! {
+    /// Any block on a chain: the free list, a text, an id, a reservation.
+    block of BlockRef {
+        next: BlockRef,
+    }
+}
+
+record! {
+    /// A channel; its id follows, the first bytes in the same block.
+    channel of ChannelRef {
+        hash_next: ChannelRef,
+        hash: u32,
+        /// Number of creation, zone-wide: tells two channels apart that had the same block.
+        born: u64,
+        order_next: ChannelRef,
+        order_prev: ChannelRef,
+        /// Neighbours in the idle list, the list of deletions or the trash, whichever it is in.
+        idle_next: ChannelRef,
+        idle_prev: ChannelRef,
+        /// In ticks: when it may go.
+        deadline: u32,
+        flags: u16,
+        id_len: u16,
+        id_more: BlockRef,
+        first: LinkRef,
+        last: LinkRef,
+        members: MemberRef,
+        published: u64,
+        /// Sequence number of the newest message it has lost.
+        lost: u64,
+        newest_time: u32,
+        newest_tag: u32,
+        stored: u32,
+        subscribers: u32,
+    }
+}
+
+/// Id bytes in a channel's own block.
+pub const CHANNEL_ID_ROOM: usize = BLOCK - channel::SIZE;
+
+pub mod channel_flag {
+    pub const WILDCARD: u16 = 1;
+    pub const IDLE_LISTED: u16 = 2;
+    pub const DELETED: u16 = 4;
+    /// It is the one that tells what happens to the others.
+    pub const EVENTS: u16 = 8;
+}
+
+record! {
+    /// A message: what all its links share. The first link and the text follow in the same block.
+    body of BodyRef {
+        chain: BlockRef,
+        /// Event id, event type and text together.
+        payload_len: u32,
+        age_next: BodyRef,
+        age_prev: BodyRef,
+        /// In ticks.
+        expires: u32,
+        /// Of the first link; the others count on.
+        tag: u32,
+        /// Of the first link; the others count on.
+        seq: u64,
+    }
+}
+
+record! {
+    /// A message's place in one channel.
+    link of LinkRef {
+        /// In the channel's queue, or in the trash.
+        next: LinkRef,
+        prev: LinkRef,
+        /// In the trash: the deadline in ticks.
+        channel: ChannelRef,
+        /// The message's head block; in the first link, which lies in that block, the publish time.
+        body_or_time: u32,
+        sibling: LinkRef,
+        id_low: u32,
+        id_high: u16,
+        /// How many workers have not taken it yet, plus how many are copying it.
+        pending: u16,
+        /// Which of the message's links it is; in the first link the number of links not yet freed.
+        index_or_refs: u16,
+        flags: u16,
+    }
+}
+
+pub mod link_flag {
+    pub const STORED: u16 = 1;
+    pub const QUEUED: u16 = 2;
+    /// The notice of a deletion, not a message.
+    pub const NOTICE: u16 = 4;
+    /// It is its message's first link.
+    pub const FIRST: u16 = 8;
+    /// The message has more than one link.
+    pub const MULTI: u16 = 16;
+    pub const EVENT_ID: u16 = 32;
+    pub const EVENT_TYPE: u16 = 64;
+    /// In the first link: 0 = the message is in no list, 1 = limbo, 2.. = that age list.
+    pub const LIST_SHIFT: u16 = 8;
+    pub const LIST_MASK: u16 = 0xf << LIST_SHIFT;
+}
+
+pub const LIMBO: u16 = 1;
+pub const FIRST_AGE: u16 = 2;
+
+record! {
+    /// At the end of the head block of a message with several links.
+    multi of BodyRef {
+        unused: [u8; BLOCK - 4],
+        stored: u16,
+        queued: u16,
+    }
+}
+
+record! {
+    /// A worker's membership in a channel.
+    member of MemberRef {
+        channel: ChannelRef,
+        count: u32,
+        slot: u16,
+        flags: u16,
+        /// The first message this worker has not taken.
+        next: LinkRef,
+        channel_next: MemberRef,
+        channel_prev: MemberRef,
+        slot_next: MemberRef,
+        slot_prev: MemberRef,
+        dirty_next: MemberRef,
+    }
+}
+
+pub mod member_flag {
+    pub const DIRTY: u16 = 1;
+    /// Its worker is copying what follows `next`.
+    pub const READING: u16 = 2;
+    /// Dissolved while dirty: whoever takes it off the dirty list frees it.
+    pub const GONE: u16 = 4;
+}
+
+record! {
+    /// A worker slot. Its `alive` lock and the `woken` flag are not under the zone's lock.
+    slot of SlotRef {
+        alive: [u64; 5],
+        woken: u32,
+        fd: u32,
+        generation: u32,
+        pid: u32,
+        started_ms: u64,
+        live: u32,
+        subscribers: u32,
+        members: MemberRef,
+        dirty_first: MemberRef,
+        dirty_last: MemberRef,
+        reserved: BlockRef,
+        /// Links that this worker is copying, each counted once in `pending`.
+        pin_first: LinkRef,
+        pin_last: LinkRef,
+        pin_channel: ChannelRef,
+        /// Is a listing in progress?
+        listing: u32,
+        /// Its next channel.
+        list_next: ChannelRef,
+        unused: [u32; 5],
+    }
+}
+
+record! {
+    /// What every mutation touches.
+    hot of Hot {
+        free: BlockRef,
+        free_count: u32,
+        /// Blocks from here on were never used.
+        high_water: u32,
+        /// Slots in use.
+        workers: u32,
+        seq: u64,
+        born: u64,
+        published: u64,
+        stored: u64,
+        time: u32,
+        tag: u32,
+        now: u32,
+        channels: u32,
+        wildcard_channels: u32,
+        order_first: ChannelRef,
+        order_last: ChannelRef,
+        idle_first: ChannelRef,
+        idle_last: ChannelRef,
+        deleting_first: ChannelRef,
+        deleting_last: ChannelRef,
+        deleting_count: u32,
+        channel_trash_first: ChannelRef,
+        channel_trash_last: ChannelRef,
+        channel_trash_count: u32,
+        trash_first: LinkRef,
+        trash_last: LinkRef,
+        trash_count: u32,
+        /// Links not stored but still queued for somebody.
+        unstored_queued: u32,
+        garbage: BodyRef,
+        listings: u32,
+        /// The channel that tells what happens to the others, if there is one.
+        events: ChannelRef,
+        unused: u32,
+        age_first: [BodyRef; AGE_LISTS],
+        age_last: [BodyRef; AGE_LISTS],
+        age_ttl: [u32; AGE_LISTS],
+        limbo_first: BodyRef,
+        limbo_last: BodyRef,
+        evicted_trash: u64,
+        evicted_expired: u64,
+        evicted_stored: u64,
+        evicted_channels: u64,
+        evicted_undelivered: u64,
+        refused_full: u64,
+    }
+}
+
+/// The header, at the start of the zone. Everything up to `lock` is written once, at creation.
+#[repr(C)]
+pub struct Header {
+    pub magic: u64,
+    pub version: u32,
+    pub slots: u32,
+    pub len: u64,
+    pub blocks: u32,
+    pub buckets: u32,
+    pub journal_capacity: u32,
+    pub wake_fds: u32,
+    pub hash_key: [u64; 2],
+    pub created_monotonic_ms: u64,
+    pub created_unix_ms: u64,
+    pub lock: [u64; 5],
+    /// Repairs after the death of a process inside the lock.
+    pub repairs: u64,
+    /// 0 = no mutation in progress; else 1 + the number of journal entries.
+    pub journal_state: u32,
+    /// Blocks lent to the journal.
+    pub journal_more: u32,
+    pub hot: [u64; HOT_WORDS],
+    pub hot_saved: [u64; HOT_WORDS],
+}
+
+pub const HOT_WORDS: usize = hot::SIZE / 8;
+
+/// One undone write: address (48 bits) and size (16 bits), and what was there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct JournalEntry {
+    pub place: u64,
+    pub old: u64,
+}
+
+/// Journal entries in a block lent to the journal: the first eight bytes are the chain.
+pub const JOURNAL_PER_BLOCK: usize = (BLOCK - 8) / size_of::<JournalEntry>();
+
+/// What a block holds, in the table of kinds: only for those that are found by number from outside the lock.
+pub mod kind {
+    pub const OTHER: u8 = 0;
+    pub const BODY: u8 = 1;
+    pub const LINKS: u8 = 2;
+    pub const CHANNEL: u8 = 3;
+    pub const MEMBER: u8 = 4;
+}
+
+const _: () = {
+    assert!(channel::SIZE == 88);
+    assert!(body::SIZE == 32 && link::SIZE == 32);
+    assert!(multi::SIZE == BLOCK);
+    assert!(member::SIZE <= BLOCK);
+    assert!(slot::SIZE == 128);
+    assert!(hot::SIZE.is_multiple_of(8));
+};

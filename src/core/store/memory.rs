@@ -1,0 +1,702 @@
+//! The zone's memory: bounds-checked typed access, and [`Locked`], inside which it may be changed.
+//!
+//! # Dying at any instruction
+//!
+//! Every change is made inside a [`Locked`] that was [begun](Locked::begin). Beginning saves the hot part of the header;
+//! each write elsewhere first puts the old value into the journal, which lies in the zone too. [`Locked::commit`] is one
+//! store that makes the journal empty. Whoever takes the lock after a death finds a journal that is not empty and undoes
+//! it, newest entry first: the zone is then exactly as it was before the mutation began, and that takes as long as the
+//! mutation took. A mutation that fails, or panics, undoes itself the same way.
+//!
+//! Blocks that are not reachable yet are written without a journal: if they never become reachable, what is in them does
+//! not matter.
+//!
+//! All of the `unsafe` of the store is in this file, in [`super::lock`] and in the two calls of [`super::Zone`] that take memory
+//! from outside.
+
+use std::hash::Hasher;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+
+use libc::pthread_mutex_t;
+
+use super::layout::*;
+use super::lock::{self, Taken, Tried};
+
+/// The zone as mapped here. Copies are handles on the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    base: *mut u8,
+    slots_at: usize,
+    journal_at: usize,
+    buckets_at: usize,
+    kinds_at: usize,
+    blocks_at: usize,
+    pub slots: u16,
+    pub journal_capacity: u32,
+    pub buckets: u32,
+    /// Blocks are numbered 1 to this.
+    pub blocks: u32,
+    hash_key: [u64; 2],
+    created_monotonic_ms: u64,
+    /// This process's slot: it is never woken by a signal.
+    own: Option<SlotRef>,
+}
+
+/// What a reference refers to: where is it?
+pub trait Record: Copy {
+    /// Is it part of the hot header, which needs no journal?
+    const HOT: bool = false;
+
+    /// Offset in the zone. Panics if there is no such record, so that damage never becomes a wild pointer.
+    fn offset(self, memory: &Memory) -> usize;
+}
+
+macro_rules! block_record {
+    ($($name:ident)*) => { $(
+        impl Record for $name {
+            fn offset(self, memory: &Memory) -> usize {
+                memory.block_offset(self.0)
+            }
+        }
+    )* };
+}
+block_record!(BlockRef ChannelRef BodyRef MemberRef);
+
+impl Record for LinkRef {
+    fn offset(self, memory: &Memory) -> usize {
+        memory.block_offset(self.0 / LINKS_PER_BLOCK) + (self.0 % LINKS_PER_BLOCK) as usize * link::SIZE
+    }
+}
+
+impl Record for SlotRef {
+    fn offset(self, memory: &Memory) -> usize {
+        assert!(self.0 < memory.slots, "no such slot");
+        memory.slots_at + self.0 as usize * slot::SIZE
+    }
+}
+
+impl Record for BucketRef {
+    fn offset(self, memory: &Memory) -> usize {
+        assert!(self.0 < memory.buckets, "no such bucket");
+        memory.buckets_at + self.0 as usize * 4
+    }
+}
+
+impl Record for Hot {
+    const HOT: bool = true;
+
+    fn offset(self, _: &Memory) -> usize {
+        std::mem::offset_of!(Header, hot)
+    }
+}
+
+/// A bucket's first channel.
+pub const BUCKET_FIRST: Field<BucketRef, ChannelRef> = Field::FIRST;
+
+/// How the memory is divided.
+struct Division {
+    journal_capacity: u32,
+    slots_at: usize,
+    journal_at: usize,
+    buckets: u32,
+    buckets_at: usize,
+    kinds_at: usize,
+    blocks: u32,
+    blocks_at: usize,
+}
+
+impl Division {
+    /// None if `len` bytes are too few to hold anything useful.
+    fn of(len: usize, slots: u16) -> Option<Division> {
+        // Enough for a publish to a dozen channels without borrowing blocks, and no burden on the smallest zone.
+        let journal_capacity = (len / 8192).clamp(256, 16384) as u32;
+        let align = |at: usize| at.next_multiple_of(64);
+        let slots_at = align(size_of::<Header>());
+        let journal_at = align(slots_at + slots as usize * slot::SIZE);
+        let buckets_at = align(journal_at + journal_capacity as usize * size_of::<JournalEntry>());
+        // A channel with a message and a member takes three blocks: at most one channel per bucket on average then.
+        let blocks_if_alone = (len.checked_sub(buckets_at)? / BLOCK).max(1);
+        let buckets = (blocks_if_alone / 3).next_power_of_two().min(1 << 31) as u32;
+        let kinds_at = align(buckets_at + buckets as usize * 4);
+        // One byte of kind for each block.
+        let blocks = len.checked_sub(kinds_at + 64)? / (BLOCK + 1);
+        let blocks_at = align(kinds_at + blocks + 1);
+        let blocks = blocks.min(u32::MAX as usize / LINKS_PER_BLOCK as usize - 1) as u32;
+        (blocks >= 64).then_some(Division {
+            journal_capacity,
+            slots_at,
+            journal_at,
+            buckets,
+            buckets_at,
+            kinds_at,
+            blocks,
+            blocks_at,
+        })
+    }
+}
+
+/// Why memory cannot become, or is not, a zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ZoneError {
+    #[error("{0} bytes are too few for a zone")]
+    TooSmall(usize),
+    #[error("the memory holds no zone of this layout")]
+    Foreign,
+    #[error("a robust lock cannot be made: error {0}")]
+    Lock(i32),
+}
+
+impl Memory {
+    /// Lays out a zone.
+    ///
+    /// # Safety
+    /// `base` points to `len` zeroed bytes, aligned to 64, mapped shared by all that will use the zone for as long as they do.
+    pub unsafe fn create(base: *mut u8, len: usize, slots: u16, now: super::Now) -> Result<Memory, ZoneError> {
+        let division = Division::of(len, slots).ok_or(ZoneError::TooSmall(len))?;
+        let header = base.cast::<Header>();
+        // SAFETY: the division fits into `len`, which the caller vouches for; nobody else uses the memory yet.
+        unsafe {
+            (*header).version = LAYOUT_VERSION;
+            (*header).slots = slots.into();
+            (*header).len = len as u64;
+            (*header).blocks = division.blocks;
+            (*header).buckets = division.buckets;
+            (*header).journal_capacity = division.journal_capacity;
+            (*header).created_monotonic_ms = now.monotonic_ms;
+            (*header).created_unix_ms = now.unix_ms;
+            (*header).hash_key = random_key();
+            lock::init((&raw mut (*header).lock).cast()).map_err(ZoneError::Lock)?;
+            for index in 0..slots {
+                let alive = base.add(division.slots_at + index as usize * slot::SIZE + slot::alive.offset);
+                lock::init(alive.cast()).map_err(ZoneError::Lock)?;
+            }
+            compiler_fence(Ordering::SeqCst);
+            (*header).magic = MAGIC;
+            let memory = Memory::attach(base, len)?;
+            let mut locked = memory.lock();
+            locked.begin();
+            locked.set_hot(hot::high_water, 1);
+            locked.commit();
+            drop(locked);
+            Ok(memory)
+        }
+    }
+
+    /// Adopts a zone.
+    ///
+    /// # Safety
+    /// `base` and `len` are as they were for [`Memory::create`] in this or another process, or point to other memory of that size.
+    pub unsafe fn attach(base: *mut u8, len: usize) -> Result<Memory, ZoneError> {
+        if len < size_of::<Header>() {
+            return Err(ZoneError::TooSmall(len));
+        }
+        // SAFETY: the header lies within `len`; after creation this part of it never changes.
+        let (slots, hash_key, created_monotonic_ms) = unsafe {
+            let header = base.cast::<Header>();
+            if (*header).magic != MAGIC || (*header).version != LAYOUT_VERSION || (*header).len != len as u64 {
+                return Err(ZoneError::Foreign);
+            }
+            (
+                (*header).slots as u16,
+                (*header).hash_key,
+                (*header).created_monotonic_ms,
+            )
+        };
+        let division = Division::of(len, slots).ok_or(ZoneError::Foreign)?;
+        let Division {
+            journal_capacity,
+            slots_at,
+            journal_at,
+            buckets,
+            buckets_at,
+            kinds_at,
+            blocks,
+            blocks_at,
+        } = division;
+        Ok(Memory {
+            base,
+            slots_at,
+            journal_at,
+            buckets_at,
+            kinds_at,
+            blocks_at,
+            slots,
+            journal_capacity,
+            buckets,
+            blocks,
+            hash_key,
+            created_monotonic_ms,
+            own: None,
+        })
+    }
+
+    fn header(&self) -> *mut Header {
+        self.base.cast()
+    }
+
+    fn block_offset(&self, number: u32) -> usize {
+        assert!(number.wrapping_sub(1) < self.blocks, "no such block");
+        self.blocks_at + (number as usize - 1) * BLOCK
+    }
+
+    /// The same memory, used by the process in this slot.
+    pub fn used_by(self, own: SlotRef) -> Memory {
+        Memory { own: Some(own), ..self }
+    }
+
+    /// All slots.
+    pub fn all_slots(&self) -> impl Iterator<Item = SlotRef> + use<> {
+        (0..self.slots).map(SlotRef)
+    }
+
+    /// A channel id's hash, keyed so that nobody outside can make ids collide.
+    pub fn hash(&self, id: &[u8]) -> u32 {
+        let mut hasher = siphasher::sip::SipHasher13::new_with_keys(self.hash_key[0], self.hash_key[1]);
+        hasher.write(id);
+        hasher.finish() as u32
+    }
+
+    /// Time in tenths of a second since the zone's creation, never 0.
+    pub fn ticks(&self, now: super::Now) -> u32 {
+        (now.monotonic_ms.saturating_sub(self.created_monotonic_ms) / 100 + 1).min(u32::MAX.into()) as u32
+    }
+
+    /// Unix time in milliseconds at which the zone was made.
+    pub fn epoch_ms(&self) -> u64 {
+        // SAFETY: written once before anybody attached.
+        unsafe { (*self.header()).created_unix_ms }
+    }
+
+    /// How often a death inside the lock was repaired.
+    pub fn repairs(&self) -> u64 {
+        // SAFETY: an aligned word that only lock holders write; a torn or stale read is a stale count.
+        unsafe { ptr::read_volatile(&raw const (*self.header()).repairs) }
+    }
+
+    /// Are the slots' descriptors set?
+    pub fn wake_fds_set(&self) -> bool {
+        // SAFETY: written by the master before any worker exists.
+        unsafe { ptr::read_volatile(&raw const (*self.header()).wake_fds) != 0 }
+    }
+
+    pub fn mark_wake_fds_set(&self) {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*self.header()).wake_fds, 1) }
+    }
+
+    /// A field of something that only this process writes, or that is written once: no lock needed.
+    pub fn peek<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
+        // SAFETY: `offset` is in bounds for a whole record and the field lies within it; any bit pattern is a `T`.
+        unsafe { ptr::read_volatile(self.base.add(record.offset(self) + field.offset).cast()) }
+    }
+
+    /// Writes a field of a record that nobody else looks at: a fresh or reserved block.
+    pub fn init<R: Record, T: Word>(&self, record: R, field: Field<R, T>, value: T) {
+        kill_point();
+        // SAFETY: in bounds as above.
+        unsafe { ptr::write(self.base.add(record.offset(self) + field.offset).cast(), value) }
+    }
+
+    /// Copies `bytes` into a block that nobody else looks at.
+    pub fn copy_in(&self, block: BlockRef, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= BLOCK, "past the block's end");
+        // SAFETY: in bounds; `bytes` is private memory, so they do not overlap.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(block.offset(self) + at), bytes.len()) }
+    }
+
+    /// Appends bytes of a block that cannot change meanwhile: pinned, or read under the lock.
+    pub fn copy_out(&self, block: BlockRef, at: usize, len: usize, out: &mut Vec<u8>) {
+        assert!(at + len <= BLOCK, "past the block's end");
+        out.reserve(len);
+        // SAFETY: in bounds; room for `len` bytes was reserved; the bytes are initialised before the length says so.
+        unsafe {
+            let end = out.as_mut_ptr().add(out.len());
+            ptr::copy_nonoverlapping(self.base.add(block.offset(self) + at), end, len);
+            out.set_len(out.len() + len);
+        }
+    }
+
+    /// Are these the bytes there?
+    pub fn equal(&self, block: BlockRef, at: usize, bytes: &[u8]) -> bool {
+        assert!(at + bytes.len() <= BLOCK, "past the block's end");
+        // SAFETY: in bounds; under the lock nobody writes there, so the borrow is of unchanging memory.
+        unsafe { std::slice::from_raw_parts(self.base.add(block.offset(self) + at), bytes.len()) == bytes }
+    }
+
+    fn kind_offset(&self, block: u32) -> usize {
+        assert!(block.wrapping_sub(1) < self.blocks, "no such block");
+        self.kinds_at + block as usize
+    }
+
+    fn slot_lock(&self, slot: SlotRef) -> *mut pthread_mutex_t {
+        // SAFETY: in bounds.
+        unsafe { self.base.add(slot.offset(self) + slot::alive.offset).cast() }
+    }
+
+    /// Tries to take a slot's liveness lock.
+    pub fn try_alive(&self, slot: SlotRef) -> Tried {
+        // SAFETY: made at creation.
+        unsafe { lock::try_lock(self.slot_lock(slot)) }
+    }
+
+    /// Gives a slot's liveness lock back.
+    pub fn release_alive(&self, slot: SlotRef, taken: Taken) {
+        // SAFETY: the caller took it by `try_alive`.
+        unsafe {
+            if taken == Taken::OwnerDied {
+                lock::consistent(self.slot_lock(slot));
+            }
+            lock::unlock(self.slot_lock(slot));
+        }
+    }
+
+    /// Marks a liveness lock whose owner died as usable; this process keeps it.
+    pub fn keep_alive(&self, slot: SlotRef) {
+        // SAFETY: the caller took it by `try_alive` as `OwnerDied`.
+        unsafe { lock::consistent(self.slot_lock(slot)) }
+    }
+
+    /// The flag that says that a worker was woken and has not looked yet.
+    pub fn woken(&self, slot: SlotRef) -> &AtomicU32 {
+        // SAFETY: in bounds, aligned, and only ever used as an atomic; the zone outlives the handle.
+        unsafe { AtomicU32::from_ptr(self.base.add(slot.offset(self) + slot::woken.offset).cast()) }
+    }
+
+    /// Tells a slot's process that there is something to take.
+    fn wake(&self, slot: SlotRef) {
+        // Pairs with the store in `Worker::drain`: either that sees what was linked before this, or it is woken again.
+        let asleep = self.woken(slot).swap(1, Ordering::SeqCst) == 0;
+        let fd = self.peek(slot, slot::fd) as i32;
+        if asleep && self.own != Some(slot) && fd > 0 {
+            let one = 1u64.to_ne_bytes();
+            // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not matter.
+            unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+        }
+    }
+
+    /// Takes the zone's lock to change something: `limits` say what the events channel is told.
+    pub fn lock_with<'m>(&'m self, limits: &'m super::Limits) -> Locked<'m> {
+        let mut locked = self.lock();
+        locked.limits = Some(limits);
+        locked
+    }
+
+    /// Takes the zone's lock, and first undoes what a dead holder left half done.
+    pub fn lock(&self) -> Locked<'_> {
+        // SAFETY: made at creation; no `Locked` of this process is alive, for nobody keeps one across a call.
+        let taken = unsafe { lock::lock((&raw mut (*self.header()).lock).cast()) };
+        let mut locked = Locked {
+            memory: self,
+            limits: None,
+            unix_secs: 0,
+            wakes: Vec::new(),
+            journal_more: Vec::new(),
+            entries: 0,
+            changing: false,
+        };
+        if taken == Taken::OwnerDied {
+            locked.repair();
+        }
+        locked
+    }
+}
+
+/// The zone while this process holds its lock.
+pub struct Locked<'m> {
+    memory: &'m Memory,
+    /// The limits in force; without them nothing that the events channel would tell is told.
+    pub limits: Option<&'m super::Limits>,
+    /// Wall clock of this hold.
+    pub unix_secs: u64,
+    /// Slots that have something to take once this is committed and the lock is released.
+    wakes: Vec<SlotRef>,
+    /// Blocks lent to the journal, in order.
+    journal_more: Vec<BlockRef>,
+    entries: usize,
+    changing: bool,
+}
+
+impl std::ops::Deref for Locked<'_> {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        self.memory
+    }
+}
+
+impl Locked<'_> {
+    /// Starts a mutation.
+    pub fn begin(&mut self) {
+        debug_assert!(!self.changing);
+        let header = self.memory.header();
+        kill_point();
+        // SAFETY: the lock is held; both arrays are as long.
+        unsafe {
+            ptr::copy_nonoverlapping(&raw const (*header).hot, &raw mut (*header).hot_saved, 1);
+        }
+        self.entries = 0;
+        self.changing = true;
+        self.set_journal_state(1);
+    }
+
+    /// Makes everything since [`Locked::begin`] final.
+    pub fn commit(&mut self) {
+        debug_assert!(self.changing);
+        self.set_journal_state(0);
+        self.changing = false;
+    }
+
+    /// Ends one mutation and starts the next, under the same hold.
+    pub fn step(&mut self) {
+        self.commit();
+        self.begin();
+    }
+
+    /// This slot's process has something to take.
+    pub fn wake_later(&mut self, slot: SlotRef) {
+        self.wakes.push(slot);
+    }
+
+    /// Moves the zone's idea of now on; it never goes back.
+    pub fn advance_clock(&mut self, now: super::Now) {
+        self.unix_secs = now.unix_secs();
+        let ticks = self.memory.ticks(now);
+        if ticks > self.hot(hot::now) {
+            self.set_hot(hot::now, ticks);
+        }
+    }
+
+    /// Is the journal nearly full? Loops whose length is not bounded by their caller [step](Locked::step) then.
+    pub fn nearly_full(&self) -> bool {
+        self.entries + 64 > self.memory.journal_capacity as usize
+    }
+
+    fn set_journal_state(&mut self, state: u32) {
+        compiler_fence(Ordering::SeqCst);
+        kill_point();
+        // SAFETY: the lock is held. The fences keep the compiler from moving writes of the mutation across; the processor
+        // does not matter, for whoever looks next has taken the lock after this process has died or released it.
+        unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).journal_state, state) };
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    pub fn get<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
+        // SAFETY: in bounds as in `peek`; the lock is held, so nobody writes.
+        unsafe { ptr::read(self.memory.base.add(record.offset(self.memory) + field.offset).cast()) }
+    }
+
+    /// Changes a field; undone if the mutation is not committed.
+    pub fn set<R: Record, T: Word>(&mut self, record: R, field: Field<R, T>, value: T) {
+        let at = record.offset(self.memory) + field.offset;
+        if R::HOT {
+            debug_assert!(self.changing);
+            kill_point();
+            // SAFETY: in bounds; the lock is held; `begin` saved the old value.
+            unsafe { ptr::write_volatile(self.memory.base.add(at).cast(), value) }
+        } else {
+            self.write(at, value);
+        }
+    }
+
+    /// Adds to a count.
+    pub fn add<R: Record, T: Word>(&mut self, record: R, field: Field<R, T>, more: u64) {
+        self.set(
+            record,
+            field,
+            T::from_bits(self.get(record, field).to_bits().wrapping_add(more)),
+        );
+    }
+
+    /// Takes from a count.
+    pub fn sub<R: Record, T: Word>(&mut self, record: R, field: Field<R, T>, less: u64) {
+        let old = self.get(record, field).to_bits();
+        debug_assert!(old >= less, "a count fell below zero");
+        self.set(record, field, T::from_bits(old.saturating_sub(less)));
+    }
+
+    pub fn hot<T: Word>(&self, field: Field<Hot, T>) -> T {
+        self.get(Hot, field)
+    }
+
+    /// Changes a field of the hot header.
+    pub fn set_hot<T: Word>(&mut self, field: Field<Hot, T>, value: T) {
+        self.set(Hot, field, value);
+    }
+
+    pub fn kind(&self, block: u32) -> u8 {
+        // SAFETY: in bounds; the lock is held.
+        unsafe { ptr::read(self.memory.base.add(self.memory.kind_offset(block))) }
+    }
+
+    pub fn set_kind(&mut self, block: u32, kind: u8) {
+        self.write(self.memory.kind_offset(block), kind);
+    }
+
+    fn write<T: Word>(&mut self, at: usize, value: T) {
+        debug_assert!(self.changing);
+        // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the journal,
+        // and the journal says so, before the new one is written: all volatile, so the compiler keeps that order.
+        unsafe {
+            let target = self.memory.base.add(at).cast::<T>();
+            let entry = JournalEntry {
+                place: (at as u64) << 16 | size_of::<T>() as u64,
+                old: ptr::read(target).to_bits(),
+            };
+            ptr::write_volatile(self.journal_entry(self.entries), entry);
+            self.entries += 1;
+            self.set_journal_state(1 + self.entries as u32);
+            kill_point();
+            ptr::write_volatile(target, value);
+        }
+    }
+
+    fn journal_entry(&self, index: usize) -> *mut JournalEntry {
+        let capacity = self.memory.journal_capacity as usize;
+        let at = match index.checked_sub(capacity) {
+            None => self.memory.journal_at + index * size_of::<JournalEntry>(),
+            Some(more) => {
+                let block = self
+                    .journal_more
+                    .get(more / JOURNAL_PER_BLOCK)
+                    .expect("the journal was extended for this");
+                block.offset(self.memory) + 8 + more % JOURNAL_PER_BLOCK * size_of::<JournalEntry>()
+            }
+        };
+        // SAFETY: within the journal or within a block.
+        unsafe { self.memory.base.add(at).cast() }
+    }
+
+    /// How many blocks the journal must borrow to take `entries` entries.
+    pub fn journal_shortage(&self, entries: usize) -> usize {
+        entries
+            .saturating_sub(self.memory.journal_capacity as usize)
+            .div_ceil(JOURNAL_PER_BLOCK)
+    }
+
+    /// Lends `block` to the journal; part of the mutation in progress, usable from the next.
+    pub fn lend_to_journal(&mut self, block: BlockRef) {
+        let header = std::mem::offset_of!(Header, journal_more);
+        match self.journal_more.last() {
+            Some(&last) => self.set(last, block::next, block),
+            None => self.write(header, block.0),
+        }
+        self.set(block, block::next, BlockRef::NONE);
+        self.journal_more.push(block);
+    }
+
+    /// Takes a lent block back; none is left when it returns None. The journal must not be using it.
+    pub fn take_from_journal(&mut self) -> Option<BlockRef> {
+        let block = self.journal_more.pop()?;
+        match self.journal_more.last() {
+            Some(&last) => self.set(last, block::next, BlockRef::NONE),
+            None => self.write(std::mem::offset_of!(Header, journal_more), 0u32),
+        }
+        Some(block)
+    }
+
+    /// Undoes the mutation in progress.
+    fn roll_back(&mut self) {
+        let header = self.memory.header();
+        // SAFETY: the lock is held; the journal's entries were written by `write`, so their places are in bounds and their
+        // sizes are those of words. Undoing twice does no harm, so a death in here is repaired by the next.
+        unsafe {
+            for index in (0..self.entries).rev() {
+                let JournalEntry { place, old } = ptr::read(self.journal_entry(index));
+                let target = self.memory.base.add((place >> 16) as usize);
+                kill_point();
+                match place & 0xffff {
+                    1 => ptr::write_volatile(target, old as u8),
+                    2 => ptr::write_volatile(target.cast(), old as u16),
+                    4 => ptr::write_volatile(target.cast(), old as u32),
+                    _ => ptr::write_volatile(target.cast(), old),
+                }
+            }
+            ptr::copy_nonoverlapping(&raw const (*header).hot_saved, &raw mut (*header).hot, 1);
+        }
+        self.set_journal_state(0);
+        self.entries = 0;
+        self.changing = false;
+        self.wakes.clear();
+        // What was being lent to the journal is not lent.
+        self.follow_lent();
+    }
+
+    /// After the death of a holder: undoes its mutation and takes back what it lent to the journal.
+    fn repair(&mut self) {
+        let header = self.memory.header();
+        self.follow_lent();
+        // SAFETY: the lock is held, and the word is aligned.
+        let state = unsafe { (*header).journal_state };
+        if state > 0 {
+            self.entries = state as usize - 1;
+            self.roll_back();
+        }
+        self.return_lent();
+        // SAFETY: the lock is held, and was taken as `OwnerDied`.
+        unsafe {
+            let repairs = &raw mut (*header).repairs;
+            ptr::write_volatile(repairs, ptr::read(repairs) + 1);
+            lock::consistent((&raw mut (*header).lock).cast());
+        }
+    }
+
+    /// Reads which blocks are lent to the journal.
+    fn follow_lent(&mut self) {
+        self.journal_more.clear();
+        // SAFETY: the lock is held, and the word is aligned.
+        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).journal_more) });
+        while let Some(block) = next.some() {
+            self.journal_more.push(block);
+            next = self.get(block, block::next);
+        }
+    }
+
+    /// Gives all lent blocks back to the free list.
+    pub fn return_lent(&mut self) {
+        while !self.journal_more.is_empty() {
+            self.begin();
+            // A few at a time: the journal's own part always has room for them.
+            for _ in 0..16 {
+                let Some(block) = self.take_from_journal() else { break };
+                let free = self.hot(hot::free);
+                self.set(block, block::next, free);
+                self.set_hot(hot::free, block);
+                self.set_hot(hot::free_count, self.hot(hot::free_count) + 1);
+            }
+            self.commit();
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.changing {
+            self.roll_back();
+        }
+        if !self.journal_more.is_empty() {
+            self.return_lent();
+        }
+        kill_point();
+        // SAFETY: the lock is held and what it guards is whole.
+        unsafe { lock::unlock((&raw mut (*self.memory.header()).lock).cast()) }
+        for slot in std::mem::take(&mut self.wakes) {
+            self.memory.wake(slot);
+        }
+    }
+}
+
+/// A key that nobody can guess.
+fn random_key() -> [u64; 2] {
+    let mut key = [0u64; 2];
+    // SAFETY: the buffer is as long as said. Sixteen bytes never come in part once the system has entropy.
+    unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
+    key
+}
+
+/// With the feature `kill-points`: dies here if it is this point's turn. Tests walk through all of them.
+#[inline(always)]
+fn kill_point() {
+    #[cfg(feature = "kill-points")]
+    super::kill::point();
+}

@@ -1,0 +1,655 @@
+//! Messages: one body, a link per channel, and the lists that say when they go.
+//!
+//! A link is *stored* (replayed to newcomers, counted), *pending* (some worker has not taken it), both, or neither. It stays
+//! in its channel's queue while it is either. Then it goes to the trash, from there its body loses a reference, and the
+//! last one frees the blocks.
+
+use super::channels::TRASH_TICKS;
+use super::layout::*;
+use super::lists::{Item, List};
+use super::memory::{Locked, Memory};
+use super::{Limits, Stop};
+
+/// A channel's messages, oldest first.
+pub fn queue(channel: ChannelRef) -> List<ChannelRef, LinkRef> {
+    List {
+        head: channel,
+        first: channel::first,
+        last: Some(channel::last),
+        next: link::next,
+        prev: link::prev,
+    }
+}
+
+/// Bodies that are stored in some channel, by the end of their ttl: one list per ttl.
+fn age(index: usize) -> List<Hot, BodyRef> {
+    List {
+        head: Hot,
+        first: hot::age_first.nth(index),
+        last: Some(hot::age_last.nth(index)),
+        next: body::age_next,
+        prev: body::age_prev,
+    }
+}
+
+/// Bodies that are stored nowhere, and that some worker has not taken yet.
+fn limbo() -> List<Hot, BodyRef> {
+    List {
+        head: Hot,
+        first: hot::limbo_first,
+        last: Some(hot::limbo_last),
+        next: body::age_next,
+        prev: body::age_prev,
+    }
+}
+
+fn list(code: u16) -> List<Hot, BodyRef> {
+    if code == LIMBO {
+        limbo()
+    } else {
+        age((code - FIRST_AGE) as usize)
+    }
+}
+
+/// The number of the block that a link lies in.
+fn block_of(link: LinkRef) -> u32 {
+    link.0 / LINKS_PER_BLOCK
+}
+
+/// A message's first link, in its own head block.
+pub fn first_link(body: BodyRef) -> LinkRef {
+    LinkRef(body.0 * LINKS_PER_BLOCK + 1)
+}
+
+/// Text bytes in the head block.
+pub fn head_room(multi: bool) -> usize {
+    if multi { HEAD_ROOM_MULTI } else { HEAD_ROOM }
+}
+
+impl Memory {
+    /// Copies a message's payload: event id, event type and text. Nobody may free it meanwhile.
+    pub fn copy_payload(&self, head: BodyRef, len: usize, multi: bool, out: &mut Vec<u8>) {
+        let part = len.min(head_room(multi));
+        self.copy_out(BlockRef(head.0), HEAD_TEXT, part, out);
+        let mut rest = len - part;
+        let mut block = self.peek(head, body::chain);
+        while rest > 0 {
+            let part = rest.min(CONTINUATION);
+            self.copy_out(block, 4, part, out);
+            block = self.peek(block, block::next);
+            rest -= part;
+        }
+    }
+}
+
+impl Locked<'_> {
+    pub fn link_flag(&self, link: LinkRef, flag: u16) -> bool {
+        self.get(link, link::flags) & flag != 0
+    }
+
+    fn set_link_flag(&mut self, link: LinkRef, flag: u16, on: bool) {
+        let flags = self.get(link, link::flags);
+        self.set(link, link::flags, if on { flags | flag } else { flags & !flag });
+    }
+
+    pub fn body_of(&self, link: LinkRef) -> BodyRef {
+        if self.link_flag(link, link_flag::FIRST) {
+            BodyRef(block_of(link))
+        } else {
+            BodyRef(self.get(link, link::body_or_time))
+        }
+    }
+
+    fn index_of(&self, link: LinkRef) -> u32 {
+        if self.link_flag(link, link_flag::FIRST) {
+            0
+        } else {
+            self.get(link, link::index_or_refs).into()
+        }
+    }
+
+    pub fn seq_of(&self, link: LinkRef) -> u64 {
+        self.get(self.body_of(link), body::seq) + u64::from(self.index_of(link))
+    }
+
+    pub fn tag_of(&self, link: LinkRef) -> u32 {
+        self.get(self.body_of(link), body::tag) + self.index_of(link)
+    }
+
+    pub fn time_of(&self, link: LinkRef) -> u64 {
+        self.get(first_link(self.body_of(link)), link::body_or_time).into()
+    }
+
+    pub fn id_of(&self, link: LinkRef) -> u64 {
+        u64::from(self.get(link, link::id_high)) << 32 | u64::from(self.get(link, link::id_low))
+    }
+
+    pub fn first_stored(&self, channel: ChannelRef) -> Option<LinkRef> {
+        if self.get(channel, channel::stored) == 0 {
+            return None;
+        }
+        let mut next = self.get(channel, channel::first);
+        while next.is_some() && !self.link_flag(next, link_flag::STORED) {
+            next = self.get(next, link::next);
+        }
+        next.some()
+    }
+
+    /// The next (time, tag, seq) of the zone: strictly increasing, whatever the clock does. `count` of them are taken.
+    fn next_stamp(&mut self, unix_secs: u64, count: u32) -> (u32, u32, u64) {
+        let newest = self.hot(hot::time);
+        let time = newest.max(unix_secs as u32);
+        let tag = if time == newest { self.hot(hot::tag) + 1 } else { 1 };
+        let seq = self.hot(hot::seq) + 1;
+        self.set_hot(hot::time, time);
+        self.set_hot(hot::tag, tag + count - 1);
+        self.set_hot(hot::seq, seq + u64::from(count) - 1);
+        (time, tag, seq)
+    }
+
+    /// Links a reserved and filled message into `channels`; takes it off the slot's reservation.
+    pub fn link_reserved(&mut self, slot: SlotRef, channels: &[ChannelRef], shape: Shape, limits: &Limits) {
+        let (head, link_blocks) = self.take_reservation(slot, shape);
+        self.link_message(head, &link_blocks, channels, shape, limits);
+    }
+
+    /// Makes a message under the lock and stores it in one channel: only for what is short and made by the zone itself.
+    pub fn link_short(
+        &mut self,
+        channel: ChannelRef,
+        event_type: &[u8],
+        text: &[u8],
+        limits: &Limits,
+    ) -> Result<(), Stop> {
+        let len = (event_type.len() as u16).to_le_bytes();
+        let payload = [&len, event_type, text].concat();
+        let flags = link_flag::EVENT_TYPE | link_flag::STORED;
+        let shape = Shape {
+            payload_len: payload.len() as u32,
+            links: 1,
+            flags,
+        };
+        if self.available() < shape.blocks() {
+            return Err(Stop::Short);
+        }
+        let (inline, rest) = payload.split_at(payload.len().min(head_room(false)));
+        let mut chain = BlockRef::NONE;
+        for part in rest.chunks(CONTINUATION).rev() {
+            let block = self.take_block()?;
+            self.init(block, block::next, chain);
+            self.copy_in(block, 4, part);
+            chain = block;
+        }
+        let head = self.take_block()?;
+        self.init(head, block::next, chain);
+        self.copy_in(head, HEAD_TEXT, inline);
+        self.link_message(BodyRef(head.0), &[], &[channel], shape, limits);
+        Ok(())
+    }
+
+    fn link_message(
+        &mut self,
+        head: BodyRef,
+        link_blocks: &[BlockRef],
+        channels: &[ChannelRef],
+        shape: Shape,
+        limits: &Limits,
+    ) {
+        let count = channels.len() as u32;
+        let unix_secs = self.unix_secs;
+        let (time, tag, seq) = self.next_stamp(unix_secs, count);
+        let expires = self
+            .hot(hot::now)
+            .saturating_add(limits.message_ttl_secs.saturating_mul(10));
+        self.init(head, body::payload_len, shape.payload_len);
+        self.init(head, body::expires, expires);
+        self.init(head, body::tag, tag);
+        self.init(head, body::seq, seq);
+        let mut common = shape.flags & (link_flag::EVENT_ID | link_flag::EVENT_TYPE | link_flag::NOTICE);
+        if shape.multi() {
+            common |= link_flag::MULTI;
+            self.init(head, multi::stored, 0);
+            self.init(head, multi::queued, 0);
+        }
+        // The fields that say what is in which list are set before the lists are touched.
+        for index in 0..count {
+            let link = nth_link(head, link_blocks, index);
+            let next = if index + 1 < count {
+                nth_link(head, link_blocks, index + 1)
+            } else {
+                LinkRef::NONE
+            };
+            let (flags, body_or_time, index_or_refs) = match index {
+                0 => (common | link_flag::FIRST, time, count as u16),
+                _ => (common, head.0, index as u16),
+            };
+            self.init(link, link::flags, flags);
+            self.init(link, link::body_or_time, body_or_time);
+            self.init(link, link::index_or_refs, index_or_refs);
+            self.init(link, link::sibling, next);
+            self.init(link, link::pending, 0);
+        }
+        if let Some(&last) = link_blocks.last() {
+            // Places that hold no link must not look as if they did.
+            let used = (count - 1) % LINKS_PER_BLOCK;
+            for place in if used == 0 { LINKS_PER_BLOCK } else { used }..LINKS_PER_BLOCK {
+                self.init(LinkRef(last.0 * LINKS_PER_BLOCK + place), link::flags, 0);
+            }
+        }
+        self.set_kind(head.0, kind::BODY);
+        for block in link_blocks {
+            self.set_kind(block.0, kind::LINKS);
+        }
+        if shape.stored() {
+            let list = self.choose_age_list(limits.message_ttl_secs);
+            self.enlist(head, FIRST_AGE + list as u16);
+        }
+        for (index, &channel) in channels.iter().enumerate() {
+            let link = nth_link(head, link_blocks, index as u32);
+            self.append(channel, link, shape, limits);
+            if !shape.notice() {
+                self.set(channel, channel::newest_time, time);
+                self.set(channel, channel::newest_tag, tag + index as u32);
+            }
+        }
+    }
+
+    /// Takes a message's blocks off the front of the slot's reservation.
+    fn take_reservation(&mut self, slot: SlotRef, shape: Shape) -> (BodyRef, Vec<BlockRef>) {
+        let mut block = self.get(slot, slot::reserved);
+        let mut link_blocks = Vec::new();
+        for _ in 0..shape.link_blocks() {
+            let next = self.get(block, block::next);
+            // Its first link will lie over the chain.
+            self.set(block, block::next, next);
+            link_blocks.push(block);
+            block = next;
+        }
+        self.set(slot, slot::reserved, BlockRef::NONE);
+        (BodyRef(block.0), link_blocks)
+    }
+
+    /// Appends a link to a channel's queue, or to the trash if nobody wants it.
+    fn append(&mut self, channel: ChannelRef, link: LinkRef, shape: Shape, limits: &Limits) {
+        let id = if shape.notice() {
+            0
+        } else {
+            self.get(channel, channel::published) + 1
+        };
+        self.init(link, link::channel, channel);
+        self.init(link, link::id_low, id as u32);
+        self.init(link, link::id_high, (id >> 32) as u16);
+        let body = self.body_of(link);
+        if !shape.notice() {
+            self.set(channel, channel::published, id);
+            if !self.has_flag(channel, channel_flag::EVENTS) {
+                self.add(Hot, hot::published, 1);
+            }
+            self.touch(channel, limits);
+        }
+        let pending = self.announce(channel, link);
+        if !shape.stored() && pending == 0 {
+            self.discard_link(link);
+            return;
+        }
+        self.set(link, link::pending, pending);
+        self.push_back(queue(channel), link);
+        self.set_link_flag(link, link_flag::QUEUED, true);
+        self.count_multi(body, multi::queued, true);
+        if shape.stored() {
+            self.set_link_flag(link, link_flag::STORED, true);
+            self.count_multi(body, multi::stored, true);
+            self.add(channel, channel::stored, 1);
+            if !self.has_flag(channel, channel_flag::EVENTS) {
+                self.add(Hot, hot::stored, 1);
+            }
+            self.drop_over_limit(channel, limits);
+        } else {
+            if !shape.notice() {
+                self.add(Hot, hot::unstored_queued, 1);
+            }
+            self.relist(body);
+        }
+    }
+
+    /// A few per publish: enough to follow a limit that a reload has lowered.
+    fn drop_over_limit(&mut self, channel: ChannelRef, limits: &Limits) {
+        let Some(max) = limits.max_stored_per_channel else {
+            return;
+        };
+        for _ in 0..2 {
+            if self.get(channel, channel::stored) <= max {
+                return;
+            }
+            let Some(oldest) = self.first_stored(channel) else {
+                return;
+            };
+            self.unstore(oldest);
+        }
+    }
+
+    fn count_multi(&mut self, body: BodyRef, field: Field<BodyRef, u16>, up: bool) {
+        if self.link_flag(first_link(body), link_flag::MULTI) {
+            if up {
+                self.add(body, field, 1);
+            } else {
+                self.sub(body, field, 1);
+            }
+        }
+    }
+
+    /// Which age list messages of this ttl are in. If all are taken by other ttls, that of the next longer one: the message
+    /// lives a little longer then.
+    fn choose_age_list(&mut self, ttl: u32) -> usize {
+        let ttl_of = |locked: &Self, index| locked.hot(hot::age_ttl.nth(index));
+        if let Some(index) = (0..AGE_LISTS).find(|&index| ttl_of(self, index) == ttl) {
+            return index;
+        }
+        let unused = |index: &usize| !self.hot(hot::age_first.nth(*index)).is_some();
+        if let Some(index) = (0..AGE_LISTS).find(unused) {
+            self.set_hot(hot::age_ttl.nth(index), ttl);
+            return index;
+        }
+        let longer = (0..AGE_LISTS)
+            .filter(|&index| ttl_of(self, index) > ttl)
+            .min_by_key(|&index| ttl_of(self, index));
+        longer
+            .or_else(|| (0..AGE_LISTS).max_by_key(|&index| ttl_of(self, index)))
+            .unwrap_or(0)
+    }
+
+    fn list_of(&self, body: BodyRef) -> u16 {
+        (self.get(first_link(body), link::flags) & link_flag::LIST_MASK) >> link_flag::LIST_SHIFT
+    }
+
+    fn enlist(&mut self, body: BodyRef, code: u16) {
+        if code != 0 {
+            self.push_back(list(code), body);
+        }
+        let first = first_link(body);
+        let flags = self.get(first, link::flags) & !link_flag::LIST_MASK;
+        self.set(first, link::flags, flags | code << link_flag::LIST_SHIFT);
+    }
+
+    /// Moves a body to the list where it belongs now.
+    fn relist(&mut self, body: BodyRef) {
+        let first = first_link(body);
+        let (stored, queued) = if self.link_flag(first, link_flag::MULTI) {
+            (self.get(body, multi::stored) > 0, self.get(body, multi::queued) > 0)
+        } else {
+            (
+                self.link_flag(first, link_flag::STORED),
+                self.link_flag(first, link_flag::QUEUED),
+            )
+        };
+        let old = self.list_of(body);
+        let new = match (stored, queued) {
+            (true, _) => return,
+            (false, true) => LIMBO,
+            (false, false) => 0,
+        };
+        if old != new {
+            if old != 0 {
+                self.unlink(list(old), body);
+            }
+            self.enlist(body, new);
+        }
+    }
+
+    /// A message is stored in its channel no more: expired, over the limit, evicted or deleted.
+    pub fn unstore(&mut self, link: LinkRef) {
+        let channel = self.get(link, link::channel);
+        let body = self.body_of(link);
+        let seq = self.seq_of(link);
+        self.set_link_flag(link, link_flag::STORED, false);
+        self.count_multi(body, multi::stored, false);
+        self.sub(channel, channel::stored, 1);
+        if !self.has_flag(channel, channel_flag::EVENTS) {
+            self.sub(Hot, hot::stored, 1);
+        }
+        if seq > self.get(channel, channel::lost) {
+            self.set(channel, channel::lost, seq);
+        }
+        self.add(Hot, hot::unstored_queued, 1);
+        if self.get(link, link::pending) == 0 {
+            self.dequeue(link);
+        } else {
+            self.relist(body);
+        }
+    }
+
+    /// A worker has taken the message, or has stopped copying it.
+    pub fn release(&mut self, link: LinkRef) {
+        let pending = self.get(link, link::pending) - 1;
+        self.set(link, link::pending, pending);
+        if pending == 0 && !self.link_flag(link, link_flag::STORED) {
+            self.dequeue(link);
+        }
+    }
+
+    /// Takes a link that is neither stored nor pending out of its channel's queue.
+    pub fn dequeue(&mut self, link: LinkRef) {
+        let channel = self.get(link, link::channel);
+        let body = self.body_of(link);
+        self.unlink(queue(channel), link);
+        self.set_link_flag(link, link_flag::QUEUED, false);
+        self.count_multi(body, multi::queued, false);
+        if !self.link_flag(link, link_flag::NOTICE) {
+            self.sub(Hot, hot::unstored_queued, 1);
+        }
+        self.relist(body);
+        self.reconsider(channel);
+        self.discard_link(link);
+    }
+
+    /// Puts a link that is in no queue into the trash.
+    fn discard_link(&mut self, link: LinkRef) {
+        if self.link_flag(link, link_flag::NOTICE) {
+            self.unref(self.body_of(link));
+            return;
+        }
+        let deadline = self.hot(hot::now) + TRASH_TICKS;
+        self.set(link, link::channel, ChannelRef(deadline));
+        self.set(link, link::next, LinkRef::NONE);
+        match self.hot(hot::trash_last).some() {
+            Some(last) => self.set(last, link::next, link),
+            None => self.set_hot(hot::trash_first, link),
+        }
+        self.set_hot(hot::trash_last, link);
+        self.add(Hot, hot::trash_count, 1);
+    }
+
+    /// Empties the trash by one link whose time has come, or by the oldest if `early`. False if there is none.
+    pub fn empty_trash(&mut self, early: bool) -> bool {
+        let Some(link) = self.hot(hot::trash_first).some() else {
+            return false;
+        };
+        if !early && self.get(link, link::channel).0 >= self.hot(hot::now) {
+            return false;
+        }
+        let next = self.get(link, link::next);
+        self.set_hot(hot::trash_first, next);
+        if !next.is_some() {
+            self.set_hot(hot::trash_last, LinkRef::NONE);
+        }
+        self.sub(Hot, hot::trash_count, 1);
+        self.unref(self.body_of(link));
+        true
+    }
+
+    fn unref(&mut self, body: BodyRef) {
+        let first = first_link(body);
+        let refs = self.get(first, link::index_or_refs) - 1;
+        self.set(first, link::index_or_refs, refs);
+        if refs == 0 {
+            self.set(body, body::age_next, self.hot(hot::garbage));
+            self.set_hot(hot::garbage, body);
+        }
+    }
+
+    /// Frees one block of a message that nobody needs. False if there is none.
+    pub fn collect_garbage(&mut self) -> bool {
+        let Some(body) = self.hot(hot::garbage).some() else {
+            return false;
+        };
+        let first = first_link(body);
+        if let Some(link) = self.get(first, link::sibling).some() {
+            let mut rest = link;
+            for _ in 0..LINKS_PER_BLOCK {
+                rest = if rest.is_some() {
+                    self.get(rest, link::sibling)
+                } else {
+                    rest
+                };
+            }
+            self.set(first, link::sibling, rest);
+            self.free_block(BlockRef(block_of(link)));
+        } else if let Some(block) = self.get(body, body::chain).some() {
+            let next = self.get(block, block::next);
+            self.set(body, body::chain, next);
+            self.free_block(block);
+        } else {
+            self.set_hot(hot::garbage, self.get(body, body::age_next));
+            self.free_block(BlockRef(body.0));
+        }
+        true
+    }
+
+    /// Lets one overdue message expire, in one of its channels. False if none is overdue.
+    pub fn expire(&mut self) -> bool {
+        let now = self.hot(hot::now);
+        for index in 0..AGE_LISTS {
+            if let Some(body) = self.hot(hot::age_first.nth(index)).some()
+                && self.get(body, body::expires) <= now
+            {
+                self.unstore_some(body);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes the oldest message of the zone out of the store, in one of its channels. False if nothing is stored.
+    pub fn evict_oldest(&mut self) -> bool {
+        let heads = (0..AGE_LISTS).filter_map(|index| self.hot(hot::age_first.nth(index)).some());
+        let Some(body) = heads.min_by_key(|&body| self.get(body, body::seq)) else {
+            return false;
+        };
+        self.unstore_some(body);
+        true
+    }
+
+    fn unstore_some(&mut self, body: BodyRef) {
+        let mut next = first_link(body);
+        while let Some(link) = next.some() {
+            if self.link_flag(link, link_flag::STORED) {
+                return self.unstore(link);
+            }
+            next = self.get(link, link::sibling);
+        }
+    }
+
+    /// The last resort: a message that some worker has not taken yet is taken away from under it. False if there is none, or if
+    /// all are just being copied.
+    pub fn evict_undelivered(&mut self) -> bool {
+        let mut next = self.hot(hot::limbo_first);
+        for _ in 0..64 {
+            let Some(body) = next.some() else { return false };
+            if let Some(link) = self.evictable_link(body) {
+                self.skip_for_all(link);
+                return true;
+            }
+            next = self.get(body, body::age_next);
+        }
+        false
+    }
+
+    /// A queued link of the body that nobody is copying; never a notice, for without it subscribers would wait for ever.
+    fn evictable_link(&self, body: BodyRef) -> Option<LinkRef> {
+        let mut next = first_link(body);
+        while let Some(link) = next.some() {
+            if self.link_flag(link, link_flag::QUEUED)
+                && !self.link_flag(link, link_flag::NOTICE)
+                && !self.is_being_copied(self.get(link, link::channel))
+            {
+                return Some(link);
+            }
+            next = self.get(link, link::sibling);
+        }
+        None
+    }
+
+    fn is_being_copied(&self, channel: ChannelRef) -> bool {
+        let mut next = self.get(channel, channel::members);
+        while let Some(member) = next.some() {
+            if self.get(member, member::flags) & member_flag::READING != 0 {
+                return true;
+            }
+            next = self.get(member, member::channel_next);
+        }
+        self.all_slots()
+            .any(|slot| self.get(slot, slot::pin_channel) == channel)
+    }
+
+    fn skip_for_all(&mut self, link: LinkRef) {
+        let channel = self.get(link, link::channel);
+        let after = self.get(link, link::next);
+        let mut next = self.get(channel, channel::members);
+        while let Some(member) = next.some() {
+            if self.get(member, member::next) == link {
+                self.set(member, member::next, after);
+            }
+            next = self.get(member, member::channel_next);
+        }
+        let seq = self.seq_of(link);
+        if seq > self.get(channel, channel::lost) {
+            self.set(channel, channel::lost, seq);
+        }
+        self.set(link, link::pending, 0);
+        self.dequeue(link);
+    }
+}
+
+/// The `index`th link of a message.
+fn nth_link(head: BodyRef, link_blocks: &[BlockRef], index: u32) -> LinkRef {
+    match index.checked_sub(1) {
+        None => first_link(head),
+        Some(further) => {
+            let block = link_blocks[(further / LINKS_PER_BLOCK) as usize];
+            LinkRef(block.0 * LINKS_PER_BLOCK + further % LINKS_PER_BLOCK)
+        }
+    }
+}
+
+/// What is known of a message before it is linked: it decides which blocks it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub payload_len: u32,
+    pub links: u32,
+    /// [`link_flag`]s: `EVENT_ID`, `EVENT_TYPE`, `NOTICE`, `STORED`.
+    pub flags: u16,
+}
+
+impl Shape {
+    pub fn multi(self) -> bool {
+        self.links > 1
+    }
+
+    pub fn stored(self) -> bool {
+        self.flags & link_flag::STORED != 0
+    }
+
+    pub fn notice(self) -> bool {
+        self.flags & link_flag::NOTICE != 0
+    }
+
+    pub fn link_blocks(self) -> u32 {
+        self.links.saturating_sub(1).div_ceil(LINKS_PER_BLOCK)
+    }
+
+    /// All blocks: links, head and text.
+    pub fn blocks(self) -> u32 {
+        let rest = (self.payload_len as usize).saturating_sub(head_room(self.multi()));
+        self.link_blocks() + 1 + rest.div_ceil(CONTINUATION) as u32
+    }
+}

@@ -1,0 +1,212 @@
+//! Slots: which processes use the zone, and what is done for those that died.
+
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+
+use super::layout::*;
+use super::lock::{Taken, Tried};
+use super::memory::{Locked, Memory, ZoneError};
+use super::{Evictions, Limits, Now, Summary, Worker, WorkerInfo};
+
+/// The zone as mapped into this process. Copies are handles on the same memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Zone {
+    pub(super) memory: Memory,
+}
+
+impl Zone {
+    /// Lays out a new zone. `slots` = how many processes may use it at once.
+    ///
+    /// # Safety
+    /// `memory` points to `len` zeroed bytes, aligned to 64, shared between all processes that will use the zone and mapped
+    /// for as long as any of them does.
+    pub unsafe fn create(memory: *mut u8, len: usize, slots: u16, now: Now) -> Result<Zone, ZoneError> {
+        // SAFETY: as the caller vouches.
+        unsafe { Memory::create(memory, len, slots, now).map(|memory| Zone { memory }) }
+    }
+
+    /// Adopts a zone that [`Zone::create`] made, in this or another process.
+    ///
+    /// # Safety
+    /// As for `create`, but the memory may hold anything: a foreign layout is an error.
+    pub unsafe fn attach(memory: *mut u8, len: usize) -> Result<Zone, ZoneError> {
+        // SAFETY: as the caller vouches.
+        unsafe { Memory::attach(memory, len).map(|memory| Zone { memory }) }
+    }
+
+    /// Remembers the eventfds (one per slot) that wake workers. Made once, before any fork, so that every process of every
+    /// generation has them under the same numbers.
+    pub fn set_wake_fds(&self, fds: &[i32]) {
+        for (slot, &fd) in self.memory.all_slots().zip(fds) {
+            self.memory.init(slot, slot::fd, fd as u32);
+        }
+        self.memory.mark_wake_fds_set();
+    }
+
+    /// The eventfds as remembered, one per slot; empty if they were never set.
+    pub fn wake_fds(&self) -> Vec<i32> {
+        if !self.memory.wake_fds_set() {
+            return Vec::new();
+        }
+        self.memory
+            .all_slots()
+            .map(|slot| self.memory.peek(slot, slot::fd) as i32)
+            .collect()
+    }
+
+    pub fn slots(&self) -> u16 {
+        self.memory.slots
+    }
+
+    /// Unix time in milliseconds at which the zone was made.
+    pub fn epoch_ms(&self) -> u64 {
+        self.memory.epoch_ms()
+    }
+
+    /// How often the death of a process inside the lock was repaired.
+    pub fn repairs(&self) -> u64 {
+        self.memory.repairs()
+    }
+
+    /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if all
+    /// are in use.
+    pub fn claim(&self, limits: Rc<Limits>, now: Now) -> Option<Worker> {
+        for slot in self.memory.all_slots() {
+            let Tried::Taken(taken) = self.memory.try_alive(slot) else {
+                continue;
+            };
+            self.reap(slot, &limits, now);
+            if taken == Taken::OwnerDied {
+                self.memory.keep_alive(slot);
+            }
+            let mut locked = self.memory.lock();
+            locked.begin();
+            locked.advance_clock(now);
+            locked.add(slot, slot::generation, 1);
+            locked.set(slot, slot::pid, std::process::id());
+            locked.set(slot, slot::started_ms, now.monotonic_ms);
+            locked.set(slot, slot::subscribers, 0);
+            locked.set(slot, slot::live, 1);
+            locked.add(Hot, hot::workers, 1);
+            locked.commit();
+            drop(locked);
+            self.memory.woken(slot).store(0, Ordering::SeqCst);
+            return Some(Worker::new(*self, slot, limits, now));
+        }
+        None
+    }
+
+    /// Reaps all slots whose process died.
+    pub(super) fn reap_dead(&self, own: SlotRef, limits: &Limits, now: Now) {
+        for slot in self.memory.all_slots() {
+            if slot == own || self.memory.peek(slot, slot::live) == 0 {
+                continue;
+            }
+            if let Tried::Taken(taken) = self.memory.try_alive(slot) {
+                self.reap(slot, limits, now);
+                self.memory.release_alive(slot, taken);
+            }
+        }
+    }
+
+    /// Undoes what a slot's last process left behind. The caller holds the slot's liveness lock, so nobody else does.
+    /// In steps, each of which leaves less: a death in here is finished by the next.
+    pub(super) fn reap(&self, slot: SlotRef, limits: &Limits, now: Now) {
+        loop {
+            let mut locked = self.memory.lock_with(limits);
+            locked.begin();
+            locked.advance_clock(now);
+            for _ in 0..64 {
+                if !locked.reap_step(slot) {
+                    locked.commit();
+                    return;
+                }
+                locked.step();
+            }
+            locked.commit();
+        }
+    }
+
+    /// The figures of the whole zone.
+    pub fn summary(&self, now: Now) -> Summary {
+        let locked = self.memory.lock();
+        let block = |count: u32| u64::from(count) * BLOCK as u64;
+        let mut workers = Vec::new();
+        for slot in self
+            .memory
+            .all_slots()
+            .filter(|&slot| locked.get(slot, slot::live) != 0)
+        {
+            workers.push(WorkerInfo {
+                slot: slot.0,
+                pid: locked.get(slot, slot::pid),
+                subscribers: locked.get(slot, slot::subscribers).into(),
+                uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
+            });
+        }
+        Summary {
+            channels: locked.hot(hot::channels).into(),
+            wildcard_channels: locked.hot(hot::wildcard_channels).into(),
+            published: locked.hot(hot::published),
+            stored: locked.hot(hot::stored),
+            messages_in_trash: u64::from(locked.hot(hot::trash_count)) + u64::from(locked.hot(hot::unstored_queued)),
+            channels_in_delete: locked.hot(hot::deleting_count).into(),
+            channels_in_trash: locked.hot(hot::channel_trash_count).into(),
+            subscribers: workers.iter().map(|worker| worker.subscribers).sum(),
+            uptime_secs: u64::from(self.memory.ticks(now) - 1) / 10,
+            workers,
+            evicted: Evictions {
+                trash: locked.hot(hot::evicted_trash),
+                expired: locked.hot(hot::evicted_expired),
+                stored: locked.hot(hot::evicted_stored),
+                channels: locked.hot(hot::evicted_channels),
+                undelivered: locked.hot(hot::evicted_undelivered),
+            },
+            refused_full: locked.hot(hot::refused_full),
+            bytes_total: block(self.memory.blocks),
+            bytes_free: block(locked.available()),
+        }
+    }
+}
+
+impl Locked<'_> {
+    /// One step of a reaping; false when there is nothing left.
+    fn reap_step(&mut self, slot: SlotRef) -> bool {
+        if let Some(link) = self.get(slot, slot::pin_first).some() {
+            self.unpin_first(slot, link);
+        } else if self.get(slot, slot::reserved).some().is_some() {
+            self.unreserve(slot);
+        } else if let Some(member) = self.get(slot, slot::members).some() {
+            if self.get(member, member::count) > 0 {
+                self.discount(member);
+            } else if self.forget_one(member) {
+                self.dissolve(member);
+            }
+        } else if self.get(slot, slot::dirty_first).some().is_some() {
+            self.pop_dirty(slot);
+        } else if self.get(slot, slot::listing) != 0 {
+            self.set(slot, slot::listing, 0);
+            self.set(slot, slot::list_next, ChannelRef::NONE);
+            self.sub(Hot, hot::listings, 1);
+        } else if self.get(slot, slot::live) != 0 {
+            self.set(slot, slot::live, 0);
+            self.set(slot, slot::subscribers, 0);
+            self.sub(Hot, hot::workers, 1);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// The slot's process does not copy `link`, the first it has pinned, any more.
+    pub(super) fn unpin_first(&mut self, slot: SlotRef, link: LinkRef) {
+        if link == self.get(slot, slot::pin_last) {
+            self.set(slot, slot::pin_first, LinkRef::NONE);
+            self.set(slot, slot::pin_last, LinkRef::NONE);
+            self.set(slot, slot::pin_channel, ChannelRef::NONE);
+        } else {
+            self.set(slot, slot::pin_first, self.get(link, link::next));
+        }
+        self.release(link);
+    }
+}

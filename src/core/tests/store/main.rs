@@ -1,0 +1,9 @@
+//! The store under several processes. The test process forks children that use the zone and die in it.
+
+mod basics;
+#[cfg(feature = "kill-points")]
+mod deaths;
+mod model;
+mod processes;
+mod room;
+mod zone;

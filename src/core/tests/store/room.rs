@@ -1,0 +1,268 @@
+//! Expiry, trash, and what a full zone does.
+
+use push_stream_core::store::*;
+
+use crate::zone::*;
+
+#[test]
+fn messages_expire_and_give_everything_back() {
+    let mut test = TestZone::new(256);
+    let mut worker = test.worker();
+    follow(&mut worker, &["a"], test.now);
+    let (before, _) = test.zone.free_blocks();
+    for index in 0..50 {
+        publish(&mut worker, "a", &"x".repeat(index * 10), &limits(), test.now).unwrap();
+    }
+    drain(&mut worker);
+    test.tick(&mut worker, 61);
+    let summary = worker.summary(test.now);
+    assert_eq!(
+        (summary.stored, summary.messages_in_trash, summary.published),
+        (0, 50, 50)
+    );
+    test.assert_whole();
+    test.tick(&mut worker, 11);
+    assert_eq!(worker.summary(test.now).messages_in_trash, 0);
+    assert_eq!(test.zone.free_blocks().0, before);
+    test.assert_whole();
+}
+
+#[test]
+fn different_ttls_do_not_wait_for_each_other() {
+    let mut test = TestZone::new(256);
+    let mut worker = test.worker();
+    for ttl in [60, 5, 30, 1, 7, 8, 9, 10, 11, 12] {
+        publish(
+            &mut worker,
+            "a",
+            "x",
+            &Limits {
+                message_ttl_secs: ttl,
+                ..limits()
+            },
+            test.now,
+        )
+        .unwrap();
+    }
+    test.tick(&mut worker, 2);
+    assert_eq!(worker.channel(b"a").unwrap().stored, 9);
+    test.tick(&mut worker, 4);
+    assert_eq!(worker.channel(b"a").unwrap().stored, 8);
+    test.tick(&mut worker, 25);
+    assert_eq!(worker.channel(b"a").unwrap().stored, 1);
+    test.assert_whole();
+}
+
+#[test]
+fn idle_channels_go_unless_somebody_follows_them() {
+    let mut test = TestZone::new(256);
+    let mut worker = test.worker();
+    worker.create_channels(&[b"idle", b"busy"], test.now).unwrap();
+    let joined = follow(&mut worker, &["followed"], test.now);
+    test.tick(&mut worker, 20);
+    post(
+        &mut worker,
+        Post {
+            ids: &[b"busy"],
+            text: b"x",
+            event_id: None,
+            store: false,
+        },
+        &limits(),
+        test.now,
+    )
+    .unwrap();
+    test.tick(&mut worker, 12);
+    assert_eq!(worker.channel(b"idle"), None);
+    assert!(worker.channel(b"busy").is_some() && worker.channel(b"followed").is_some());
+    test.tick(&mut worker, 20);
+    assert_eq!(worker.channel(b"busy"), None);
+    worker.leave(&joined.memberships, true);
+    test.tick(&mut worker, 2);
+    assert_eq!(worker.channel(b"followed"), None);
+    test.tick(&mut worker, 11);
+    let (free, all) = test.zone.free_blocks();
+    assert_eq!(free, all);
+    test.assert_whole();
+}
+
+#[test]
+fn a_message_nobody_stores_still_reaches_a_slow_worker() {
+    let mut test = TestZone::new(256);
+    let mut fast = test.worker();
+    let mut slow = test.worker();
+    follow(&mut fast, &["a"], test.now);
+    follow(&mut slow, &["a"], test.now);
+    let one = Limits {
+        max_stored_per_channel: Some(1),
+        message_ttl_secs: 1,
+        ..limits()
+    };
+    for index in 0..10 {
+        publish(&mut fast, "a", &index.to_string(), &one, test.now).unwrap();
+    }
+    assert_eq!(drain(&mut fast).len(), 10);
+    test.tick(&mut fast, 60);
+    test.assert_whole();
+    assert_eq!(
+        drain(&mut slow),
+        (0..10).map(|index| index.to_string()).collect::<Vec<_>>()
+    );
+    test.tick(&mut fast, 12);
+    assert_eq!(fast.summary(test.now).messages_in_trash, 0);
+    test.assert_whole();
+}
+
+#[test]
+fn a_full_zone_refuses_and_takes_exactly_as_much_again_later() {
+    let mut test = TestZone::new(128);
+    let mut worker = test.worker();
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let mut count = 0;
+        while publish(&mut worker, "a", "x", &limits(), test.now).is_ok() {
+            count += 1;
+        }
+        test.assert_whole();
+        rounds.push(count);
+        test.tick(&mut worker, 120);
+    }
+    assert!(rounds[0] > 700, "{rounds:?}");
+    assert_eq!(rounds, [rounds[0]; 3]);
+    assert_eq!(worker.summary(test.now).refused_full, 3);
+}
+
+#[test]
+fn the_smallest_zone_has_room_for_192_channels_with_191_subscribers() {
+    let test = TestZone::with_slots(128 - 8, 64);
+    let mut worker = test.worker();
+    for index in 0..192 {
+        publish(&mut worker, &format!("ch{index}"), "x", &limits(), test.now).unwrap();
+    }
+    for index in 0..191 {
+        follow(&mut worker, &[&format!("ch{index}")], test.now);
+    }
+    test.assert_whole();
+}
+
+#[test]
+fn evicting_takes_the_oldest_and_never_who_is_there() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    follow(&mut worker, &["live"], test.now);
+    for index in 0..10_000 {
+        publish(
+            &mut worker,
+            &format!("c{}", index % 50),
+            &format!("{index:0100}"),
+            &evicting(),
+            test.now,
+        )
+        .unwrap();
+    }
+    publish(&mut worker, "live", "still here", &evicting(), test.now).unwrap();
+    assert_eq!(drain(&mut worker), ["still here"]);
+    let summary = worker.summary(test.now);
+    assert!(summary.evicted.stored > 9000);
+    assert_eq!(summary.evicted.undelivered, 0);
+    assert!(
+        old(&mut worker, "c49", u32::MAX, Position::default(), test.now)
+            .last()
+            .unwrap()
+            .ends_with("9999")
+    );
+    test.assert_whole();
+}
+
+#[test]
+fn evicting_takes_idle_channels_when_no_message_is_left() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker_with(&evicting());
+    for index in 0..5_000 {
+        worker
+            .create_channels(&[format!("c{index}").as_bytes()], test.now)
+            .unwrap();
+    }
+    let summary = worker.summary(test.now);
+    assert!(summary.evicted.channels > 3000);
+    test.assert_whole();
+}
+
+#[test]
+fn only_in_the_last_resort_an_undelivered_message_is_lost() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    follow(&mut worker, &["a"], test.now);
+    for index in 0..3_000 {
+        let text = format!("{index:0100}");
+        let unstored = Post {
+            ids: &[b"a"],
+            text: text.as_bytes(),
+            event_id: None,
+            store: false,
+        };
+        post(&mut worker, unstored, &evicting(), test.now).unwrap();
+    }
+    let lost = worker.summary(test.now).evicted.undelivered;
+    assert!(lost > 1000);
+    test.assert_whole();
+    let got = drain(&mut worker);
+    assert_eq!(got.len() as u64 + lost, 3_000);
+    assert!(got.last().unwrap().ends_with("2999"));
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    publish(&mut worker, "a", "x", &evicting(), test.now).unwrap();
+    let huge = "x".repeat(200_000);
+    assert_eq!(
+        publish(&mut worker, "a", &huge, &evicting(), test.now).unwrap_err(),
+        Refusal::NothingToEvict
+    );
+    assert_eq!(
+        publish(&mut worker, "a", &huge, &limits(), test.now).unwrap_err(),
+        Refusal::Full
+    );
+    assert_eq!(worker.channel(b"a").unwrap().stored, 1, "nothing was evicted for it");
+    test.assert_whole();
+}
+
+#[test]
+fn many_channels_in_one_request_are_one_mutation() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker();
+    let names: Vec<String> = (0..150).map(|index| format!("c{index}")).collect();
+    let ids: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+    post(
+        &mut worker,
+        Post {
+            ids: &ids,
+            text: b"x",
+            event_id: None,
+            store: true,
+        },
+        &limits(),
+        test.now,
+    )
+    .unwrap();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let joined = follow(&mut worker, &names, test.now);
+    test.assert_whole();
+    post(
+        &mut worker,
+        Post {
+            ids: &ids,
+            text: b"y",
+            event_id: None,
+            store: true,
+        },
+        &limits(),
+        test.now,
+    )
+    .unwrap();
+    assert_eq!(drain(&mut worker).len(), 150);
+    worker.leave(&joined.memberships, true);
+    test.assert_whole();
+}
