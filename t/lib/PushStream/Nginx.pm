@@ -40,7 +40,7 @@ sub start ($class, $conf, %options) {
         return $self if $self->_is_up;
         last unless $self->log =~ /Address already in use/;
     }
-    die "nginx did not start: $self->{output}" . $self->log . "\n";
+    die "nginx did not start: " . $self->{output}->() . $self->log . "\n";
 }
 
 # Runs `nginx -t`. Returns whether it succeeds, and all it said.
