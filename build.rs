@@ -2,6 +2,7 @@
 //! lacks does not load at all.
 
 fn main() {
+    println!("cargo::rustc-env=PUSH_STREAM_COMMIT={}", commit());
     for (variable, cfg, known) in [
         ("DEP_NGINX_FEATURES", "ngx_feature", "DEP_NGINX_FEATURES_CHECK"),
         ("DEP_NGINX_OS", "ngx_os", "DEP_NGINX_OS_CHECK"),
@@ -16,4 +17,18 @@ fn main() {
             }
         }
     }
+}
+
+/// The commit that is built, for the statistics' headers: from the environment, else from git, else unknown.
+fn commit() -> String {
+    println!("cargo::rerun-if-env-changed=PUSH_STREAM_COMMIT");
+    println!("cargo::rerun-if-changed=.git/HEAD");
+    if let Ok(commit) = std::env::var("PUSH_STREAM_COMMIT") {
+        return commit;
+    }
+    let git = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    git.ok()
+        .filter(|output| output.status.success())
+        .and_then(|output| String::from_utf8(output.stdout).ok())
+        .map_or("unknown".into(), |commit| commit.trim().to_string())
 }

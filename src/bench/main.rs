@@ -1,1 +1,142 @@
-fn main() {}
+//! `push-stream-bench`: a load generator for push servers that checks what it receives.
+//!
+//! # Layout
+//!
+//! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
+//! * [`crew`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
+//!   do, one epoll loop each; [`lanes`] is who publishes what where.
+//! * [`message`], [`history`]: what is sent, and the checker of what is received. [`latency`]: histograms.
+//! * [`http`], [`sse`], [`url`], [`net`]: protocol and sockets.
+//! * [`proc`]: what the server costs, from `/proc`. [`report`]: tables.
+//! * [`floor`]: the bare server that everything is compared with.
+
+mod crew;
+mod floor;
+mod history;
+mod http;
+mod lanes;
+mod latency;
+mod message;
+mod net;
+mod proc;
+mod publishers;
+mod report;
+mod scenario;
+mod sse;
+mod subscribers;
+mod url;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::{fs, io};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use report::Report;
+
+/// Load generator for push servers: measures, and checks that nothing is lost, doubled, out of order or foreign
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bare epoll server that everything is compared with
+    Floor(floor::Floor),
+    /// Memory per idle subscriber
+    Idle(Scenario<scenario::idle::Idle>),
+    /// CPU, latency and rate of messages to many subscribers
+    Fanout(Scenario<scenario::fanout::Fanout>),
+    /// CPU, latency and rate of publishing when nobody listens
+    Publish(Scenario<scenario::publish::Publish>),
+    /// CPU and latency of new subscribers at a fixed rate
+    Storm(Scenario<scenario::storm::Storm>),
+    /// Check that every subscriber gets every message once and in order, also through kills and reloads
+    Verify(Scenario<scenario::verify::Verify>),
+    /// Put JSON reports side by side as a Markdown table
+    Table(Table),
+}
+
+#[derive(Args, Debug)]
+struct Scenario<S: Args> {
+    #[command(flatten)]
+    scenario: S,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// `push-stream-bench table`
+#[derive(Args, Debug)]
+struct Table {
+    /// File of JSON reports, one a line. Each label is a column and compared with the last one before it that starts
+    /// with "floor"; several reports of a label and scenario give their median
+    reports: PathBuf,
+    /// Line to put under the table, on the machine and the versions
+    #[arg(long, value_name = "TEXT")]
+    note: Option<String>,
+    /// Rewrite what is between the bench markers of this document
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("push-stream-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// 0: all well. 1: the run was done and found something wrong. 2 (by `main`): it could not be done.
+fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Floor(floor) => floor.run().map(|()| ExitCode::SUCCESS),
+        Command::Idle(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Fanout(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Publish(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Storm(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Verify(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Table(table) => table.print().map(|()| ExitCode::SUCCESS),
+    }
+}
+
+impl<S: Args> Scenario<S> {
+    fn print(&self, report: &Report) -> ExitCode {
+        match self.json {
+            true => {
+                println!("{}", report.to_json());
+                report
+                    .problems()
+                    .iter()
+                    .for_each(|problem| eprintln!("FAILED: {problem}"));
+            }
+            false => print!("{}", report.to_table()),
+        }
+        ExitCode::from(u8::from(report.failed()))
+    }
+}
+
+impl Table {
+    fn print(&self) -> anyhow::Result<()> {
+        let read = |path: &PathBuf| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+        let mut table = report::markdown(&read(&self.reports)?)?;
+        if let Some(note) = &self.note {
+            table.push_str(&format!("\n{note}\n"));
+        }
+        match &self.into {
+            None => io::Write::write_all(&mut io::stdout(), table.as_bytes()).context("cannot print"),
+            Some(path) => {
+                let document = report::replace_between_markers(&read(path)?, &table)
+                    .with_context(|| format!("cannot put the table into {}", path.display()))?;
+                fs::write(path, document).with_context(|| format!("cannot write {}", path.display()))
+            }
+        }
+    }
+}

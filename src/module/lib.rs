@@ -1,1 +1,90 @@
-//! The nginx module: module table and process lifecycle.
+//! The nginx module: its table and the life of its processes.
+//!
+//! # Layout
+//!
+//! * [`config`]: directives, inheritance, checks, the shared zone across reloads.
+//! * [`http`]: what requests are answered: publisher, subscriber, statistics.
+//! * [`delivery`]: this worker's subscribers: who they are, what they get, when they end.
+//! * [`ffi`]: the panic fence and what else keeps C and Rust apart.
+//!
+//! Data flows one way: request → `http` → store (shared memory) → `delivery` → connection.
+
+mod config;
+mod delivery;
+mod ffi;
+mod http;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+
+use crate::ffi::fence;
+
+ngx::ngx_modules!(ngx_http_push_stream_module);
+
+#[used]
+#[allow(non_upper_case_globals)]
+pub static mut ngx_http_push_stream_module: ngx_module_t = ngx_module_t {
+    ctx: &raw const config::HTTP_MODULE as *mut std::ffi::c_void,
+    commands: (&raw mut config::COMMANDS).cast(),
+    type_: NGX_HTTP_MODULE as ngx_uint_t,
+    init_module: Some(init_module),
+    init_process: Some(init_process),
+    exit_process: Some(exit_process),
+    ..ngx_module_t::default()
+};
+
+/// In the master, or the only process, once per configuration that is about to be used; also under `nginx -t`.
+unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    fence::fence(
+        "init_module",
+        || NGX_ERROR as ngx_int_t,
+        || {
+            // SAFETY: nginx passes a cycle whose configuration was read and whose zones are mapped.
+            let Some(main) = (unsafe { config::of_cycle(cycle) }).filter(|main| main.used) else {
+                // SAFETY: a cycle has a log.
+                let log = unsafe { (*cycle).log };
+                ngx_log_error!(
+                    NGX_LOG_NOTICE,
+                    log,
+                    "ngx_http_push_stream_module will not be used with this configuration."
+                );
+                return NGX_OK as ngx_int_t;
+            };
+            // SAFETY: constant once the command line was read.
+            if unsafe { ngx_test_config } != 0 {
+                return NGX_OK as ngx_int_t;
+            }
+            match main.prepare_wake_fds() {
+                Ok(()) => NGX_OK as ngx_int_t,
+                Err(error) => {
+                    // SAFETY: a cycle has a log.
+                    let log = unsafe { (*cycle).log };
+                    ngx_log_error!(NGX_LOG_EMERG, log, "push stream: eventfd() failed: {error}");
+                    NGX_ERROR as ngx_int_t
+                }
+            }
+        },
+    )
+}
+
+/// In every child: workers start to deliver, the cache manager and its like do not.
+unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
+    fence::fence(
+        "init_process",
+        || NGX_ERROR as ngx_int_t,
+        || {
+            // SAFETY: set before the process started its work.
+            let serves =
+                unsafe { ngx_process as u32 == NGX_PROCESS_WORKER || ngx_process as u32 == NGX_PROCESS_SINGLE };
+            // SAFETY: nginx passes the cycle that this process serves.
+            if serves && let Some(main) = (unsafe { config::of_cycle(cycle) }).filter(|main| main.used) {
+                delivery::start(cycle, main);
+            }
+            NGX_OK as ngx_int_t
+        },
+    )
+}
+
+unsafe extern "C" fn exit_process(_cycle: *mut ngx_cycle_t) {
+    fence::event("exit_process", delivery::stop);
+}

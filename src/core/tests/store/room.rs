@@ -57,9 +57,7 @@ fn different_ttls_do_not_wait_for_each_other() {
 fn idle_channels_go_unless_somebody_follows_them() {
     let mut test = TestZone::new(256);
     let mut worker = test.worker();
-    worker
-        .create_channels(&[b"idle", b"busy"], &limits(), test.now)
-        .unwrap();
+    worker.create_channels(&[b"idle", b"busy"], test.now).unwrap();
     let joined = follow(&mut worker, &["followed"], test.now);
     test.tick(&mut worker, 20);
     post(
@@ -179,10 +177,10 @@ fn evicting_takes_the_oldest_and_never_who_is_there() {
 #[test]
 fn evicting_takes_idle_channels_when_no_message_is_left() {
     let test = TestZone::new(128);
-    let mut worker = test.worker();
+    let mut worker = test.worker_with(&evicting());
     for index in 0..5_000 {
         worker
-            .create_channels(&[format!("c{index}").as_bytes()], &evicting(), test.now)
+            .create_channels(&[format!("c{index}").as_bytes()], test.now)
             .unwrap();
     }
     let summary = worker.summary(test.now);

@@ -1,0 +1,364 @@
+//! The processes of a bench run, and the memory they share.
+//!
+//! One process may hold only so many descriptors, so the work is forked over *hands*: each is one thread with one epoll
+//! loop. They share a [`Board`] on which the first process writes the phase and the hands write their counters, and
+//! each sends one JSON report through a pipe when it is done. Nobody waits for anybody else in between.
+
+use std::io::{self, Read, Write};
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+
+/// Types that may live in fresh shared memory.
+///
+/// # Safety
+///
+/// All zeroes must be a valid value, and the type must be made of atomics only: other processes write to it.
+pub unsafe trait Shareable: Sync {}
+
+// SAFETY: an atomic, and zero is a valid value.
+unsafe impl Shareable for AtomicU32 {}
+// SAFETY: as above.
+unsafe impl Shareable for AtomicU64 {}
+
+/// A slice of memory that stays shared over forks. It is never unmapped: a run needs it until its end.
+#[derive(Debug)]
+pub struct Shared<T> {
+    start: *const T,
+    count: usize,
+    elements: PhantomData<T>,
+}
+
+impl<T: Shareable> Shared<T> {
+    pub fn new(count: usize) -> io::Result<Self> {
+        let bytes = (size_of::<T>() * count).max(1);
+        let (protection, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: asks for a new mapping anywhere.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            start: start.cast(),
+            count,
+            elements: PhantomData,
+        })
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+impl<T: Shareable> Deref for Shared<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: the mapping holds `count` zeroed elements, for which all zeroes is valid, is page-aligned and lives
+        // until the process ends; elements are only changed through atomics.
+        unsafe { std::slice::from_raw_parts(self.start, self.count) }
+    }
+}
+
+/// What everybody does at the moment. Phases only go forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Phase {
+    /// Subscribers connect; nothing is published.
+    Connect,
+    /// One message on every lane, so that every subscriber has a position.
+    Prime,
+    /// Messages flow.
+    Publish,
+    /// Nothing is published any more; subscribers wait for what is under way.
+    Drain,
+    /// Subscribers close their connections.
+    Leave,
+    /// Report and exit.
+    Finish,
+}
+
+impl Phase {
+    const ALL: [Self; 6] = [
+        Self::Connect,
+        Self::Prime,
+        Self::Publish,
+        Self::Drain,
+        Self::Leave,
+        Self::Finish,
+    ];
+}
+
+/// What one hand shows of itself while it works.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Counters {
+    /// Subscribers whose response head has come (now), for publishers: connections.
+    pub open: AtomicU64,
+    /// Messages received, or publishes answered with 2xx.
+    pub done: AtomicU64,
+    /// Subscribers that have not come to the end of their lanes; only kept in the Drain phase.
+    pub behind: AtomicU64,
+    /// The phase for which `behind`, or a publisher's work, is settled, plus one.
+    pub settled: AtomicU32,
+    pub reconnects: AtomicU64,
+    /// Things gone wrong, whatever they are: for the progress line.
+    pub trouble: AtomicU64,
+}
+
+// SAFETY: made of atomics, for all of which zero is valid.
+unsafe impl Shareable for Counters {}
+
+/// The phase and everybody's counters.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    phase: Shared<AtomicU32>,
+    /// How many subscribers of the whole run may connect by now.
+    invited: Shared<AtomicU64>,
+    counters: Shared<Counters>,
+}
+
+impl Board {
+    fn new(hands: usize) -> io::Result<Self> {
+        Ok(Self {
+            phase: Shared::new(1)?,
+            invited: Shared::new(1)?,
+            counters: Shared::new(hands)?,
+        })
+    }
+
+    /// Pairs with [`Crew::enter`]: who sees a phase sees all that was done before it.
+    pub fn phase(&self) -> Phase {
+        Phase::ALL[self.phase[0].load(Acquire) as usize]
+    }
+
+    pub fn invited(&self) -> usize {
+        self.invited[0].load(Relaxed) as usize
+    }
+
+    pub fn counters(&self, hand: usize) -> &Counters {
+        &self.counters[hand]
+    }
+
+    /// The hand has nothing left to do in `phase`, and its counters say so. Pairs with [`Self::settled`].
+    pub fn settle(&self, hand: usize, phase: Phase) {
+        self.counters[hand].settled.store(phase as u32 + 1, Release);
+    }
+
+    fn settled(&self, hand: usize, phase: Phase) -> bool {
+        self.counters[hand].settled.load(Acquire) > phase as u32
+    }
+}
+
+/// A forked hand.
+#[derive(Debug)]
+struct Hand {
+    pid: libc::pid_t,
+    report: io::PipeReader,
+}
+
+/// The work of one hand: gets the board and its place on it, returns its report.
+pub type Work = Box<dyn FnOnce(Board, usize) -> anyhow::Result<Value>>;
+
+/// All hands of a run: first those that subscribe, then those that publish.
+#[derive(Debug)]
+pub struct Crew {
+    board: Board,
+    hands: Vec<Hand>,
+    subscribing: usize,
+}
+
+impl Crew {
+    /// Forks one process for each piece of work. Must be called while this process has a single thread.
+    pub fn muster(subscribing: Vec<Work>, publishing: Vec<Work>) -> anyhow::Result<Self> {
+        let subscribers = subscribing.len();
+        let board = Board::new(subscribers + publishing.len()).context("no shared memory")?;
+        let mut crew = Self {
+            board,
+            hands: Vec::new(),
+            subscribing: subscribers,
+        };
+        for (index, work) in subscribing.into_iter().chain(publishing).enumerate() {
+            crew.hands.push(fork_hand(board, index, work)?);
+        }
+        Ok(crew)
+    }
+
+    pub fn enter(&self, phase: Phase) {
+        self.board.phase[0].store(phase as u32, Release);
+    }
+
+    /// Lets the first `subscribers` of the run connect.
+    pub fn invite(&self, subscribers: usize) {
+        self.board.invited[0].store(subscribers as u64, Relaxed);
+    }
+
+    fn sum(&self, hands: std::ops::Range<usize>, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        hands.map(|hand| counter(self.board.counters(hand)).load(Relaxed)).sum()
+    }
+
+    /// Subscribers that are connected now.
+    pub fn open(&self) -> u64 {
+        self.sum(0..self.subscribing, |counters| &counters.open)
+    }
+
+    pub fn received(&self) -> u64 {
+        self.sum(0..self.subscribing, |counters| &counters.done)
+    }
+
+    pub fn published(&self) -> u64 {
+        self.sum(self.subscribing..self.hands.len(), |counters| &counters.done)
+    }
+
+    pub fn behind(&self) -> u64 {
+        self.sum(0..self.subscribing, |counters| &counters.behind)
+    }
+
+    pub fn reconnects(&self) -> u64 {
+        self.sum(0..self.subscribing, |counters| &counters.reconnects)
+    }
+
+    pub fn trouble(&self) -> u64 {
+        self.sum(0..self.hands.len(), |counters| &counters.trouble)
+    }
+
+    /// Whether all publishers have done their part of `phase`.
+    pub fn publishers_settled(&self, phase: Phase) -> bool {
+        (self.subscribing..self.hands.len()).all(|hand| self.board.settled(hand, phase))
+    }
+
+    /// Whether all subscribers' `behind` counters belong to `phase`.
+    pub fn subscribers_settled(&self, phase: Phase) -> bool {
+        (0..self.subscribing).all(|hand| self.board.settled(hand, phase))
+    }
+
+    /// Waits until `done`; gives up with false when `sign_of_life` has not changed for `patience`. Calls `meanwhile`
+    /// every 10 ms, fails when a hand has died.
+    pub fn wait(
+        &mut self,
+        patience: Duration,
+        done: impl Fn(&Self) -> bool,
+        sign_of_life: impl Fn(&Self) -> u64,
+        mut meanwhile: impl FnMut(&Self) -> anyhow::Result<()>,
+    ) -> anyhow::Result<bool> {
+        let mut last = (sign_of_life(self), Instant::now());
+        loop {
+            if done(self) {
+                return Ok(true);
+            }
+            let sign = sign_of_life(self);
+            if sign != last.0 {
+                last = (sign, Instant::now());
+            } else if last.1.elapsed() > patience {
+                return Ok(false);
+            }
+            meanwhile(self)?;
+            self.check_alive()?;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// A hand that ended before it was told to has failed; its report says why.
+    fn check_alive(&mut self) -> anyhow::Result<()> {
+        for index in 0..self.hands.len() {
+            let mut status = 0;
+            // SAFETY: `status` is valid to write to; the pid is a child that was not waited for.
+            if unsafe { libc::waitpid(self.hands[index].pid, &mut status, libc::WNOHANG) } > 0 {
+                let hand = self.hands.remove(index);
+                read_report(hand.report)?;
+                bail!("a client process ended too early (wait status {status:#x})");
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the run and collects the reports: of the subscribers, of the publishers.
+    pub fn collect(&mut self) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
+        self.enter(Phase::Finish);
+        let mut reports = Vec::new();
+        for hand in self.hands.drain(..) {
+            reports.push(read_report(hand.report)?);
+            // SAFETY: the status is not asked for; the pid is a child that was not waited for.
+            unsafe { libc::waitpid(hand.pid, std::ptr::null_mut(), 0) };
+        }
+        let publishers = reports.split_off(self.subscribing);
+        Ok((reports, publishers))
+    }
+}
+
+impl Drop for Crew {
+    /// What is left here belongs to a run that failed.
+    fn drop(&mut self) {
+        for hand in &self.hands {
+            // SAFETY: takes no pointers; the pid is a child that was not waited for, so it cannot be another process.
+            unsafe {
+                libc::kill(hand.pid, libc::SIGKILL);
+                libc::waitpid(hand.pid, std::ptr::null_mut(), 0);
+            }
+        }
+    }
+}
+
+fn fork_hand(board: Board, index: usize, work: Work) -> anyhow::Result<Hand> {
+    let (report, mut writer) = io::pipe().context("no pipe")?;
+    // SAFETY: this process has one thread, so the child's copy of every lock is free.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()).context("cannot fork"),
+        0 => {
+            drop(report);
+            die_with_parent();
+            let value = work(board, index).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+            let written = writer.write_all(value.to_string().as_bytes());
+            // SAFETY: ends the process at once, without the parent's exit handlers and buffers.
+            unsafe { libc::_exit(libc::c_int::from(written.is_err())) }
+        }
+        pid => Ok(Hand { pid, report }),
+    }
+}
+
+/// Has the kernel kill this process when its parent dies.
+pub fn die_with_parent() {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+fn read_report(mut pipe: io::PipeReader) -> anyhow::Result<Value> {
+    let mut text = String::new();
+    pipe.read_to_string(&mut text)
+        .context("cannot read the report of a client process")?;
+    let value: Value = serde_json::from_str(&text).context("a client process died without a report")?;
+    match value.get("error") {
+        Some(error) => bail!("{}", error.as_str().unwrap_or("a client process failed")),
+        None => Ok(value),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_memory_starts_zeroed() {
+        let shared: Shared<AtomicU32> = Shared::new(3).unwrap();
+        shared[2].store(9, Relaxed);
+        let copy = shared;
+        assert_eq!(
+            copy.iter().map(|value| value.load(Relaxed)).collect::<Vec<_>>(),
+            [0, 0, 9]
+        );
+    }
+}

@@ -1,0 +1,262 @@
+//! The checker: what each subscriber should have seen, against what it saw.
+//!
+//! A *lane* is what one publisher sends to one channel: it publishes the next message only after the answer to the one
+//! before, so the order within a lane is known from outside. Every subscriber of a channel must see each lane's
+//! accepted messages once, in order. Messages that were sent but never answered with 2xx may appear or not, but not
+//! twice and not out of order.
+//!
+//! A subscriber costs four bytes for each lane as long as all is well.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// What one received message means for its subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sighting {
+    /// The next one.
+    Expected,
+    /// This many were jumped over: lost, or still to come in the wrong order.
+    Jump(u32),
+    /// One that had been jumped over.
+    OutOfOrder,
+    /// One that was here before.
+    Doubled,
+}
+
+/// The sightings of a group of subscribers that each follow the same number of lanes.
+#[derive(Debug)]
+pub struct History {
+    lanes: usize,
+    /// For each subscriber and lane: the sequence number that comes next.
+    next: Vec<u32>,
+    /// What was jumped over, for the few that saw a jump, in ascending order.
+    missing: HashMap<usize, Vec<Range<u32>>>,
+}
+
+impl History {
+    pub fn new(subscribers: usize, lanes: usize) -> Self {
+        Self {
+            lanes,
+            next: vec![0; subscribers * lanes],
+            missing: HashMap::new(),
+        }
+    }
+
+    /// Heap bytes that one subscriber costs while all is well.
+    pub fn bytes_per_subscriber(&self) -> usize {
+        self.lanes * size_of::<u32>()
+    }
+
+    /// The subscriber saw message `sequence` of one of its lanes.
+    pub fn observe(&mut self, subscriber: usize, lane: usize, sequence: u32) -> Sighting {
+        let slot = subscriber * self.lanes + lane;
+        let next = &mut self.next[slot];
+        if sequence >= *next {
+            let jumped = *next..sequence;
+            *next = sequence + 1;
+            if jumped.is_empty() {
+                return Sighting::Expected;
+            }
+            let count = sequence - jumped.start;
+            self.missing.entry(slot).or_default().push(jumped);
+            return Sighting::Jump(count);
+        }
+        match self
+            .missing
+            .get_mut(&slot)
+            .is_some_and(|missing| take_out(missing, sequence))
+        {
+            true => Sighting::OutOfOrder,
+            false => Sighting::Doubled,
+        }
+    }
+
+    /// Whether the subscriber has come to the end of a lane of `published` messages, whatever it missed before.
+    pub fn is_at(&self, subscriber: usize, lane: usize, published: u32) -> bool {
+        self.next[subscriber * self.lanes + lane] >= published
+    }
+
+    /// What the subscriber has not seen of a lane of `published` messages, in ascending order.
+    pub fn unseen(&self, subscriber: usize, lane: usize, published: u32) -> Vec<Range<u32>> {
+        let slot = subscriber * self.lanes + lane;
+        let mut unseen = self.missing.get(&slot).cloned().unwrap_or_default();
+        if self.next[slot] < published {
+            unseen.push(self.next[slot]..published);
+        }
+        unseen
+    }
+}
+
+/// Removes `sequence` from the sorted `ranges`; false if it is in none of them.
+fn take_out(ranges: &mut Vec<Range<u32>>, sequence: u32) -> bool {
+    let Some(at) = ranges.iter().position(|range| range.contains(&sequence)) else {
+        return false;
+    };
+    let Range { start, end } = ranges[at].clone();
+    let halves = [start..sequence, sequence + 1..end];
+    ranges.splice(at..=at, halves.into_iter().filter(|half| !half.is_empty()));
+    true
+}
+
+/// What became of the messages of one lane at its publisher.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    /// How many were sent: their numbers are below this.
+    pub sent: u32,
+    /// Those that got no 2xx, in ascending order: they may have arrived or not.
+    pub unanswered: Vec<u32>,
+}
+
+impl Published {
+    /// How many of the `unseen` were accepted: these are lost.
+    pub fn lost(&self, unseen: &[Range<u32>]) -> u64 {
+        unseen
+            .iter()
+            .map(|range| {
+                let below = |bound: u32| self.unanswered.partition_point(|&sequence| sequence < bound);
+                u64::from(range.end - range.start) - (below(range.end) - below(range.start)) as u64
+            })
+            .sum()
+    }
+
+    /// The first of the `unseen` that was accepted.
+    pub fn first_lost(&self, unseen: &[Range<u32>]) -> Option<u32> {
+        let mut all = unseen.iter().cloned().flatten();
+        all.find(|sequence| self.unanswered.binary_search(sequence).is_err())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What one subscriber of one lane makes of `sequences`.
+    fn watch(sequences: &[u32]) -> (History, Vec<Sighting>) {
+        let mut history = History::new(1, 1);
+        let sightings = sequences
+            .iter()
+            .map(|&sequence| history.observe(0, 0, sequence))
+            .collect();
+        (history, sightings)
+    }
+
+    fn lost(history: &History, published: &Published) -> u64 {
+        published.lost(&history.unseen(0, 0, published.sent))
+    }
+
+    fn just(range: Range<u32>) -> Vec<Range<u32>> {
+        vec![range]
+    }
+
+    #[test]
+    fn a_perfect_history_has_nothing_to_report() {
+        let (history, sightings) = watch(&[0, 1, 2, 3]);
+        assert_eq!(sightings, [Sighting::Expected; 4]);
+        assert!(history.is_at(0, 0, 4));
+        assert_eq!(history.unseen(0, 0, 4), []);
+    }
+
+    #[test]
+    fn a_lost_message_is_found() {
+        let (history, sightings) = watch(&[0, 2, 3]);
+        assert_eq!(sightings, [Sighting::Expected, Sighting::Jump(1), Sighting::Expected]);
+        let published = Published {
+            sent: 4,
+            unanswered: vec![],
+        };
+        assert_eq!(lost(&history, &published), 1);
+        assert_eq!(published.first_lost(&history.unseen(0, 0, 4)), Some(1));
+    }
+
+    #[test]
+    fn lost_messages_at_the_start_and_at_the_end_are_found() {
+        let (history, sightings) = watch(&[2]);
+        assert_eq!(sightings, [Sighting::Jump(2)]);
+        assert!(!history.is_at(0, 0, 5));
+        assert_eq!(history.unseen(0, 0, 5), [0..2, 3..5]);
+        assert_eq!(
+            lost(
+                &history,
+                &Published {
+                    sent: 5,
+                    unanswered: vec![]
+                }
+            ),
+            4
+        );
+        let (silent, _) = watch(&[]);
+        assert_eq!(
+            lost(
+                &silent,
+                &Published {
+                    sent: 5,
+                    unanswered: vec![]
+                }
+            ),
+            5
+        );
+    }
+
+    #[test]
+    fn a_doubled_message_is_found() {
+        assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
+        assert_eq!(watch(&[0, 1, 2, 0]).1[3], Sighting::Doubled);
+        // Also one that came late, when it comes again.
+        assert_eq!(watch(&[0, 2, 1, 1]).1[2..], [Sighting::OutOfOrder, Sighting::Doubled]);
+    }
+
+    #[test]
+    fn reordered_messages_are_out_of_order_and_not_lost() {
+        let (history, sightings) = watch(&[0, 3, 2, 1, 4]);
+        assert_eq!(
+            sightings[1..],
+            [
+                Sighting::Jump(2),
+                Sighting::OutOfOrder,
+                Sighting::OutOfOrder,
+                Sighting::Expected
+            ]
+        );
+        assert_eq!(
+            lost(
+                &history,
+                &Published {
+                    sent: 5,
+                    unanswered: vec![]
+                }
+            ),
+            0
+        );
+    }
+
+    #[test]
+    fn one_late_message_leaves_its_neighbours_missing() {
+        let (history, _) = watch(&[0, 6, 3]);
+        assert_eq!(history.unseen(0, 0, 7), [1..3, 4..6]);
+    }
+
+    #[test]
+    fn unanswered_messages_may_be_missing_but_not_doubled() {
+        let published = Published {
+            sent: 6,
+            unanswered: vec![1, 2, 5],
+        };
+        assert_eq!(lost(&watch(&[0, 3, 4]).0, &published), 0);
+        assert_eq!(lost(&watch(&[0, 1, 2, 3, 4, 5]).0, &published), 0);
+        assert_eq!(lost(&watch(&[0, 4]).0, &published), 1);
+        assert_eq!(published.first_lost(&watch(&[0, 4]).0.unseen(0, 0, 6)), Some(3));
+        assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
+    }
+
+    #[test]
+    fn subscribers_and_lanes_are_kept_apart() {
+        let mut history = History::new(2, 2);
+        assert_eq!(history.observe(0, 1, 0), Sighting::Expected);
+        assert_eq!(history.observe(1, 0, 0), Sighting::Expected);
+        assert_eq!(history.observe(0, 0, 1), Sighting::Jump(1));
+        assert_eq!(history.unseen(0, 0, 2), just(0..1));
+        assert_eq!(history.unseen(0, 1, 2), just(1..2));
+        assert_eq!(history.unseen(1, 1, 2), just(0..2));
+        assert_eq!(history.bytes_per_subscriber(), 8);
+    }
+}

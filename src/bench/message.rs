@@ -1,0 +1,222 @@
+//! The text of a bench message: it says where it belongs, and every byte of it can be checked.
+//!
+//! `psb RUN CHANNEL PUBLISHER SEQ NANOS LENGTH PADDING`, one line of printable ASCII. The padding is a slice of a fixed
+//! table that starts at a place of the message's own, so that bytes of another message, even of the same channel, are
+//! told apart from its own.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+/// Longest text without padding.
+pub const MIN_BYTES: usize = 4 + 9 + 4 * 11 + 21 + 9;
+
+/// Where a padding may start in the table: a prime, so that neighbours do not share their starts.
+const STARTS: usize = 8191;
+
+/// The place of a message in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mark {
+    pub channel: u32,
+    /// Which of the channel's publishers sent it: each numbers its messages by itself.
+    pub publisher: u32,
+    /// Counts from 0 for each channel and publisher.
+    pub sequence: u32,
+}
+
+/// What a received text turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamped {
+    pub mark: Mark,
+    /// When it was due at the publisher, on the monotonic clock.
+    pub due_ns: u64,
+}
+
+/// Builds and judges the messages of one run.
+#[derive(Debug)]
+pub struct Messages {
+    run: u32,
+    padding: Vec<u8>,
+}
+
+impl Messages {
+    /// `run` tells this run's messages from those of an earlier one; `max_bytes` is the longest text that will be
+    /// written or read.
+    pub fn new(run: u32, max_bytes: usize) -> Self {
+        let mut random = fastrand::Rng::with_seed(0x7073_6268);
+        let padding = (0..STARTS + max_bytes.max(MIN_BYTES))
+            .map(|_| random.alphanumeric() as u8)
+            .collect();
+        Self { run, padding }
+    }
+
+    /// Replaces `out` by the text of the message; `bytes` is its wished length.
+    pub fn write(&self, out: &mut Vec<u8>, message: Stamped, bytes: usize) {
+        let Stamped { mark, due_ns } = message;
+        out.clear();
+        let bytes = bytes.max(MIN_BYTES);
+        let Mark {
+            channel,
+            publisher,
+            sequence,
+        } = mark;
+        let run = self.run;
+        // Writing to a vector cannot fail.
+        let _ = write!(out, "psb {run:x} {channel} {publisher} {sequence} {due_ns} {bytes} ");
+        let left = bytes - out.len();
+        out.extend_from_slice(self.padding(mark, left));
+    }
+
+    /// The mark of `text`, or `None` if it is not, byte for byte, a message of this run.
+    pub fn read(&self, text: &[u8]) -> Option<Stamped> {
+        let rest = text.strip_prefix(b"psb ")?;
+        let (run, rest) = number(rest, 16)?;
+        let (channel, rest) = number(rest, 10)?;
+        let (publisher, rest) = number(rest, 10)?;
+        let (sequence, rest) = number(rest, 10)?;
+        let (due_ns, rest) = number(rest, 10)?;
+        let (bytes, padding) = number(rest, 10)?;
+        let mark = Mark {
+            channel: u32::try_from(channel).ok()?,
+            publisher: u32::try_from(publisher).ok()?,
+            sequence: u32::try_from(sequence).ok()?,
+        };
+        let whole = run == u64::from(self.run)
+            && bytes == text.len() as u64
+            && text.len() <= self.padding.len() - STARTS
+            && padding == self.padding(mark, padding.len());
+        whole.then_some(Stamped { mark, due_ns })
+    }
+
+    /// Replaces `out` by the event id of a message: unique in its channel, as `Last-Event-ID` needs it.
+    pub fn write_id(&self, out: &mut String, mark: Mark) {
+        out.clear();
+        let _ = write!(
+            out,
+            "{:x}-{}-{}-{}",
+            self.run, mark.channel, mark.publisher, mark.sequence
+        );
+    }
+
+    fn padding(&self, mark: Mark, bytes: usize) -> &[u8] {
+        let Mark {
+            channel,
+            publisher,
+            sequence,
+        } = mark;
+        let mixed = channel.wrapping_mul(0x9e37_79b1) ^ publisher.wrapping_mul(0x85eb_ca77) ^ sequence.wrapping_mul(37);
+        let start = mixed as usize % STARTS;
+        &self.padding[start..start + bytes]
+    }
+}
+
+/// The number at the start of `text` and what follows the blank after it.
+fn number(text: &[u8], radix: u32) -> Option<(u64, &[u8])> {
+    let end = memchr::memchr(b' ', text)?;
+    if end == 0 || end > 20 {
+        return None;
+    }
+    let mut value = 0_u64;
+    for &digit in &text[..end] {
+        let digit = (digit as char).to_digit(radix)?;
+        value = value.checked_mul(u64::from(radix))?.checked_add(u64::from(digit))?;
+    }
+    Some((value, &text[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamped(channel: u32, publisher: u32, sequence: u32) -> Stamped {
+        Stamped {
+            mark: Mark {
+                channel,
+                publisher,
+                sequence,
+            },
+            due_ns: 123_456_789_012,
+        }
+    }
+
+    #[test]
+    fn a_message_is_read_as_it_was_written() {
+        let messages = Messages::new(0xabc, 5000);
+        let mut text = Vec::new();
+        for (message, bytes) in [
+            (stamped(0, 0, 0), 100),
+            (stamped(49, 7, 20_000), 5000),
+            (
+                Stamped {
+                    mark: Mark {
+                        channel: u32::MAX,
+                        publisher: u32::MAX,
+                        sequence: u32::MAX,
+                    },
+                    due_ns: u64::MAX,
+                },
+                0,
+            ),
+        ] {
+            messages.write(&mut text, message, bytes);
+            assert_eq!(text.len(), bytes.max(MIN_BYTES));
+            assert_eq!(messages.read(&text), Some(message));
+        }
+    }
+
+    #[test]
+    fn every_changed_byte_is_noticed() {
+        let messages = Messages::new(7, 200);
+        let mut text = Vec::new();
+        messages.write(&mut text, stamped(3, 1, 5), 150);
+        // The time is the one field that can be changed into another valid one.
+        let time = text.windows(12).position(|window| window == b"123456789012").unwrap();
+        for at in (0..text.len()).filter(|at| !(time..time + 12).contains(at)) {
+            let mut broken = text.clone();
+            broken[at] ^= 1;
+            assert_eq!(messages.read(&broken), None, "byte {at}");
+        }
+        for length in 0..text.len() {
+            assert_eq!(messages.read(&text[..length]), None, "cut to {length}");
+        }
+    }
+
+    #[test]
+    fn padding_of_another_message_is_foreign() {
+        let messages = Messages::new(7, 200);
+        let (mut one, mut other) = (Vec::new(), Vec::new());
+        messages.write(&mut one, stamped(3, 1, 5), 150);
+        messages.write(&mut other, stamped(3, 1, 6), 150);
+        one[120..].copy_from_slice(&other[120..]);
+        assert_eq!(messages.read(&one), None);
+    }
+
+    #[test]
+    fn a_message_of_an_earlier_run_is_foreign() {
+        let mut text = Vec::new();
+        Messages::new(7, 200).write(&mut text, stamped(0, 0, 0), 100);
+        assert_eq!(Messages::new(8, 200).read(&text), None);
+    }
+
+    #[test]
+    fn ids_differ_within_a_channel() {
+        let messages = Messages::new(0xff, 100);
+        let (mut one, mut other) = (String::new(), String::new());
+        messages.write_id(
+            &mut one,
+            Mark {
+                channel: 1,
+                publisher: 2,
+                sequence: 3,
+            },
+        );
+        messages.write_id(
+            &mut other,
+            Mark {
+                channel: 1,
+                publisher: 2,
+                sequence: 4,
+            },
+        );
+        assert_eq!((one.as_str(), other.as_str()), ("ff-1-2-3", "ff-1-2-4"));
+    }
+}

@@ -1,0 +1,225 @@
+//! What a server costs, seen from outside: processor time and memory of its processes, from `/proc`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// A server under test: the processes with these ids and all their descendants, looked up anew at each sample.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    roots: Vec<u32>,
+}
+
+/// Processor time used so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu {
+    /// On a processor, in user and kernel mode, to the nanosecond.
+    pub total: Duration,
+    /// Of that in user mode; the kernel counts it in ticks (10 ms) and scales, so it needs long runs.
+    pub user: Duration,
+}
+
+/// Memory of all processes of a server, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Each page divided by the number of processes that map it.
+    pub proportional: u64,
+    /// Pages that only one process maps.
+    pub private: u64,
+    pub resident: u64,
+}
+
+impl std::ops::Sub for Cpu {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            total: self.total.saturating_sub(before.total),
+            user: self.user.saturating_sub(before.user),
+        }
+    }
+}
+
+impl Server {
+    pub fn new(roots: Vec<u32>) -> anyhow::Result<Self> {
+        for root in &roots {
+            fs::metadata(format!("/proc/{root}")).with_context(|| format!("there is no process {root}"))?;
+        }
+        Ok(Self { roots })
+    }
+
+    /// Whether there is anything to measure.
+    pub fn is_known(&self) -> bool {
+        !self.roots.is_empty()
+    }
+
+    /// The living processes of the server.
+    pub fn pids(&self) -> Vec<u32> {
+        let mut found: BTreeSet<u32> = BTreeSet::new();
+        let mut open = self.roots.clone();
+        while let Some(pid) = open.pop() {
+            if found.insert(pid) {
+                open.extend(children(pid));
+            }
+        }
+        found
+            .into_iter()
+            .filter(|pid| fs::metadata(format!("/proc/{pid}")).is_ok())
+            .collect()
+    }
+
+    pub fn cpu(&self) -> Cpu {
+        let mut sum = Cpu::default();
+        for pid in self.pids() {
+            for task in entries(&format!("/proc/{pid}/task")) {
+                let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{task}/{file}"));
+                sum.total += read("schedstat")
+                    .ok()
+                    .and_then(|text| on_cpu(&text))
+                    .unwrap_or_default();
+                sum.user += read("stat").ok().and_then(|text| user_time(&text)).unwrap_or_default();
+            }
+        }
+        sum
+    }
+
+    pub fn memory(&self) -> Memory {
+        let mut sum = Memory::default();
+        for pid in self.pids() {
+            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
+                continue;
+            };
+            sum.proportional += kilobytes(&text, "Pss:");
+            sum.private += kilobytes(&text, "Private_Clean:") + kilobytes(&text, "Private_Dirty:");
+            sum.resident += kilobytes(&text, "Rss:");
+        }
+        sum
+    }
+}
+
+/// Worker processes of an nginx master that still take connections.
+pub fn nginx_workers(master: u32) -> Vec<u32> {
+    let is_worker = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| {
+            let title = String::from_utf8_lossy(&title);
+            title.starts_with("nginx: worker process") && !title.contains("shutting down")
+        })
+    };
+    children(master).into_iter().filter(is_worker).collect()
+}
+
+/// What the kernel keeps for connections, both ends, in bytes: no process is charged for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelMemory {
+    /// Sockets, dentries, epoll items, …
+    pub slab: u64,
+    /// Unread and unsent TCP data.
+    pub socket_buffers: u64,
+}
+
+impl KernelMemory {
+    pub fn now() -> Self {
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let sockstat = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+        Self {
+            slab: kilobytes(&meminfo, "Slab:"),
+            socket_buffers: socket_pages(&sockstat) * 4096,
+        }
+    }
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    entries(&format!("/proc/{pid}/task"))
+        .iter()
+        .filter_map(|task| fs::read_to_string(format!("/proc/{pid}/task/{task}/children")).ok())
+        .flat_map(|text| {
+            text.split_whitespace()
+                .filter_map(|child| child.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+/// The numeric entries of a `/proc` directory.
+fn entries(directory: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The first field of a schedstat: nanoseconds on a processor.
+fn on_cpu(schedstat: &str) -> Option<Duration> {
+    Some(Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?))
+}
+
+/// utime of a stat file, proc(5) field 14; the command in field 2 may hold blanks and parentheses.
+fn user_time(stat: &str) -> Option<Duration> {
+    let (_, after_command) = stat.rsplit_once(')')?;
+    let ticks: u64 = after_command.split_whitespace().nth(11)?.parse().ok()?;
+    // SAFETY: takes no pointers.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
+    Some(Duration::from_nanos(ticks * 1_000_000_000 / per_second.max(1)))
+}
+
+/// The value of a `Name:   123 kB` line, in bytes.
+fn kilobytes(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    number.unwrap_or(0) * 1024
+}
+
+/// `mem` of the `TCP:` line of a sockstat, in pages.
+fn socket_pages(sockstat: &str) -> u64 {
+    let fields = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"));
+    let mut fields = fields.unwrap_or_default().split_whitespace();
+    fields.by_ref().find(|field| *field == "mem");
+    fields.next().and_then(|pages| pages.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_files_are_read_behind_any_command_name() {
+        let stat = "77 (a) b) (c) S 1 77 77 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 1 1 1";
+        assert_eq!(user_time(stat), Some(Duration::from_millis(2500)));
+        assert_eq!(on_cpu("12345 678 9\n"), Some(Duration::from_nanos(12345)));
+        assert_eq!(user_time("garbage"), None);
+    }
+
+    #[test]
+    fn memory_lines_are_found_by_name() {
+        let text = "Rss:   20 kB\nPss:                 12 kB\nPss_Anon: 3 kB\n";
+        assert_eq!((kilobytes(text, "Pss:"), kilobytes(text, "Swap:")), (12 * 1024, 0));
+        let sockstat = "sockets: used 9\nTCP: inuse 4 orphan 0 tw 2 alloc 5 mem 31\nUDP: inuse 1 mem 2\n";
+        assert_eq!(socket_pages(sockstat), 31);
+    }
+
+    #[test]
+    fn a_server_is_its_process_and_all_descendants() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 60 & wait"])
+            .spawn()
+            .unwrap();
+        let server = Server::new(vec![child.id()]).unwrap();
+        let start = std::time::Instant::now();
+        while server.pids().len() < 2 && start.elapsed() < Duration::from_secs(5) {
+            std::thread::yield_now();
+        }
+        assert_eq!(server.pids().len(), 2);
+        assert!(server.memory().resident > 100_000);
+        let grandchild = server.pids().into_iter().find(|pid| *pid != child.id()).unwrap();
+        std::process::Command::new("kill")
+            .arg(grandchild.to_string())
+            .status()
+            .unwrap();
+        child.wait().unwrap();
+        assert!(Server::new(vec![u32::MAX - 1]).is_err());
+    }
+}

@@ -1,0 +1,478 @@
+//! The publishing side: keep-alive connections in one epoll loop, each with one message under way at a time.
+//!
+//! With a rate the loop is open: each message has a time when it is due, and all latencies count from then, whether the
+//! server was ready for it or not. Without one each connection publishes as fast as it gets answers.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::crew::{Board, Phase};
+use crate::history::Published;
+use crate::http::{Body, ResponseHead};
+use crate::lanes::{Lane, Lanes, channel_name};
+use crate::latency::Latency;
+use crate::message::{Mark, Messages, Stamped};
+use crate::net::{self, Epoll, Interest, Timer};
+use crate::url::UrlTemplate;
+
+/// No answer for so long: the connection is given up.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pause after a broken connection, so that a server that is gone is not stormed with ever new messages.
+const RETRY: Duration = Duration::from_millis(5);
+
+/// Above this the counts speak for themselves.
+const MAX_PROBLEMS: usize = 20;
+
+/// Everything there is to publish.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub url: UrlTemplate,
+    pub publishers: u32,
+    pub lanes: Lanes,
+    pub run: u32,
+    pub message_bytes: usize,
+    pub event_ids: bool,
+    /// Ends when so many messages are accepted.
+    pub messages: Option<u64>,
+    /// Ends after so long.
+    pub duration: Option<Duration>,
+    /// Messages a second over all publishers; as fast as possible if none.
+    pub rate: Option<f64>,
+}
+
+/// A message on its way.
+#[derive(Clone, Copy, Debug)]
+struct Flight {
+    lane: Lane,
+    sequence: u32,
+    due_ns: u64,
+    deadline_ns: u64,
+}
+
+/// One keep-alive connection and its share of the lanes.
+#[derive(Debug)]
+struct Courier {
+    stream: Option<TcpStream>,
+    interest: Interest,
+    /// What is still waited for when [`Self::flight`] is set.
+    progress: Progress,
+    flight: Option<Flight>,
+    lanes: Vec<Lane>,
+    /// How many messages were started: the next one's lane and due time follow from it.
+    started: u64,
+    /// No earlier than this, after a broken connection.
+    not_before_ns: u64,
+    request: Vec<u8>,
+    response: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Progress {
+    /// So much of the request is sent.
+    Sending(usize),
+    Head,
+    Body(ResponseHead),
+}
+
+struct Hand {
+    plan: Plan,
+    board: Board,
+    place: usize,
+    epoll: Epoll,
+    timer: Timer,
+    messages: Messages,
+    couriers: Vec<Courier>,
+    published: Vec<Published>,
+    accepted: u64,
+    in_flight: u64,
+    start_ns: u64,
+    last_answer_ns: u64,
+    latency: Latency,
+    refused: u64,
+    broken: u64,
+    timeouts: u64,
+    problems: Vec<String>,
+    text: Vec<u8>,
+    id: String,
+    buffer: Vec<u8>,
+    discarded: Vec<u8>,
+}
+
+/// The timer's token; couriers have their number.
+const TIMER: u64 = u64::MAX;
+
+/// Publishes as the board's phase says; returns the report.
+pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
+    let (epoll, timer) = (Epoll::new().context("no epoll")?, Timer::new().context("no timer")?);
+    epoll.add(&timer, TIMER, Interest::Read).context("no timer")?;
+    let courier = |publisher| Courier {
+        stream: None,
+        interest: Interest::Read,
+        progress: Progress::Head,
+        flight: None,
+        lanes: plan.lanes.of_publisher(publisher),
+        started: 0,
+        not_before_ns: 0,
+        request: Vec::new(),
+        response: Vec::new(),
+    };
+    let lanes = (plan.lanes.channels() * plan.lanes.per_channel()) as usize;
+    let hand = Hand {
+        board,
+        place,
+        epoll,
+        timer,
+        messages: Messages::new(plan.run, plan.message_bytes),
+        couriers: (0..plan.publishers).map(courier).collect(),
+        published: vec![Published::default(); lanes],
+        accepted: 0,
+        in_flight: 0,
+        start_ns: 0,
+        last_answer_ns: 0,
+        latency: Latency::new(),
+        refused: 0,
+        broken: 0,
+        timeouts: 0,
+        problems: Vec::new(),
+        text: Vec::new(),
+        id: String::new(),
+        buffer: vec![0; 64 * 1024],
+        discarded: Vec::new(),
+        plan,
+    };
+    hand.run()
+}
+
+impl Hand {
+    fn run(mut self) -> anyhow::Result<Value> {
+        loop {
+            let phase = self.board.phase();
+            match phase {
+                Phase::Finish => return Ok(self.report()),
+                Phase::Prime | Phase::Publish => self.start_due(phase)?,
+                Phase::Connect | Phase::Drain | Phase::Leave => {}
+            }
+            let count = self.epoll.wait(Some(Duration::from_millis(10))).context("epoll_wait")?;
+            for index in 0..count {
+                let ready = self.epoll.ready(index);
+                if ready.token != TIMER {
+                    self.serve(ready.token as usize, phase);
+                }
+            }
+            self.give_up_overdue();
+            self.board.counters(self.place).done.store(self.accepted, Relaxed);
+        }
+    }
+
+    /// Starts every message that is due, sets the timer for the next, and settles the phase when there is none left.
+    fn start_due(&mut self, phase: Phase) -> anyhow::Result<()> {
+        let now = net::now_ns();
+        if phase == Phase::Publish && self.start_ns == 0 {
+            self.start_ns = now;
+        }
+        let mut next_ns = u64::MAX;
+        let mut left = false;
+        for index in 0..self.couriers.len() {
+            while self.couriers[index].flight.is_none() && self.wants_more(index, phase, now) {
+                left = true;
+                let due_ns = self.due_ns(index, phase, now).max(self.couriers[index].not_before_ns);
+                if due_ns > now {
+                    next_ns = next_ns.min(due_ns);
+                    break;
+                }
+                self.start(index, phase);
+            }
+        }
+        if !left && self.in_flight == 0 {
+            self.board.settle(self.place, phase);
+        }
+        // Also takes back an expiry that would wake us again and again.
+        self.timer
+            .set(next_ns.min(now + 1_000_000_000))
+            .context("timerfd_settime")
+    }
+
+    fn wants_more(&self, index: usize, phase: Phase, now_ns: u64) -> bool {
+        let courier = &self.couriers[index];
+        if phase == Phase::Prime {
+            return courier
+                .lanes
+                .iter()
+                .any(|lane| self.plan.lanes.accepted_end(*lane) == 0);
+        }
+        let enough = self
+            .plan
+            .messages
+            .is_some_and(|messages| self.accepted + self.in_flight >= messages);
+        let over = self
+            .plan
+            .duration
+            .is_some_and(|duration| now_ns - self.start_ns >= duration.as_nanos() as u64);
+        !enough && !over && !courier.lanes.is_empty()
+    }
+
+    /// When the courier's next message is due.
+    fn due_ns(&self, index: usize, phase: Phase, now_ns: u64) -> u64 {
+        match self.plan.rate {
+            Some(rate) if phase == Phase::Publish => {
+                let turn = self.couriers[index].started * u64::from(self.plan.publishers) + index as u64;
+                self.start_ns + (turn as f64 / rate * 1e9) as u64
+            }
+            _ => now_ns,
+        }
+    }
+
+    fn start(&mut self, index: usize, phase: Phase) {
+        let now = net::now_ns();
+        let due_ns = self.due_ns(index, phase, now);
+        let courier = &mut self.couriers[index];
+        let lane = match phase {
+            Phase::Prime => courier
+                .lanes
+                .iter()
+                .find(|lane| self.plan.lanes.accepted_end(**lane) == 0)
+                .copied(),
+            _ => Some(courier.lanes[courier.started as usize % courier.lanes.len()]),
+        };
+        let Some(lane) = lane else {
+            return;
+        };
+        if phase == Phase::Publish {
+            courier.started += 1;
+        }
+        let published = &mut self.published[self.plan.lanes.index(lane)];
+        let sequence = published.sent;
+        published.sent += 1;
+        self.plan.lanes.sending(lane, sequence);
+        let mark = Mark {
+            channel: lane.channel,
+            publisher: lane.publisher,
+            sequence,
+        };
+        self.messages
+            .write(&mut self.text, Stamped { mark, due_ns }, self.plan.message_bytes);
+        let path = self.plan.url.path(&channel_name(self.plan.run, lane.channel));
+        let (host, length) = (self.plan.url.authority(), self.text.len());
+        courier.request.clear();
+        // Writing to a vector cannot fail.
+        let _ = write!(
+            courier.request,
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+        );
+        if self.plan.event_ids {
+            self.messages.write_id(&mut self.id, mark);
+            let _ = write!(courier.request, "Event-Id: {}\r\n", self.id);
+        }
+        courier.request.extend_from_slice(b"\r\n");
+        courier.request.extend_from_slice(&self.text);
+        courier.response.clear();
+        courier.progress = Progress::Sending(0);
+        let deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
+        courier.flight = Some(Flight {
+            lane,
+            sequence,
+            due_ns,
+            deadline_ns,
+        });
+        self.in_flight += 1;
+        self.send(index);
+    }
+
+    /// Sends what is left of the request, over a new connection if there is none.
+    fn send(&mut self, index: usize) {
+        if let Err(error) = self.try_send(index) {
+            self.failed(index, &error);
+        }
+    }
+
+    fn try_send(&mut self, index: usize) -> io::Result<()> {
+        let courier = &mut self.couriers[index];
+        let Progress::Sending(mut sent) = courier.progress else {
+            return Ok(());
+        };
+        let stream = match &mut courier.stream {
+            Some(stream) => stream,
+            none => {
+                let stream = net::connect(self.plan.url.address(), None)?;
+                courier.interest = Interest::ReadWrite;
+                self.epoll.add(&stream, index as u64, courier.interest)?;
+                none.insert(stream)
+            }
+        };
+        let wanted = loop {
+            match stream.write(&courier.request[sent..]) {
+                Ok(length) => sent += length,
+                Err(error) if is_unready(&error) => break Interest::ReadWrite,
+                Err(error) => return Err(error),
+            }
+            if sent == courier.request.len() {
+                break Interest::Read;
+            }
+        };
+        courier.progress = if sent == courier.request.len() {
+            Progress::Head
+        } else {
+            Progress::Sending(sent)
+        };
+        if wanted != courier.interest {
+            courier.interest = wanted;
+            self.epoll.modify(&*stream, index as u64, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// A courier's socket is ready.
+    fn serve(&mut self, index: usize, phase: Phase) {
+        let courier = &mut self.couriers[index];
+        let Some(stream) = &mut courier.stream else {
+            return;
+        };
+        if courier.flight.is_some() && matches!(courier.progress, Progress::Sending(_)) {
+            if let Ok(Some(error)) = stream.take_error() {
+                return self.failed(index, &error);
+            }
+            return self.send(index);
+        }
+        match stream.read(&mut self.buffer) {
+            Ok(0) if courier.flight.is_none() => courier.stream = None,
+            Ok(0) => self.failed(index, &io::Error::from(io::ErrorKind::UnexpectedEof)),
+            Ok(_) if courier.flight.is_none() => {
+                courier.stream = None;
+                self.problem("a publisher got bytes that it had not asked for".to_owned());
+                self.broken += 1;
+            }
+            Ok(length) => {
+                courier.response.extend_from_slice(&self.buffer[..length]);
+                self.answer(index, phase);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if courier.flight.is_some() => self.failed(index, &error),
+            Err(_) => courier.stream = None,
+        }
+    }
+
+    /// Reads on in the response of a message.
+    fn answer(&mut self, index: usize, phase: Phase) {
+        let courier = &mut self.couriers[index];
+        if let Progress::Head = courier.progress {
+            match ResponseHead::parse(&courier.response) {
+                Ok(None) => return,
+                Ok(Some((head, length))) => {
+                    courier.response.drain(..length);
+                    courier.progress = Progress::Body(head);
+                }
+                Err(error) => return self.failed(index, &io::Error::other(error)),
+            }
+        }
+        let Progress::Body(head) = &mut courier.progress else {
+            return;
+        };
+        self.discarded.clear();
+        let decoded = head.body.decode(&courier.response, &mut self.discarded);
+        match decoded {
+            Err(error) => return self.failed(index, &io::Error::other(error)),
+            Ok(used) if used < courier.response.len() => {
+                return self.failed(index, &io::Error::other("bytes behind the end of an answer"));
+            }
+            Ok(_) => courier.response.clear(),
+        }
+        if head.body == Body::Done {
+            let head = *head;
+            self.answered(index, head, phase);
+        }
+    }
+
+    fn answered(&mut self, index: usize, head: ResponseHead, phase: Phase) {
+        let courier = &mut self.couriers[index];
+        let Some(flight) = courier.flight.take() else {
+            return;
+        };
+        if head.close {
+            courier.stream = None;
+        }
+        self.in_flight -= 1;
+        let now = net::now_ns();
+        if (200..300).contains(&head.status) {
+            self.accepted += 1;
+            self.plan.lanes.accepted(flight.lane, flight.sequence);
+            if phase == Phase::Publish {
+                self.latency.record(now - flight.due_ns);
+                self.last_answer_ns = now;
+            }
+        } else {
+            self.refused += 1;
+            courier.not_before_ns = now + RETRY.as_nanos() as u64;
+            self.unanswered(flight);
+            self.problem(format!("a publish was refused with status {}", head.status));
+        }
+    }
+
+    /// The connection broke before the answer: the message may have been accepted or not.
+    fn failed(&mut self, index: usize, error: &io::Error) {
+        let courier = &mut self.couriers[index];
+        courier.stream = None;
+        courier.not_before_ns = net::now_ns() + RETRY.as_nanos() as u64;
+        self.broken += 1;
+        if let Some(flight) = courier.flight.take() {
+            self.in_flight -= 1;
+            self.unanswered(flight);
+        }
+        self.problem(format!("a publish got no answer: {error}"));
+    }
+
+    fn unanswered(&mut self, flight: Flight) {
+        self.published[self.plan.lanes.index(flight.lane)]
+            .unanswered
+            .push(flight.sequence);
+    }
+
+    fn give_up_overdue(&mut self) {
+        let now = net::now_ns();
+        for index in 0..self.couriers.len() {
+            if self.couriers[index]
+                .flight
+                .is_some_and(|flight| now > flight.deadline_ns)
+            {
+                self.timeouts += 1;
+                self.failed(index, &io::Error::from(io::ErrorKind::TimedOut));
+            }
+        }
+    }
+
+    fn problem(&mut self, text: String) {
+        self.board.counters(self.place).trouble.fetch_add(1, Relaxed);
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(text);
+        }
+    }
+
+    fn report(&self) -> Value {
+        let lanes: Vec<_> = self
+            .published
+            .iter()
+            .map(|lane| json!([lane.sent, lane.unanswered]))
+            .collect();
+        json!({
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "broken": self.broken,
+            "timeouts": self.timeouts,
+            "start_ns": self.start_ns,
+            "last_answer_ns": self.last_answer_ns,
+            "latency": self.latency.to_json(),
+            "lanes": lanes,
+            "problems": self.problems,
+        })
+    }
+}
+
+/// Not connected yet, or no room in the socket.
+fn is_unready(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
+}

@@ -1,0 +1,640 @@
+//! What the bench can do to a server. Each scenario is one file: its arguments, its run, its report.
+//!
+//! Here is what they share: the target, the crew of client processes, and the sum of what the crew found.
+
+pub mod fanout;
+pub mod idle;
+pub mod publish;
+pub mod storm;
+pub mod verify;
+
+use std::io::{IsTerminal, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::Value;
+
+use crate::crew::{Crew, Phase, Work};
+use crate::history::Published;
+use crate::http::ResponseHead;
+use crate::lanes::Lanes;
+use crate::latency::Latency;
+use crate::net;
+use crate::proc::{Cpu, Server};
+use crate::report::{Report, Unit};
+use crate::url::UrlTemplate;
+use crate::{publishers, subscribers};
+
+/// The server under test and how it is reached.
+#[derive(Args, Clone, Debug)]
+pub struct Target {
+    /// Where to publish: a URL with {channel} in it
+    #[arg(long, default_value = "http://127.0.0.1:8080/pub?id={channel}", value_name = "URL")]
+    pub pub_url: UrlTemplate,
+    /// Where to subscribe with EventSource: a URL with {channel} in it
+    #[arg(long, default_value = "http://127.0.0.1:8080/ev/{channel}", value_name = "URL")]
+    pub sub_url: UrlTemplate,
+    /// Statistics that hold the number of subscribers; publishing begins when it shows them all
+    #[arg(long, value_name = "URL")]
+    pub stats_url: Option<UrlTemplate>,
+    /// Process whose cost (and that of its children) is measured; repeatable. For nginx: the master
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Vec<u32>,
+    /// Name of the server in the report
+    #[arg(long, default_value = "server")]
+    pub label: String,
+}
+
+/// The client side of the bench.
+#[derive(Args, Clone, Debug)]
+pub struct Clients {
+    /// Client processes for the subscribers; as few as the limit of open files allows if not given
+    #[arg(long, value_name = "N")]
+    pub processes: Option<usize>,
+    /// Loopback source addresses (127.0.0.1 …) of the subscribers; enough for their ports if not given
+    #[arg(long, value_name = "N")]
+    pub addresses: Option<usize>,
+    /// Connections of each client process that may wait for their response at a time
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub connect_window: usize,
+    /// Seconds without any progress after which the run is over
+    #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
+    pub patience: f64,
+}
+
+impl Clients {
+    fn patience(&self) -> Duration {
+        Duration::from_secs_f64(self.patience.clamp(0.1, 3600.0))
+    }
+}
+
+/// Who subscribes and who publishes.
+#[derive(Clone, Debug)]
+struct Cast {
+    subscribers: usize,
+    channels: u32,
+    publishers: u32,
+    messages: Option<u64>,
+    duration: Option<Duration>,
+    rate: Option<f64>,
+    message_bytes: usize,
+    event_ids: bool,
+    reconnect: bool,
+    connect_rate: Option<f64>,
+}
+
+/// Descriptors that a client process needs beside its connections.
+const SPARE_DESCRIPTORS: usize = 64;
+
+/// Connections from one source address to one target: below the 28,000 ports that Linux hands out, because those of an
+/// earlier run may still wait.
+const CONNECTIONS_PER_ADDRESS: usize = 8_000;
+
+/// A run: a crew at work against a target.
+struct Run {
+    crew: Crew,
+    cast: Cast,
+    stats_url: Option<UrlTemplate>,
+    server: Server,
+    patience: Duration,
+    progress: Progress,
+}
+
+impl Run {
+    fn muster(target: &Target, clients: &Clients, cast: Cast) -> anyhow::Result<Self> {
+        if cast.channels > 1 && !(target.sub_url.names_channel() && target.pub_url.names_channel()) {
+            bail!("several channels need {{channel}} in --sub-url and --pub-url");
+        }
+        let server = Server::new(target.server_pid.clone())?;
+        let limit = net::raise_file_limit().context("cannot read the limit of open files")?;
+        let most = limit.saturating_sub(SPARE_DESCRIPTORS).max(1);
+        let processes = clients.processes.unwrap_or(1).max(cast.subscribers.div_ceil(most));
+        let addresses = clients
+            .addresses
+            .unwrap_or(cast.subscribers.div_ceil(CONNECTIONS_PER_ADDRESS))
+            .max(1);
+        let lanes = Lanes::new(cast.channels, cast.publishers).context("no shared memory")?;
+        let run = fastrand::u32(1..1 << 28);
+        let share = |process: usize| cast.subscribers * process / processes;
+        let subscribing = (0..processes).filter(|_| cast.subscribers > 0).map(|process| {
+            let plan = subscribers::Plan {
+                url: target.sub_url.clone(),
+                first: share(process),
+                count: share(process + 1) - share(process),
+                lanes,
+                run,
+                max_message_bytes: cast.message_bytes,
+                event_ids: cast.event_ids,
+                addresses,
+                connect_rate: cast.connect_rate.map(|rate| rate / processes as f64),
+                connect_window: if cast.connect_rate.is_some() {
+                    usize::MAX
+                } else {
+                    clients.connect_window.max(1)
+                },
+                reconnect: cast.reconnect,
+            };
+            Box::new(move |board, place| subscribers::work(plan, board, place)) as Work
+        });
+        let plan = publishers::Plan {
+            url: target.pub_url.clone(),
+            publishers: cast.publishers,
+            lanes,
+            run,
+            message_bytes: cast.message_bytes,
+            event_ids: cast.event_ids,
+            messages: cast.messages,
+            duration: cast.duration,
+            rate: cast.rate,
+        };
+        let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
+        let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
+        let patience = clients.patience();
+        let stats_url = target.stats_url.clone();
+        Ok(Self {
+            crew,
+            cast,
+            stats_url,
+            server,
+            patience,
+            progress: Progress::new(),
+        })
+    }
+
+    /// Connects the first `count` subscribers and returns when the server says that it has them.
+    fn connect(&mut self, count: usize) -> anyhow::Result<()> {
+        self.crew.invite(count);
+        let wanted = count as u64;
+        let Self { crew, progress, .. } = self;
+        let all = crew.wait(
+            self.patience,
+            |crew| crew.open() >= wanted,
+            |crew| crew.open() + crew.reconnects(),
+            |crew| progress.show(|| format!("connecting: {} of {wanted}", crew.open())),
+        )?;
+        if !all {
+            bail!(
+                "only {} of {wanted} subscribers could connect{}",
+                self.crew.open(),
+                self.first_problem()
+            );
+        }
+        self.await_statistics(wanted)
+    }
+
+    /// What the clients noted, for an error that ends the run.
+    fn first_problem(&mut self) -> String {
+        match self.crew.collect() {
+            Ok((subscribers, _)) => {
+                let mut problems = subscribers.iter().filter_map(|report| report["problems"][0].as_str());
+                problems
+                    .next()
+                    .map(|problem| format!(": {problem}"))
+                    .unwrap_or_default()
+            }
+            Err(error) => format!(": {error:#}"),
+        }
+    }
+
+    fn await_statistics(&mut self, wanted: u64) -> anyhow::Result<()> {
+        let Some(url) = &self.stats_url else {
+            return Ok(());
+        };
+        let start = Instant::now();
+        loop {
+            let text = fetch(url)?;
+            let shown = subscribers_in(&text).with_context(|| format!("no number of subscribers in {text:?}"))?;
+            if shown >= wanted {
+                return Ok(());
+            }
+            if start.elapsed() > self.patience {
+                bail!("{wanted} subscribers are connected, but the statistics say {shown}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Publishes one message on every lane and waits until all subscribers have them, so that each has a position.
+    fn prime(&mut self) -> anyhow::Result<()> {
+        self.crew.enter(Phase::Prime);
+        let lanes = if self.cast.channels >= self.cast.publishers {
+            1
+        } else {
+            u64::from(self.cast.publishers)
+        };
+        let wanted = self.cast.subscribers as u64 * lanes;
+        let all = self.crew.wait(
+            self.patience,
+            |crew| crew.publishers_settled(Phase::Prime) && crew.received() >= wanted,
+            |crew| crew.received() + crew.published(),
+            |_| Ok(()),
+        )?;
+        if !all {
+            let received = self.crew.received();
+            bail!(
+                "of {wanted} first messages {received} were received{}",
+                self.first_problem()
+            );
+        }
+        Ok(())
+    }
+
+    /// Lets the publishers publish to their end; calls `meanwhile` every 10 ms.
+    fn publish(&mut self, mut meanwhile: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        self.crew.enter(Phase::Publish);
+        let Self {
+            crew,
+            progress,
+            patience,
+            cast,
+            ..
+        } = self;
+        // An open loop may be told to be slower than our patience.
+        let patience = *patience + Duration::from_secs_f64(cast.rate.map_or(0.0, |rate| 2.0 / rate));
+        let ended = crew.wait(
+            patience,
+            |crew| crew.publishers_settled(Phase::Publish),
+            |crew| crew.published() + crew.received() + crew.reconnects(),
+            |crew| {
+                progress.show(|| {
+                    let (published, received, trouble) = (crew.published(), crew.received(), crew.trouble());
+                    format!(
+                        "published {published}, received {received}, reconnects {}, trouble {trouble}",
+                        crew.reconnects()
+                    )
+                })?;
+                meanwhile()
+            },
+        )?;
+        if !ended {
+            bail!(
+                "publishing stands still after {} messages{}",
+                self.crew.published(),
+                self.first_problem()
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until every subscriber has come to the end; false if some did not.
+    fn drain(&mut self) -> anyhow::Result<bool> {
+        self.crew.enter(Phase::Drain);
+        let Self { crew, progress, .. } = self;
+        let all = crew.wait(
+            self.patience,
+            |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
+            |crew| crew.received() + crew.reconnects(),
+            |crew| progress.show(|| format!("draining: {} subscribers behind", crew.behind())),
+        )?;
+        Ok(all)
+    }
+
+    /// Closes all subscribers and returns when the clients have closed them.
+    fn leave(&mut self) -> anyhow::Result<()> {
+        self.crew.enter(Phase::Leave);
+        self.crew.wait(
+            self.patience,
+            |crew| crew.subscribers_settled(Phase::Leave),
+            |_| 0,
+            |_| Ok(()),
+        )?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> anyhow::Result<Findings> {
+        self.progress.end();
+        let (subscribers, publishers) = self.crew.collect()?;
+        Findings::sum(&subscribers, &publishers)
+    }
+}
+
+/// What all processes of a run found, added up.
+#[derive(Debug)]
+struct Findings {
+    messages: u64,
+    comments: u64,
+    lost: u64,
+    doubled: u64,
+    out_of_order: u64,
+    foreign: u64,
+    refused: u64,
+    malformed: u64,
+    disconnects: u64,
+    reconnects: u64,
+    accepted: u64,
+    refused_publishes: u64,
+    unanswered: u64,
+    timeouts: u64,
+    /// From the first publish to the last answer.
+    publishing: Duration,
+    /// From the first publish to the last delivery.
+    delivering: Duration,
+    latency: Latency,
+    opening: Latency,
+    publish_latency: Latency,
+    bytes_per_subscriber: u64,
+    /// The first few things that went wrong, in words.
+    examples: Vec<String>,
+    publish_examples: Vec<String>,
+}
+
+impl Findings {
+    fn sum(subscribers: &[Value], publishers: &[Value]) -> anyhow::Result<Self> {
+        let sum = |reports: &[Value], key: &str| reports.iter().map(|report| number(report, key)).sum::<u64>();
+        let latency = |reports: &[Value], key: &str| {
+            let mut all = Latency::new();
+            for report in reports {
+                all.add(&Latency::from_json(&report[key]).context("a histogram that cannot be read")?);
+            }
+            anyhow::Ok(all)
+        };
+        let examples = |reports: &[Value]| {
+            let lists = reports.iter().filter_map(|report| report["problems"].as_array());
+            lists
+                .flatten()
+                .filter_map(|text| Some(text.as_str()?.to_owned()))
+                .take(10)
+                .collect::<Vec<_>>()
+        };
+        let lanes: Vec<Published> = publishers
+            .iter()
+            .filter_map(|report| lanes(&report["lanes"]))
+            .flatten()
+            .collect();
+        let start = publishers
+            .iter()
+            .map(|report| number(report, "start_ns"))
+            .min()
+            .unwrap_or(0);
+        let last = |reports: &[Value], key: &str| {
+            let last = reports.iter().map(|report| number(report, key)).max().unwrap_or(0);
+            Duration::from_nanos(last.saturating_sub(start))
+        };
+        let mut findings = Self {
+            messages: sum(subscribers, "messages"),
+            comments: sum(subscribers, "comments"),
+            lost: 0,
+            doubled: sum(subscribers, "doubled"),
+            out_of_order: sum(subscribers, "out_of_order"),
+            foreign: sum(subscribers, "foreign"),
+            refused: sum(subscribers, "refused"),
+            malformed: sum(subscribers, "malformed"),
+            disconnects: sum(subscribers, "disconnects"),
+            reconnects: sum(subscribers, "reconnects"),
+            accepted: sum(publishers, "accepted"),
+            refused_publishes: sum(publishers, "refused"),
+            unanswered: lanes.iter().map(|lane| lane.unanswered.len() as u64).sum(),
+            timeouts: sum(publishers, "timeouts"),
+            publishing: last(publishers, "last_answer_ns"),
+            delivering: last(subscribers, "last_message_ns"),
+            latency: latency(subscribers, "latency")?,
+            opening: latency(subscribers, "opening")?,
+            publish_latency: latency(publishers, "latency")?,
+            bytes_per_subscriber: subscribers
+                .iter()
+                .map(|report| number(report, "bytes_per_subscriber"))
+                .max()
+                .unwrap_or(0),
+            examples: examples(subscribers),
+            publish_examples: examples(publishers),
+        };
+        findings.count_lost(subscribers, &lanes)?;
+        Ok(findings)
+    }
+
+    /// Lost is what was accepted and not seen.
+    fn count_lost(&mut self, subscribers: &[Value], lanes: &[Published]) -> anyhow::Result<()> {
+        let unseen = subscribers
+            .iter()
+            .filter_map(|report| report["unseen"].as_array())
+            .flatten();
+        for entry in unseen {
+            let lane = number(entry, "lane") as usize;
+            let published = lanes.get(lane).context("a lane that nobody published to")?;
+            let ranges = ranges(&entry["ranges"]);
+            let lost = published.lost(&ranges);
+            if let Some(first) = published.first_lost(&ranges)
+                && self.examples.len() < 20
+            {
+                let subscriber = number(entry, "subscriber");
+                self.examples.push(format!(
+                    "subscriber {subscriber}: {lost} lost on lane {lane}, message {first} first"
+                ));
+            }
+            self.lost += lost;
+        }
+        Ok(())
+    }
+
+    /// Puts what must be zero into the report, as facts and, where it is not zero, as problems.
+    fn judge(&self, report: &mut Report, may_reconnect: bool) {
+        for (key, label, count) in [
+            ("lost", "lost", self.lost),
+            ("doubled", "doubled", self.doubled),
+            ("out_of_order", "out of order", self.out_of_order),
+            ("foreign", "foreign", self.foreign),
+        ] {
+            report.count(key, label, count);
+            if count > 0 {
+                report.problem(format!("{count} messages {label}"));
+            }
+        }
+        if self.refused > 0 {
+            report.problem(format!("{} subscriptions refused", self.refused));
+        }
+        if self.malformed > 0 {
+            report.problem(format!("{} responses malformed", self.malformed));
+        }
+        if !may_reconnect && self.disconnects > 0 {
+            report.problem(format!("{} streams ended by the server", self.disconnects));
+        }
+        if self.refused_publishes > 0 {
+            report.problem(format!("{} publishes refused", self.refused_publishes));
+        }
+        if self.timeouts > 0 {
+            report.problem(format!("{} publishes without an answer in time", self.timeouts));
+        }
+        if !may_reconnect && self.unanswered > self.refused_publishes {
+            report.problem(format!(
+                "{} publishes without an answer",
+                self.unanswered - self.refused_publishes
+            ));
+        }
+        if report.failed() {
+            self.examples
+                .iter()
+                .chain(&self.publish_examples)
+                .for_each(|example| report.problem(example.as_str()));
+        }
+    }
+}
+
+fn number(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap_or(0)
+}
+
+/// `[[sent, [unanswered, …]], …]`
+fn lanes(value: &Value) -> Option<Vec<Published>> {
+    let lane = |lane: &Value| {
+        let mut unanswered: Vec<u32> = lane[1].as_array()?.iter().filter_map(as_u32).collect();
+        unanswered.sort_unstable();
+        Some(Published {
+            sent: as_u32(&lane[0])?,
+            unanswered,
+        })
+    };
+    value.as_array()?.iter().map(lane).collect()
+}
+
+/// `[[start, end], …]`
+fn ranges(value: &Value) -> Vec<std::ops::Range<u32>> {
+    let range = |range: &Value| Some(as_u32(&range[0])?..as_u32(&range[1])?);
+    value.as_array().into_iter().flatten().filter_map(range).collect()
+}
+
+fn as_u32(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|number| u32::try_from(number).ok())
+}
+
+/// Adds the server's processor time for each of `count` things to a report.
+fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
+    if count == 0 {
+        return;
+    }
+    let micros = |time: Duration| time.as_secs_f64() * 1e6 / count as f64;
+    report.fact(
+        "cpu_us",
+        &format!("server CPU per {what}"),
+        micros(cpu.total),
+        Unit::Micros,
+    );
+    report.fact("user_cpu_us", "of that in user mode", micros(cpu.user), Unit::Micros);
+}
+
+fn per_second(count: u64, time: Duration) -> f64 {
+    count as f64 / time.as_secs_f64().max(1e-9)
+}
+
+/// The body of a plain GET.
+fn fetch(url: &UrlTemplate) -> anyhow::Result<String> {
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\nConnection: close\r\n\r\n",
+        url.path(""),
+        url.authority()
+    );
+    let answer = || -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect(url.address())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(request.as_bytes())?;
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let (mut head, length) = ResponseHead::parse(&bytes)?.context("an answer without an end of its head")?;
+        if head.status != 200 {
+            bail!("status {}", head.status);
+        }
+        let mut body = Vec::new();
+        head.body.decode(&bytes[length..], &mut body)?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    };
+    answer().with_context(|| format!("no statistics from {}{}", url.authority(), url.path("")))
+}
+
+/// The first number that follows the word "subscribers", whatever stands between: all servers' statistics have it.
+fn subscribers_in(text: &str) -> Option<u64> {
+    let after = &text[text.find("subscribers")? + "subscribers".len()..];
+    let digits = after.trim_start_matches(|char: char| !char.is_ascii_digit());
+    let end = digits.find(|char: char| !char.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}
+
+/// One line on stderr that says what goes on: rewritten in place on a terminal, every two seconds elsewhere.
+#[derive(Debug)]
+struct Progress {
+    terminal: bool,
+    last: Option<Instant>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self {
+            terminal: std::io::stderr().is_terminal(),
+            last: None,
+        }
+    }
+
+    fn show(&mut self, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+        let interval = Duration::from_millis(if self.terminal { 200 } else { 2_000 });
+        if self.last.is_none_or(|last| last.elapsed() >= interval) {
+            self.last = Some(Instant::now());
+            match self.terminal {
+                true => eprint!("\r\x1b[K{}", text()),
+                false => eprintln!("{}", text()),
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if self.terminal && self.last.is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_number_of_subscribers_is_found_in_all_formats() {
+        let json = r#"{"hostname": "h2", "channels": 3, "subscribers": 17, "by_worker": [{"subscribers": 4}]}"#;
+        assert_eq!(subscribers_in(json), Some(17));
+        assert_eq!(subscribers_in("channels: 1\r\nsubscribers: 0\r\n"), Some(0));
+        assert_eq!(subscribers_in("<subscribers>5</subscribers>"), Some(5));
+        assert_eq!(subscribers_in("total 5"), None);
+    }
+
+    fn subscriber(unseen: Value) -> Value {
+        let empty = Latency::new().to_json();
+        json!({"messages": 5, "unseen": unseen, "latency": empty, "opening": empty, "problems": []})
+    }
+
+    fn publisher() -> Value {
+        json!({"accepted": 4, "broken": 2, "latency": Latency::new().to_json(), "lanes": [[6, [3, 2]]], "problems": []})
+    }
+
+    #[test]
+    fn only_what_was_accepted_can_be_lost() {
+        let unseen = json!([{"subscriber": 3, "lane": 0, "ranges": [[1, 3], [3, 4]]}]);
+        let findings = Findings::sum(&[subscriber(json!([])), subscriber(unseen)], &[publisher()]).unwrap();
+        assert_eq!(
+            (
+                findings.messages,
+                findings.lost,
+                findings.unanswered,
+                findings.refused_publishes
+            ),
+            (10, 1, 2, 0)
+        );
+        let mut report = Report::new("verify", "x");
+        findings.judge(&mut report, true);
+        assert!(report.failed());
+        assert!(
+            report
+                .to_table()
+                .contains("subscriber 3: 1 lost on lane 0, message 1 first")
+        );
+    }
+
+    #[test]
+    fn unanswered_publishes_fail_a_run_only_where_nothing_was_killed() {
+        let findings = Findings::sum(&[subscriber(json!([]))], &[publisher()]).unwrap();
+        let (mut calm, mut stormy) = (Report::new("fanout", "x"), Report::new("verify", "x"));
+        findings.judge(&mut calm, false);
+        findings.judge(&mut stormy, true);
+        assert!(calm.failed() && !stormy.failed());
+    }
+}

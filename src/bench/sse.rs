@@ -1,0 +1,206 @@
+//! The event stream format of EventSource (WHATWG HTML §9.2), incremental: bytes may be cut anywhere.
+//!
+//! What a browser ignores in silence (unknown fields) is handed out as [`Item::Foreign`]: in a stream that only our own
+//! publishers feed it is someone else's data or a framing error.
+
+/// One thing found in the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item<'a> {
+    Message(Message<'a>),
+    /// A line that starts with a colon: pings and header texts.
+    Comment,
+    /// A line that no event stream holds.
+    Foreign(&'a [u8]),
+}
+
+/// A dispatched event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message<'a> {
+    pub id: Option<&'a [u8]>,
+    pub event: Option<&'a [u8]>,
+    /// All data lines, joined by line feeds.
+    pub data: &'a [u8],
+}
+
+/// The undispatched rest of a stream: nothing on the heap as long as events arrive whole.
+#[derive(Debug, Default)]
+pub struct EventStream {
+    rest: Vec<u8>,
+    /// The last byte was a CR, so that an LF that follows belongs to the same line end.
+    after_cr: bool,
+}
+
+impl EventStream {
+    /// Hands every item completed by `input` to `sink`.
+    pub fn feed(&mut self, input: &[u8], mut sink: impl FnMut(Item<'_>)) {
+        let Some(&last) = input.last() else {
+            return;
+        };
+        let input = match input {
+            [b'\n', rest @ ..] if self.after_cr => rest,
+            input => input,
+        };
+        self.after_cr = last == b'\r';
+        if self.rest.is_empty() {
+            let used = items(input, &mut sink);
+            self.rest.extend_from_slice(&input[used..]);
+        } else {
+            let mut all = std::mem::take(&mut self.rest);
+            all.extend_from_slice(input);
+            let used = items(&all, &mut sink);
+            if used < all.len() {
+                all.drain(..used);
+                self.rest = all;
+            }
+        }
+    }
+
+    /// Forgets an unfinished event: a connection that ends inside one loses it, as in a browser.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Hands out the complete items at the start of `text` and returns how many bytes they took.
+fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
+    let mut used = 0;
+    let mut at = 0;
+    let mut id = None;
+    let mut event = None;
+    let mut data: Option<&[u8]> = None;
+    let mut joined = Vec::new();
+    // Comments inside an event count when it is whole: until then its lines may be read again.
+    let mut comments = 0;
+    while let Some((line, next)) = line(text, at) {
+        at = next;
+        let (field, value) = match memchr::memchr(b':', line) {
+            Some(colon) => (
+                &line[..colon],
+                line[colon + 1..].strip_prefix(b" ").unwrap_or(&line[colon + 1..]),
+            ),
+            None => (line, [].as_slice()),
+        };
+        match field {
+            b"" if line.is_empty() => {
+                if let Some(first) = data.take() {
+                    let data = if joined.is_empty() { first } else { joined.as_slice() };
+                    sink(Item::Message(Message { id, event, data }));
+                }
+                (0..comments).for_each(|_| sink(Item::Comment));
+                (id, event, comments) = (None, None, 0);
+                joined.clear();
+                used = at;
+            }
+            b"" if data.is_none() && id.is_none() && event.is_none() => {
+                sink(Item::Comment);
+                used = at;
+            }
+            b"" => comments += 1,
+            b"data" => match data {
+                None => data = Some(value),
+                Some(first) => {
+                    if joined.is_empty() {
+                        joined.extend_from_slice(first);
+                    }
+                    joined.push(b'\n');
+                    joined.extend_from_slice(value);
+                }
+            },
+            b"id" => id = Some(value),
+            b"event" => event = Some(value),
+            b"retry" => {}
+            _ => {
+                sink(Item::Foreign(line));
+                used = at;
+                (id, event, data) = (None, None, None);
+                joined.clear();
+            }
+        }
+    }
+    used
+}
+
+/// The line at `at` without its end, and where the next one starts; `None` while its end has not come.
+fn line(text: &[u8], at: usize) -> Option<(&[u8], usize)> {
+    let end = at + memchr::memchr2(b'\r', b'\n', &text[at..])?;
+    let next = match text[end..] {
+        [b'\r', b'\n', ..] => end + 2,
+        _ => end + 1,
+    };
+    Some((&text[at..end], next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything a stream brought, in a form that can be kept and compared.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    struct Seen {
+        messages: Vec<(Option<String>, Option<String>, String)>,
+        comments: usize,
+        foreign: Vec<String>,
+    }
+
+    fn owned(bytes: &[u8]) -> String {
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    fn feed(pieces: &[&[u8]]) -> (Seen, usize) {
+        let mut stream = EventStream::default();
+        let mut seen = Seen::default();
+        for piece in pieces {
+            stream.feed(piece, |item| match item {
+                Item::Message(message) => {
+                    let text = (message.id.map(owned), message.event.map(owned), owned(message.data));
+                    seen.messages.push(text);
+                }
+                Item::Comment => seen.comments += 1,
+                Item::Foreign(line) => seen.foreign.push(owned(line)),
+            });
+        }
+        (seen, stream.rest.len())
+    }
+
+    const STREAM: &str = ": \nid: 1\nevent: e\ndata: one\n\ndata: a\r\n: -1\ndata:b\rdata: \r\n\r\n: -1\nretry: 5\n\nid: 3\rdata: x:y\r\r";
+
+    #[test]
+    fn a_stream_is_the_same_however_it_is_cut() {
+        let (whole, unfinished) = feed(&[STREAM.as_bytes()]);
+        assert_eq!(unfinished, 0);
+        assert_eq!(whole.comments, 3);
+        assert_eq!(
+            whole.messages,
+            [
+                (Some("1".into()), Some("e".into()), "one".into()),
+                (None, None, "a\nb\n".into()),
+                (Some("3".into()), None, "x:y".into()),
+            ]
+        );
+        for cut in 0..=STREAM.len() {
+            let (head, tail) = STREAM.as_bytes().split_at(cut);
+            assert_eq!(feed(&[head, tail]), feed(&[STREAM.as_bytes()]), "cut at {cut}");
+        }
+        let bytes: Vec<&[u8]> = STREAM.as_bytes().chunks(1).collect();
+        assert_eq!(feed(&bytes).0, whole);
+    }
+
+    #[test]
+    fn an_event_without_its_empty_line_is_not_handed_out() {
+        let (seen, unfinished) = feed(&[b"data: a\n\nid: 2\ndata: b\n"]);
+        assert_eq!((seen.messages.len(), unfinished), (1, 14));
+    }
+
+    #[test]
+    fn lines_that_are_no_field_are_foreign() {
+        let (seen, _) = feed(&[b"data: a\n\n<html>\ndata: b\n\nHTTP/1.1 200 OK\n\n"]);
+        assert_eq!(seen.foreign, ["<html>", "HTTP/1.1 200 OK"]);
+        assert_eq!(seen.messages.len(), 2);
+    }
+
+    #[test]
+    fn an_event_without_data_is_not_dispatched() {
+        let (seen, unfinished) = feed(&[b"id: 4\n\nevent: x\n\n\n\n"]);
+        assert_eq!((seen.messages.len(), unfinished), (0, 0));
+    }
+}

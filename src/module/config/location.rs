@@ -1,0 +1,492 @@
+//! What can stand in http, server, location and `if`: as written, inherited, checked and prepared.
+
+use std::cell::Cell;
+use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::ptr;
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use ngx::{ngx_conf_log_error, ngx_string};
+use push_stream_core::wire::eventsource;
+use push_stream_core::wire::template::{Fields, Template};
+
+use super::main::{Settings, refuse};
+use super::padding::{self, Padding};
+use super::{Main, REPORTED, arguments, core_location_of, given, given_ms, main_of, unset, verdict, word};
+use crate::ffi::pool;
+use crate::http;
+
+/// `push_stream_slow_reader`.
+pub static mut SLOW_READER: [ngx_conf_enum_t; 4] = [
+    word(ngx_string!("close"), 0),
+    word(ngx_string!("skip"), 1),
+    word(ngx_string!("latest"), 2),
+    word(ngx_str_t::empty(), 0),
+];
+
+/// `push_stream_subscriber_queue` by default: 1 MiB.
+const SUBSCRIBER_QUEUE: usize = 1 << 20;
+
+/// What a location is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Statistics,
+    Publisher(PublisherMode),
+    Subscriber(SubscriberMode),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublisherMode {
+    Normal,
+    Admin,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SubscriberMode {
+    Streaming,
+    EventSource,
+    Polling,
+    LongPolling,
+}
+
+/// What happens to a subscriber whose queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowReader {
+    /// Its connection is closed.
+    Close,
+    /// It misses the oldest messages of its queue.
+    Skip,
+    /// It misses everything but the newest message.
+    Latest,
+}
+
+/// One level of configuration, as written and, after merging, as inherited.
+pub struct Location {
+    pub role: Option<Role>,
+    pub channels_path: *mut ngx_http_complex_value_t,
+    pub(super) store_messages: ngx_flag_t,
+    pub(super) info_on_publish: ngx_flag_t,
+    pub(super) authorized_channels_only: ngx_flag_t,
+    pub(super) header_template: ngx_str_t,
+    pub(super) message_template: ngx_str_t,
+    pub(super) footer_template: ngx_str_t,
+    pub(super) wildcard_max: ngx_int_t,
+    pub(super) ping_interval_ms: ngx_msec_t,
+    pub(super) subscriber_ttl_ms: ngx_msec_t,
+    pub(super) longpolling_ttl_ms: ngx_msec_t,
+    pub(super) websocket_allow_publish: ngx_flag_t,
+    pub last_time: *mut ngx_http_complex_value_t,
+    pub last_tag: *mut ngx_http_complex_value_t,
+    pub last_event_id: *mut ngx_http_complex_value_t,
+    pub user_agent: *mut ngx_http_complex_value_t,
+    pub(super) padding_text: ngx_str_t,
+    pub allowed_origins: *mut ngx_http_complex_value_t,
+    pub(super) allow_events_channel: ngx_flag_t,
+    pub(super) slow_reader: ngx_uint_t,
+    pub(super) subscriber_queue: usize,
+    /// Prepared for subscriber locations.
+    pub audience: Option<Rc<Audience>>,
+}
+
+/// How messages are framed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// The template's text as it is: streaming and polls.
+    Plain,
+    EventSource,
+}
+
+/// One way of writing messages. Locations with equal ones share it, and a message is rendered once for all of them.
+#[derive(Debug, PartialEq)]
+pub struct Format {
+    pub transport: Transport,
+    pub template: Template,
+    /// A ping as sent.
+    pub ping: Vec<u8>,
+}
+
+impl Format {
+    /// Appends one message; returns the length that padding is computed from.
+    pub fn render(&self, fields: &Fields<'_>, out: &mut Vec<u8>) -> usize {
+        match self.transport {
+            Transport::Plain => {
+                let start = out.len();
+                self.template.render(fields, out);
+                out.len() - start
+            }
+            Transport::EventSource => eventsource::render(&self.template, fields, out),
+        }
+    }
+}
+
+/// What the subscribers of a location share once their response head is out. They hold it themselves, so nothing of the
+/// request is needed for delivery.
+#[derive(Debug)]
+pub struct Audience {
+    pub format: Rc<Format>,
+    /// As sent; empty = none.
+    pub header: Vec<u8>,
+    /// As sent; empty = none.
+    pub footer: Vec<u8>,
+    pub ping_interval_ms: Option<u64>,
+    pub ttl_ms: Option<u64>,
+    pub longpolling_ttl_ms: Option<u64>,
+    pub slow_reader: SlowReader,
+    /// Bytes that may wait for a slow reader.
+    pub queue_bytes: usize,
+    pub padding: Vec<Padding>,
+    /// The largest minimum of the whole configuration; known when all of it was read.
+    pub padding_max: Rc<Cell<u32>>,
+}
+
+impl Location {
+    pub fn store_messages(&self) -> bool {
+        self.store_messages == 1
+    }
+
+    pub fn info_on_publish(&self) -> bool {
+        self.info_on_publish == 1
+    }
+
+    pub fn authorized_channels_only(&self) -> bool {
+        self.authorized_channels_only == 1
+    }
+
+    /// Most wildcard channels in one subscription, if that is limited.
+    pub fn wildcard_max(&self) -> Option<u32> {
+        given(self.wildcard_max)
+    }
+
+    fn inherit(&mut self, outer: &Location, main: &Main) {
+        self.role = self.role.or(outer.role);
+        for (inner, outer) in [
+            (&mut self.channels_path, outer.channels_path),
+            (&mut self.last_time, outer.last_time),
+            (&mut self.last_tag, outer.last_tag),
+            (&mut self.last_event_id, outer.last_event_id),
+            (&mut self.user_agent, outer.user_agent),
+            (&mut self.allowed_origins, outer.allowed_origins),
+        ] {
+            if inner.is_null() {
+                *inner = outer;
+            }
+        }
+        for (inner, outer) in [
+            (&mut self.header_template, outer.header_template),
+            (&mut self.footer_template, outer.footer_template),
+            (&mut self.padding_text, outer.padding_text),
+            (&mut self.message_template, outer.message_template),
+        ] {
+            if inner.data.is_null() {
+                *inner = outer;
+            }
+        }
+        if self.message_template.data.is_null() {
+            self.message_template = ngx_string!("~text~");
+        }
+        for (inner, outer, default) in [
+            (&mut self.store_messages, outer.store_messages, 0),
+            (&mut self.info_on_publish, outer.info_on_publish, 1),
+            (&mut self.authorized_channels_only, outer.authorized_channels_only, 0),
+            (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
+            (&mut self.allow_events_channel, outer.allow_events_channel, 0),
+            (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
+        ] {
+            settle(inner, outer, unset::FLAG, default);
+        }
+        settle(&mut self.slow_reader, outer.slow_reader, unset::ENUM, 0);
+        settle(
+            &mut self.subscriber_queue,
+            outer.subscriber_queue,
+            unset::SIZE,
+            SUBSCRIBER_QUEUE,
+        );
+        settle(
+            &mut self.ping_interval_ms,
+            outer.ping_interval_ms,
+            unset::MSEC,
+            unset::MSEC,
+        );
+        settle(
+            &mut self.subscriber_ttl_ms,
+            outer.subscriber_ttl_ms,
+            unset::MSEC,
+            unset::MSEC,
+        );
+        // As the C module does, at every level: a server passes on what it made of the http block's two values.
+        settle(
+            &mut self.longpolling_ttl_ms,
+            outer.longpolling_ttl_ms,
+            unset::MSEC,
+            self.subscriber_ttl_ms,
+        );
+    }
+
+    /// The checks for locations that do something.
+    fn check(&self, role: Role, main: &Main) -> Result<(), &'static CStr> {
+        let eventsource = role == Role::Subscriber(SubscriberMode::EventSource);
+        let prefix_missing = main.wildcard_prefix.is_empty();
+        let wildcard_max = self.wildcard_max();
+        let wildcard_limit = given(main.max_wildcard_channels);
+        let refusals = [
+            (self.channels_path.is_null(), c"push_stream_channels_path must be set."),
+            (self.ping_interval_ms == 0, c"push_stream_ping_message_interval cannot be zero."),
+            (self.subscriber_ttl_ms == 0, c"push_stream_subscriber_connection_ttl cannot be zero."),
+            (self.longpolling_ttl_ms == 0, c"push_stream_longpolling_connection_ttl cannot be zero."),
+            (
+                self.message_template.is_empty() && !eventsource,
+                c"push_stream_message_template cannot be blank.",
+            ),
+            (wildcard_max == Some(0), c"push_stream_wildcard_channel_max_qtd cannot be zero."),
+            (
+                wildcard_max.is_some() && prefix_missing,
+                c"cannot set wildcard channel max qtd if push_stream_wildcard_channel_prefix is not set or blank.",
+            ),
+            (
+                wildcard_limit.zip(wildcard_max).is_some_and(|(limit, max)| limit < max),
+                c"max number of wildcard channels cannot be smaller than value in push_stream_wildcard_channel_max_qtd.",
+            ),
+            (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
+        ];
+        refusals
+            .into_iter()
+            .find_map(|(wrong, reason)| wrong.then_some(Err(reason)))
+            .unwrap_or(Ok(()))
+    }
+
+    fn prepare(&self, mode: SubscriberMode, main: &mut Main, padding: Vec<Padding>) -> Audience {
+        let ping_text = main
+            .settings
+            .as_ref()
+            .map_or(&b" "[..], |settings: &Rc<Settings>| &settings.ping_text);
+        let configured = self.message_template.as_bytes();
+        let (header, footer) = (self.header_template.as_bytes(), self.footer_template.as_bytes());
+        let (format, header, footer) = match mode {
+            SubscriberMode::EventSource => (
+                Format {
+                    transport: Transport::EventSource,
+                    template: eventsource::message_template(configured),
+                    ping: eventsource::PING.to_vec(),
+                },
+                eventsource::header(header),
+                eventsource::footer(footer),
+            ),
+            _ => (plain_format(configured, ping_text), header.to_vec(), footer.to_vec()),
+        };
+        Audience {
+            format: main.intern(format),
+            header,
+            footer,
+            ping_interval_ms: given_ms(self.ping_interval_ms),
+            ttl_ms: given_ms(self.subscriber_ttl_ms),
+            longpolling_ttl_ms: given_ms(self.longpolling_ttl_ms),
+            slow_reader: match self.slow_reader {
+                1 => SlowReader::Skip,
+                2 => SlowReader::Latest,
+                _ => SlowReader::Close,
+            },
+            queue_bytes: self.subscriber_queue,
+            padding,
+            padding_max: main.padding_max.clone(),
+        }
+    }
+}
+
+fn plain_format(configured: &[u8], ping_text: &[u8]) -> Format {
+    let template = Template::parse(configured);
+    let mut ping = Vec::new();
+    let fields = Fields {
+        id: -1,
+        channel: b"",
+        text: ping_text,
+        time: 0,
+        tag: 0,
+        event_id: None,
+        event_type: None,
+    };
+    template.render(&fields, &mut ping);
+    Format {
+        transport: Transport::Plain,
+        template,
+        ping,
+    }
+}
+
+/// The inner value, else the outer one, else the default.
+fn settle<T: PartialEq + Copy>(inner: &mut T, outer: T, unset: T, default: T) {
+    if *inner == unset {
+        *inner = if outer == unset { default } else { outer };
+    }
+}
+
+pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
+    let location = Location {
+        role: None,
+        channels_path: ptr::null_mut(),
+        store_messages: unset::FLAG,
+        info_on_publish: unset::FLAG,
+        authorized_channels_only: unset::FLAG,
+        header_template: ngx_str_t::empty(),
+        message_template: ngx_str_t::empty(),
+        footer_template: ngx_str_t::empty(),
+        wildcard_max: unset::NUMBER,
+        ping_interval_ms: unset::MSEC,
+        subscriber_ttl_ms: unset::MSEC,
+        longpolling_ttl_ms: unset::MSEC,
+        websocket_allow_publish: unset::FLAG,
+        last_time: ptr::null_mut(),
+        last_tag: ptr::null_mut(),
+        last_event_id: ptr::null_mut(),
+        user_agent: ptr::null_mut(),
+        padding_text: ngx_str_t::empty(),
+        allowed_origins: ptr::null_mut(),
+        allow_events_channel: unset::FLAG,
+        slow_reader: unset::ENUM,
+        subscriber_queue: unset::SIZE,
+        audience: None,
+    };
+    // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
+    unsafe { pool::place((*cf).pool, location) }.map_or(ptr::null_mut(), |location| location.as_ptr().cast())
+}
+
+pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *mut c_void) -> *mut c_char {
+    // SAFETY: nginx passes what `create` made for the two levels; they differ.
+    let (outer, inner, main) = unsafe { (&*outer.cast::<Location>(), &mut *inner.cast::<Location>(), main_of(cf)) };
+    inner.inherit(outer, main);
+    let Some(role) = inner.role else {
+        return ptr::null_mut();
+    };
+    if let Err(reason) = inner.check(role, main) {
+        return refuse(cf, reason);
+    }
+    if let Role::Subscriber(mode) = role {
+        // SAFETY: `cf` is valid for the call.
+        let padding = match unsafe { padding::parse(cf, inner.padding_text.as_bytes()) } {
+            Ok(padding) => padding,
+            Err(reported) => return reported,
+        };
+        let largest = padding
+            .iter()
+            .map(|group| group.header_min.max(group.message_min))
+            .max()
+            .unwrap_or(0);
+        main.padding_max.set(main.padding_max.get().max(largest));
+        let audience = inner.prepare(mode, main, padding);
+        inner.audience = Some(Rc::new(audience));
+    }
+    ptr::null_mut()
+}
+
+pub unsafe extern "C" fn set_statistics(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes this level's configuration.
+    unsafe { install(cf, conf, Role::Statistics, http::statistics_handler) };
+    ptr::null_mut()
+}
+
+pub unsafe extern "C" fn set_publisher(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes this level's configuration and the directive's words.
+    let (taken, words) = unsafe { ((*conf.cast::<Location>()).role.is_some(), arguments(cf)) };
+    if taken {
+        return verdict(Err(c"is duplicate"));
+    }
+    let mode = match words.get(1).map(ngx_str_t::as_bytes) {
+        None => PublisherMode::Normal,
+        Some(word) if word.eq_ignore_ascii_case(b"normal") => PublisherMode::Normal,
+        Some(word) if word.eq_ignore_ascii_case(b"admin") => PublisherMode::Admin,
+        Some(_) => return unknown_mode(cf, "push_stream_publisher", &words[1], "normal, admin"),
+    };
+    // SAFETY: as above.
+    unsafe { install(cf, conf, Role::Publisher(mode), http::publisher_handler) };
+    ptr::null_mut()
+}
+
+pub unsafe extern "C" fn set_subscriber(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    const ACCEPTED: &str = "streaming, polling, long-polling, eventsource, websocket";
+    // SAFETY: nginx passes this level's configuration and the directive's words.
+    let (taken, words) = unsafe { ((*conf.cast::<Location>()).role.is_some(), arguments(cf)) };
+    if taken {
+        return verdict(Err(c"is duplicate"));
+    }
+    let mode = match words.get(1).map(|word| word.as_bytes().to_ascii_lowercase()).as_deref() {
+        None | Some(b"streaming") => SubscriberMode::Streaming,
+        Some(b"polling") => SubscriberMode::Polling,
+        Some(b"long-polling") => SubscriberMode::LongPolling,
+        Some(b"eventsource") => SubscriberMode::EventSource,
+        Some(b"websocket") => {
+            return refuse(cf, c"push_stream_subscriber mode websocket is not built in yet.");
+        }
+        Some(_) => return unknown_mode(cf, "push_stream_subscriber", &words[1], ACCEPTED),
+    };
+    // SAFETY: as above.
+    unsafe { install(cf, conf, Role::Subscriber(mode), http::subscriber_handler) };
+    ptr::null_mut()
+}
+
+fn unknown_mode(cf: *mut ngx_conf_t, directive: &str, word: &ngx_str_t, accepted: &str) -> *mut c_char {
+    ngx_conf_log_error!(
+        NGX_LOG_ERR,
+        cf,
+        "push stream module: invalid {directive} mode value: {word}, accepted values ({accepted})"
+    );
+    REPORTED
+}
+
+/// Gives the location its role. nginx's own If-Modified-Since processing would turn our 200 into a 304.
+unsafe fn install(
+    cf: *mut ngx_conf_t,
+    conf: *mut c_void,
+    role: Role,
+    handler: unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t,
+) {
+    // SAFETY: `cf` and `conf` are what nginx passed to the setter.
+    unsafe {
+        (*conf.cast::<Location>()).role = Some(role);
+        main_of(cf).used = true;
+        let core = core_location_of(cf);
+        core.handler = Some(handler);
+        core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;
+    }
+}
+
+pub unsafe extern "C" fn set_header_template_file(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes this level's configuration and the directive's words.
+    let (location, words) = unsafe { (&mut *conf.cast::<Location>(), arguments(cf)) };
+    if !location.header_template.data.is_null() {
+        return verdict(Err(c"is duplicate or template set by 'push_stream_header_template'"));
+    }
+    let Ok(text) = std::fs::read(OsStr::from_bytes(words[1].as_bytes())) else {
+        ngx_conf_log_error!(
+            NGX_LOG_ERR,
+            cf,
+            "push stream module: unable to open file \"{}\" for header template",
+            words[1]
+        );
+        return REPORTED;
+    };
+    // SAFETY: the pool lives as long as the configuration.
+    let Some(copy) = (unsafe { pool::copy((*cf).pool, &text) }) else {
+        return REPORTED;
+    };
+    location.header_template = ngx_str_t {
+        len: text.len(),
+        data: copy.as_ptr(),
+    };
+    ptr::null_mut()
+}

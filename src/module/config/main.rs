@@ -1,0 +1,249 @@
+//! The http block's own directives.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char, c_void};
+use std::ptr;
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use ngx::{ngx_conf_log_error, ngx_string};
+use push_stream_core::store::{Limits, OnFull, Zone};
+
+use super::location::Format;
+use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
+use crate::ffi::pool;
+
+/// `push_stream_on_full`.
+pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
+    word(ngx_string!("refuse"), 0),
+    word(ngx_string!("evict"), 1),
+    word(ngx_str_t::empty(), 0),
+];
+
+const EVICT: ngx_uint_t = 1;
+
+/// The http block as written, and what it became ([`Main::settings`], [`Main::zone`]).
+pub struct Main {
+    cycle: *mut ngx_cycle_t,
+    pub(super) zones: Vec<zone::Wanted>,
+    pub(super) channel_deleted_text: ngx_str_t,
+    pub(super) channel_inactivity_secs: time_t,
+    pub(super) ping_text: ngx_str_t,
+    pub(super) timeout_with_body: ngx_flag_t,
+    pub(super) message_ttl_secs: time_t,
+    pub(super) max_subscribers_per_channel: ngx_int_t,
+    pub(super) max_stored_per_channel: ngx_int_t,
+    pub(super) max_channel_id_length: ngx_int_t,
+    pub(super) max_channels: ngx_int_t,
+    pub(super) max_wildcard_channels: ngx_int_t,
+    pub(super) wildcard_prefix: ngx_str_t,
+    pub(super) events_channel_id: ngx_str_t,
+    pub(super) on_full: ngx_uint_t,
+    pub(super) drain_time_ms: ngx_msec_t,
+    /// Some location has a role.
+    pub used: bool,
+    /// The zone of this cycle; NULL if no size was given.
+    pub zone: *mut ngx_shm_zone_t,
+    /// Made when the block has been read.
+    pub settings: Option<Rc<Settings>>,
+    /// Every distinct way of writing a message that the configuration has.
+    pub(super) formats: Vec<Rc<Format>>,
+    /// The largest padding of the whole configuration, in bytes.
+    pub(super) padding_max: Rc<Cell<u32>>,
+}
+
+/// What requests and the delivery need to know of the http block.
+#[derive(Debug)]
+pub struct Settings {
+    pub limits: Limits,
+    /// Text of the notice when a channel is deleted and the request brings none.
+    pub channel_deleted_text: Vec<u8>,
+    pub ping_text: Vec<u8>,
+    /// A long poll that times out gets a message instead of a 304.
+    pub timeout_with_body: bool,
+    /// Bytes.
+    pub max_channel_id_length: Option<usize>,
+    /// How long a leaving worker takes to end its subscribers; 0 = at once.
+    pub drain_time_ms: u64,
+}
+
+pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
+    let main = Main {
+        // SAFETY: nginx passes a valid conf; the cycle outlives this structure, which is in its pool.
+        cycle: unsafe { (*cf).cycle },
+        zones: Vec::new(),
+        channel_deleted_text: ngx_str_t::empty(),
+        channel_inactivity_secs: unset::SECONDS,
+        ping_text: ngx_str_t::empty(),
+        timeout_with_body: unset::FLAG,
+        message_ttl_secs: unset::SECONDS,
+        max_subscribers_per_channel: unset::NUMBER,
+        max_stored_per_channel: unset::NUMBER,
+        max_channel_id_length: unset::NUMBER,
+        max_channels: unset::NUMBER,
+        max_wildcard_channels: unset::NUMBER,
+        wildcard_prefix: ngx_str_t::empty(),
+        events_channel_id: ngx_str_t::empty(),
+        on_full: unset::ENUM,
+        drain_time_ms: unset::MSEC,
+        used: false,
+        zone: ptr::null_mut(),
+        settings: None,
+        formats: Vec::new(),
+        padding_max: Rc::default(),
+    };
+    // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
+    unsafe { pool::place((*cf).pool, main) }.map_or(ptr::null_mut(), |main| main.as_ptr().cast())
+}
+
+pub unsafe extern "C" fn set_shared_memory_size(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes our main configuration and the directive's words.
+    let (main, words) = unsafe { (&mut *conf.cast::<Main>(), arguments(cf)) };
+    // SAFETY: `cf` is valid for the call.
+    match unsafe { zone::Wanted::parse(cf, words) } {
+        Ok(wanted) if main.zones.iter().any(|zone| zone.name == wanted.name) => {
+            ngx_conf_log_error!(NGX_LOG_EMERG, cf, "duplicate zone \"{}\"", wanted.name);
+            REPORTED
+        }
+        Ok(wanted) => {
+            main.zones.push(wanted);
+            ptr::null_mut()
+        }
+        Err(reported) => reported,
+    }
+}
+
+/// Runs when the whole http block was read, before servers and locations are merged.
+pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_char {
+    // SAFETY: nginx passes what `create` made.
+    let main = unsafe { &mut *conf.cast::<Main>() };
+    if main.used && main.zones.is_empty() {
+        return refuse(cf, c"push_stream_shared_memory_size must be set.");
+    }
+    if main.used
+        && let Some(name) = main.zero_limit()
+    {
+        ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {} cannot be zero.", name);
+        return REPORTED;
+    }
+    main.settings = Some(Rc::new(main.settle()));
+    // SAFETY: `cf` is valid, and the configuration outlives the zone's registration in this cycle.
+    match unsafe { zone::add(cf, &main.zones, conf.cast()) } {
+        Ok(zone) => {
+            main.zone = zone;
+            ptr::null_mut()
+        }
+        Err(reported) => reported,
+    }
+}
+
+/// Logs a refusal that has no values in it.
+pub(super) fn refuse(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
+    ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {}", reason.to_string_lossy());
+    REPORTED
+}
+
+impl Main {
+    /// The first directive whose zero makes no sense, in the C module's order.
+    fn zero_limit(&self) -> Option<&'static str> {
+        [
+            ("push_stream_max_number_of_channels", self.max_channels == 0),
+            (
+                "push_stream_max_number_of_wildcard_channels",
+                self.max_wildcard_channels == 0,
+            ),
+            ("push_stream_message_ttl", self.message_ttl_secs == 0),
+            (
+                "push_stream_max_subscribers_per_channel",
+                self.max_subscribers_per_channel == 0,
+            ),
+            (
+                "push_stream_max_messages_stored_per_channel",
+                self.max_stored_per_channel == 0,
+            ),
+            ("push_stream_max_channel_id_length", self.max_channel_id_length == 0),
+        ]
+        .into_iter()
+        .find_map(|(name, zero)| zero.then_some(name))
+    }
+
+    /// Fills in the defaults.
+    fn settle(&self) -> Settings {
+        Settings {
+            limits: Limits {
+                message_ttl_secs: secs(self.message_ttl_secs, 30 * 60),
+                channel_inactivity_secs: secs(self.channel_inactivity_secs, 30),
+                max_stored_per_channel: given(self.max_stored_per_channel),
+                max_subscribers_per_channel: given(self.max_subscribers_per_channel),
+                max_channels: given(self.max_channels),
+                max_wildcard_channels: given(self.max_wildcard_channels),
+                wildcard_prefix: self.wildcard_prefix.as_bytes().to_vec(),
+                on_full: if self.on_full == EVICT {
+                    OnFull::Evict
+                } else {
+                    OnFull::Refuse
+                },
+            },
+            channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
+            ping_text: text(&self.ping_text, b" "),
+            timeout_with_body: self.timeout_with_body == 1,
+            max_channel_id_length: given(self.max_channel_id_length).map(|length| length as usize),
+            drain_time_ms: given_ms(self.drain_time_ms).unwrap_or(0),
+        }
+    }
+
+    /// This cycle's zone, once it is mapped.
+    pub fn open_zone(&self) -> Option<Zone> {
+        // SAFETY: the pointer is NULL or the zone that `zone::add` registered in this cycle.
+        unsafe { zone::open(self.zone) }
+    }
+
+    /// Makes the eventfds that wake workers, unless an earlier cycle did: old and new workers share them.
+    pub fn prepare_wake_fds(&self) -> std::io::Result<()> {
+        match self.open_zone() {
+            Some(zone) => zone::prepare_wake_fds(&zone),
+            None => Ok(()),
+        }
+    }
+
+    /// `worker_processes`, once the whole configuration was read.
+    pub(super) fn worker_processes(&self) -> usize {
+        // SAFETY: the cycle outlives this structure, and the core module has a configuration in every cycle.
+        let workers = unsafe {
+            let index = ngx_core_module.index;
+            (*(*self.cycle).conf_ctx.add(index).read().cast::<ngx_core_conf_t>()).worker_processes
+        };
+        usize::try_from(workers).unwrap_or(1)
+    }
+
+    /// Finds an equal format or adds this one, so that equal templates are rendered once.
+    pub(super) fn intern(&mut self, format: Format) -> Rc<Format> {
+        if let Some(known) = self.formats.iter().find(|known| ***known == format) {
+            return known.clone();
+        }
+        let format = Rc::new(format);
+        self.formats.push(format.clone());
+        format
+    }
+}
+
+fn secs(given: time_t, default: u32) -> u32 {
+    if given == unset::SECONDS {
+        default
+    } else {
+        u32::try_from(given).unwrap_or(u32::MAX)
+    }
+}
+
+/// The text if the directive was given, also an empty one.
+fn text(given: &ngx_str_t, default: &[u8]) -> Vec<u8> {
+    if given.data.is_null() {
+        default.to_vec()
+    } else {
+        given.as_bytes().to_vec()
+    }
+}

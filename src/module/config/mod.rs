@@ -1,0 +1,441 @@
+//! The directives: what can be written where, and what it becomes.
+//!
+//! * [`main`]: the http block's own directives and the checks of `nginx -t` that concern it.
+//! * [`location`]: what can also stand in servers, locations and `if` blocks: inheritance and checks.
+//! * [`zone`]: the shared memory zone's life across reloads.
+
+mod location;
+mod main;
+mod padding;
+mod zone;
+
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::offset_of;
+use std::ptr;
+
+use ngx::ffi::*;
+use ngx::ngx_string;
+
+pub use location::{Audience, Format, Location, PublisherMode, Role, SubscriberMode, Transport};
+pub use main::{Main, Settings};
+pub use padding::Padding;
+
+pub use location::SlowReader;
+
+use crate::ffi::lookup;
+
+const MAIN: u32 = NGX_HTTP_MAIN_CONF;
+const SRV: u32 = NGX_HTTP_SRV_CONF;
+const LOC: u32 = NGX_HTTP_LOC_CONF;
+const LIF: u32 = NGX_HTTP_LIF_CONF;
+
+type Setter = unsafe extern "C" fn(*mut ngx_conf_t, *mut ngx_command_t, *mut c_void) -> *mut c_char;
+
+const fn directive(name: ngx_str_t, kind: u32, set: Setter, conf: usize, offset: usize) -> ngx_command_t {
+    ngx_command_t {
+        name,
+        type_: kind as ngx_uint_t,
+        set: Some(set),
+        conf,
+        offset,
+        post: ptr::null_mut(),
+    }
+}
+
+const fn with_post(mut command: ngx_command_t, post: *mut c_void) -> ngx_command_t {
+    command.post = post;
+    command
+}
+
+/// A directive of the http block: name, arguments, setter, field of [`Main`].
+macro_rules! http {
+    ($name:literal, $args:expr, $set:expr, $field:ident) => {
+        directive(
+            ngx_string!($name),
+            MAIN | $args,
+            $set,
+            NGX_HTTP_MAIN_CONF_OFFSET,
+            offset_of!(Main, $field),
+        )
+    };
+}
+
+/// A directive with a field of [`Location`]: name, contexts, arguments, setter, field.
+macro_rules! location {
+    ($name:literal, $contexts:expr, $args:expr, $set:expr, $field:ident) => {
+        directive(
+            ngx_string!($name),
+            $contexts | $args,
+            $set,
+            NGX_HTTP_LOC_CONF_OFFSET,
+            offset_of!(Location, $field),
+        )
+    };
+}
+
+const FLAG: u32 = NGX_CONF_FLAG;
+const ONE: u32 = NGX_CONF_TAKE1;
+const ALL_LEVELS: u32 = MAIN | SRV | LOC;
+const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
+
+/// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
+pub static mut COMMANDS: [ngx_command_t; 41] = [
+    location!(
+        "push_stream_channels_statistics",
+        LOC,
+        NGX_CONF_NOARGS,
+        location::set_statistics,
+        role
+    ),
+    location!(
+        "push_stream_publisher",
+        LOC,
+        NGX_CONF_NOARGS | ONE,
+        location::set_publisher,
+        role
+    ),
+    location!(
+        "push_stream_subscriber",
+        LOC,
+        NGX_CONF_NOARGS | ONE,
+        location::set_subscriber,
+        role
+    ),
+    http!(
+        "push_stream_shared_memory_size",
+        NGX_CONF_TAKE12,
+        main::set_shared_memory_size,
+        zones
+    ),
+    http!(
+        "push_stream_channel_deleted_message_text",
+        ONE,
+        ngx_conf_set_str_slot,
+        channel_deleted_text
+    ),
+    http!(
+        "push_stream_channel_inactivity_time",
+        ONE,
+        ngx_conf_set_sec_slot,
+        channel_inactivity_secs
+    ),
+    http!("push_stream_ping_message_text", ONE, ngx_conf_set_str_slot, ping_text),
+    http!(
+        "push_stream_timeout_with_body",
+        FLAG,
+        ngx_conf_set_flag_slot,
+        timeout_with_body
+    ),
+    http!("push_stream_message_ttl", ONE, ngx_conf_set_sec_slot, message_ttl_secs),
+    http!(
+        "push_stream_max_subscribers_per_channel",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_subscribers_per_channel
+    ),
+    http!(
+        "push_stream_max_messages_stored_per_channel",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_stored_per_channel
+    ),
+    http!(
+        "push_stream_max_channel_id_length",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_channel_id_length
+    ),
+    http!(
+        "push_stream_max_number_of_channels",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_channels
+    ),
+    http!(
+        "push_stream_max_number_of_wildcard_channels",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_wildcard_channels
+    ),
+    http!(
+        "push_stream_wildcard_channel_prefix",
+        ONE,
+        ngx_conf_set_str_slot,
+        wildcard_prefix
+    ),
+    http!(
+        "push_stream_events_channel_id",
+        ONE,
+        ngx_conf_set_str_slot,
+        events_channel_id
+    ),
+    with_post(
+        http!("push_stream_on_full", ONE, ngx_conf_set_enum_slot, on_full),
+        &raw mut main::ON_FULL as *mut c_void,
+    ),
+    http!("push_stream_drain_time", ONE, ngx_conf_set_msec_slot, drain_time_ms),
+    location!(
+        "push_stream_channels_path",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        channels_path
+    ),
+    location!(
+        "push_stream_store_messages",
+        ALL_LEVELS_AND_IF,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        store_messages
+    ),
+    location!(
+        "push_stream_channel_info_on_publish",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        info_on_publish
+    ),
+    location!(
+        "push_stream_authorized_channels_only",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        authorized_channels_only
+    ),
+    location!(
+        "push_stream_header_template_file",
+        ALL_LEVELS,
+        ONE,
+        location::set_header_template_file,
+        header_template
+    ),
+    location!(
+        "push_stream_header_template",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_str_slot,
+        header_template
+    ),
+    location!(
+        "push_stream_message_template",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_str_slot,
+        message_template
+    ),
+    location!(
+        "push_stream_footer_template",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_str_slot,
+        footer_template
+    ),
+    location!(
+        "push_stream_wildcard_channel_max_qtd",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_num_slot,
+        wildcard_max
+    ),
+    location!(
+        "push_stream_ping_message_interval",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_msec_slot,
+        ping_interval_ms
+    ),
+    location!(
+        "push_stream_subscriber_connection_ttl",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_msec_slot,
+        subscriber_ttl_ms
+    ),
+    location!(
+        "push_stream_longpolling_connection_ttl",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_msec_slot,
+        longpolling_ttl_ms
+    ),
+    location!(
+        "push_stream_websocket_allow_publish",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        websocket_allow_publish
+    ),
+    location!(
+        "push_stream_last_received_message_time",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        last_time
+    ),
+    location!(
+        "push_stream_last_received_message_tag",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        last_tag
+    ),
+    location!(
+        "push_stream_last_event_id",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        last_event_id
+    ),
+    location!(
+        "push_stream_user_agent",
+        ALL_LEVELS,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        user_agent
+    ),
+    location!(
+        "push_stream_padding_by_user_agent",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_str_slot,
+        padding_text
+    ),
+    location!(
+        "push_stream_allowed_origins",
+        ALL_LEVELS,
+        ONE,
+        ngx_http_set_complex_value_slot,
+        allowed_origins
+    ),
+    location!(
+        "push_stream_allow_connections_to_events_channel",
+        ALL_LEVELS_AND_IF,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        allow_events_channel
+    ),
+    with_post(
+        location!(
+            "push_stream_slow_reader",
+            ALL_LEVELS_AND_IF,
+            ONE,
+            ngx_conf_set_enum_slot,
+            slow_reader
+        ),
+        &raw mut location::SLOW_READER as *mut c_void,
+    ),
+    location!(
+        "push_stream_subscriber_queue",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_conf_set_size_slot,
+        subscriber_queue
+    ),
+    ngx_command_t::empty(),
+];
+
+/// What nginx calls while it reads the http block.
+pub static HTTP_MODULE: ngx_http_module_t = ngx_http_module_t {
+    preconfiguration: None,
+    postconfiguration: None,
+    create_main_conf: Some(main::create),
+    init_main_conf: Some(main::init),
+    create_srv_conf: None,
+    merge_srv_conf: None,
+    create_loc_conf: Some(location::create),
+    merge_loc_conf: Some(location::merge),
+};
+
+/// This module's configuration of a cycle's http block, if it has one.
+///
+/// # Safety
+/// `cycle` is a cycle whose configuration was read; the reference must not outlive it.
+pub unsafe fn of_cycle<'a>(cycle: *mut ngx_cycle_t) -> Option<&'a mut Main> {
+    // SAFETY: conf_ctx has one entry per module; the http module's is NULL without an http block, otherwise its
+    // main_conf array has one entry per http module, and ours was made by `main::create`.
+    unsafe {
+        let context = (*cycle).conf_ctx.add(ngx_http_module.index).read();
+        let context = context.cast::<ngx_http_conf_ctx_t>().as_ref()?;
+        context
+            .main_conf
+            .add(lookup::own_index())
+            .read()
+            .cast::<Main>()
+            .as_mut()
+    }
+}
+
+/// This module's configuration of the http block that is being read.
+///
+/// # Safety
+/// `cf` is what nginx passed to a setter or merge function of this module.
+unsafe fn main_of<'a>(cf: *mut ngx_conf_t) -> &'a mut Main {
+    // SAFETY: inside the http block the context is an ngx_http_conf_ctx_t, and `main::create` filled our entry.
+    unsafe {
+        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
+        &mut *(*context).main_conf.add(lookup::own_index()).read().cast::<Main>()
+    }
+}
+
+/// The core module's configuration of the location that is being read or merged.
+///
+/// # Safety
+/// As for [`main_of`].
+unsafe fn core_location_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_core_loc_conf_t {
+    // SAFETY: as in `main_of`; the core module fills its entry at every level.
+    unsafe {
+        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
+        &mut *(*context)
+            .loc_conf
+            .add(lookup::core_index())
+            .read()
+            .cast::<ngx_http_core_loc_conf_t>()
+    }
+}
+
+/// The directive's arguments, its name first.
+///
+/// # Safety
+/// `cf` is what nginx passed to a setter.
+unsafe fn arguments<'a>(cf: *mut ngx_conf_t) -> &'a [ngx_str_t] {
+    // SAFETY: nginx passes the words of the directive as an array of ngx_str_t.
+    unsafe { (*(*cf).args).as_slice() }
+}
+
+/// A setter's or merge's verdict as nginx wants it.
+fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
+    match result {
+        Ok(()) => ptr::null_mut(),
+        Err(reason) => reason.as_ptr().cast_mut(),
+    }
+}
+
+/// The setter has already said what is wrong.
+const REPORTED: *mut c_char = usize::MAX as *mut c_char;
+
+/// "Not given" of each kind of field that nginx's own setters fill.
+mod unset {
+    use super::*;
+
+    pub const FLAG: ngx_flag_t = -1;
+    pub const NUMBER: ngx_int_t = -1;
+    pub const SECONDS: time_t = -1;
+    pub const MSEC: ngx_msec_t = ngx_msec_t::MAX;
+    pub const SIZE: usize = usize::MAX;
+    pub const ENUM: ngx_uint_t = ngx_uint_t::MAX;
+}
+
+/// A non-negative number, if it was given.
+fn given(number: ngx_int_t) -> Option<u32> {
+    (number != unset::NUMBER).then(|| u32::try_from(number).unwrap_or(u32::MAX))
+}
+
+/// A time in milliseconds, if it was given.
+fn given_ms(time: ngx_msec_t) -> Option<u64> {
+    (time != unset::MSEC).then_some(time as u64)
+}
+
+/// One word of an enumeration, for `ngx_conf_set_enum_slot`.
+const fn word(name: ngx_str_t, value: ngx_uint_t) -> ngx_conf_enum_t {
+    ngx_conf_enum_t { name, value }
+}

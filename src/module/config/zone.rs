@@ -1,0 +1,260 @@
+//! The shared memory zone: which one, how large, and its life across reloads.
+//!
+//! nginx maps the zone once and hands the mapping on to every later cycle as long as name, size and tag stay the same.
+//! So a changed size is ignored (the running zone's size is looked up in the previous cycle), and the tag is a number
+//! that knows the layout, not an address: a replaced .so finds its zone again, one with another layout gets a new one.
+
+use std::ffi::{c_char, c_void};
+use std::fmt;
+use std::io;
+use std::ptr;
+
+use ngx::ffi::*;
+use ngx::{ngx_conf_log_error, ngx_log_error, ngx_string};
+use push_stream_core::store::{LAYOUT_VERSION, Now, Zone};
+
+use super::{Main, REPORTED};
+use crate::ffi::cell::ProcessCell;
+use crate::ffi::fence;
+
+/// Identifies zones of this module and layout: "pushs" and the layout's number.
+const TAG: usize = 0x70_7573_6873_0000 | LAYOUT_VERSION as usize;
+
+/// What the smallest zone has, in pages.
+const MIN_PAGES: usize = 32;
+
+/// Slots for workers, unless `worker_processes` asks for more. Old and new workers live side by side after a reload.
+const MIN_SLOTS: usize = 64;
+
+/// One `push_stream_shared_memory_size` line.
+pub struct Wanted {
+    pub name: Pinned,
+    pub size: usize,
+}
+
+/// A string in the cycle's pool.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Pinned(pub ngx_str_t);
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Wanted {
+    /// Reads `SIZE [NAME]`; says what is wrong with it.
+    ///
+    /// # Safety
+    /// `cf` is what nginx passed to the setter.
+    pub unsafe fn parse(cf: *mut ngx_conf_t, words: &[ngx_str_t]) -> Result<Wanted, *mut c_char> {
+        // SAFETY: set by nginx before any configuration is read, and constant.
+        let page = unsafe { ngx_pagesize };
+        let size = words.get(1).map_or(0, |word| {
+            let mut word = *word;
+            // SAFETY: `word` is a valid string.
+            let size = unsafe { ngx_parse_size(&mut word) };
+            usize::try_from(size).unwrap_or(0).next_multiple_of(page)
+        });
+        if size < MIN_PAGES * page {
+            let least = MIN_PAGES * page / 1024;
+            ngx_conf_log_error!(
+                NGX_LOG_WARN,
+                cf,
+                "The push_stream_shared_memory_size value must be at least {least}KiB"
+            );
+            return Err(REPORTED);
+        }
+        let name = Pinned(words.get(2).copied().unwrap_or(ngx_string!("push_stream_module")));
+        Ok(Wanted { name, size })
+    }
+}
+
+/// Registers the zone of this cycle, the last one wanted. `main` is what `init` gets; the next cycle's `init` gets it too,
+/// as a sign that the memory is in use, and must not look into it.
+///
+/// # Safety
+/// `cf` is what nginx passed to `init_main_conf`.
+pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Result<*mut ngx_shm_zone_t, *mut c_char> {
+    let Some((last, ignored)) = wanted.split_last() else {
+        return Ok(ptr::null_mut());
+    };
+    for zone in ignored {
+        ngx_conf_log_error!(
+            NGX_LOG_WARN,
+            cf,
+            "push stream module: there is one zone only, \"{}\" is used instead of \"{}\"",
+            last.name,
+            zone.name
+        );
+    }
+    // SAFETY: `cf` is valid; the name is in the cycle's pool or a constant.
+    unsafe {
+        let size = keep_running_size(cf, last);
+        let mut name = last.name.0;
+        let zone = ngx_shared_memory_add(cf, &mut name, size, TAG as *mut c_void);
+        let Some(zone) = zone.as_mut() else {
+            return Err(REPORTED);
+        };
+        zone.init = Some(init);
+        zone.data = main.cast();
+        ngx_conf_log_error!(
+            NGX_LOG_INFO,
+            cf,
+            "Using {}KiB of shared memory for push stream module on zone: {}",
+            size / 1024,
+            last.name
+        );
+        Ok(zone)
+    }
+}
+
+/// nginx would replace a zone whose size changed, and lose all messages. The running size is kept instead.
+unsafe fn keep_running_size(cf: *mut ngx_conf_t, wanted: &Wanted) -> usize {
+    // SAFETY: the previous cycle is alive while the next one is read.
+    match unsafe { running_size((*(*cf).cycle).old_cycle, wanted) } {
+        Some(running) if running != wanted.size => {
+            ngx_conf_log_error!(
+                NGX_LOG_WARN,
+                cf,
+                "Cannot change memory area size without restart, ignoring change on zone: {}",
+                wanted.name
+            );
+            running
+        }
+        _ => wanted.size,
+    }
+}
+
+unsafe fn running_size(old: *const ngx_cycle_t, wanted: &Wanted) -> Option<usize> {
+    // SAFETY: the list's parts hold `nelts` zones each; the first cycle's list is empty.
+    unsafe {
+        let mut part: *const ngx_list_part_t = &raw const old.as_ref()?.shared_memory.part;
+        while let Some(zones) = part.as_ref() {
+            for index in 0..zones.nelts {
+                let zone = &*zones.elts.cast::<ngx_shm_zone_t>().add(index);
+                if zone.shm.name == wanted.name.0 && zone.tag == TAG as *mut c_void {
+                    return Some(zone.shm.size);
+                }
+            }
+            part = zones.next;
+        }
+    }
+    None
+}
+
+/// nginx calls this once the zone is mapped: `old` is NULL for new memory.
+///
+/// Nothing of the configuration is written to shared memory: the reload may still fail.
+unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
+    fence::fence(
+        "zone init",
+        || NGX_ERROR as ngx_int_t,
+        || {
+            // SAFETY: nginx passes a mapped zone whose slab pool it has initialized.
+            let result = unsafe {
+                let pool = (*zone).shm.addr.cast::<ngx_slab_pool_t>();
+                if old.is_null() {
+                    create(pool, slots((*zone).data.cast()))
+                } else {
+                    attach(pool)
+                }
+            };
+            match result {
+                Ok(_) => NGX_OK as ngx_int_t,
+                Err(reason) => {
+                    let log = ngx::log::ngx_cycle_log().as_ptr();
+                    // SAFETY: the zone's name lives as long as the cycle.
+                    let name = unsafe { (*zone).shm.name };
+                    ngx_log_error!(NGX_LOG_EMERG, log, "push stream: zone \"{name}\": {reason}");
+                    NGX_ERROR as ngx_int_t
+                }
+            }
+        },
+    )
+}
+
+/// Takes all pages of the slab pool in one allocation and lays the zone out in them.
+unsafe fn create(pool: *mut ngx_slab_pool_t, slots: u16) -> Result<Zone, String> {
+    // SAFETY: the pool is fresh, so its free pages are one run; the memory is zero as mapped, because nginx's slab
+    // only writes into the page table.
+    unsafe {
+        (*pool).set_log_nomem(0);
+        let len = capacity(pool);
+        let memory = ngx_slab_alloc(pool, len).cast::<u8>();
+        if memory.is_null() {
+            return Err(format!("cannot take its {len} bytes"));
+        }
+        let zone = Zone::create(memory, len, slots, Now::read()).map_err(|error| error.to_string())?;
+        (*pool).data = memory.cast();
+        Ok(zone)
+    }
+}
+
+/// The zone that an earlier cycle made.
+unsafe fn attach(pool: *mut ngx_slab_pool_t) -> Result<Zone, String> {
+    // SAFETY: `create` left the memory's address here; it is mapped at the same address in every process.
+    unsafe {
+        let memory = (*pool).data.cast::<u8>();
+        if memory.is_null() {
+            return Err("the running zone was never laid out".into());
+        }
+        Zone::attach(memory, capacity(pool)).map_err(|error| error.to_string())
+    }
+}
+
+/// The zone of a cycle whose shared memory is mapped.
+///
+/// # Safety
+/// `zone` is NULL or a zone that this module registered.
+pub unsafe fn open(zone: *const ngx_shm_zone_t) -> Option<Zone> {
+    // SAFETY: as above; `init` succeeded, or the cycle would not run.
+    unsafe {
+        let pool = zone.as_ref()?.shm.addr.cast::<ngx_slab_pool_t>();
+        let memory = pool.as_ref()?.data.cast::<u8>();
+        if memory.is_null() {
+            return None;
+        }
+        Zone::attach(memory, capacity(pool)).ok()
+    }
+}
+
+/// Bytes in all pages of the slab pool.
+unsafe fn capacity(pool: *const ngx_slab_pool_t) -> usize {
+    // SAFETY: `pages..last` is the pool's page table.
+    unsafe { (*pool).last.offset_from((*pool).pages) as usize * ngx_pagesize }
+}
+
+/// How many processes may use the zone at once.
+unsafe fn slots(main: *const Main) -> u16 {
+    // SAFETY: `add` stored this cycle's configuration; its core part is complete before any zone is mapped.
+    let workers = unsafe { (*main).worker_processes() };
+    u16::try_from(MIN_SLOTS.max(2 * workers + 8)).unwrap_or(u16::MAX)
+}
+
+/// The eventfds of this process family, kept for the case that a reload brings a new zone.
+static WAKE_FDS: ProcessCell<Vec<i32>> = ProcessCell::empty();
+
+/// Fills in the zone's eventfds, one per slot, if it has none.
+pub fn prepare_wake_fds(zone: &Zone) -> io::Result<()> {
+    let known = zone.wake_fds();
+    if known.is_empty() {
+        let mut fds = WAKE_FDS.take().unwrap_or_default();
+        while fds.len() < usize::from(zone.slots()) {
+            fds.push(eventfd()?);
+        }
+        zone.set_wake_fds(&fds[..usize::from(zone.slots())]);
+        WAKE_FDS.set(fds);
+    }
+    Ok(())
+}
+
+fn eventfd() -> io::Result<i32> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(fd)
+    }
+}

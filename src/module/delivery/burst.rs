@@ -1,0 +1,234 @@
+//! Messages as they go over the wire: rendered once per worker and way of writing, shared by all subscribers.
+
+use std::rc::Rc;
+
+use push_stream_core::store::{Message, MessageKind};
+use push_stream_core::wire::template::Fields;
+
+use crate::config::{Audience, Format, Padding, Transport};
+
+/// Message id that templates show for the notice that a channel was deleted.
+const DELETED_ID: i64 = -2;
+
+/// How a message is wrapped for the transport below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// Not at all: HTTP/1.0, HTTP/2, or nginx's filters do it.
+    Raw,
+    /// Each piece is an HTTP/1.1 chunk.
+    Chunked,
+}
+
+/// A way of writing messages. Subscribers with equal styles get the same bytes.
+#[derive(Clone, Debug)]
+pub struct Style {
+    pub format: Rc<Format>,
+    pub framing: Framing,
+    /// Bytes that a message is filled up to; 0 = none.
+    pub message_min: u32,
+    /// The largest minimum of the configuration.
+    pub padding_max: u32,
+}
+
+impl PartialEq for Style {
+    fn eq(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.format, &other.format)
+            && self.framing == other.framing
+            && self.message_min == other.message_min
+    }
+}
+
+/// Some consecutive messages of one channel in one style.
+#[derive(Debug, Default)]
+pub struct Burst {
+    bytes: Vec<u8>,
+    marks: Vec<Mark>,
+}
+
+/// Where a message of a burst ends, and what must be known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    pub seq: u64,
+    pub time: u64,
+    pub tag: u32,
+    end: u32,
+}
+
+impl Burst {
+    /// Bytes that are no message: a ping, the end of an answer.
+    pub fn of_bytes(bytes: &[u8], framing: Framing) -> Rc<Burst> {
+        let mut burst = Burst::default();
+        frame(framing, bytes, &mut burst.bytes);
+        Rc::new(burst)
+    }
+
+    /// Appends one message of `channel`.
+    pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) {
+        scratch.clear();
+        let length = style.format.render(&fields(channel, message), scratch);
+        frame(style.framing, scratch, &mut self.bytes);
+        if let Some(filler) = filler(style.format.transport, length, style.message_min, style.padding_max) {
+            frame(style.framing, &filler, &mut self.bytes);
+        }
+        self.marks.push(Mark {
+            seq: message.seq,
+            time: message.time,
+            tag: message.tag,
+            end: self.bytes.len() as u32,
+        });
+    }
+
+    /// Appends bytes that belong to the next message.
+    pub fn push_bytes(&mut self, bytes: &[u8], framing: Framing) {
+        frame(framing, bytes, &mut self.bytes);
+    }
+
+    /// Where the messages after `seq` start, with the first of them.
+    pub fn after(&self, seq: u64) -> Option<(u32, &Mark)> {
+        let index = self.marks.partition_point(|mark| mark.seq <= seq);
+        let mark = self.marks.get(index)?;
+        Some((if index == 0 { 0 } else { self.marks[index - 1].end }, mark))
+    }
+
+    /// Where the message ends that byte `at` belongs to.
+    pub fn boundary_after(&self, at: u32) -> u32 {
+        let index = self.marks.partition_point(|mark| mark.end <= at);
+        self.marks.get(index).map_or(self.bytes.len() as u32, |mark| mark.end)
+    }
+
+    /// Where the last message starts.
+    pub fn last_start(&self) -> u32 {
+        self.marks.len().checked_sub(2).map_or(0, |index| self.marks[index].end)
+    }
+
+    /// Is no message cut at byte `at`?
+    pub fn is_boundary(&self, at: u32) -> bool {
+        at == 0 || self.marks.binary_search_by_key(&at, |mark| mark.end).is_ok()
+    }
+
+    /// Sequence number of the last message.
+    pub fn last_seq(&self) -> u64 {
+        self.marks.last().map_or(0, |mark| mark.seq)
+    }
+}
+
+impl Mark {
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+}
+
+/// A run of a burst's bytes on its way to one subscriber.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub burst: Rc<Burst>,
+    pub from: u32,
+    pub to: u32,
+}
+
+impl Piece {
+    pub fn whole(burst: Rc<Burst>) -> Piece {
+        Piece {
+            from: 0,
+            to: burst.bytes.len() as u32,
+            burst,
+        }
+    }
+
+    /// From byte `from` on.
+    pub fn tail(burst: &Rc<Burst>, from: u32) -> Piece {
+        Piece {
+            from,
+            to: burst.bytes.len() as u32,
+            burst: burst.clone(),
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        self.burst
+            .bytes
+            .get(self.from as usize..self.to as usize)
+            .unwrap_or_default()
+    }
+
+    pub fn len(&self) -> usize {
+        self.to.saturating_sub(self.from) as usize
+    }
+}
+
+/// What the tokens of a template stand for in this message.
+pub fn fields<'m>(channel: &'m [u8], message: &Message<'m>) -> Fields<'m> {
+    let ordinary = message.kind == MessageKind::Ordinary;
+    Fields {
+        id: if ordinary { message.id as i64 } else { DELETED_ID },
+        channel,
+        text: message.text,
+        time: if ordinary { message.time } else { 0 },
+        tag: if ordinary { message.tag } else { 0 },
+        event_id: message.event_id,
+        event_type: message.event_type,
+    }
+}
+
+/// An empty piece gets no frame: an empty chunk would be the end of the response.
+fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
+    if piece.is_empty() {
+        return;
+    }
+    match framing {
+        Framing::Raw => out.extend_from_slice(piece),
+        Framing::Chunked => {
+            push_hex(piece.len(), out);
+            out.extend_from_slice(b"\r\n");
+            out.extend_from_slice(piece);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+fn push_hex(number: usize, out: &mut Vec<u8>) {
+    let digits = (usize::BITS - number.leading_zeros()).div_ceil(4).max(1);
+    out.extend(
+        (0..digits)
+            .rev()
+            .map(|digit| b"0123456789abcdef"[number >> (digit * 4) & 15]),
+    );
+}
+
+/// What follows the header template for clients of this group.
+pub fn header_filler(audience: &Audience, padding: &Padding) -> Option<Vec<u8>> {
+    if audience.header.is_empty() {
+        return None;
+    }
+    filler(
+        audience.format.transport,
+        audience.header.len(),
+        padding.header_min,
+        audience.padding_max.get(),
+    )
+}
+
+/// Fills what was sent up to the minimum, in steps of a hundred, never by more than the largest minimum there is
+/// (`compat.md` §15).
+fn filler(transport: Transport, sent: usize, min: u32, max: u32) -> Option<Vec<u8>> {
+    let (min, max) = (min as usize, max as usize);
+    let missing = min.checked_sub(sent).filter(|&missing| missing > 0)?;
+    let hundreds = missing / 100;
+    let length = if hundreds == max / 100 {
+        max
+    } else {
+        (hundreds + 1) * 100
+    };
+    let mut filler = Vec::with_capacity(length);
+    match transport {
+        Transport::Plain => {
+            filler.extend_from_slice(&b"\n"[..length % 2]);
+            filler.extend(b"\r\n".iter().cycle().take(length - length % 2));
+        }
+        Transport::EventSource => {
+            filler.resize(length - 1, b':');
+            filler.push(b'\n');
+        }
+    }
+    Some(filler)
+}

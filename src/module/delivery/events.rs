@@ -1,0 +1,213 @@
+//! What nginx calls: the eventfd that other workers write to, posted work, and three timers.
+
+use std::cell::UnsafeCell;
+use std::ffi::c_void;
+use std::ptr;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::{Now, Tick};
+
+use super::{Delivery, PROCESS, leaving, perform};
+use crate::ffi::fence;
+
+/// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
+const TICK_MS: u64 = 1000;
+
+/// Until the next slice of housekeeping, if one was not enough.
+const SOON_MS: u64 = 10;
+
+/// Subscribers that must have ended before an idle worker gives memory back to the system, and how often it may.
+const TRIM_AFTER: usize = 10_000;
+const TRIM_EVERY_TICKS: u64 = 60;
+
+/// The event structures. nginx links them into its own lists, so they stay where they are until the process ends.
+pub struct Events {
+    work: UnsafeCell<ngx_event_t>,
+    tick: UnsafeCell<ngx_event_t>,
+    wheel: UnsafeCell<ngx_event_t>,
+    leave: UnsafeCell<ngx_event_t>,
+    log: *mut ngx_log_t,
+}
+
+impl Events {
+    /// Makes the events of this process; none is armed yet.
+    pub fn new(log: *mut ngx_log_t) -> &'static Events {
+        // nginx prints the descriptor of an event's connection in its debug log.
+        // SAFETY: a connection of all zeroes is a valid one that is not open.
+        let mut nobody: ngx_connection_t = unsafe { std::mem::zeroed() };
+        nobody.fd = -1;
+        let nobody: *mut ngx_connection_t = Box::leak(Box::new(nobody));
+        let event = |handler, cancelable: bool| {
+            // SAFETY: an event of all zeroes is a valid one that is not armed.
+            let mut event: ngx_event_t = unsafe { std::mem::zeroed() };
+            event.data = nobody.cast();
+            event.handler = Some(handler);
+            event.log = log;
+            event.set_cancelable(cancelable as u32);
+            UnsafeCell::new(event)
+        };
+        Box::leak(Box::new(Events {
+            work: event(on_work, true),
+            tick: event(on_tick, true),
+            wheel: event(on_wheel, true),
+            // The only one that keeps a leaving worker alive.
+            leave: event(on_leave, false),
+            log,
+        }))
+    }
+
+    pub fn start(&self) {
+        add_timer(&self.tick, TICK_MS);
+    }
+
+    /// Work as soon as the events at hand are handled.
+    pub fn post_work(&self) {
+        // SAFETY: the event and nginx's queue are valid; this is nginx's thread.
+        unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_events) };
+    }
+
+    /// Work again after other events had their turn.
+    pub fn post_more_work(&self) {
+        // SAFETY: as above.
+        unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_next_events) };
+    }
+
+    pub fn turn_wheel_in(&self, delay_ms: u64) {
+        add_timer(&self.wheel, delay_ms);
+    }
+
+    pub fn leave_in(&self, delay_ms: u64) {
+        add_timer(&self.leave, delay_ms);
+    }
+
+    /// Listens to this worker's eventfd. Without one the tick has to do.
+    pub fn listen(&self, fd: Option<i32>) {
+        let Some(fd) = fd else {
+            return;
+        };
+        // SAFETY: the descriptor is open, inherited from the master; the connection is ours until the process ends.
+        unsafe {
+            let Some(connection) = ngx_get_connection(fd, self.log).as_mut() else {
+                return;
+            };
+            let read = connection.read;
+            (*read).handler = Some(on_wake);
+            (*read).log = self.log;
+            // Not a client's: no alert at exit that it is still open.
+            (*read).set_channel(1);
+            (*connection.write).set_channel(1);
+            (*connection.write).log = self.log;
+            connection.log = self.log;
+            // Makes nginx call the handler when the worker is told to leave.
+            connection.set_idle(1);
+            if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
+                ngx_log_error!(
+                    NGX_LOG_WARN,
+                    self.log,
+                    "push stream: cannot listen to the eventfd, polling instead"
+                );
+                ngx_free_connection(connection);
+            }
+        }
+    }
+}
+
+/// Arms a timer, or brings it forward.
+fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
+    // SAFETY: the event lives for ever; this is nginx's thread.
+    unsafe {
+        let event = event.get();
+        let due = ngx_current_msec.wrapping_add(delay_ms as ngx_msec_t);
+        if (*event).timer_set() != 0 {
+            if (*event).timer.key <= due {
+                return;
+            }
+            // nginx keeps a timer that is less than 300 ms too late.
+            ngx_del_timer(event);
+        }
+        ngx_add_timer(event, delay_ms as ngx_msec_t);
+    }
+}
+
+/// Somebody published to a channel of this worker, or nginx says that the worker has to leave.
+unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
+    fence::event("wake-up", || {
+        // SAFETY: nginx passes the read event of the connection that `listen` made.
+        let leave = unsafe {
+            let connection = (*event).data.cast::<ngx_connection_t>();
+            empty((*connection).fd);
+            (*event).set_ready(0);
+            ngx_handle_read_event(event, 0);
+            (*connection).close() != 0
+        };
+        PROCESS.with(Delivery::wake);
+        if leave {
+            leaving::begin();
+        }
+    });
+}
+
+/// Reads the eventfd, always: a level-triggered event method would call again and again.
+fn empty(fd: i32) {
+    let mut count = 0u64;
+    // SAFETY: an eventfd gives eight bytes or fails.
+    unsafe { libc::read(fd, ptr::from_mut(&mut count).cast::<c_void>(), size_of::<u64>()) };
+}
+
+unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
+    fence::event("delivery", || {
+        let mut actions = Vec::new();
+        let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);
+        perform(actions);
+        if more {
+            PROCESS.with(|delivery| delivery.events.post_more_work());
+        }
+    });
+}
+
+unsafe extern "C" fn on_wheel(_event: *mut ngx_event_t) {
+    fence::event("timer wheel", || {
+        let mut actions = Vec::new();
+        PROCESS.with(|delivery| delivery.turn_wheel(&mut actions));
+        perform(actions);
+    });
+}
+
+unsafe extern "C" fn on_leave(_event: *mut ngx_event_t) {
+    fence::event("leaving", leaving::go_on);
+}
+
+unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {
+    fence::event("tick", || {
+        PROCESS.with(Delivery::tick);
+    });
+}
+
+impl Delivery {
+    fn tick(&mut self) {
+        let now = Now::read();
+        let mut next = TICK_MS;
+        if self.worker.is_none() {
+            self.claim();
+        }
+        if let Some(worker) = &mut self.worker
+            && worker.tick(now) == Tick::More
+        {
+            next = SOON_MS;
+        }
+        self.give_memory_back(now.monotonic_ms);
+        self.wake();
+        add_timer(&self.events.tick, next);
+    }
+
+    /// glibc keeps what was freed; after many have left, it is asked to return it.
+    fn give_memory_back(&mut self, now_ms: u64) {
+        let turn = (now_ms / TICK_MS).is_multiple_of(TRIM_EVERY_TICKS);
+        if turn && self.counters.ended >= TRIM_AFTER {
+            self.counters.ended = 0;
+            // SAFETY: may be called at any time.
+            unsafe { libc::malloc_trim(0) };
+        }
+    }
+}

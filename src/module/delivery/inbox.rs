@@ -1,0 +1,301 @@
+//! From the store to this worker's subscribers: messages are taken, written once per style, and handed out in slices.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use push_stream_core::store::{Batch, Membership, MessageKind, Now};
+
+use super::burst::{Burst, Piece, Style};
+use super::output::Progress;
+use super::registry::{Kind, Subscriber, SubscriberId};
+use super::{Delivery, Ending};
+
+/// Text taken from the store at once: what comes together goes out together, one send per subscriber.
+const DRAIN_BYTES: usize = 256 * 1024;
+
+/// Sends before other events get their turn.
+const SENDS_PER_SLICE: usize = 512;
+
+/// Slices of old messages for one subscriber before others get their turn.
+const REPLAYS_PER_TURN: usize = 4;
+
+/// What is left to do for one subscriber once this module's state is not borrowed any more.
+pub enum Action {
+    /// Go on sending.
+    Advance(SubscriberId),
+    /// Answer the long poll with this message.
+    Answer(SubscriberId, Answer),
+    End(SubscriberId, Ending),
+}
+
+/// A waiting long poll's answer.
+pub struct Answer {
+    pub piece: Piece,
+    pub time: u64,
+    pub tag: u32,
+    pub deleted: bool,
+}
+
+/// Messages of one channel that are being handed out.
+struct Run {
+    membership: Membership,
+    bursts: Vec<(Style, Rc<Burst>)>,
+    deleted: bool,
+}
+
+/// What was taken from the store and is not handed out yet.
+#[derive(Default)]
+pub struct Inbox {
+    runs: VecDeque<Run>,
+    batch: Batch,
+    scratch: Vec<u8>,
+    /// There may be more in the store.
+    pub dirty: bool,
+    /// Subscribers that still get old messages and are not waiting for their socket.
+    pub catching_up: VecDeque<SubscriberId>,
+}
+
+impl Delivery {
+    /// One slice of work; true if there is more.
+    pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
+        let now = Now::read();
+        let mut budget = SENDS_PER_SLICE;
+        while budget > 0 {
+            if self.inbox.runs.is_empty() && !self.take_messages() {
+                break;
+            }
+            self.hand_out(&mut budget, now.monotonic_ms, actions);
+        }
+        let turn = self.inbox.catching_up.len().min(budget.max(1));
+        actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
+        !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
+    }
+
+    /// Takes what the store has and writes it once per style. False if there was nothing.
+    fn take_messages(&mut self) -> bool {
+        let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) else {
+            return false;
+        };
+        self.inbox.dirty = worker.drain(DRAIN_BYTES, &mut self.inbox.batch);
+        let Inbox {
+            runs, batch, scratch, ..
+        } = &mut self.inbox;
+        let mut membership = None;
+        for (source, message) in batch.iter() {
+            let source = Membership(source);
+            if membership != Some(source) {
+                membership = Some(source);
+                let styles = self
+                    .registry
+                    .channels
+                    .get(&source)
+                    .map(|channel| channel.styles().cloned().collect());
+                let styles: Vec<Style> = styles.unwrap_or_default();
+                runs.push_back(Run {
+                    membership: source,
+                    bursts: styles.into_iter().map(|style| (style, Rc::default())).collect(),
+                    deleted: false,
+                });
+            }
+            let (Some(run), Some(channel)) = (runs.back_mut(), self.registry.channels.get(&source)) else {
+                continue;
+            };
+            run.deleted |= message.kind == MessageKind::Deleted;
+            for (style, burst) in &mut run.bursts {
+                if let Some(burst) = Rc::get_mut(burst) {
+                    burst.push(style, &channel.id, &message, scratch);
+                }
+            }
+        }
+        let taken = !batch.is_empty();
+        batch.clear();
+        taken
+    }
+
+    /// Hands the first run out, as far as the budget goes.
+    fn hand_out(&mut self, budget: &mut usize, now_ms: u64, actions: &mut Vec<Action>) {
+        let Some(run) = self.inbox.runs.pop_front() else {
+            return;
+        };
+        while *budget > 0 {
+            let Some(channel) = self.registry.channels.get_mut(&run.membership) else {
+                return;
+            };
+            let position = channel.done;
+            let Some(&index) = channel.members.get(position) else {
+                channel.done = 0;
+                return;
+            };
+            channel.done += 1;
+            *budget -= 1;
+            self.hand_to(index, position as u32, &run, now_ms, actions);
+        }
+        self.inbox.runs.push_front(run);
+    }
+
+    fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
+        let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+            return;
+        };
+        let Some((_, burst)) = run.bursts.iter().find(|(style, _)| *style == subscriber.style) else {
+            return;
+        };
+        let Some((from, mark)) = burst.after(subscriber.joined_seq) else {
+            return;
+        };
+        if let Kind::Waiting(_) = subscriber.kind {
+            if subscriber.ending {
+                return;
+            }
+            let to = mark.end();
+            let answer = Answer {
+                deleted: run.deleted && mark.seq == burst.last_seq(),
+                piece: Piece {
+                    burst: burst.clone(),
+                    from,
+                    to,
+                },
+                time: mark.time,
+                tag: mark.tag,
+            };
+            self.leave_store(index);
+            actions.push(Action::Answer(id, answer));
+            return;
+        }
+        if !subscriber.ending {
+            match subscriber.deliver(Piece::tail(burst, from), now_ms) {
+                Delivered::Sent => {}
+                Delivered::Queued { dropped } => self.counters.dropped += dropped as u64,
+                Delivered::Advance => actions.push(Action::Advance(id)),
+                Delivered::Failed => actions.push(Action::End(id, Ending::Failed)),
+                Delivered::TooSlow => {
+                    self.counters.too_slow += 1;
+                    actions.push(Action::End(id, Ending::TooSlow));
+                }
+            }
+        }
+        if run.deleted {
+            self.lose_channel(index, position, run.membership, actions);
+        }
+    }
+
+    /// The subscriber's channel is gone; with its last one the subscriber ends.
+    fn lose_channel(&mut self, index: u32, position: u32, membership: Membership, actions: &mut Vec<Action>) {
+        let Some(left) = self.registry.unseat(index, Some((membership, position))) else {
+            return;
+        };
+        let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+            return;
+        };
+        let gone = subscriber.seats.is_empty();
+        if gone {
+            subscriber.ending = true;
+            actions.push(Action::Advance(id));
+        }
+        if let Some(worker) = &mut self.worker {
+            worker.leave(&[left], gone);
+        }
+    }
+
+    /// Fetches the next old messages of a subscriber whose backlog is empty. False if there are none (any more).
+    pub fn replay(&mut self, id: SubscriberId, turns: &mut usize) -> Replayed {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return Replayed::Nothing;
+        };
+        let Some(mut replaying) = subscriber.replay.take() else {
+            return Replayed::Nothing;
+        };
+        if *turns == REPLAYS_PER_TURN {
+            subscriber.replay = Some(replaying);
+            self.inbox.catching_up.push_back(id);
+            return Replayed::Later;
+        }
+        *turns += 1;
+        let Some(worker) = &mut self.worker else {
+            return Replayed::Nothing;
+        };
+        let more = worker.replay(&mut replaying.replay, &mut self.inbox.batch);
+        let mut burst = Burst::default();
+        for (index, message) in self.inbox.batch.iter() {
+            let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
+            if let Kind::Answer { separator, .. } = subscriber.kind
+                && !std::mem::take(&mut replaying.first)
+            {
+                burst.push_bytes(separator, subscriber.style.framing);
+            }
+            burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
+        }
+        self.inbox.batch.clear();
+        subscriber.backlog.push(Piece::whole(Rc::new(burst)));
+        if more {
+            subscriber.replay = Some(replaying);
+        } else {
+            subscriber.caught_up(*replaying);
+        }
+        Replayed::Some
+    }
+}
+
+/// What [`Delivery::replay`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replayed {
+    Nothing,
+    /// Something was put into the backlog.
+    Some,
+    /// Others first.
+    Later,
+}
+
+enum Delivered {
+    Sent,
+    Queued { dropped: usize },
+    Advance,
+    Failed,
+    TooSlow,
+}
+
+impl Subscriber {
+    /// Takes a live piece: sends it, or queues it behind what waits.
+    fn deliver(&mut self, piece: Piece, now_ms: u64) -> Delivered {
+        self.postpone_ping(now_ms);
+        let bound = self.bound(self.frozen());
+        if let Some(replaying) = &mut self.replay {
+            return queued(replaying.behind.push_bounded(piece, bound));
+        }
+        match self.send_now(&piece) {
+            Some((_, Progress::Done)) => Delivered::Sent,
+            Some((_, Progress::Failed)) => Delivered::Failed,
+            Some((taken, Progress::Blocked)) => {
+                self.backlog.push(piece);
+                self.backlog.start();
+                self.backlog.advance(taken);
+                self.wait_writable();
+                Delivered::Queued { dropped: 0 }
+            }
+            None => {
+                let idle = self.flight.is_some() && self.backlog.is_empty();
+                match queued(self.backlog.push_bounded(piece, bound)) {
+                    Delivered::Queued { .. } if idle => Delivered::Advance,
+                    delivered => delivered,
+                }
+            }
+        }
+    }
+
+    /// The old messages are in the backlog; what waited behind them follows.
+    fn caught_up(&mut self, mut replaying: super::registry::Replaying) {
+        self.backlog.append(&mut replaying.behind);
+        if let Kind::Answer { closing, .. } = &mut self.kind {
+            let closing = Burst::of_bytes(&std::mem::take(closing), self.style.framing);
+            self.backlog.push(Piece::whole(closing));
+            self.ending = true;
+        }
+    }
+}
+
+fn queued(result: Result<usize, super::backlog::Overflow>) -> Delivered {
+    match result {
+        Ok(dropped) => Delivered::Queued { dropped },
+        Err(_) => Delivered::TooSlow,
+    }
+}

@@ -1,0 +1,116 @@
+//! The end of a worker (`compat.md` §21): every stream ends properly.
+//!
+//! Reload and quit look alike here: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is
+//! armed as long as a subscriber remains; what is then unsent is nginx's to wait for. At a fast stop there is no
+//! waiting: everybody gets one last attempt, within a budget.
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::Now;
+
+use super::registry::SubscriberId;
+use super::{Delivery, PROCESS, perform};
+
+/// Subscribers ended before other events get their turn.
+const ENDS_PER_SLICE: u32 = 512;
+
+/// Between two slices while ends are spread over time, and while what cannot be ended yet is waited for.
+const PACE_MS: u64 = 50;
+
+/// What a fast stop may take: the master kills after about a second and a half.
+const LAST_MS: u64 = 700;
+
+/// Progress of the end.
+#[derive(Default)]
+pub struct Leaving {
+    /// When it began and when everybody is to have ended.
+    span: Option<(u64, u64)>,
+    /// Subscribers up to this index have been ended.
+    next: u32,
+}
+
+impl Leaving {
+    pub fn begun(&self) -> bool {
+        self.span.is_some()
+    }
+}
+
+/// nginx asked the worker to leave.
+pub fn begin() {
+    PROCESS.with(|delivery| {
+        let now_ms = Now::read().monotonic_ms;
+        delivery
+            .leaving
+            .span
+            .get_or_insert((now_ms, now_ms + delivery.settings.drain_time_ms));
+        if delivery.registry.slab.len() > 0 {
+            delivery.events.leave_in(0);
+        }
+    });
+}
+
+/// One slice of the end.
+pub fn go_on() {
+    let ids = PROCESS.with(Delivery::next_to_leave).unwrap_or_default();
+    end_all(&ids);
+    PROCESS.with(|delivery| {
+        if delivery.registry.slab.len() > 0 {
+            delivery
+                .events
+                .leave_in(if ids.len() as u32 == ENDS_PER_SLICE { 1 } else { PACE_MS });
+        }
+    });
+}
+
+/// The process is about to exit.
+pub fn end_now() {
+    let deadline = Now::read().monotonic_ms + LAST_MS;
+    PROCESS.with(|delivery| delivery.leaving.next = 0);
+    loop {
+        let ids = PROCESS
+            .with(|delivery| delivery.slice(ENDS_PER_SLICE))
+            .unwrap_or_default();
+        if ids.is_empty() || Now::read().monotonic_ms >= deadline {
+            break;
+        }
+        end_all(&ids);
+    }
+    let left = PROCESS.with(|delivery| delivery.registry.slab.len()).unwrap_or(0);
+    if left > 0 {
+        let log = ngx::log::ngx_cycle_log().as_ptr();
+        ngx_log_error!(
+            NGX_LOG_NOTICE,
+            log,
+            "push stream: {left} subscribers closed without their end"
+        );
+    }
+}
+
+fn end_all(ids: &[SubscriberId]) {
+    let actions = PROCESS.with(|delivery| ids.iter().filter_map(|&id| delivery.begin_end(id)).collect());
+    perform(actions.unwrap_or_default());
+}
+
+impl Delivery {
+    /// Whose turn it is to end now.
+    fn next_to_leave(&mut self) -> Vec<SubscriberId> {
+        let now_ms = Now::read().monotonic_ms;
+        let remaining_ms = self.leaving.span.map_or(0, |(_, end)| end.saturating_sub(now_ms));
+        let share = self.registry.slab.len() as u64 * PACE_MS / remaining_ms.max(PACE_MS);
+        if self.leaving.next >= self.registry.slab.end() {
+            // Whoever came or was not ended meanwhile.
+            self.leaving.next = 0;
+        }
+        self.slice(u32::try_from(share.max(1)).unwrap_or(u32::MAX).min(ENDS_PER_SLICE))
+    }
+
+    /// The next subscribers by index, at most `count`.
+    fn slice(&mut self, count: u32) -> Vec<SubscriberId> {
+        let mut ids = Vec::new();
+        while (ids.len() as u32) < count && self.leaving.next < self.registry.slab.end() {
+            ids.extend(self.registry.slab.id(self.leaving.next));
+            self.leaving.next += 1;
+        }
+        ids
+    }
+}

@@ -1,0 +1,539 @@
+//! This worker's subscribers: who they are, what they get, when they end.
+//!
+//! * [`registry`]: subscribers and the channels they are in.
+//! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
+//! * [`burst`]: messages as bytes, written once for all subscribers of a style.
+//! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
+//! * [`wheel`]: pings and time limits.
+//! * [`leaving`]: the end of the worker.
+//! * [`events`]: what nginx calls, and when.
+//!
+//! The state of all this is one value, borrowed for short steps. Whatever may come back into this module (the output
+//! filters, finalizing a request) happens between the steps.
+
+mod backlog;
+mod burst;
+mod events;
+mod inbox;
+mod leaving;
+mod output;
+mod registry;
+mod wheel;
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::{Joined, Membership, Now, Worker, Zone};
+
+use crate::config::{Audience, Main, Settings};
+use crate::ffi::cell::ProcessCell;
+use crate::ffi::{body, fence, lookup, pool};
+
+use burst::{Burst, Piece, Style};
+use events::Events;
+use inbox::{Action, Answer, Inbox, Replayed};
+use leaving::Leaving;
+use output::{Flight, Step};
+use registry::{Registry, Replaying, Subscriber, SubscriberId};
+use wheel::Wheel;
+
+pub use burst::{Framing, fields, header_filler};
+pub use output::{filters_in_use, may_send_directly};
+pub use registry::{Kind, Reply};
+
+/// Everything this worker knows.
+static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
+
+/// One worker's part of the delivery.
+struct Delivery {
+    zone: Zone,
+    /// None while no slot of the zone is free.
+    worker: Option<Worker>,
+    settings: Rc<Settings>,
+    registry: Registry,
+    inbox: Inbox,
+    wheel: Wheel,
+    events: &'static Events,
+    leaving: Leaving,
+    counters: Counters,
+}
+
+/// What happened to slow readers in this worker.
+#[derive(Default)]
+struct Counters {
+    /// Messages dropped by the policies `skip` and `latest`.
+    dropped: u64,
+    /// Connections closed by the policy `close`.
+    too_slow: u64,
+    /// Subscribers that ended since memory was last given back.
+    ended: usize,
+}
+
+/// Why a subscriber's connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Footer and the end of the response.
+    Regular,
+    /// Writing failed.
+    Failed,
+    /// The client took nothing for `send_timeout`.
+    TimedOut,
+    /// Its queue is full.
+    TooSlow,
+}
+
+/// Starts the delivery in a worker process.
+pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
+    let (Some(zone), Some(settings)) = (main.open_zone(), main.settings.clone()) else {
+        return;
+    };
+    // SAFETY: nginx passes a valid cycle.
+    let log = unsafe { (*cycle).log };
+    let events = Events::new(log);
+    let mut delivery = Delivery {
+        zone,
+        worker: None,
+        settings,
+        registry: Registry::default(),
+        inbox: Inbox::default(),
+        wheel: Wheel::new(Now::read().monotonic_ms),
+        events,
+        leaving: Leaving::default(),
+        counters: Counters::default(),
+    };
+    if !delivery.claim() {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            log,
+            "push stream: all {} slots of the zone are taken, waiting for one",
+            zone.slots()
+        );
+    }
+    PROCESS.set(delivery);
+    events.start();
+}
+
+/// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
+pub fn stop() {
+    leaving::end_now();
+    if let Some(worker) = PROCESS.take().and_then(|delivery| delivery.worker) {
+        worker.release();
+    }
+}
+
+/// Runs `work` on this worker's slot in the store; None if it has none.
+pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
+    PROCESS.with(|delivery| delivery.worker.as_mut().map(work)).flatten()
+}
+
+/// This worker itself has messages to take. They are handed out when the current request has been answered.
+pub fn wake() {
+    PROCESS.with(Delivery::wake);
+}
+
+/// Memberships that nobody answers for yet: dropped, they are given back.
+pub struct Seat(Vec<Membership>);
+
+impl Seat {
+    pub fn new(memberships: &[Membership]) -> Seat {
+        Seat(memberships.to_vec())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            with_store(|worker| worker.leave(&self.0, true));
+        }
+    }
+}
+
+/// A request that becomes a subscriber.
+pub struct Enlistment<'p> {
+    pub audience: Rc<Audience>,
+    /// Ids of the path's channels.
+    pub ids: Vec<&'p [u8]>,
+    pub joined: Joined,
+    pub seat: Seat,
+    pub kind: Kind,
+    /// How bytes may go past the output filters, if they may.
+    pub direct: Option<Framing>,
+    /// Bytes that each message is filled up to.
+    pub message_min: u32,
+}
+
+/// Takes over a request: from now on it belongs to the delivery. Returns what its handler returns; None if there is no
+/// memory for it.
+pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
+    let streams = matches!(enlistment.kind, Kind::Stream);
+    // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
+    unsafe {
+        let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
+        let flight = match enlistment.direct {
+            None => Some(pool::place((*r).pool, Flight::new())?),
+            Some(_) => None,
+        };
+        let memberships = std::mem::take(&mut enlistment.seat.0);
+        let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships, flight))?;
+        cleanup.handler = Some(request_gone);
+        cleanup.data = id.to_pointer();
+        *lookup::context(r) = id.to_pointer();
+        watch(r, streams);
+        (*r).set_count((*r).count() + 1);
+    }
+    Some(NGX_DONE as ngx_int_t)
+}
+
+/// Has nginx tell when the client is gone or can take more.
+unsafe fn watch(r: *mut ngx_http_request_t, streams: bool) {
+    // SAFETY: request and connection are valid.
+    unsafe {
+        let connection = (*r).connection;
+        (*r).read_event_handler = Some(ngx_http_test_reading);
+        (*r).write_event_handler = Some(writable);
+        if streams && (*r).stream.is_null() {
+            // nginx does not do so on a first plain request, and Nagle would add 40 ms to the second message.
+            ngx_tcp_nodelay(connection);
+        }
+        let read = (*connection).read;
+        if (*read).ready() != 0 {
+            ngx_post_event(read, &raw mut ngx_posted_events);
+        } else {
+            // A failure shows at the next event of the connection.
+            ngx_handle_read_event(read, 0);
+        }
+    }
+}
+
+/// nginx frees the request, for whatever reason.
+unsafe extern "C" fn request_gone(data: *mut c_void) {
+    fence::event("request cleanup", || {
+        PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data)));
+    });
+}
+
+/// The socket can take more, or has taken nothing for too long.
+unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
+    fence::event("write event", || {
+        // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
+        let (id, event) = unsafe {
+            (
+                SubscriberId::from_pointer(*lookup::context(r)),
+                (*(*r).connection).write,
+            )
+        };
+        // SAFETY: a connection has a write event.
+        let (timed_out, delayed) = unsafe { ((*event).timedout() != 0, (*event).delayed() != 0) };
+        if timed_out {
+            end(id, Ending::TimedOut);
+        } else if delayed {
+            // limit_rate: nginx's timer comes again.
+            // SAFETY: as above.
+            unsafe { ngx_handle_write_event(event, 0) };
+        } else {
+            advance(id);
+        }
+    });
+}
+
+/// Does what a slice of work or an expired timer left to do.
+fn perform(actions: Vec<Action>) {
+    for action in actions {
+        match action {
+            Action::Advance(id) => advance(id),
+            Action::Answer(id, answer) => answer_waiting(id, &answer),
+            Action::End(id, ending) => end(id, ending),
+        }
+    }
+}
+
+/// Goes on sending to a subscriber until its socket is full or there is nothing to send.
+fn advance(id: SubscriberId) {
+    let (mut attempted, mut replays) = (false, 0);
+    loop {
+        let Some(step) = PROCESS
+            .with(|delivery| delivery.step(id, &mut attempted, &mut replays))
+            .flatten()
+        else {
+            return;
+        };
+        match step {
+            Next::Filter(r, chain) => {
+                // SAFETY: the subscriber is registered, so its request is alive; the chain is in its flight.
+                if unsafe { ngx_http_output_filter(r, chain) } == NGX_ERROR as ngx_int_t {
+                    return end(id, Ending::Failed);
+                }
+            }
+            Next::End(ending) => return end(id, ending),
+        }
+    }
+}
+
+/// What [`advance`] has to do outside of the borrow.
+enum Next {
+    Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
+    End(Ending),
+}
+
+/// Ends a subscriber's request.
+fn end(id: SubscriberId, ending: Ending) {
+    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id)).flatten() else {
+        return;
+    };
+    let r = subscriber.request;
+    // SAFETY: the subscriber was registered until now, so its request is alive.
+    unsafe {
+        let connection = (*r).connection;
+        let code = match ending {
+            Ending::Regular => match subscriber.kind {
+                Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
+                Kind::Waiting(respond) => respond(r, Reply::TimedOut),
+                // The end of its text was in the backlog.
+                Kind::Answer { .. } => body::send(r, Vec::new(), true),
+            },
+            Ending::Failed => NGX_ERROR as ngx_int_t,
+            Ending::TimedOut => {
+                ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: client timed out");
+                (*connection).set_timedout(1);
+                NGX_HTTP_REQUEST_TIME_OUT as ngx_int_t
+            }
+            Ending::TooSlow => {
+                ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: slow subscriber closed");
+                NGX_ERROR as ngx_int_t
+            }
+        };
+        finalize(r, code);
+    }
+}
+
+/// Answers a waiting long poll with a message.
+fn answer_waiting(id: SubscriberId, answer: &Answer) {
+    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id)).flatten() else {
+        return;
+    };
+    let text = answer.piece.bytes();
+    let reply = if answer.deleted {
+        Reply::Deleted { text }
+    } else {
+        Reply::Message {
+            time: answer.time,
+            tag: answer.tag,
+            text,
+        }
+    };
+    if let Kind::Waiting(respond) = subscriber.kind {
+        finalize(subscriber.request, respond(subscriber.request, reply));
+    }
+}
+
+/// Gives a request back to nginx.
+fn finalize(r: *mut ngx_http_request_t, code: ngx_int_t) {
+    // SAFETY: the request is alive; connections outlive their requests, and nginx marks those that do not go on.
+    unsafe {
+        let connection = (*r).connection;
+        ngx_http_finalize_request(r, code);
+        ngx_http_run_posted_requests(connection);
+    }
+}
+
+impl Delivery {
+    /// Takes a slot in the zone.
+    fn claim(&mut self) -> bool {
+        self.worker = self.zone.claim(Now::read());
+        if let Some(worker) = &self.worker {
+            let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
+            self.events.listen(fd);
+        }
+        self.worker.is_some()
+    }
+
+    fn wake(&mut self) {
+        self.inbox.dirty = true;
+        self.events.post_work();
+    }
+
+    fn add(
+        &mut self,
+        r: *mut ngx_http_request_t,
+        enlistment: Enlistment<'_>,
+        memberships: &[Membership],
+        flight: Option<NonNull<Flight>>,
+    ) -> SubscriberId {
+        let now_ms = Now::read().monotonic_ms;
+        let Enlistment {
+            audience,
+            ids,
+            joined,
+            kind,
+            ..
+        } = enlistment;
+        let (ping, ttl) = match kind {
+            Kind::Stream => (audience.ping_interval_ms, audience.ttl_ms),
+            Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
+            Kind::Answer { .. } => (None, None),
+        };
+        let style = Style {
+            format: audience.format.clone(),
+            framing: enlistment.direct.unwrap_or(Framing::Raw),
+            message_min: enlistment.message_min,
+            padding_max: audience.padding_max.get(),
+        };
+        let replay = joined.replay.map(|replay| {
+            Box::new(Replaying {
+                replay,
+                ids: ids.iter().map(|&id| id.into()).collect(),
+                behind: Default::default(),
+                first: false,
+            })
+        });
+        let replays = replay.is_some();
+        let subscriber = Box::new(Subscriber {
+            request: r,
+            style,
+            kind,
+            flight,
+            joined_seq: joined.seq,
+            seats: Vec::with_capacity(memberships.len()),
+            backlog: Default::default(),
+            replay,
+            ping_due_ms: ping.map(|interval| now_ms + interval),
+            end_due_ms: ttl.map(|ttl| now_ms + ttl),
+            send_timeout_ms: send_timeout(r),
+            ending: false,
+            place: Default::default(),
+            audience,
+        });
+        let id = self.registry.add(subscriber, memberships, &ids);
+        self.schedule(id.index, now_ms);
+        if replays {
+            self.inbox.catching_up.push_back(id);
+            self.events.post_work();
+        }
+        if self.leaving.begun() {
+            self.events.leave_in(0);
+        }
+        id
+    }
+
+    /// Puts a subscriber where its next ping or end is due.
+    fn schedule(&mut self, index: u32, now_ms: u64) {
+        let due = self
+            .registry
+            .slab
+            .at(index)
+            .and_then(|subscriber| subscriber.next_due_ms());
+        if let Some(due) = due {
+            self.wheel.put(&mut self.registry.slab, index, due, now_ms);
+            self.arm_wheel(now_ms);
+        }
+    }
+
+    fn arm_wheel(&self, now_ms: u64) {
+        if let Some(delay) = self.wheel.next_ms(now_ms) {
+            self.events.turn_wheel_in(delay);
+        }
+    }
+
+    /// Forgets a subscriber; the store does, too.
+    fn remove(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
+        self.registry.slab.get(id)?;
+        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.leave_store(id.index);
+        self.counters.ended += 1;
+        self.registry.take(id)
+    }
+
+    /// The subscriber at `index` leaves all its channels; it gets no more messages.
+    fn leave_store(&mut self, index: u32) {
+        let left = self.registry.unseat_all(index);
+        if let Some(subscriber) = self.registry.slab.at(index) {
+            subscriber.ending = true;
+        }
+        if let Some(worker) = self.worker.as_mut().filter(|_| !left.is_empty()) {
+            worker.leave(&left, true);
+        }
+    }
+
+    /// The next thing to do for a subscriber, as far as it must be done outside.
+    fn step(&mut self, id: SubscriberId, attempted: &mut bool, replays: &mut usize) -> Option<Next> {
+        loop {
+            let subscriber = self.registry.slab.get(id)?;
+            if let Kind::Waiting(_) = subscriber.kind {
+                return subscriber.ending.then_some(Next::End(Ending::Regular));
+            }
+            match subscriber.step(attempted) {
+                Step::Filter(r, chain) => return Some(Next::Filter(r, chain)),
+                Step::Failed => return Some(Next::End(Ending::Failed)),
+                Step::Blocked => return None,
+                Step::Drained => {}
+            }
+            let ends = subscriber.ending;
+            match self.replay(id, replays) {
+                Replayed::Some => *attempted = false,
+                Replayed::Later => {
+                    self.events.post_more_work();
+                    return None;
+                }
+                Replayed::Nothing => return ends.then_some(Next::End(Ending::Regular)),
+            }
+        }
+    }
+
+    /// Begins the regular end of a subscriber.
+    fn begin_end(&mut self, id: SubscriberId) -> Option<Action> {
+        let subscriber = self.registry.slab.get(id)?;
+        if let Kind::Answer { .. } = subscriber.kind {
+            // A poll's answer ends by itself.
+            return None;
+        }
+        subscriber.replay = None;
+        subscriber.end_due_ms = None;
+        subscriber.ping_due_ms = None;
+        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.leave_store(id.index);
+        Some(Action::Advance(id))
+    }
+
+    /// Pings and ends whoever is due.
+    fn turn_wheel(&mut self, actions: &mut Vec<Action>) {
+        let now_ms = Now::read().monotonic_ms;
+        let mut due = Vec::new();
+        self.wheel.expire(&mut self.registry.slab, now_ms, &mut due);
+        for index in due {
+            let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+                continue;
+            };
+            if subscriber.end_due_ms.is_some_and(|due| due <= now_ms) {
+                actions.extend(self.begin_end(id));
+                continue;
+            }
+            if subscriber.ping_due_ms.is_some_and(|due| due <= now_ms) {
+                subscriber.postpone_ping(now_ms);
+                subscriber.queue_ping();
+                actions.push(Action::Advance(id));
+            }
+            self.schedule(index, now_ms);
+        }
+        self.arm_wheel(now_ms);
+    }
+}
+
+impl Subscriber {
+    /// Nobody who does not read what waits for it needs a ping.
+    fn queue_ping(&mut self) {
+        if self.backlog.is_empty() && self.replay.is_none() {
+            let ping = Burst::of_bytes(&self.style.format.ping, self.style.framing);
+            self.backlog.push(Piece::whole(ping));
+        }
+    }
+}
+
+/// `send_timeout` of the request's location.
+fn send_timeout(r: *mut ngx_http_request_t) -> u32 {
+    // SAFETY: the request is valid.
+    let timeout = unsafe { lookup::core_location(r) }.send_timeout;
+    u32::try_from(timeout).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,275 @@
+//! Bytes to one subscriber's connection.
+//!
+//! Two ways. *Direct*: pre-framed bytes go to the connection's `send`, past the output filters; possible if no filter but
+//! the chunked one has anything to do with the response. *Filtered*: a flight of buffers goes through nginx's filters
+//! (gzip, HTTP/2, limit_rate), and the next one starts when all of it was taken.
+//!
+//! In both, a new piece is only offered when everything before it is gone; the rest waits in the [`Backlog`], which is
+//! bounded. Buffers never point into shared memory.
+//!
+//! [`Backlog`]: super::backlog::Backlog
+
+use std::ffi::{CStr, c_void};
+use std::ptr;
+
+use ngx::ffi::*;
+
+use super::backlog::Backlog;
+use super::burst::{Framing, Piece};
+use super::registry::Subscriber;
+use crate::ffi::lookup;
+
+/// What became of an attempt to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Everything was taken.
+    Done,
+    /// The socket is full; nginx will say when it is not.
+    Blocked,
+    Failed,
+}
+
+/// Pieces of a flight at most.
+const FLIGHT: usize = 32;
+
+/// Buffers in nginx's output filters, and the bytes they point to.
+pub struct Flight {
+    bufs: Vec<ngx_buf_t>,
+    links: Vec<ngx_chain_t>,
+    pieces: Vec<Piece>,
+}
+
+impl Flight {
+    pub fn new() -> Flight {
+        // Filters keep pointers to buffers and links: the vectors must never grow.
+        Flight {
+            bufs: Vec::with_capacity(FLIGHT),
+            links: Vec::with_capacity(FLIGHT),
+            pieces: Vec::with_capacity(FLIGHT),
+        }
+    }
+
+    /// Is some of it not yet taken?
+    fn pending(&self) -> bool {
+        self.bufs.iter().any(|buf| buf.pos < buf.last)
+    }
+
+    /// Starts a new flight with what comes first in the backlog. The previous one was taken completely.
+    fn load(&mut self, backlog: &mut Backlog) -> *mut ngx_chain_t {
+        self.links.clear();
+        self.bufs.clear();
+        self.pieces.clear();
+        while self.pieces.len() < FLIGHT
+            && let Some(piece) = backlog.pop()
+        {
+            self.bufs.push(buffer(piece.bytes()));
+            self.pieces.push(piece);
+        }
+        if let Some(last) = self.bufs.last_mut() {
+            last.set_flush(1);
+        }
+        let mut next = ptr::null_mut();
+        // From the last to the first, so that each link knows the one behind it.
+        for buf in self.bufs.iter_mut().rev() {
+            self.links.push(ngx_chain_t { buf, next });
+            next = self.links.last_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        }
+        next
+    }
+}
+
+fn buffer(bytes: &[u8]) -> ngx_buf_t {
+    // SAFETY: a buffer of all zeroes is an empty one.
+    let mut buf: ngx_buf_t = unsafe { std::mem::zeroed() };
+    let range = bytes.as_ptr_range();
+    (buf.pos, buf.last) = (range.start.cast_mut(), range.end.cast_mut());
+    (buf.start, buf.end) = (buf.pos, buf.last);
+    buf.set_memory(1);
+    buf
+}
+
+/// What to do next for a subscriber, outside of any borrow of this module's state.
+pub enum Step {
+    /// Call the output filters with this chain; NULL = let them go on with what they have.
+    Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
+    Failed,
+    /// All that was in the backlog is sent.
+    Drained,
+    /// Nothing can be done until the socket is writable.
+    Blocked,
+}
+
+impl Subscriber {
+    fn connection(&self) -> *mut ngx_connection_t {
+        // SAFETY: the request is alive as long as the subscriber is registered: its cleanup removes it.
+        unsafe { (*self.request).connection }
+    }
+
+    /// Bytes offered over TLS must be offered again as they were.
+    pub fn frozen(&self) -> bool {
+        // SAFETY: the connection lives as long as the request.
+        unsafe { !(*self.connection()).ssl.is_null() }
+    }
+
+    /// Are there bytes in nginx that are not sent?
+    fn buffered(&self) -> bool {
+        // SAFETY: request and connection are alive.
+        let held = unsafe { (*self.connection()).buffered() != 0 || !(*self.request).out.is_null() };
+        // SAFETY: the flight lives as long as the request's pool.
+        held || self.flight.is_some_and(|flight| unsafe { flight.as_ref() }.pending())
+    }
+
+    /// Sends a live piece at once if nothing is before it.
+    pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
+        if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() {
+            return None;
+        }
+        Some(send(self.connection(), piece.bytes()))
+    }
+
+    /// The next step towards an empty backlog. `attempted`: nginx's filters were called since the socket was last
+    /// writable, and calling them again would change nothing.
+    pub fn step(&mut self, attempted: &mut bool) -> Step {
+        if self.buffered() {
+            if *attempted {
+                self.wait_writable();
+                return Step::Blocked;
+            }
+            *attempted = true;
+            return Step::Filter(self.request, ptr::null_mut());
+        }
+        if self.backlog.is_empty() {
+            self.stop_waiting();
+            return Step::Drained;
+        }
+        if let Some(mut flight) = self.flight {
+            *attempted = true;
+            // SAFETY: the flight lives as long as the request's pool, and nobody else refers to it now.
+            return Step::Filter(self.request, unsafe { flight.as_mut() }.load(&mut self.backlog));
+        }
+        match self.send_backlog() {
+            Progress::Done => {
+                self.stop_waiting();
+                Step::Drained
+            }
+            Progress::Blocked => {
+                self.wait_writable();
+                Step::Blocked
+            }
+            Progress::Failed => Step::Failed,
+        }
+    }
+
+    fn send_backlog(&mut self) -> Progress {
+        let connection = self.connection();
+        while let Some(piece) = self.backlog.front() {
+            let (taken, progress) = send(connection, piece.bytes());
+            self.backlog.start();
+            self.backlog.advance(taken);
+            if progress != Progress::Done {
+                return progress;
+            }
+        }
+        Progress::Done
+    }
+
+    /// Has nginx call when the socket is writable, or when the client took nothing for too long.
+    pub fn wait_writable(&self) {
+        // SAFETY: request and connection are alive; a failing event is met again at the next send.
+        unsafe {
+            let event = (*self.connection()).write;
+            if (*event).delayed() == 0 {
+                ngx_add_timer(event, self.send_timeout_ms as ngx_msec_t);
+            }
+            ngx_handle_write_event(event, 0);
+        }
+    }
+
+    fn stop_waiting(&self) {
+        // SAFETY: request and connection are alive.
+        unsafe {
+            let event = (*self.connection()).write;
+            if (*event).timer_set() != 0 && (*event).delayed() == 0 {
+                ngx_del_timer(event);
+            }
+        }
+    }
+}
+
+/// Offers bytes to the connection until it takes no more; returns how many it took.
+fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress) {
+    let mut taken = 0;
+    // SAFETY: the connection is open, with `send` set when it was accepted (or by TLS later).
+    unsafe {
+        let Some(send) = (*connection).send else {
+            return (0, Progress::Failed);
+        };
+        while !bytes.is_empty() {
+            if (*(*connection).write).ready() == 0 {
+                return (taken, Progress::Blocked);
+            }
+            let sent = send(connection, bytes.as_ptr().cast_mut(), bytes.len());
+            if sent == NGX_AGAIN as isize || sent == 0 {
+                return (taken, Progress::Blocked);
+            }
+            let Ok(sent) = usize::try_from(sent) else {
+                return (taken, Progress::Failed);
+            };
+            taken += sent;
+            bytes = bytes.get(sent..).unwrap_or_default();
+        }
+    }
+    (taken, Progress::Done)
+}
+
+/// Which filters had something to do with a response at some point.
+pub struct Filters(Vec<*mut c_void>);
+
+/// The contexts that modules have attached to the request so far.
+///
+/// # Safety
+/// `r` is a valid request.
+pub unsafe fn filters_in_use(r: *mut ngx_http_request_t) -> Filters {
+    // SAFETY: a request's context array has one entry per http module.
+    unsafe { Filters(std::slice::from_raw_parts((*r).ctx, ngx_http_max_module).to_vec()) }
+}
+
+/// May bytes bypass the output filters of this request, whose head was just sent? Then in this framing.
+///
+/// # Safety
+/// `r` is a valid request.
+pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Filters) -> Option<Framing> {
+    // SAFETY: request, connection and configuration are valid.
+    unsafe {
+        let own_stream = (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t || (*r).main != r;
+        let limited = (*r).limit_rate != 0 || !lookup::core_location(r).limit_rate.is_null();
+        if own_stream || limited || !(*r).postponed.is_null() {
+            return None;
+        }
+        let harmless = [chunked_filter_index(), lookup::own_index()];
+        let now = filters_in_use(r);
+        let joined = before
+            .0
+            .iter()
+            .zip(&now.0)
+            .enumerate()
+            .any(|(index, (before, now))| before != now && !harmless.contains(&index));
+        let chunked = (*r).chunked() != 0;
+        (!joined).then_some(if chunked { Framing::Chunked } else { Framing::Raw })
+    }
+}
+
+/// nginx's chunked filter has no header file: it is found by its name.
+unsafe fn chunked_filter_index() -> usize {
+    // SAFETY: the cycle's module list ends with NULL, and names are C strings.
+    unsafe {
+        let mut module = (*ngx_cycle).modules;
+        while let Some(entry) = (*module).as_ref() {
+            if !entry.name.is_null() && CStr::from_ptr(entry.name) == c"ngx_http_chunked_filter_module" {
+                return entry.ctx_index;
+            }
+            module = module.add(1);
+        }
+        usize::MAX
+    }
+}

@@ -1,0 +1,337 @@
+//! This worker's subscribers, and which of them are in which channel.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use ngx::ffi::{ngx_http_request_t, ngx_int_t};
+use push_stream_core::store::{Membership, Replay};
+
+use super::backlog::{Backlog, Bound};
+use super::burst::Style;
+use super::output::Flight;
+use super::wheel::Place;
+use crate::config::Audience;
+
+/// Names a subscriber, also after it is gone: its place is then empty or somebody else's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriberId {
+    pub index: u32,
+    generation: u32,
+}
+
+const _: () = assert!(
+    size_of::<usize>() == 8,
+    "a subscriber's id travels through nginx in a pointer"
+);
+
+impl SubscriberId {
+    /// As the data of a C callback; never NULL, because generations start at 1.
+    pub fn to_pointer(self) -> *mut c_void {
+        ((self.generation as usize) << 32 | self.index as usize) as *mut c_void
+    }
+
+    pub fn from_pointer(pointer: *mut c_void) -> SubscriberId {
+        let number = pointer as usize;
+        SubscriberId {
+            index: number as u32,
+            generation: (number >> 32) as u32,
+        }
+    }
+}
+
+/// What a subscriber is for.
+pub enum Kind {
+    /// Streaming, EventSource: gets everything until it ends.
+    Stream,
+    /// A long poll that waits for its first message. The closure sends the whole answer.
+    Waiting(Responder),
+    /// A poll's answer that is too long for one piece. It is in no channel.
+    Answer {
+        /// Between two messages.
+        separator: &'static [u8],
+        /// After the last message.
+        closing: Vec<u8>,
+    },
+}
+
+/// Sends the answer to a request that waits; returns what the request is to be finalized with.
+pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>) -> ngx_int_t>;
+
+/// What a waiting request is answered with.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply<'t> {
+    Message { time: u64, tag: u32, text: &'t [u8] },
+    Deleted { text: &'t [u8] },
+    TimedOut,
+}
+
+/// One open request. All that it needs after its response head is here, nothing is looked up in the request.
+pub struct Subscriber {
+    pub request: *mut ngx_http_request_t,
+    pub audience: Rc<Audience>,
+    pub style: Style,
+    pub kind: Kind,
+    /// None: bytes go straight to the connection. Otherwise what is in nginx's output filters; it belongs to the
+    /// request's pool, which is destroyed after the subscriber is removed.
+    pub flight: Option<NonNull<Flight>>,
+    /// Messages up to this sequence number are not for it.
+    pub joined_seq: u64,
+    pub seats: Vec<Seated>,
+    pub backlog: Backlog,
+    pub replay: Option<Box<Replaying>>,
+    pub ping_due_ms: Option<u64>,
+    pub end_due_ms: Option<u64>,
+    pub send_timeout_ms: u32,
+    /// It has left its channels; once everything is sent it ends.
+    pub ending: bool,
+    pub place: Place,
+}
+
+/// A subscriber's part in one channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Seated {
+    pub membership: Membership,
+    /// Index in the channel's list.
+    position: u32,
+}
+
+/// Old messages on their way to a subscriber; what is live waits behind them.
+pub struct Replaying {
+    pub replay: Replay,
+    /// Ids of the path's channels.
+    pub ids: Vec<Rc<[u8]>>,
+    pub behind: Backlog,
+    pub first: bool,
+}
+
+impl Subscriber {
+    pub fn bound(&self, frozen: bool) -> Bound {
+        Bound {
+            bytes: self.audience.queue_bytes,
+            policy: self.audience.slow_reader,
+            frozen,
+        }
+    }
+
+    /// When the wheel has to look at it.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        match (self.ping_due_ms, self.end_due_ms) {
+            (Some(ping), Some(end)) => Some(ping.min(end)),
+            (ping, end) => ping.or(end),
+        }
+    }
+
+    /// A message was delivered: silence begins anew.
+    pub fn postpone_ping(&mut self, now_ms: u64) {
+        if self.ping_due_ms.is_some() {
+            self.ping_due_ms = self.audience.ping_interval_ms.map(|interval| now_ms + interval);
+        }
+    }
+}
+
+/// All subscribers by index.
+#[derive(Default)]
+pub struct Slab {
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+}
+
+struct Entry {
+    generation: u32,
+    subscriber: Option<Box<Subscriber>>,
+}
+
+impl Slab {
+    /// Whoever is at this index.
+    pub fn at(&mut self, index: u32) -> Option<&mut Subscriber> {
+        self.entries.get_mut(index as usize)?.subscriber.as_deref_mut()
+    }
+
+    /// The subscriber of this name, if it is still there.
+    pub fn get(&mut self, id: SubscriberId) -> Option<&mut Subscriber> {
+        let entry = self.entries.get_mut(id.index as usize)?;
+        if entry.generation == id.generation {
+            entry.subscriber.as_deref_mut()
+        } else {
+            None
+        }
+    }
+
+    /// The name of whoever is at this index.
+    pub fn id(&self, index: u32) -> Option<SubscriberId> {
+        let entry = self.entries.get(index as usize)?;
+        entry.subscriber.as_ref().map(|_| SubscriberId {
+            index,
+            generation: entry.generation,
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// How far indices go.
+    pub fn end(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    fn insert(&mut self, subscriber: Box<Subscriber>) -> SubscriberId {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry {
+                generation: 1,
+                subscriber: None,
+            });
+            self.entries.len() as u32 - 1
+        });
+        let entry = &mut self.entries[index as usize];
+        entry.subscriber = Some(subscriber);
+        SubscriberId {
+            index,
+            generation: entry.generation,
+        }
+    }
+
+    fn take(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
+        let entry = self.entries.get_mut(id.index as usize)?;
+        if entry.generation != id.generation {
+            return None;
+        }
+        let subscriber = entry.subscriber.take()?;
+        entry.generation = entry.generation.checked_add(1).unwrap_or(1);
+        self.free.push(id.index);
+        Some(subscriber)
+    }
+}
+
+/// A channel that has subscribers in this worker.
+pub struct LocalChannel {
+    pub id: Rc<[u8]>,
+    /// Subscribers by index; one that named the channel twice is here twice.
+    pub members: Vec<u32>,
+    /// How many of them, from the front, have got what is being delivered.
+    pub done: usize,
+    /// The members' styles, with how many have each.
+    styles: Vec<(Style, usize)>,
+}
+
+impl LocalChannel {
+    pub fn styles(&self) -> impl Iterator<Item = &Style> {
+        self.styles.iter().map(|(style, _)| style)
+    }
+
+    fn add_style(&mut self, style: &Style) {
+        match self.styles.iter_mut().find(|(known, _)| known == style) {
+            Some((_, count)) => *count += 1,
+            None => self.styles.push((style.clone(), 1)),
+        }
+    }
+
+    fn remove_style(&mut self, style: &Style) {
+        if let Some(index) = self.styles.iter().position(|(known, _)| known == style) {
+            self.styles[index].1 -= 1;
+            if self.styles[index].1 == 0 {
+                self.styles.swap_remove(index);
+            }
+        }
+    }
+}
+
+/// Subscribers and channels of this worker.
+#[derive(Default)]
+pub struct Registry {
+    pub slab: Slab,
+    pub channels: HashMap<Membership, LocalChannel>,
+}
+
+impl Registry {
+    /// Adds a subscriber to the channels it has joined: `memberships[i]` is the channel `ids[i]`.
+    pub fn add(&mut self, subscriber: Box<Subscriber>, memberships: &[Membership], ids: &[&[u8]]) -> SubscriberId {
+        let id = self.slab.insert(subscriber);
+        for (&membership, &channel_id) in memberships.iter().zip(ids) {
+            self.seat(id.index, membership, channel_id);
+        }
+        id
+    }
+
+    fn seat(&mut self, index: u32, membership: Membership, channel_id: &[u8]) {
+        let Some(subscriber) = self.slab.at(index) else {
+            return;
+        };
+        let channel = self.channels.entry(membership).or_insert_with(|| LocalChannel {
+            id: channel_id.into(),
+            members: Vec::new(),
+            done: 0,
+            styles: Vec::new(),
+        });
+        subscriber.seats.push(Seated {
+            membership,
+            position: channel.members.len() as u32,
+        });
+        channel.members.push(index);
+        channel.add_style(&subscriber.style);
+    }
+
+    /// Forgets a subscriber that has no seat any more.
+    pub fn take(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
+        self.slab.take(id)
+    }
+
+    /// Takes the subscriber at `index` off all its channels; returns them.
+    pub fn unseat_all(&mut self, index: u32) -> Vec<Membership> {
+        std::iter::from_fn(|| self.unseat(index, None)).collect()
+    }
+
+    /// Takes the subscriber at `index` off one seat: the one at `position` of `membership`, or its last.
+    pub fn unseat(&mut self, index: u32, seat: Option<(Membership, u32)>) -> Option<Membership> {
+        let subscriber = self.slab.at(index)?;
+        let number = match seat {
+            Some((membership, position)) => subscriber
+                .seats
+                .iter()
+                .position(|seated| (seated.membership, seated.position) == (membership, position))?,
+            None => subscriber.seats.len().checked_sub(1)?,
+        };
+        let seated = subscriber.seats.swap_remove(number);
+        let style = subscriber.style.clone();
+        let channel = self.channels.get_mut(&seated.membership)?;
+        channel.remove_style(&style);
+        // The list stays parted in those who have got what is being delivered and those who have not: the last of the
+        // former fills the gap, and the last of all fills that one's place.
+        let mut gap = seated.position as usize;
+        if gap < channel.done {
+            channel.done -= 1;
+            if gap != channel.done {
+                let moved = channel.members[channel.done];
+                channel.members[gap] = moved;
+                move_seat(&mut self.slab, moved, seated.membership, channel.done, gap);
+            }
+            gap = channel.done;
+        }
+        let last = channel.members.len() - 1;
+        channel.members.swap_remove(gap);
+        if gap != last {
+            let moved = channel.members[gap];
+            move_seat(&mut self.slab, moved, seated.membership, last, gap);
+        }
+        if channel.members.is_empty() {
+            self.channels.remove(&seated.membership);
+        }
+        Some(seated.membership)
+    }
+}
+
+fn move_seat(slab: &mut Slab, index: u32, membership: Membership, from: usize, to: usize) {
+    let seats = slab
+        .at(index)
+        .map(|subscriber| &mut subscriber.seats)
+        .into_iter()
+        .flatten();
+    for seated in seats {
+        if seated.membership == membership && seated.position as usize == from {
+            seated.position = to as u32;
+            return;
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The timer wheel: when each subscriber's next ping or end is due, to a tenth of a second.
+//!
+//! A subscriber is in one slot at most. What it waits for is not kept here: whoever is due is looked at, and put back if
+//! its time has moved on meanwhile (each delivered message moves the ping).
+
+use super::registry::Slab;
+
+/// Width of a slot.
+pub const SLOT_MS: u64 = 100;
+
+/// Slots: what is due later than this waits in the last one and is then put back.
+const SLOTS: u64 = 1024;
+const WORDS: usize = SLOTS as usize / 64;
+
+/// No subscriber.
+const NONE: u32 = u32::MAX;
+
+/// A subscriber's place in the wheel.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    slot: u16,
+    previous: u32,
+    next: u32,
+}
+
+/// Not in any slot.
+const OUT: u16 = u16::MAX;
+
+impl Default for Place {
+    fn default() -> Self {
+        Place {
+            slot: OUT,
+            previous: NONE,
+            next: NONE,
+        }
+    }
+}
+
+/// First subscriber of each slot, and which slots have one.
+pub struct Wheel {
+    firsts: Vec<u32>,
+    used: [u64; WORDS],
+    /// Slots up to this one (in slots since the clock's start) were looked at.
+    done: u64,
+}
+
+impl Wheel {
+    pub fn new(now_ms: u64) -> Wheel {
+        Wheel {
+            firsts: vec![NONE; SLOTS as usize],
+            used: [0; WORDS],
+            done: now_ms / SLOT_MS,
+        }
+    }
+
+    /// Puts a subscriber where it is looked at when `due_ms` has passed, and takes it from where it was.
+    pub fn put(&mut self, slab: &mut Slab, index: u32, due_ms: u64, now_ms: u64) {
+        self.remove(slab, index);
+        if self.used == [0; WORDS] {
+            self.done = now_ms / SLOT_MS;
+        }
+        let tick = due_ms.div_ceil(SLOT_MS).clamp(self.done + 1, self.done + SLOTS - 1);
+        let slot = (tick % SLOTS) as usize;
+        let next = self.firsts[slot];
+        let Some(subscriber) = slab.at(index) else {
+            return;
+        };
+        subscriber.place = Place {
+            slot: slot as u16,
+            previous: NONE,
+            next,
+        };
+        if let Some(next) = slab.at(next) {
+            next.place.previous = index;
+        }
+        self.firsts[slot] = index;
+        self.used[slot / 64] |= 1 << (slot % 64);
+    }
+
+    /// Takes a subscriber out.
+    pub fn remove(&mut self, slab: &mut Slab, index: u32) {
+        let Some(subscriber) = slab.at(index) else {
+            return;
+        };
+        let Place { slot, previous, next } = std::mem::take(&mut subscriber.place);
+        if slot == OUT {
+            return;
+        }
+        let slot = usize::from(slot);
+        match slab.at(previous) {
+            Some(previous) => previous.place.next = next,
+            None => self.firsts[slot] = next,
+        }
+        if let Some(next) = slab.at(next) {
+            next.place.previous = previous;
+        }
+        if self.firsts[slot] == NONE {
+            self.used[slot / 64] &= !(1 << (slot % 64));
+        }
+    }
+
+    /// Takes out everybody whose slot has passed.
+    pub fn expire(&mut self, slab: &mut Slab, now_ms: u64, due: &mut Vec<u32>) {
+        let now = now_ms / SLOT_MS;
+        for tick in (self.done + 1)..=now.min(self.done + SLOTS) {
+            let slot = (tick % SLOTS) as usize;
+            while slab.at(self.firsts[slot]).is_some() {
+                due.push(self.firsts[slot]);
+                self.remove(slab, self.firsts[slot]);
+            }
+        }
+        self.done = self.done.max(now);
+    }
+
+    /// Milliseconds until the next slot that somebody is in.
+    pub fn next_ms(&self, now_ms: u64) -> Option<u64> {
+        let tick = (self.done + 1..self.done + SLOTS).find(|tick| {
+            let slot = (tick % SLOTS) as usize;
+            self.used[slot / 64] >> (slot % 64) & 1 == 1
+        })?;
+        Some((tick * SLOT_MS).saturating_sub(now_ms).max(1))
+    }
+}

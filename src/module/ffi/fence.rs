@@ -1,0 +1,39 @@
+//! The panic fence: every function that C calls runs its body through here.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ngx::ffi::{NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_LOG_ALERT, ngx_int_t};
+use ngx::ngx_log_error;
+
+/// Runs `body`; a panic is logged and answered by `fallback`. The process lives.
+///
+/// A panic while the shared zone is half-written never gets here: the store aborts the process then.
+pub fn fence<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        report(entry, panic);
+        fallback()
+    })
+}
+
+/// The fence for handlers of a request: a panic is a 500.
+pub fn request(entry: &str, body: impl FnOnce() -> ngx_int_t) -> ngx_int_t {
+    fence(entry, || NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, body)
+}
+
+/// The fence for what returns nothing: events, timers, cleanups.
+pub fn event(entry: &str, body: impl FnOnce()) {
+    fence(entry, || (), body)
+}
+
+fn report(entry: &str, panic: Box<dyn Any + Send>) {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("unknown");
+    let log = ngx::log::ngx_cycle_log().as_ptr();
+    ngx_log_error!(NGX_LOG_ALERT, log, "push stream: panic in {entry}: {text}");
+    // Dropping a foreign payload could panic again, outside of the fence.
+    std::mem::forget(panic);
+}

@@ -1,0 +1,37 @@
+//! Where nginx keeps what belongs to a module.
+
+use std::ffi::c_void;
+
+use ngx::ffi::*;
+
+use crate::ngx_http_push_stream_module;
+
+/// This module's index in arrays that have an entry per http module.
+pub fn own_index() -> usize {
+    // SAFETY: nginx sets it while it loads the module, before anything else of the module runs.
+    unsafe { ngx_http_push_stream_module.ctx_index }
+}
+
+/// The core http module's.
+pub fn core_index() -> usize {
+    // SAFETY: as above.
+    unsafe { ngx_http_core_module.ctx_index }
+}
+
+/// This module's entry among what modules keep with a request.
+///
+/// # Safety
+/// `r` is valid during `'a`.
+pub unsafe fn context<'a>(r: *mut ngx_http_request_t) -> &'a mut *mut c_void {
+    // SAFETY: the array has an entry per http module.
+    unsafe { &mut *(*r).ctx.add(own_index()) }
+}
+
+/// The core module's configuration of a request's location.
+///
+/// # Safety
+/// `r` is valid during `'a`.
+pub unsafe fn core_location<'a>(r: *mut ngx_http_request_t) -> &'a ngx_http_core_loc_conf_t {
+    // SAFETY: the array has an entry per http module, and the core module fills its own in every location.
+    unsafe { &*(*r).loc_conf.add(core_index()).read().cast() }
+}

@@ -1,0 +1,7 @@
+//! The edge to C: what keeps a panic, a lifetime or a thread rule of one side from hurting the other.
+
+pub mod body;
+pub mod cell;
+pub mod fence;
+pub mod lookup;
+pub mod pool;

@@ -1,0 +1,79 @@
+//! Headers and answers that all roles share (`compat.md` §4).
+
+use ngx::ffi::*;
+
+use super::denial::Denial;
+use super::request::Request;
+
+/// How long a publisher that met a full zone should wait: the oldest messages expire by the second.
+const RETRY_AFTER: &[u8] = b"1";
+
+/// Nothing of this module may be cached.
+pub fn add_cache_headers(r: Request<'_>) -> Result<(), Denial> {
+    r.add_header("Expires", b"Thu, 01 Jan 1970 00:00:01 GMT")?;
+    r.add_header("Cache-Control", b"no-cache, no-store, must-revalidate")
+}
+
+/// `push_stream_allowed_origins`, if it has a value.
+pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Denial> {
+    let Some(origins) = r
+        .value(r.location().allowed_origins)?
+        .filter(|origins| !origins.is_empty())
+    else {
+        return Ok(());
+    };
+    r.add_header("Access-Control-Allow-Origin", &origins)?;
+    r.add_header("Access-Control-Allow-Methods", methods.as_bytes())?;
+    r.add_header(
+        "Access-Control-Allow-Headers",
+        b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
+    )
+}
+
+/// What a handler returns to nginx, whatever came out.
+pub fn conclude(r: Request<'_>, result: Result<ngx_int_t, Denial>) -> ngx_int_t {
+    result
+        .or_else(|denial| refuse(r, denial))
+        .unwrap_or_else(|denial| match denial {
+            Denial::Nginx(code) => code,
+            _ => NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
+        })
+}
+
+fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
+    if let Denial::Nginx(code) = denial {
+        return Ok(code);
+    }
+    if let Some(explain) = denial.explain() {
+        r.add_header("X-Nginx-PushStream-Explain", explain.as_bytes())?;
+    }
+    match denial {
+        Denial::Method(allowed) => r.add_header("Allow", allowed.as_bytes())?,
+        Denial::NothingToEvict => r.add_header("Retry-After", RETRY_AFTER)?,
+        _ => {}
+    }
+    header_only(r, denial.status())
+}
+
+/// A complete answer without a body. The connection stays usable: the request's body is read away.
+pub fn header_only(r: Request<'_>, status: u32) -> Result<ngx_int_t, Denial> {
+    r.discard_body()?;
+    r.set_status(status, Some(0));
+    // SAFETY: the request is valid and its head was not sent yet.
+    unsafe {
+        (*r.raw()).set_header_only(1);
+        Ok(ngx_http_send_header(r.raw()))
+    }
+}
+
+/// A complete answer with a body of known length.
+pub fn with_body(r: Request<'_>, content_type: &'static str, body: Vec<u8>) -> Result<ngx_int_t, Denial> {
+    r.discard_body()?;
+    r.set_status(NGX_HTTP_OK, Some(body.len()));
+    r.set_content_type(content_type);
+    Ok(match r.send_head() {
+        Ok(true) => r.send_body(body, true),
+        Ok(false) => NGX_OK as ngx_int_t,
+        Err(code) => code,
+    })
+}

@@ -1,0 +1,98 @@
+//! Which channels a request names (`compat.md` §3), and their figures in an answer (§18).
+
+use ngx::ffi::ngx_cycle;
+use push_stream_core::store::{ChannelInfo, Now, Summary, Worker};
+use push_stream_core::wire::channel_path::{self, Segment};
+use push_stream_core::wire::statistics::{self, Format, GroupWriter};
+
+use super::denial::Denial;
+use super::request::Request;
+use crate::config::Settings;
+
+/// The decoded channels path of a request.
+pub struct Path(Vec<u8>);
+
+impl Path {
+    /// Evaluates `push_stream_channels_path`. An unset or empty one names no channel.
+    pub fn of(r: Request<'_>) -> Result<Path, Denial> {
+        Ok(Path(r.value(r.location().channels_path)?.unwrap_or_default()))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        channel_path::parse(&self.0)
+    }
+
+    /// The ids without their backtracks.
+    pub fn ids(&self) -> Vec<&[u8]> {
+        self.segments().map(|segment| segment.id).collect()
+    }
+
+    /// What holds for publishers and subscribers alike: there is an id, and each is allowed and not too long.
+    pub fn check(&self, settings: &Settings) -> Result<(), Denial> {
+        if self.is_empty() {
+            return Err(Denial::NoChannelId);
+        }
+        self.segments().try_for_each(|segment| {
+            if channel_path::is_reserved(segment.id) {
+                return Err(Denial::ReservedChannelId);
+            }
+            check_length(segment.id, settings)
+        })
+    }
+}
+
+/// `push_stream_max_channel_id_length`.
+pub fn check_length(id: &[u8], settings: &Settings) -> Result<(), Denial> {
+    match settings.max_channel_id_length {
+        Some(max) if id.len() > max => Err(Denial::ChannelIdTooLong),
+        _ => Ok(()),
+    }
+}
+
+/// A channel's figures under its id.
+pub fn figures(id: &[u8], info: ChannelInfo) -> statistics::Channel<'_> {
+    statistics::Channel {
+        id,
+        published: info.published,
+        stored: info.stored,
+        subscribers: info.subscribers,
+    }
+}
+
+/// The figures of one channel in the single form, of several in the group form.
+pub fn write_figures(format: Format, worker: &Worker, now: Now, channels: &[(&[u8], ChannelInfo)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    if let [(id, info)] = channels {
+        statistics::channel(format, &figures(id, *info), &mut out);
+        return out;
+    }
+    let mut group = start_group(format, &worker.summary(now), now, &mut out);
+    for (id, info) in channels {
+        group.channel(&figures(id, *info), &mut out);
+    }
+    group.finish(&mut out);
+    out
+}
+
+/// The head of a group.
+pub fn start_group(format: Format, summary: &Summary, now: Now, out: &mut Vec<u8>) -> GroupWriter {
+    let group = statistics::Group {
+        hostname: hostname(),
+        time: now.unix_secs(),
+        channels: summary.channels,
+        wildcard_channels: summary.wildcard_channels,
+        uptime: summary.uptime_secs,
+    };
+    GroupWriter::start(format, &group, out)
+}
+
+/// This machine's name as nginx knows it.
+pub fn hostname() -> &'static [u8] {
+    // SAFETY: a running process has a cycle, and its strings live as long as the cycle; the answer is written before
+    // the process can take up another one.
+    unsafe { (*ngx_cycle).hostname.into() }
+}

@@ -1,0 +1,79 @@
+//! Why a request gets no message and no subscription: status and explain text of each reason (`compat.md` §26).
+
+use ngx::ffi::*;
+use push_stream_core::store::Refusal;
+
+/// A refusal of this module: a header-only answer, unless nginx itself refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denial {
+    NoChannelId,
+    ReservedChannelId,
+    ChannelIdTooLong,
+    EmptyPost,
+    TooManyWildcardChannels,
+    TooManySubscribers,
+    MayNotCreate,
+    TooManyChannels,
+    BadCallback,
+    UnknownChannel,
+    /// With the methods that are allowed.
+    Method(&'static str),
+    ZoneFull,
+    NothingToEvict,
+    /// This worker has no slot in the zone (yet).
+    Unavailable,
+    /// No memory, or a failure below.
+    Internal,
+    /// What nginx answers by itself, with its own page.
+    Nginx(ngx_int_t),
+}
+
+impl Denial {
+    pub fn status(self) -> u32 {
+        match self {
+            Denial::NoChannelId | Denial::ChannelIdTooLong | Denial::EmptyPost | Denial::BadCallback => {
+                NGX_HTTP_BAD_REQUEST
+            }
+            Denial::ReservedChannelId
+            | Denial::TooManyWildcardChannels
+            | Denial::TooManySubscribers
+            | Denial::MayNotCreate
+            | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
+            Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
+            Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
+            Denial::NothingToEvict => NGX_HTTP_INSUFFICIENT_STORAGE,
+            Denial::Unavailable => NGX_HTTP_SERVICE_UNAVAILABLE,
+            Denial::ZoneFull | Denial::Internal | Denial::Nginx(_) => NGX_HTTP_INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Text of `X-Nginx-PushStream-Explain`.
+    pub fn explain(self) -> Option<&'static str> {
+        Some(match self {
+            Denial::NoChannelId => "No channel id provided.",
+            Denial::ReservedChannelId => "Channel id not authorized for this method.",
+            Denial::ChannelIdTooLong => "Channel id is too large.",
+            Denial::EmptyPost => "Empty post requests are not allowed.",
+            Denial::TooManyWildcardChannels => "Subscribed too much wildcard channels.",
+            Denial::TooManySubscribers => "Subscribers limit per channel has been exceeded.",
+            Denial::MayNotCreate => "Subscriber could not create channels.",
+            Denial::TooManyChannels => "Number of channels were exceeded.",
+            Denial::BadCallback => "Callback name is not allowed.",
+            Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
+            Denial::Unavailable => "Worker is not ready.",
+            Denial::UnknownChannel | Denial::Method(_) | Denial::Internal | Denial::Nginx(_) => return None,
+        })
+    }
+}
+
+impl From<Refusal> for Denial {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Full => Denial::ZoneFull,
+            Refusal::NothingToEvict => Denial::NothingToEvict,
+            Refusal::TooManyChannels => Denial::TooManyChannels,
+            Refusal::TooManySubscribers => Denial::TooManySubscribers,
+            Refusal::MayNotCreate => Denial::MayNotCreate,
+        }
+    }
+}

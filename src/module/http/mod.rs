@@ -1,0 +1,38 @@
+//! What requests are answered.
+//!
+//! * [`publisher`], [`subscriber`], [`statistics`]: one per role of a location.
+//! * [`channels`]: which channels a request names, and whether it may.
+//! * [`denial`]: why a request is refused, with status and explain text, in one place.
+//! * [`answer`]: the headers and the simple answers that all of them share.
+//! * [`request`]: the request as this module sees it.
+
+pub mod answer;
+mod channels;
+mod denial;
+mod publisher;
+pub mod request;
+mod statistics;
+pub mod subscriber;
+
+use ngx::ffi::{ngx_http_request_t, ngx_int_t};
+
+use crate::ffi::fence;
+use request::Request;
+
+/// Content handler of publisher locations.
+pub unsafe extern "C" fn publisher_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: nginx passes a request that stays valid until the handler returns.
+    fence::request("publisher", || publisher::handle(unsafe { Request::new(r) }))
+}
+
+/// Content handler of subscriber locations.
+pub unsafe extern "C" fn subscriber_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: as above.
+    fence::request("subscriber", || subscriber::handle(unsafe { Request::new(r) }))
+}
+
+/// Content handler of statistics locations.
+pub unsafe extern "C" fn statistics_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: as above.
+    fence::request("statistics", || statistics::handle(unsafe { Request::new(r) }))
+}

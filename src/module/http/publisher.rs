@@ -1,0 +1,281 @@
+//! Publisher locations: publish, ask for figures, delete (`compat.md` §5).
+
+use ngx::ffi::*;
+use push_stream_core::store::{Draft, Now, Published, Worker};
+use push_stream_core::wire::statistics;
+
+use super::answer;
+use super::channels::{self, Path};
+use super::denial::Denial;
+use super::request::Request;
+use crate::config::{PublisherMode, Role, Settings};
+use crate::delivery;
+use crate::ffi::{fence, lookup, pool};
+
+/// How much of a body that nginx spooled to a file is read at once.
+const FILE_PIECE: usize = 64 * 1024;
+
+/// Answers one request.
+pub fn handle(r: Request<'_>) -> ngx_int_t {
+    answer::conclude(r, respond(r))
+}
+
+fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    let admin = r.location().role == Some(Role::Publisher(PublisherMode::Admin));
+    let methods = if admin {
+        "GET, POST, PUT, DELETE"
+    } else {
+        "GET, POST, PUT"
+    };
+    answer::add_cors_headers(r, methods)?;
+    answer::add_cache_headers(r)?;
+    match r.method() {
+        NGX_HTTP_OPTIONS => answer::header_only(r, NGX_HTTP_OK),
+        NGX_HTTP_GET => {
+            let path = checked_path(r)?;
+            report(r, &path)
+        }
+        NGX_HTTP_POST | NGX_HTTP_PUT => {
+            let path = checked_path(r)?;
+            delivery::with_store(|worker| {
+                worker
+                    .check_channels(&path.ids(), &r.settings()?.limits)
+                    .map_err(Denial::from)
+            })
+            .ok_or(Denial::Unavailable)??;
+            read_body(r, path, publish_body)
+        }
+        NGX_HTTP_DELETE if admin => {
+            let path = checked_path(r)?;
+            read_body(r, path, delete_body)
+        }
+        _ => Err(Denial::Method(methods)),
+    }
+}
+
+fn checked_path(r: Request<'_>) -> Result<Path, Denial> {
+    let path = Path::of(r)?;
+    path.check(r.settings()?)?;
+    Ok(path)
+}
+
+/// GET: the figures of those channels that exist.
+fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
+    let (format, content_type) = statistics::negotiate(r.header("Accept"));
+    let body = delivery::with_store(|worker| {
+        let known: Vec<_> = path
+            .ids()
+            .into_iter()
+            .filter_map(|id| Some((id, worker.channel(id)?)))
+            .collect();
+        if known.is_empty() {
+            return Err(Denial::UnknownChannel);
+        }
+        Ok(channels::write_figures(format, worker, Now::read(), &known))
+    });
+    answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)??)
+}
+
+/// Has nginx read the body, then goes on with `then`. The path is kept with the request meanwhile.
+fn read_body(
+    r: Request<'_>,
+    path: Path,
+    then: unsafe extern "C" fn(*mut ngx_http_request_t),
+) -> Result<ngx_int_t, Denial> {
+    // SAFETY: the request is valid; its context entry of this module is ours.
+    let code = unsafe {
+        let place = pool::place((*r.raw()).pool, path).ok_or(Denial::Internal)?;
+        *lookup::context(r.raw()) = place.as_ptr().cast();
+        ngx_http_read_client_request_body(r.raw(), Some(then))
+    };
+    if code >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
+        return Err(Denial::Nginx(code));
+    }
+    Ok(NGX_DONE as ngx_int_t)
+}
+
+/// The path that [`read_body`] kept.
+fn kept_path(r: Request<'_>) -> Result<&Path, Denial> {
+    // SAFETY: the entry is NULL or was set by `read_body`; the path lives as long as the request.
+    unsafe { lookup::context(r.raw()).cast::<Path>().as_ref().ok_or(Denial::Internal) }
+}
+
+unsafe extern "C" fn publish_body(r: *mut ngx_http_request_t) {
+    // SAFETY: nginx calls this once, when it has read the whole body.
+    unsafe { go_on(r, publish) }
+}
+
+unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
+    // SAFETY: as above.
+    unsafe { go_on(r, delete) }
+}
+
+unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_int_t, Denial>) {
+    // SAFETY: the request is valid until it is finalized, which is the last thing done.
+    unsafe {
+        let request = Request::new(r);
+        let code = fence::request("publish", || answer::conclude(request, work(request)));
+        ngx_http_finalize_request(r, code);
+    }
+}
+
+/// POST and PUT: one message to every channel of the path, or to none.
+fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    let settings = r.settings()?;
+    let ids = kept_path(r)?.ids();
+    let body = Body::of(r);
+    let now = Now::read();
+    let published = delivery::with_store(|worker| {
+        if body.len == 0 {
+            return refuse_empty(worker, &ids, settings, now);
+        }
+        let (event_id, event_type) = (r.header("Event-Id"), r.header("Event-Type"));
+        let mut draft = worker.draft(body.len, event_id, event_type, ids.len(), &settings.limits, now)?;
+        if let Err(denial) = body.copy(worker, &mut draft) {
+            worker.discard(draft);
+            return Err(denial);
+        }
+        Ok(worker.publish(draft, &ids, r.location().store_messages(), &settings.limits, now)?)
+    })
+    .ok_or(Denial::Unavailable)??;
+    if published.wake_self {
+        delivery::wake();
+    }
+    if r.location().info_on_publish() {
+        confirm(r, &ids, &published, now)
+    } else {
+        answer::header_only(r, NGX_HTTP_OK)
+    }
+}
+
+/// A single channel comes into being all the same, as in the C module.
+fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], settings: &Settings, now: Now) -> Result<Published, Denial> {
+    if ids.len() == 1 {
+        worker.create_channels(ids, &settings.limits, now)?;
+    }
+    Err(Denial::EmptyPost)
+}
+
+fn confirm(r: Request<'_>, ids: &[&[u8]], published: &Published, now: Now) -> Result<ngx_int_t, Denial> {
+    let (format, content_type) = statistics::negotiate(r.header("Accept"));
+    let channels: Vec<_> = ids.iter().copied().zip(published.channels.iter().copied()).collect();
+    let body = delivery::with_store(|worker| channels::write_figures(format, worker, now, &channels));
+    answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
+}
+
+/// DELETE: the body, if there is one, replaces the notice.
+fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    let settings = r.settings()?;
+    let ids = kept_path(r)?.ids();
+    let body = Body::of(r);
+    let notice = if body.len == 0 {
+        settings.channel_deleted_text.clone()
+    } else {
+        body.read()?
+    };
+    let (deleted, wake_self) =
+        delivery::with_store(|worker| worker.delete(&ids, &notice, &settings.limits, Now::read()))
+            .ok_or(Denial::Unavailable)??;
+    if wake_self {
+        delivery::wake();
+    }
+    if deleted == 0 {
+        return Err(Denial::UnknownChannel);
+    }
+    r.add_header("X-Nginx-PushStream-Explain", b"Channel deleted.")?;
+    answer::header_only(r, NGX_HTTP_OK)
+}
+
+/// A request's body, in memory or in a file.
+struct Body {
+    bufs: *const ngx_chain_t,
+    /// Bytes.
+    len: usize,
+}
+
+impl Body {
+    fn of(r: Request<'_>) -> Body {
+        // SAFETY: nginx has read the body; there is no structure if there is no body.
+        let bufs = unsafe {
+            (*r.raw())
+                .request_body
+                .as_ref()
+                .map_or(std::ptr::null(), |body| body.bufs.cast_const())
+        };
+        let mut body = Body { bufs, len: 0 };
+        body.len = body.pieces().map(Piece::len).sum();
+        body
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
+        let mut link = self.bufs;
+        std::iter::from_fn(move || {
+            // SAFETY: the chain ends with NULL, its buffers live as long as the request.
+            unsafe {
+                let chain = link.as_ref()?;
+                link = chain.next;
+                Some(Piece(&*chain.buf))
+            }
+        })
+    }
+
+    /// Writes the body into a draft.
+    fn copy(&self, worker: &mut Worker, draft: &mut Draft) -> Result<(), Denial> {
+        self.pieces()
+            .try_for_each(|piece| piece.read(|bytes| worker.write(draft, bytes)))
+    }
+
+    fn read(&self) -> Result<Vec<u8>, Denial> {
+        let mut text = Vec::with_capacity(self.len);
+        self.pieces()
+            .try_for_each(|piece| piece.read(|bytes| text.extend_from_slice(bytes)))?;
+        Ok(text)
+    }
+}
+
+/// One buffer of a body.
+#[derive(Clone, Copy)]
+struct Piece<'b>(&'b ngx_buf_t);
+
+impl Piece<'_> {
+    fn len(self) -> usize {
+        let buf = self.0;
+        if buf.in_file() != 0 {
+            (buf.file_last - buf.file_pos) as usize
+        } else {
+            // SAFETY: a memory buffer's ends are in the same allocation; both are NULL if it has none.
+            unsafe { buf.last.offset_from(buf.pos) as usize }
+        }
+    }
+
+    fn read(self, mut take: impl FnMut(&[u8])) -> Result<(), Denial> {
+        if self.0.in_file() != 0 {
+            return self.read_file(take);
+        }
+        if self.len() > 0 {
+            // SAFETY: the buffer holds that many bytes.
+            take(unsafe { std::slice::from_raw_parts(self.0.pos, self.len()) });
+        }
+        Ok(())
+    }
+
+    fn read_file(self, mut take: impl FnMut(&[u8])) -> Result<(), Denial> {
+        let mut piece = vec![0; FILE_PIECE.min(self.len())];
+        let mut offset = self.0.file_pos;
+        while offset < self.0.file_last {
+            let want = piece.len().min((self.0.file_last - offset) as usize);
+            // SAFETY: the temporary file is open as long as the request lives; `piece` has room for `want` bytes.
+            let got = unsafe { ngx_read_file(self.0.file, piece.as_mut_ptr(), want, offset) };
+            let Some(bytes) = usize::try_from(got)
+                .ok()
+                .filter(|&got| got > 0)
+                .map(|got| &piece[..got])
+            else {
+                return Err(Denial::Internal);
+            };
+            take(bytes);
+            offset += bytes.len() as off_t;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! A request of nginx as this module sees it.
+
+use std::marker::PhantomData;
+use std::ptr;
+
+use ngx::ffi::*;
+use push_stream_core::wire::percent;
+
+use super::denial::Denial;
+use crate::config::{Location, Main, Settings};
+use crate::ffi::{body, lookup, pool};
+
+/// A request, valid for `'r`: while the entry from nginx runs that it was passed to, and not beyond its finalization.
+#[derive(Clone, Copy)]
+pub struct Request<'r> {
+    raw: *mut ngx_http_request_t,
+    life: PhantomData<&'r ()>,
+}
+
+impl<'r> Request<'r> {
+    /// # Safety
+    /// `raw` is a request in processing; it is not freed during `'r`.
+    pub unsafe fn new(raw: *mut ngx_http_request_t) -> Self {
+        Request { raw, life: PhantomData }
+    }
+
+    pub fn raw(self) -> *mut ngx_http_request_t {
+        self.raw
+    }
+
+    pub fn is_main(self) -> bool {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).main == self.raw }
+    }
+
+    /// One of nginx's `NGX_HTTP_*` methods.
+    pub fn method(self) -> u32 {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).method as u32 }
+    }
+
+    /// This module's configuration of the request's location, or of the `if` block that it is in.
+    pub fn location(self) -> &'r Location {
+        // SAFETY: every location has an entry of this module, made by `Location`'s create function, and the
+        // configuration outlives the request.
+        unsafe { &*(*self.raw).loc_conf.add(lookup::own_index()).read().cast::<Location>() }
+    }
+
+    /// This module's configuration of the http block.
+    pub fn main(self) -> &'r Main {
+        // SAFETY: as for `location`.
+        unsafe { &*(*self.raw).main_conf.add(lookup::own_index()).read().cast::<Main>() }
+    }
+
+    pub fn settings(self) -> Result<&'r Settings, Denial> {
+        self.main().settings.as_deref().ok_or(Denial::Unavailable)
+    }
+
+    /// The first header of this name, in any case.
+    pub fn header(self, name: &str) -> Option<&'r [u8]> {
+        // SAFETY: the header list is complete when a content handler runs; its strings are in the request's memory.
+        unsafe {
+            let mut part: *const ngx_list_part_t = &raw const (*self.raw).headers_in.headers.part;
+            while let Some(headers) = part.as_ref() {
+                for index in 0..headers.nelts {
+                    let header = &*headers.elts.cast::<ngx_table_elt_t>().add(index);
+                    if header.key.as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
+                        return Some(header.value.as_bytes());
+                    }
+                }
+                part = headers.next;
+            }
+        }
+        None
+    }
+
+    /// The value of a directive with variables, percent-decoded; None if the directive is not set.
+    pub fn value(self, directive: *mut ngx_http_complex_value_t) -> Result<Option<Vec<u8>>, Denial> {
+        if directive.is_null() {
+            return Ok(None);
+        }
+        let mut value = ngx_str_t::empty();
+        // SAFETY: the value was compiled into the configuration, which outlives the request.
+        let code = unsafe { ngx_http_complex_value(self.raw, directive, &mut value) };
+        if code != NGX_OK as ngx_int_t {
+            return Err(Denial::Internal);
+        }
+        Ok(Some(percent::decode(value.as_bytes())))
+    }
+
+    /// A query argument, percent-decoded.
+    pub fn argument(self, name: &str) -> Option<Vec<u8>> {
+        let mut value = ngx_str_t::empty();
+        // SAFETY: the request is valid; nginx only reads the name.
+        let code = unsafe { ngx_http_arg(self.raw, name.as_ptr().cast_mut(), name.len(), &mut value) };
+        (code == NGX_OK as ngx_int_t).then(|| percent::decode(value.as_bytes()))
+    }
+
+    /// Adds a header to the answer.
+    pub fn add_header(self, name: &'static str, value: &[u8]) -> Result<(), Denial> {
+        // SAFETY: the request is valid; key and value live as long as the request.
+        unsafe {
+            let value_copy = pool::copy((*self.raw).pool, value).ok_or(Denial::Internal)?;
+            let header = ngx_list_push(&raw mut (*self.raw).headers_out.headers).cast::<ngx_table_elt_t>();
+            if header.is_null() {
+                return Err(Denial::Internal);
+            }
+            // Everything nginx may look at, also the link that later versions have.
+            ptr::write_bytes(header, 0, 1);
+            (*header).hash = 1;
+            (*header).key = borrowed(name.as_bytes());
+            (*header).value = ngx_str_t {
+                len: value.len(),
+                data: value_copy.as_ptr(),
+            };
+        }
+        Ok(())
+    }
+
+    /// Sets status and length of the answer; None = not known yet.
+    pub fn set_status(self, status: u32, length: Option<usize>) {
+        // SAFETY: the request is valid.
+        unsafe {
+            let out = &mut (*self.raw).headers_out;
+            out.status = status as ngx_uint_t;
+            out.content_length_n = length.map_or(-1, |length| length as off_t);
+            // The answers of this module decide about 304 themselves.
+            (*self.raw).set_disable_not_modified(1);
+        }
+    }
+
+    /// Sets Last-Modified.
+    pub fn set_last_modified(self, unix_secs: u64) {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).headers_out.last_modified_time = unix_secs as time_t };
+    }
+
+    /// Sets the content type; what follows a `;` is not part of the type that other modules compare.
+    pub fn set_content_type(self, content_type: &'static str) {
+        // SAFETY: the request is valid, the text constant.
+        unsafe {
+            let out = &mut (*self.raw).headers_out;
+            out.content_type = borrowed(content_type.as_bytes());
+            out.content_type_len = content_type.find(';').unwrap_or(content_type.len());
+            out.content_type_lowcase = ptr::null_mut();
+        }
+    }
+
+    /// Sets the content type that nginx has for the URI.
+    pub fn set_default_content_type(self) -> Result<(), Denial> {
+        // SAFETY: the request is valid.
+        let code = unsafe { ngx_http_set_content_type(self.raw) };
+        if code == NGX_OK as ngx_int_t {
+            Ok(())
+        } else {
+            Err(Denial::Internal)
+        }
+    }
+
+    /// Lets nginx read and drop the request's body, so that it is not taken for the next request.
+    pub fn discard_body(self) -> Result<(), Denial> {
+        // SAFETY: the request is valid and its body was not read by anybody else, or was read completely.
+        let code = unsafe { ngx_http_discard_request_body(self.raw) };
+        if code == NGX_OK as ngx_int_t {
+            Ok(())
+        } else {
+            Err(Denial::Nginx(code))
+        }
+    }
+
+    /// Sends the head of the answer. True if there may be a body.
+    pub fn send_head(self) -> Result<bool, ngx_int_t> {
+        // SAFETY: the request is valid and its head was not sent before.
+        let code = unsafe { ngx_http_send_header(self.raw) };
+        if code == NGX_ERROR as ngx_int_t || code > NGX_OK as ngx_int_t {
+            return Err(code);
+        }
+        // SAFETY: the request is valid.
+        Ok(unsafe { (*self.raw).header_only() } == 0)
+    }
+
+    /// Sends a piece of the body through the output filters.
+    pub fn send_body(self, bytes: Vec<u8>, last: bool) -> ngx_int_t {
+        // SAFETY: the request is valid, and its head was sent before.
+        unsafe { body::send(self.raw, bytes, last) }
+    }
+}
+
+/// A constant as nginx's string type; nginx does not write to it.
+fn borrowed(bytes: &'static [u8]) -> ngx_str_t {
+    ngx_str_t {
+        len: bytes.len(),
+        data: bytes.as_ptr().cast_mut(),
+    }
+}

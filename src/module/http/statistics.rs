@@ -1,0 +1,118 @@
+//! Statistics locations (`compat.md` §18).
+
+use ngx::ffi::*;
+use push_stream_core::store::{Now, Worker};
+use push_stream_core::wire::statistics::{self, Format};
+
+use super::answer;
+use super::channels::{self, Path};
+use super::denial::Denial;
+use super::request::Request;
+use crate::delivery;
+
+/// Answers one request.
+pub fn handle(r: Request<'_>) -> ngx_int_t {
+    answer::conclude(r, respond(r))
+}
+
+fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    answer::add_cache_headers(r)?;
+    if r.method() != NGX_HTTP_GET {
+        return Err(Denial::Method("GET"));
+    }
+    r.add_header("X-Nginx-PushStream-Tag", env!("CARGO_PKG_VERSION").as_bytes())?;
+    r.add_header("X-Nginx-PushStream-Commit", env!("PUSH_STREAM_COMMIT").as_bytes())?;
+    let path = Path::of(r)?;
+    let (format, content_type) = statistics::negotiate(r.header("Accept"));
+    let question = question(r, &path)?;
+    let body = delivery::with_store(|worker| question.answer(format, worker)).ok_or(Denial::Unavailable)??;
+    answer::with_body(r, content_type, body)
+}
+
+/// What is asked for.
+enum Question<'p> {
+    Summary,
+    /// All channels whose id starts so.
+    Group(&'p [u8]),
+    Channels(Vec<&'p [u8]>),
+}
+
+/// The first id that asks for a group decides.
+fn question<'p>(r: Request<'_>, path: &'p Path) -> Result<Question<'p>, Denial> {
+    if path.is_empty() {
+        return Ok(Question::Summary);
+    }
+    let settings = r.settings()?;
+    let mut ids = Vec::new();
+    for id in path.ids() {
+        channels::check_length(id, settings)?;
+        if let Some(star) = id.iter().position(|&byte| byte == b'*') {
+            return Ok(Question::Group(&id[..star]));
+        }
+        if id == b"ALL" {
+            return Ok(Question::Group(b""));
+        }
+        ids.push(id);
+    }
+    Ok(Question::Channels(ids))
+}
+
+impl Question<'_> {
+    fn answer(&self, format: Format, worker: &mut Worker) -> Result<Vec<u8>, Denial> {
+        let now = Now::read();
+        match self {
+            Question::Summary => Ok(summary(format, worker, now)),
+            Question::Group(prefix) => Ok(group(format, worker, now, prefix)),
+            Question::Channels(ids) => known(format, worker, now, ids),
+        }
+    }
+}
+
+fn known(format: Format, worker: &Worker, now: Now, ids: &[&[u8]]) -> Result<Vec<u8>, Denial> {
+    let known: Vec<_> = ids.iter().filter_map(|id| Some((*id, worker.channel(id)?))).collect();
+    if known.is_empty() {
+        return Err(Denial::UnknownChannel);
+    }
+    // Several asked for and one known is the single form, too.
+    Ok(channels::write_figures(format, worker, now, &known))
+}
+
+fn group(format: Format, worker: &mut Worker, now: Now, prefix: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut group = channels::start_group(format, &worker.summary(now), now, &mut out);
+    worker.list(prefix, &mut |id, info| {
+        group.channel(&channels::figures(id, info), &mut out)
+    });
+    group.finish(&mut out);
+    out
+}
+
+fn summary(format: Format, worker: &Worker, now: Now) -> Vec<u8> {
+    let summary = worker.summary(now);
+    let workers: Vec<_> = summary
+        .workers
+        .iter()
+        .map(|worker| statistics::Worker {
+            pid: worker.pid,
+            subscribers: worker.subscribers,
+            uptime: worker.uptime_secs,
+        })
+        .collect();
+    let mut out = Vec::new();
+    let figures = statistics::Summary {
+        hostname: channels::hostname(),
+        time: now.unix_secs(),
+        channels: summary.channels,
+        wildcard_channels: summary.wildcard_channels,
+        published: summary.published,
+        stored: summary.stored,
+        messages_in_trash: summary.messages_in_trash,
+        channels_in_delete: summary.channels_in_delete,
+        channels_in_trash: summary.channels_in_trash,
+        subscribers: summary.subscribers,
+        uptime: summary.uptime_secs,
+        workers: &workers,
+    };
+    statistics::summary(format, &figures, &mut out);
+    out
+}

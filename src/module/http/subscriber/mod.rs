@@ -1,0 +1,164 @@
+//! Subscriber locations: who is admitted, and where it resumes (`compat.md` §6). What it then gets is its mode's
+//! business.
+
+mod eventsource;
+mod long_polling;
+mod polling;
+mod streaming;
+
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use push_stream_core::store::{JoinChannel, JoinMode, JoinRequest, Joined, Now, Position};
+use push_stream_core::wire::{http_date, position};
+
+use super::answer;
+use super::channels::Path;
+use super::denial::Denial;
+use super::request::Request;
+use crate::config::{Audience, Role, Settings, SubscriberMode};
+use crate::delivery::{self, Seat};
+
+/// Answers one request.
+pub fn handle(r: Request<'_>) -> ngx_int_t {
+    answer::conclude(r, respond(r))
+}
+
+fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    answer::add_cors_headers(r, "GET")?;
+    if r.method() == NGX_HTTP_OPTIONS {
+        return answer::header_only(r, NGX_HTTP_OK);
+    }
+    answer::add_cache_headers(r)?;
+    if r.method() != NGX_HTTP_GET {
+        return Err(Denial::Method("GET"));
+    }
+    if !r.is_main() {
+        // A subrequest cannot wait, and its parent must not.
+        return Err(Denial::Internal);
+    }
+    let candidate = Candidate::of(r)?;
+    r.discard_body()?;
+    match mode(r) {
+        SubscriberMode::Streaming => streaming::respond(&candidate),
+        SubscriberMode::EventSource => eventsource::respond(&candidate),
+        SubscriberMode::Polling => polling::respond(&candidate),
+        SubscriberMode::LongPolling => long_polling::respond(&candidate),
+    }
+}
+
+/// The location's mode, unless a header turns a stream into a poll. Nothing turns a poll into a stream.
+fn mode(r: Request<'_>) -> SubscriberMode {
+    let configured = match r.location().role {
+        Some(Role::Subscriber(mode)) => mode,
+        _ => SubscriberMode::Streaming,
+    };
+    let asked = r.header("X-Nginx-PushStream-Mode").unwrap_or_default();
+    if asked.eq_ignore_ascii_case(b"long-polling") {
+        SubscriberMode::LongPolling
+    } else if asked.eq_ignore_ascii_case(b"polling") && configured != SubscriberMode::LongPolling {
+        SubscriberMode::Polling
+    } else {
+        configured
+    }
+}
+
+/// A request that passed every check that needs no look at the channels.
+struct Candidate<'r> {
+    r: Request<'r>,
+    settings: &'r Settings,
+    audience: &'r Rc<Audience>,
+    path: Path,
+    resume: Resume,
+}
+
+impl<'r> Candidate<'r> {
+    fn of(r: Request<'r>) -> Result<Candidate<'r>, Denial> {
+        let settings = r.settings()?;
+        let path = Path::of(r)?;
+        path.check(settings)?;
+        check_wildcards(r, &path, settings)?;
+        Ok(Candidate {
+            r,
+            settings,
+            audience: r.location().audience.as_ref().ok_or(Denial::Internal)?,
+            path,
+            resume: Resume::of(r)?,
+        })
+    }
+
+    /// Joins the channels of the path. Whoever drops the seat leaves them again.
+    fn join(&self, mode: JoinMode) -> Result<(Joined, Seat), Denial> {
+        let channels: Vec<_> = self
+            .path
+            .segments()
+            .map(|segment| JoinChannel {
+                id: segment.id,
+                backtrack: segment.backtrack,
+            })
+            .collect();
+        let request = JoinRequest {
+            channels: &channels,
+            position: self.resume.position(),
+            mode,
+            authorized_channels_only: self.r.location().authorized_channels_only(),
+        };
+        let joined = delivery::with_store(|worker| worker.join(&request, &self.settings.limits, Now::read()))
+            .ok_or(Denial::Unavailable)??;
+        let seat = Seat::new(&joined.memberships);
+        Ok((joined, seat))
+    }
+}
+
+/// `push_stream_wildcard_channel_max_qtd`: not more, and never wildcard channels alone.
+fn check_wildcards(r: Request<'_>, path: &Path, settings: &Settings) -> Result<(), Denial> {
+    let prefix = &settings.limits.wildcard_prefix;
+    let Some(max) = r.location().wildcard_max().filter(|_| !prefix.is_empty()) else {
+        return Ok(());
+    };
+    let (mut wildcards, mut others) = (0, 0);
+    for segment in path.segments() {
+        *if segment.id.starts_with(prefix) {
+            &mut wildcards
+        } else {
+            &mut others
+        } += 1;
+    }
+    if wildcards > max || (wildcards > 0 && others == 0) {
+        return Err(Denial::TooManyWildcardChannels);
+    }
+    Ok(())
+}
+
+/// Where the client wants to resume.
+struct Resume {
+    event_id: Option<Vec<u8>>,
+    time: Option<u64>,
+    tag: Option<u32>,
+}
+
+impl Resume {
+    /// A directive takes the place of its header, also when it turns out empty.
+    fn of(r: Request<'_>) -> Result<Resume, Denial> {
+        let location = r.location();
+        let choose = |directive, header| -> Result<Option<Vec<u8>>, Denial> {
+            match r.value(directive)? {
+                Some(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+                None => Ok(r.header(header).map(<[u8]>::to_vec)),
+            }
+        };
+        Ok(Resume {
+            event_id: choose(location.last_event_id, "Last-Event-Id")?,
+            time: choose(location.last_time, "If-Modified-Since")?.and_then(|text| http_date::parse(&text)),
+            tag: choose(location.last_tag, "If-None-Match")?.and_then(|text| position::parse_tag(&text)),
+        })
+    }
+
+    fn position(&self) -> Position<'_> {
+        Position {
+            event_id: self.event_id.as_deref(),
+            time: self.time,
+            tag: self.tag,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Polling: what there is, or a 304, at once (`compat.md` §9, §11).
+
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use push_stream_core::store::{Batch, JoinMode, Joined};
+use push_stream_core::wire::template::Fields;
+
+use super::Candidate;
+use crate::config::Audience;
+use crate::delivery::{self, Enlistment, Kind, Seat};
+use crate::http::answer;
+use crate::http::denial::Denial;
+use crate::http::request::Request;
+
+/// Answers with the messages after the client's position, or 304.
+pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
+    let envelope = Envelope::of(candidate)?;
+    let (joined, seat) = candidate.join(JoinMode::Poll)?;
+    if joined.replay.is_some() {
+        return send_stored(candidate, envelope, joined, seat);
+    }
+    let r = candidate.r;
+    envelope.set_content_type(r)?;
+    if let Some(time) = candidate.resume.time.filter(|&time| time > 0) {
+        r.set_last_modified(time);
+    }
+    if let Some(tag) = candidate.resume.tag {
+        add_etag(r, tag)?;
+    }
+    answer::header_only(r, NGX_HTTP_NOT_MODIFIED)
+}
+
+/// `W/` and the bare number: the form that clients of the C module send back.
+pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
+    r.add_header("Etag", format!("W/{tag}").as_bytes())
+}
+
+/// Answers with old messages: a short answer in one piece, a long one as the client takes it.
+pub fn send_stored(
+    candidate: &Candidate<'_>,
+    envelope: Envelope,
+    mut joined: Joined,
+    seat: Seat,
+) -> Result<ngx_int_t, Denial> {
+    let r = candidate.r;
+    let ids = candidate.path.ids();
+    let (mut body, mut more, mut empty) = (envelope.opening(), false, true);
+    if let Some(replay) = &mut joined.replay {
+        let mut batch = Batch::default();
+        more = delivery::with_store(|worker| worker.replay(replay, &mut batch)).ok_or(Denial::Unavailable)?;
+        for (index, message) in batch.iter() {
+            let channel = ids.get(index as usize).copied().unwrap_or_default();
+            envelope.separate(&mut empty, &mut body);
+            envelope
+                .audience
+                .format
+                .render(&delivery::fields(channel, &message), &mut body);
+        }
+    }
+    envelope.set_content_type(r)?;
+    if let Some((time, tag)) = joined.bound {
+        r.set_last_modified(time);
+        add_etag(r, tag)?;
+    }
+    r.set_status(NGX_HTTP_OK, None);
+    match r.send_head() {
+        Ok(true) => {}
+        Ok(false) => return Ok(NGX_OK as ngx_int_t),
+        Err(code) => return Ok(code),
+    }
+    if !more {
+        body.extend(envelope.closing());
+        return Ok(r.send_body(body, true));
+    }
+    if r.send_body(body, false) == NGX_ERROR as ngx_int_t {
+        return Ok(NGX_ERROR as ngx_int_t);
+    }
+    let kind = Kind::Answer {
+        separator: envelope.separator(),
+        closing: envelope.closing(),
+    };
+    let enlistment = Enlistment {
+        audience: candidate.audience.clone(),
+        ids,
+        joined,
+        seat,
+        kind,
+        direct: None,
+        message_min: 0,
+    };
+    delivery::enlist(r.raw(), enlistment).ok_or(Denial::Internal)
+}
+
+/// What stands around the messages of a poll's answer: header and footer template, and the JSONP call.
+pub struct Envelope {
+    pub audience: Rc<Audience>,
+    callback: Option<Vec<u8>>,
+}
+
+impl Envelope {
+    /// Reads the `callback` argument.
+    pub fn of(candidate: &Candidate<'_>) -> Result<Envelope, Denial> {
+        let callback = candidate.r.argument("callback").filter(|name| !name.is_empty());
+        if callback
+            .as_deref()
+            .is_some_and(|name| !name.iter().all(|&byte| is_callback_byte(byte)))
+        {
+            return Err(Denial::BadCallback);
+        }
+        Ok(Envelope {
+            audience: candidate.audience.clone(),
+            callback,
+        })
+    }
+
+    pub fn set_content_type(&self, r: Request<'_>) -> Result<(), Denial> {
+        if self.callback.is_none() {
+            return r.set_default_content_type();
+        }
+        r.set_content_type("application/javascript");
+        Ok(())
+    }
+
+    pub fn opening(&self) -> Vec<u8> {
+        let mut out = self.audience.header.clone();
+        if let Some(name) = &self.callback {
+            out.extend_from_slice(name);
+            out.extend_from_slice(b"([");
+        }
+        out
+    }
+
+    pub fn closing(&self) -> Vec<u8> {
+        let mut out = if self.callback.is_some() {
+            b"]);".to_vec()
+        } else {
+            Vec::new()
+        };
+        out.extend_from_slice(&self.audience.footer);
+        out
+    }
+
+    /// What stands between two messages.
+    fn separator(&self) -> &'static [u8] {
+        if self.callback.is_some() { b"," } else { b"" }
+    }
+
+    fn separate(&self, empty: &mut bool, out: &mut Vec<u8>) {
+        if !std::mem::take(empty) {
+            out.extend_from_slice(self.separator());
+        }
+    }
+
+    /// A whole answer with this one message.
+    pub fn wrap(&self, message: &[u8]) -> Vec<u8> {
+        [&self.opening(), message, &self.closing()].concat()
+    }
+
+    /// A whole answer with one message that is in no channel.
+    pub fn wrap_notice(&self, id: i64, text: &[u8]) -> Vec<u8> {
+        let mut message = Vec::new();
+        let fields = Fields {
+            id,
+            channel: b"",
+            text,
+            time: 0,
+            tag: 0,
+            event_id: None,
+            event_type: None,
+        };
+        self.audience.format.render(&fields, &mut message);
+        self.wrap(&message)
+    }
+}
+
+fn is_callback_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_.$[]".contains(&byte)
+}

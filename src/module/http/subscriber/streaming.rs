@@ -1,0 +1,66 @@
+//! Streaming: an endless answer (`compat.md` §8).
+
+use ngx::ffi::*;
+use push_stream_core::store::JoinMode;
+
+use super::Candidate;
+use crate::config::Padding;
+use crate::delivery::{self, Enlistment, Kind};
+use crate::http::denial::Denial;
+
+/// Starts the stream; the delivery goes on with it.
+pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
+    candidate.r.set_default_content_type()?;
+    start(candidate)
+}
+
+/// Joins, sends head and header template, and hands the request over.
+pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
+    let (r, audience) = (candidate.r, candidate.audience);
+    let padding = padding(candidate)?;
+    let (joined, seat) = candidate.join(JoinMode::Stream)?;
+    r.set_status(NGX_HTTP_OK, None);
+    // SAFETY: the request is valid.
+    let before = unsafe { delivery::filters_in_use(r.raw()) };
+    match r.send_head() {
+        Ok(true) => {}
+        Ok(false) => return Ok(NGX_OK as ngx_int_t),
+        Err(code) => return Ok(code),
+    }
+    // SAFETY: as above.
+    let direct = unsafe { delivery::may_send_directly(r.raw(), &before) };
+    // The head must not wait for a message.
+    let code = r.send_body(audience.header.clone(), false);
+    if code == NGX_ERROR as ngx_int_t {
+        return Ok(code);
+    }
+    if let Some(filler) = padding.and_then(|padding| delivery::header_filler(audience, padding)) {
+        r.send_body(filler, false);
+    }
+    delivery::enlist(
+        r.raw(),
+        Enlistment {
+            audience: audience.clone(),
+            ids: candidate.path.ids(),
+            joined,
+            seat,
+            kind: Kind::Stream,
+            direct,
+            message_min: padding.map_or(0, |padding| padding.message_min),
+        },
+    )
+    .ok_or(Denial::Internal)
+}
+
+/// The padding group for this client, if there is one.
+fn padding<'c>(candidate: &Candidate<'c>) -> Result<Option<&'c Padding>, Denial> {
+    let (r, groups) = (candidate.r, &candidate.audience.padding);
+    if groups.is_empty() {
+        return Ok(None);
+    }
+    let agent = match r.value(r.location().user_agent)? {
+        Some(agent) => agent,
+        None => r.header("User-Agent").unwrap_or_default().to_vec(),
+    };
+    Ok(groups.iter().find(|group| !agent.is_empty() && group.matches(&agent)))
+}
