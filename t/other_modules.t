@@ -5,6 +5,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+plan skip_all => 'this nginx has no auth_request' if !PushStream::Nginx->has_module('http_auth_request');
+
 with_nginx <<'CONF', sub ($nginx) {
 %%MAIN%%
 events {}
