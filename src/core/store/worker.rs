@@ -709,6 +709,9 @@ impl Locked<'_> {
             {
                 return Err(Refusal::TooManySubscribers);
             }
+            if !request.may_follow_events && limits.is_events(wanted.id) {
+                return Err(Refusal::EventsChannel);
+            }
         }
         Ok(())
     }
