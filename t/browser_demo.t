@@ -1,7 +1,6 @@
-#!/usr/bin/perl
 # The demo as a user meets it: a real browser, the real page, the real worker and the real nginx.
-use strict;
-use warnings;
+
+use v5.36;
 use utf8;
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
@@ -24,31 +23,27 @@ my $http = HTTP::Tiny->new;
 
 # ---- What the tests look at ----
 
-sub in { my ($window, $script, @args) = @_; $browser->switch_to($window); return $browser->js($script, @args) }
-sub state_of { return in($_[0], 'return document.getElementById("state").dataset.state') }
-sub texts_in { return in($_[0], 'return [...document.querySelectorAll("#comments .text")].map((text) => text.textContent)') }
-sub times_shown { my ($window, $text) = @_; return scalar grep { $_ eq $text } @{ texts_in($window) } }
-sub live { my ($window) = @_; return WebDriver::wait_for(20, 'the page to be live', sub { state_of($window) eq 'live' }) }
-sub shows { my ($window, $text) = @_; return WebDriver::wait_for(10, "\"$text\"", sub { times_shown($window, $text) }) }
+sub in ($window, $script, @args) { $browser->switch_to($window); return $browser->js($script, @args) }
+sub state_of ($window) { return in($window, 'return document.getElementById("state").dataset.state') }
+sub texts_in ($window) { return in($window, 'return [...document.querySelectorAll("#comments .text")].map((text) => text.textContent)') }
+sub times_shown ($window, $text) { return scalar grep { $_ eq $text } @{ texts_in($window) } }
+sub live ($window) { return WebDriver::wait_for(20, 'the page to be live', sub { state_of($window) eq 'live' }) }
+sub shows ($window, $text) { return WebDriver::wait_for(10, "\"$text\"", sub { times_shown($window, $text) }) }
 
-sub watchers_are {
-    my ($window, $count) = @_;
+sub watchers_are ($window, $count) {
     return WebDriver::wait_for(15, "$count watchers", sub { (in($window, 'return document.getElementById("watching").dataset.count') // -1) == $count });
 }
 
 # Types and posts as a visitor does.
-sub write_in {
-    my ($window, $text) = @_;
+sub write_in ($window, $text) {
     $browser->switch_to($window);
     $browser->type_into('#message', $text);
     $browser->click('#write button');
-    return;
 }
 
 # A comment from somebody who is not in this browser.
 my $strangers = 0;
-sub stranger_writes {
-    my ($text) = @_;
+sub stranger_writes ($text) {
     my $comment = { id => sprintf('stranger-%d-%d', $$, ++$strangers), forum => 'demo', thread => $thread,
         author => { id => 'u-stranger', name => 'Stranger' }, message => $text };
     my $content = JSON::PP->new->utf8->encode($comment);
@@ -144,7 +139,7 @@ subtest 'a page opened later has the history' => sub {
     $browser->open_url($demo->url . '?forum=demo');
     shows($late, 'Hello number 1');
     pass('the forum has them, too');
-    $browser->call(DELETE => '/window');
+    $browser->close_window;
 };
 
 subtest 'a reload of nginx loses nothing and doubles nothing' => sub {
@@ -175,12 +170,12 @@ subtest 'nor does the death of the nginx workers' => sub {
 
 subtest 'offline the page says so, and sends later what was written' => sub {
     $browser->switch_to($ann);
-    my $network = sub {
+    my $offline = sub ($yes) {
         $browser->devtools('Network.enable');
         $browser->devtools('Network.emulateNetworkConditions',
-            { offline => $_[0] ? JSON::PP::true : JSON::PP::false, latency => 0, downloadThroughput => -1, uploadThroughput => -1 });
+            { offline => $yes ? JSON::PP::true : JSON::PP::false, latency => 0, downloadThroughput => -1, uploadThroughput => -1 });
     };
-    $network->(1);
+    $offline->(1);
     WebDriver::wait_for(10, 'the page to notice', sub { state_of($ann) eq 'offline' });
     write_in($ann, 'Written in a tunnel');
     WebDriver::wait_for(10, 'the note', sub { in($ann, 'return document.querySelector(".failed .note")?.hidden === false') });
@@ -188,7 +183,7 @@ subtest 'offline the page says so, and sends later what was written' => sub {
     stranger_writes('Meanwhile in the world');
     shows($bob, 'Meanwhile in the world');
     $browser->switch_to($ann);
-    $network->(0);
+    $offline->(0);
     live($ann);
     for my $window ($ann, $bob) {
         shows($window, $_) for 'Written in a tunnel', 'Meanwhile in the world';

@@ -1,7 +1,6 @@
-#!/usr/bin/perl
 # Every ready configuration passes `nginx -t`, without a warning.
-use strict;
-use warnings;
+
+use v5.36;
 use Cwd qw(abs_path);
 use File::Basename qw(basename dirname);
 use File::Temp qw(tempdir);
@@ -12,7 +11,7 @@ my $nginx = $ENV{TEST_NGINX_BINARY} // 'nginx';
 my $module = $ENV{PUSH_STREAM_MODULE} // "$root/target/release/libngx_http_push_stream_module.so";
 my ($version) = `$nginx -v 2>&1` =~ m{nginx/1\.(\d+)};
 
-sub slurp { my ($file) = @_; open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
+sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
 
 for my $file (sort glob "$root/nginx-conf/*.conf") {
     my $dir = tempdir('push-stream-conf-XXXXXX', TMPDIR => 1, CLEANUP => 1);

@@ -1,7 +1,6 @@
-#!/usr/bin/perl
 # The README's first screen does what it says: its nginx.conf runs, and its curl lines print what stands below them.
-use strict;
-use warnings;
+
+use v5.36;
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
 use File::Temp qw(tempdir);
@@ -14,7 +13,7 @@ my $nginx = $ENV{TEST_NGINX_BINARY} // 'nginx';
 my $module = $ENV{PUSH_STREAM_MODULE} // "$root/target/release/libngx_http_push_stream_module.so";
 plan skip_all => 'a configuration without paths of its own needs root' if $> != 0;
 
-sub slurp { my ($file) = @_; open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
+sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
 
 my $readme = slurp("$root/README.md");
 my ($conf) = $readme =~ /^```nginx\n(.*?)^```/ms or die 'no nginx.conf in the README';

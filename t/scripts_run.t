@@ -1,7 +1,6 @@
-#!/usr/bin/perl
 # scripts/run: refuses what cannot work, publishes what is posted, and leaves nothing behind.
-use strict;
-use warnings;
+
+use v5.36;
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
 use HTTP::Tiny;
@@ -13,12 +12,10 @@ my $root = dirname(dirname(abs_path(__FILE__)));
 use lib dirname(abs_path(__FILE__)) . '/browser';
 use Demo;
 
-sub run_fails_with {
-    my ($name, $pattern, @options) = @_;
+sub run_fails_with ($name, $pattern, @options) {
     my $said = `$root/scripts/run @options 2>&1`;
     isnt($? >> 8, 0, "$name: refused");
     like($said, $pattern, "$name: says why");
-    return;
 }
 
 subtest 'what cannot work is refused' => sub {
@@ -65,8 +62,7 @@ subtest 'if one of the two dies, the other does not stay' => sub {
     kill QUIT => $demo->nginx_pid;
     waitpid delete $demo->{pid}, 0;
     isnt($? >> 8, 0, 'scripts/run fails');
-    my $dir = $demo->dir;
-    is(join(' ', grep { (readlink("/proc/$_/cwd") // '') eq $dir } map { m{/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*'), '', 'nothing is left');
+    is(join(' ', $demo->processes), '', 'nothing is left');
 };
 
 done_testing;

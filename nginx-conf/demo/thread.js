@@ -121,7 +121,7 @@ function showDelivered(comment) {
 function greet(item, comment) {
   item.classList.add("fresh");
   $("announce").textContent = `New comment by ${comment.author.name}`;
-  if ($("comments").getBoundingClientRect().top < -40) {
+  if ($("comments").getBoundingClientRect().top < 20) {
     unread += 1;
     $("newer").textContent = unread === 1 ? "1 new comment" : `${unread} new comments`;
     $("newer").hidden = false;
@@ -331,7 +331,7 @@ if (view.kind === "thread") {
 }
 $("newer").addEventListener("click", () => $("heading").scrollIntoView({ behavior: "smooth" }));
 addEventListener("scroll", () => {
-  if ($("comments").getBoundingClientRect().top < -40) return;
+  if ($("comments").getBoundingClientRect().top < 20) return;
   unread = 0;
   $("newer").hidden = true;
 }, { passive: true });

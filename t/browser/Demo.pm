@@ -1,23 +1,21 @@
 # The demo, started by scripts/run on free ports and stopped as Ctrl-C would.
 package Demo;
 
-use strict;
-use warnings;
+use v5.36;
+
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
 use Test::More ();
-use Time::HiRes qw(sleep time);
 
 my $root = abs_path(dirname(abs_path(__FILE__)) . '/../..');
 
-sub start {
-    my ($class, @options) = @_;
+sub start ($class, @options) {
     pipe my $read, my $write or die "pipe: $!";
     my $pid = fork // die "fork: $!";
     if (!$pid) {
         open STDOUT, '>&', $write or die $!;
         close $read;
-        exec "$root/scripts/run", (@options ? @options : ('--port', 0)) or die "scripts/run: $!";
+        exec "$root/scripts/run", '--port', 0, @options or die "scripts/run: $!";
     }
     close $write;
     my $self = bless { pid => $pid, owner => $$, expected => [] }, $class;
@@ -31,51 +29,50 @@ sub start {
     return $self;
 }
 
-sub url { return $_[0]{url} }
-sub dir { return "$root/run/$_[0]{port}" }
-sub nginx_pid { my ($self) = @_; my $pid = slurp($self->dir . '/nginx.pid'); chomp $pid; return $pid }
+sub url ($self) { return $self->{url} }
+sub dir ($self) { return "$root/run/$self->{port}" }
+sub nginx_pid ($self) { return slurp($self->dir . '/nginx.pid') =~ s/\s+\z//r }
 
 # The children of the master that serve requests now (not those that leave after a reload).
-sub nginx_workers {
-    my ($self) = @_;
+sub nginx_workers ($self) {
     my $master = $self->nginx_pid;
-    return grep { slurp("/proc/$_/cmdline") =~ /worker process$|worker process\0/ }
+    return grep { slurp("/proc/$_/cmdline") =~ /^nginx: worker process(?! is)/ }
         split ' ', slurp("/proc/$master/task/$master/children");
 }
 
 # A line of the error log that would be a failure, but is meant here.
-sub expect_in_log { my ($self, $pattern) = @_; push @{ $self->{expected} }, $pattern; return }
+sub expect_in_log ($self, $pattern) { push @{ $self->{expected} }, $pattern }
+
+# What runs in the demo's directory.
+sub processes ($self) {
+    my $dir = $self->dir;
+    return grep { (readlink("/proc/$_/cwd") // '') eq $dir } map { m{/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*';
+}
 
 # Stops the demo, and looks at what it leaves: no process, and nothing alarming in the log.
-sub stop {
-    my ($self) = @_;
+sub stop ($self) {
     my $pid = delete $self->{pid} or return;
-    my $dir = $self->dir;
+    my $log = $self->dir . '/error.log';
     kill TERM => $pid;
     waitpid $pid, 0;
     Test::More::is($? >> 8, 143, 'scripts/run ends when asked to');
-    my @left = grep { (readlink("/proc/$_/cwd") // '') eq $dir } map { m{/proc/(\d+)$} ? $1 : () } glob '/proc/[0-9]*';
-    Test::More::is("@left", '', 'and leaves no process behind');
-    my @alarming = grep { /\[(?:alert|crit|emerg)\]|signal \d+|open socket/ && !/signal (?:1|15) \(SIG|signal 17/ } split /\n/, slurp("$dir/error.log");
+    Test::More::is(join(' ', $self->processes), '', 'and leaves no process behind');
+    my @alarming = grep { /\[(?:alert|crit|emerg)\]|exited on signal|open socket|panicked/ } split /\n/, slurp($log);
     for my $pattern (@{ $self->{expected} }) { @alarming = grep { !/$pattern/ } @alarming }
     Test::More::is(join("\n", @alarming), '', 'nothing alarming in the error log');
-    return;
 }
 
-sub slurp {
-    my ($file) = @_;
+sub slurp ($file) {
     open my $in, '<', $file or return '';
     local $/;
     return scalar <$in> // '';
 }
 
-sub DESTROY {
-    my $self = shift;
+sub DESTROY ($self) {
     return unless $self->{pid} && $self->{owner} == $$;
     local $?;
     kill TERM => $self->{pid};
     waitpid $self->{pid}, 0;
-    return;
 }
 
 1;

@@ -1,8 +1,8 @@
 # A headless Chromium, driven through chromedriver (https://www.w3.org/TR/webdriver2/) with what Perl itself brings.
 package WebDriver;
 
-use strict;
-use warnings;
+use v5.36;
+
 use File::Temp ();
 use HTTP::Tiny ();
 use IO::Socket::INET ();
@@ -22,8 +22,7 @@ my @FLAGS = qw(
 
 # Starts chromedriver on a free port and opens a browser with a profile of its own. Named arguments: size => [w, h],
 # flags => [...].
-sub new {
-    my ($class, %args) = @_;
+sub new ($class, %args) {
     my $dir = File::Temp->newdir('push-stream-browser-XXXXXX', TMPDIR => 1);
     my $listener = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die "no free port: $!";
     my $port = $listener->sockport;
@@ -54,49 +53,36 @@ sub new {
 }
 
 # One command; dies with the driver's own words if it fails.
-sub call {
-    my ($self, $method, $path, $body) = @_;
+sub call ($self, $method, $path, $body = {}) {
     my $response = $self->{http}->request($method, $self->{base} . $path,
-        $method eq 'POST' ? { content => $json->encode($body // {}), headers => { 'Content-Type' => 'application/json' } } : {});
+        $method eq 'POST' ? { content => $json->encode($body), headers => { 'Content-Type' => 'application/json' } } : {});
     my $value = eval { $json->decode($response->{content})->{value} };
     die "$method $path: " . (ref $value eq 'HASH' && $value->{message} || $response->{content}) . "\n" unless $response->{success};
     return $value;
 }
 
-sub window { return $_[0]->call(GET => '/window') }
-sub new_window { return $_[0]->call(POST => '/window/new', { type => 'window' })->{handle} }
-sub switch_to { return $_[0]->call(POST => '/window', { handle => $_[1] }) }
-sub open_url { return $_[0]->call(POST => '/url', { url => $_[1] }) }
-sub resize { return $_[0]->call(POST => '/window/rect', { width => $_[1], height => $_[2] }) }
+sub window ($self) { return $self->call(GET => '/window') }
+sub new_window ($self) { return $self->call(POST => '/window/new', { type => 'window' })->{handle} }
+sub switch_to ($self, $window) { return $self->call(POST => '/window', { handle => $window }) }
+sub close_window ($self) { return $self->call(DELETE => '/window') }
+sub open_url ($self, $url) { return $self->call(POST => '/url', { url => $url }) }
 
 # Runs JavaScript as a function body and returns what it returns.
-sub js {
-    my ($self, $script, @args) = @_;
+sub js ($self, $script, @args) {
     return $self->call(POST => '/execute/sync', { script => $script, args => \@args });
 }
 
-sub find { return $_[0]->call(POST => '/element', { using => 'css selector', value => $_[1] })->{$ELEMENT} }
-sub click { my ($self, $css) = @_; return $self->call(POST => '/element/' . $self->find($css) . '/click') }
-sub type_into { my ($self, $css, $text) = @_; return $self->call(POST => '/element/' . $self->find($css) . '/value', { text => $text }) }
-
-sub screenshot {
-    my ($self, $file) = @_;
-    require MIME::Base64;
-    open my $out, '>:raw', $file or die "$file: $!";
-    print {$out} MIME::Base64::decode_base64($self->call(GET => '/screenshot'));
-    close $out;
-    return;
-}
+sub find ($self, $css) { return $self->call(POST => '/element', { using => 'css selector', value => $css })->{$ELEMENT} }
+sub click ($self, $css) { return $self->call(POST => '/element/' . $self->find($css) . '/click') }
+sub type_into ($self, $css, $text) { return $self->call(POST => '/element/' . $self->find($css) . '/value', { text => $text }) }
 
 # Commands of Chromium's own protocol, for what WebDriver cannot do (offline, dark mode).
-sub devtools {
-    my ($self, $command, $params) = @_;
-    return $self->call(POST => '/goog/cdp/execute', { cmd => $command, params => $params // {} });
+sub devtools ($self, $command, $params = {}) {
+    return $self->call(POST => '/goog/cdp/execute', { cmd => $command, params => $params });
 }
 
 # Polls until the code answers true, and returns that; dies after so many seconds.
-sub wait_for {
-    my ($seconds, $what, $code) = @_;
+sub wait_for ($seconds, $what, $code) {
     my $end = time + $seconds;
     while (1) {
         my $value = $code->();
@@ -104,17 +90,14 @@ sub wait_for {
         die "waited ${seconds}s in vain for $what\n" if time > $end;
         sleep 0.02;
     }
-    return;
 }
 
-sub DESTROY {
-    my $self = shift;
+sub DESTROY ($self) {
     return unless $self->{pid} && $self->{owner} == $$;
     local ($?, $@);
     eval { $self->call(DELETE => '') };
     kill TERM => -$self->{pid};
     waitpid $self->{pid}, 0;
-    return;
 }
 
 1;

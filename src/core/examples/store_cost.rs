@@ -3,6 +3,7 @@
 //! Prints nanoseconds of one thread per operation, publishing to 1,000 and to 1,000,000 channels, and with several
 //! processes at once. Run it on a quiet machine; ratios mean more than times.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use push_stream_core::store::*;
@@ -33,16 +34,15 @@ fn limits() -> Limits {
         max_wildcard_channels: None,
         wildcard_prefix: Vec::new(),
         on_full: OnFull::Evict,
+        events: None,
     }
 }
 
-fn publish(worker: &mut Worker, id: &str, limits: &Limits, now: Now) {
-    let mut draft = worker
-        .draft(TEXT.len(), None, None, 1, limits, now)
-        .expect("there is room");
+fn publish(worker: &mut Worker, id: &str, now: Now) {
+    let mut draft = worker.draft(TEXT.len(), None, None, 1, now).expect("there is room");
     worker.write(&mut draft, TEXT);
     worker
-        .publish(draft, &[id.as_bytes()], true, limits, now)
+        .publish(draft, &[id.as_bytes()], true, now)
         .expect("there is room");
 }
 
@@ -58,29 +58,28 @@ fn measure(what: &str, count: usize, mut operation: impl FnMut(usize)) {
 }
 
 fn main() {
-    let limits = limits();
     for channels in [1_000usize, 1_000_000] {
         let zone = zone();
-        let mut worker = zone.claim(Now::read()).expect("a slot is free");
+        let mut worker = zone.claim(Rc::new(limits()), Now::read()).expect("a slot is free");
         let names: Vec<String> = (0..channels).map(|index| format!("channel-{index}")).collect();
         measure(&format!("create {channels} channels"), channels, |index| {
             worker
-                .create_channels(&[names[index].as_bytes()], &limits, Now::read())
+                .create_channels(&[names[index].as_bytes()], Now::read())
                 .expect("there is room");
         });
         for name in &names {
-            publish(&mut worker, name, &limits, Now::read());
-            publish(&mut worker, name, &limits, Now::read());
+            publish(&mut worker, name, Now::read());
+            publish(&mut worker, name, Now::read());
         }
         let step = 611_953; // Coprime to both: visits them all, near no neighbour.
         measure(&format!("publish, random of {channels} channels"), 1_000_000, |index| {
-            publish(&mut worker, &names[index * step % channels], &limits, Now::read());
+            publish(&mut worker, &names[index * step % channels], Now::read());
         });
         measure(
             &format!("publish, always the same of {channels} channels"),
             1_000_000,
             |_| {
-                publish(&mut worker, &names[7], &limits, Now::read());
+                publish(&mut worker, &names[7], Now::read());
             },
         );
         measure(&format!("channel info, random of {channels}"), 1_000_000, |index| {
@@ -96,14 +95,14 @@ fn main() {
             mode: JoinMode::Stream,
             authorized_channels_only: false,
         };
-        let first = worker.join(&request, &limits, Now::read()).expect("admitted");
+        let first = worker.join(&request, Now::read()).expect("admitted");
         measure("join and leave a channel", 1_000_000, |_| {
-            let joined = worker.join(&request, &limits, Now::read()).expect("admitted");
+            let joined = worker.join(&request, Now::read()).expect("admitted");
             worker.leave(&joined.memberships, true);
         });
         let mut batch = Batch::default();
         measure("publish and drain", 1_000_000, |_| {
-            publish(&mut worker, "channel-7", &limits, Now::read());
+            publish(&mut worker, "channel-7", Now::read());
             worker.drain(65536, &mut batch);
         });
         worker.leave(&first.memberships, true);
@@ -117,9 +116,9 @@ fn main() {
                 // SAFETY: this process has one thread.
                 let pid = unsafe { libc::fork() };
                 if pid == 0 {
-                    let mut worker = zone.claim(Now::read()).expect("a slot is free");
+                    let mut worker = zone.claim(Rc::new(limits()), Now::read()).expect("a slot is free");
                     for index in 0..each {
-                        publish(&mut worker, &format!("{number}-{}", index % 1000), &limits, Now::read());
+                        publish(&mut worker, &format!("{number}-{}", index % 1000), Now::read());
                     }
                     worker.release();
                     // SAFETY: ends the child without the parent's destructors.

@@ -52,6 +52,37 @@ pub struct Limits {
     /// Channels whose id starts with this are wildcard channels; empty = there are none.
     pub wildcard_prefix: Vec<u8>,
     pub on_full: OnFull,
+    /// The channel that tells what happens to the others, if there shall be one.
+    pub events: Option<Events>,
+}
+
+/// The events channel (`compat.md` §19).
+#[derive(Clone, Debug)]
+pub struct Events {
+    pub channel: Vec<u8>,
+    /// Text of the message about a channel, from its id.
+    pub text: fn(ChannelEvent, &[u8]) -> Vec<u8>,
+}
+
+/// What can happen to a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelEvent {
+    Created,
+    Destroyed,
+    ClientSubscribed,
+    ClientUnsubscribed,
+}
+
+impl ChannelEvent {
+    /// Its name in the message and as event type.
+    pub fn name(self) -> &'static str {
+        match self {
+            ChannelEvent::Created => "channel_created",
+            ChannelEvent::Destroyed => "channel_destroyed",
+            ChannelEvent::ClientSubscribed => "client_subscribed",
+            ChannelEvent::ClientUnsubscribed => "client_unsubscribed",
+        }
+    }
 }
 
 /// Why the store did not do what it was asked. Nothing was changed then.
@@ -296,15 +327,6 @@ impl Batch {
             (source, message)
         })
     }
-}
-
-/// What one publish did.
-#[derive(Debug, Default)]
-pub struct Published {
-    /// One per channel of the request, in order, counting this message.
-    pub channels: Vec<ChannelInfo>,
-    /// This worker itself has subscribers that wait for it: call [`Worker::drain`] soon. Other workers were woken.
-    pub wake_self: bool,
 }
 
 /// What a [`Worker::tick`] left to do.

@@ -3,7 +3,7 @@
 use super::layout::*;
 use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
-use super::{ChannelInfo, Limits, Refusal, Stop};
+use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop};
 
 /// Ticks between leaving and the return of the memory (`compat.md` §20).
 pub const TRASH_TICKS: u32 = 100;
@@ -187,6 +187,7 @@ impl Locked<'_> {
             },
             1,
         );
+        self.tell(ChannelEvent::Created, created)?;
         Ok(created)
     }
 
@@ -216,7 +217,8 @@ impl Locked<'_> {
 
     /// Is there nothing that keeps it?
     fn is_unused(&self, channel: ChannelRef) -> bool {
-        self.get(channel, channel::stored) == 0
+        !self.has_flag(channel, channel_flag::EVENTS)
+            && self.get(channel, channel::stored) == 0
             && self.get(channel, channel::subscribers) == 0
             && self.get(channel, channel::members) == MemberRef::NONE
             && self.get(channel, channel::first) == LinkRef::NONE
@@ -312,6 +314,8 @@ impl Locked<'_> {
         self.set(channel, channel::deadline, self.hot(hot::now) + TRASH_TICKS);
         self.push_back(channel_trash(), channel);
         self.add(Hot, hot::channel_trash_count, 1);
+        // If there is no room to tell it, it remains untold: the channel is gone all the same.
+        let _ = self.tell(ChannelEvent::Destroyed, channel);
     }
 
     /// The first step of a deletion: the id is free at once.
@@ -366,6 +370,49 @@ impl Locked<'_> {
         self.sub(Hot, hot::channel_trash_count, 1);
         self.free_block(BlockRef(channel.0));
         true
+    }
+}
+
+impl Locked<'_> {
+    /// Makes the events channel that the limits name, if it is not there yet, and no other.
+    pub fn open_events_channel(&mut self, limits: &Limits) -> Result<(), Stop> {
+        let wanted = match &limits.events {
+            None => ChannelRef::NONE,
+            Some(events) => self.find_or_create(self.hash(&events.channel), &events.channel, limits)?,
+        };
+        let current = self.hot(hot::events);
+        if current != wanted {
+            self.change_events_channel(current, false);
+            self.change_events_channel(wanted, true);
+            self.set_hot(hot::events, wanted);
+        }
+        Ok(())
+    }
+
+    /// What it holds counts in the zone's figures only while it is a channel like any other.
+    fn change_events_channel(&mut self, channel: ChannelRef, events: bool) {
+        let Some(channel) = channel.some() else { return };
+        self.set_flag(channel, channel_flag::EVENTS, events);
+        let stored = u64::from(self.get(channel, channel::stored));
+        if events {
+            self.sub(Hot, hot::stored, stored);
+        } else {
+            self.add(Hot, hot::stored, stored);
+            self.reconsider(channel);
+        }
+    }
+
+    /// Publishes in the events channel what happened to `channel`, unless it is that channel itself.
+    pub fn tell(&mut self, event: ChannelEvent, channel: ChannelRef) -> Result<(), Stop> {
+        let (Some(limits), Some(target)) = (self.limits, self.hot(hot::events).some()) else {
+            return Ok(());
+        };
+        let Some(events) = limits.events.as_ref().filter(|_| channel != target) else {
+            return Ok(());
+        };
+        let mut id = Vec::new();
+        self.copy_id(channel, &mut id);
+        self.link_short(target, event.name().as_bytes(), &(events.text)(event, &id), limits)
     }
 }
 

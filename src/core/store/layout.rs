@@ -193,6 +193,8 @@ pub mod channel_flag {
     pub const WILDCARD: u16 = 1;
     pub const IDLE_LISTED: u16 = 2;
     pub const DELETED: u16 = 4;
+    /// It is the one that tells what happens to the others.
+    pub const EVENTS: u16 = 8;
 }
 
 record! {
@@ -348,6 +350,9 @@ record! {
         unstored_queued: u32,
         garbage: BodyRef,
         listings: u32,
+        /// The channel that tells what happens to the others, if there is one.
+        events: ChannelRef,
+        unused: u32,
         age_first: [BodyRef; AGE_LISTS],
         age_last: [BodyRef; AGE_LISTS],
         age_ttl: [u32; AGE_LISTS],

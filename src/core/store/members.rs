@@ -4,7 +4,7 @@ use super::api::ReplayPart;
 use super::layout::*;
 use super::lists::List;
 use super::memory::Locked;
-use super::{Position, Stop};
+use super::{ChannelEvent, Position, Stop};
 
 /// A channel's members.
 fn of_channel(channel: ChannelRef) -> List<ChannelRef, MemberRef> {
@@ -60,11 +60,12 @@ impl Locked<'_> {
         };
         self.add(member, member::count, 1);
         self.add(channel, channel::subscribers, 1);
+        self.tell(ChannelEvent::ClientSubscribed, channel)?;
         Ok(member)
     }
 
     /// Tells all members of a channel of a new message; returns how many there are.
-    pub fn announce(&mut self, channel: ChannelRef, link: LinkRef, wake: &mut dyn FnMut(SlotRef)) -> u16 {
+    pub fn announce(&mut self, channel: ChannelRef, link: LinkRef) -> u16 {
         let mut count = 0;
         let mut next = self.get(channel, channel::members);
         while let Some(member) = next.some() {
@@ -72,13 +73,13 @@ impl Locked<'_> {
             if self.get(member, member::next) == LinkRef::NONE {
                 self.set(member, member::next, link);
             }
-            self.make_dirty(member, wake);
+            self.make_dirty(member);
             next = self.get(member, member::channel_next);
         }
         count
     }
 
-    fn make_dirty(&mut self, member: MemberRef, wake: &mut dyn FnMut(SlotRef)) {
+    fn make_dirty(&mut self, member: MemberRef) {
         let flags = self.get(member, member::flags);
         if flags & member_flag::DIRTY != 0 {
             return;
@@ -90,7 +91,7 @@ impl Locked<'_> {
             Some(last) => self.set(last, member::dirty_next, member),
             None => {
                 self.set(slot, slot::dirty_first, member);
-                wake(slot);
+                self.wake_later(slot);
             }
         }
         self.set(slot, slot::dirty_last, member);
@@ -141,11 +142,13 @@ impl Locked<'_> {
         false
     }
 
-    /// `count` subscribers leave; true if the membership has nobody left and must be [dissolved](Self::dissolve).
-    pub fn discount(&mut self, member: MemberRef, count: u32) -> bool {
+    /// One subscriber leaves; true if the membership has nobody left and must be [dissolved](Self::dissolve).
+    pub fn discount(&mut self, member: MemberRef) -> bool {
         let channel = self.get(member, member::channel);
-        self.sub(member, member::count, count.into());
-        self.sub(channel, channel::subscribers, count.into());
+        self.sub(member, member::count, 1);
+        self.sub(channel, channel::subscribers, 1);
+        // If there is no room to tell it, it remains untold: the subscriber is gone all the same.
+        let _ = self.tell(ChannelEvent::ClientUnsubscribed, channel);
         self.get(member, member::count) == 0
     }
 

@@ -39,6 +39,8 @@ pub struct Memory {
     pub blocks: u32,
     hash_key: [u64; 2],
     created_monotonic_ms: u64,
+    /// This process's slot: it is never woken by a signal.
+    own: Option<SlotRef>,
 }
 
 /// What a reference refers to: where is it?
@@ -225,6 +227,7 @@ impl Memory {
             blocks,
             hash_key,
             created_monotonic_ms,
+            own: None,
         })
     }
 
@@ -235,6 +238,11 @@ impl Memory {
     fn block_offset(&self, number: u32) -> usize {
         assert!(number.wrapping_sub(1) < self.blocks, "no such block");
         self.blocks_at + (number as usize - 1) * BLOCK
+    }
+
+    /// The same memory, used by the process in this slot.
+    pub fn used_by(self, own: SlotRef) -> Memory {
+        Memory { own: Some(own), ..self }
     }
 
     /// All slots.
@@ -355,14 +363,23 @@ impl Memory {
         unsafe { AtomicU32::from_ptr(self.base.add(slot.offset(self) + slot::woken.offset).cast()) }
     }
 
-    /// Makes the slot's eventfd readable.
-    pub fn signal(&self, slot: SlotRef) {
+    /// Tells a slot's process that there is something to take.
+    fn wake(&self, slot: SlotRef) {
+        // Pairs with the store in `Worker::drain`: either that sees what was linked before this, or it is woken again.
+        let asleep = self.woken(slot).swap(1, Ordering::SeqCst) == 0;
         let fd = self.peek(slot, slot::fd) as i32;
-        if fd > 0 {
+        if asleep && self.own != Some(slot) && fd > 0 {
             let one = 1u64.to_ne_bytes();
             // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not matter.
             unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
         }
+    }
+
+    /// Takes the zone's lock to change something: `limits` say what the events channel is told.
+    pub fn lock_with<'m>(&'m self, limits: &'m super::Limits) -> Locked<'m> {
+        let mut locked = self.lock();
+        locked.limits = Some(limits);
+        locked
     }
 
     /// Takes the zone's lock, and first undoes what a dead holder left half done.
@@ -371,6 +388,9 @@ impl Memory {
         let taken = unsafe { lock::lock((&raw mut (*self.header()).lock).cast()) };
         let mut locked = Locked {
             memory: self,
+            limits: None,
+            unix_secs: 0,
+            wakes: Vec::new(),
             journal_more: Vec::new(),
             entries: 0,
             changing: false,
@@ -385,6 +405,12 @@ impl Memory {
 /// The zone while this process holds its lock.
 pub struct Locked<'m> {
     memory: &'m Memory,
+    /// The limits in force; without them nothing that the events channel would tell is told.
+    pub limits: Option<&'m super::Limits>,
+    /// Wall clock of this hold.
+    pub unix_secs: u64,
+    /// Slots that have something to take once this is committed and the lock is released.
+    wakes: Vec<SlotRef>,
     /// Blocks lent to the journal, in order.
     journal_more: Vec<BlockRef>,
     entries: usize,
@@ -427,8 +453,14 @@ impl Locked<'_> {
         self.begin();
     }
 
+    /// This slot's process has something to take.
+    pub fn wake_later(&mut self, slot: SlotRef) {
+        self.wakes.push(slot);
+    }
+
     /// Moves the zone's idea of now on; it never goes back.
     pub fn advance_clock(&mut self, now: super::Now) {
+        self.unix_secs = now.unix_secs();
         let ticks = self.memory.ticks(now);
         if ticks > self.hot(hot::now) {
             self.set_hot(hot::now, ticks);
@@ -585,6 +617,7 @@ impl Locked<'_> {
         self.set_journal_state(0);
         self.entries = 0;
         self.changing = false;
+        self.wakes.clear();
         // What was being lent to the journal is not lent.
         self.follow_lent();
     }
@@ -647,6 +680,9 @@ impl Drop for Locked<'_> {
         kill_point();
         // SAFETY: the lock is held and what it guards is whole.
         unsafe { lock::unlock((&raw mut (*self.memory.header()).lock).cast()) }
+        for slot in std::mem::take(&mut self.wakes) {
+            self.memory.wake(slot);
+        }
     }
 }
 

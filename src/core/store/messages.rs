@@ -4,11 +4,11 @@
 //! in its channel's queue while it is either. Then it goes to the trash, from there its body loses a reference, and the
 //! last one frees the blocks.
 
-use super::Limits;
 use super::channels::TRASH_TICKS;
 use super::layout::*;
 use super::lists::{Item, List};
 use super::memory::{Locked, Memory};
+use super::{Limits, Stop};
 
 /// A channel's messages, oldest first.
 pub fn queue(channel: ChannelRef) -> List<ChannelRef, LinkRef> {
@@ -147,20 +147,57 @@ impl Locked<'_> {
         (time, tag, seq)
     }
 
-    /// Links a reserved and filled message into `channels`; takes it off the slot's reservation. `wake` is called with each
-    /// slot that now has something to take.
-    pub fn link_message(
+    /// Links a reserved and filled message into `channels`; takes it off the slot's reservation.
+    pub fn link_reserved(&mut self, slot: SlotRef, channels: &[ChannelRef], shape: Shape, limits: &Limits) {
+        let (head, link_blocks) = self.take_reservation(slot, shape);
+        self.link_message(head, &link_blocks, channels, shape, limits);
+    }
+
+    /// Makes a message under the lock and stores it in one channel: only for what is short and made by the zone itself.
+    pub fn link_short(
         &mut self,
-        slot: SlotRef,
+        channel: ChannelRef,
+        event_type: &[u8],
+        text: &[u8],
+        limits: &Limits,
+    ) -> Result<(), Stop> {
+        let len = (event_type.len() as u16).to_le_bytes();
+        let payload = [&len, event_type, text].concat();
+        let flags = link_flag::EVENT_TYPE | link_flag::STORED;
+        let shape = Shape {
+            payload_len: payload.len() as u32,
+            links: 1,
+            flags,
+        };
+        if self.available() < shape.blocks() {
+            return Err(Stop::Short);
+        }
+        let (inline, rest) = payload.split_at(payload.len().min(head_room(false)));
+        let mut chain = BlockRef::NONE;
+        for part in rest.chunks(CONTINUATION).rev() {
+            let block = self.take_block()?;
+            self.init(block, block::next, chain);
+            self.copy_in(block, 4, part);
+            chain = block;
+        }
+        let head = self.take_block()?;
+        self.init(head, block::next, chain);
+        self.copy_in(head, HEAD_TEXT, inline);
+        self.link_message(BodyRef(head.0), &[], &[channel], shape, limits);
+        Ok(())
+    }
+
+    fn link_message(
+        &mut self,
+        head: BodyRef,
+        link_blocks: &[BlockRef],
         channels: &[ChannelRef],
         shape: Shape,
         limits: &Limits,
-        unix_secs: u64,
-        wake: &mut dyn FnMut(SlotRef),
     ) {
         let count = channels.len() as u32;
+        let unix_secs = self.unix_secs;
         let (time, tag, seq) = self.next_stamp(unix_secs, count);
-        let (head, link_blocks) = self.take_reservation(slot, shape);
         let expires = self
             .hot(hot::now)
             .saturating_add(limits.message_ttl_secs.saturating_mul(10));
@@ -176,9 +213,9 @@ impl Locked<'_> {
         }
         // The fields that say what is in which list are set before the lists are touched.
         for index in 0..count {
-            let link = nth_link(head, &link_blocks, index);
+            let link = nth_link(head, link_blocks, index);
             let next = if index + 1 < count {
-                nth_link(head, &link_blocks, index + 1)
+                nth_link(head, link_blocks, index + 1)
             } else {
                 LinkRef::NONE
             };
@@ -200,7 +237,7 @@ impl Locked<'_> {
             }
         }
         self.set_kind(head.0, kind::BODY);
-        for block in &link_blocks {
+        for block in link_blocks {
             self.set_kind(block.0, kind::LINKS);
         }
         if shape.stored() {
@@ -208,8 +245,8 @@ impl Locked<'_> {
             self.enlist(head, FIRST_AGE + list as u16);
         }
         for (index, &channel) in channels.iter().enumerate() {
-            let link = nth_link(head, &link_blocks, index as u32);
-            self.append(channel, link, shape, limits, wake);
+            let link = nth_link(head, link_blocks, index as u32);
+            self.append(channel, link, shape, limits);
             if !shape.notice() {
                 self.set(channel, channel::newest_time, time);
                 self.set(channel, channel::newest_tag, tag + index as u32);
@@ -233,14 +270,7 @@ impl Locked<'_> {
     }
 
     /// Appends a link to a channel's queue, or to the trash if nobody wants it.
-    fn append(
-        &mut self,
-        channel: ChannelRef,
-        link: LinkRef,
-        shape: Shape,
-        limits: &Limits,
-        wake: &mut dyn FnMut(SlotRef),
-    ) {
+    fn append(&mut self, channel: ChannelRef, link: LinkRef, shape: Shape, limits: &Limits) {
         let id = if shape.notice() {
             0
         } else {
@@ -252,10 +282,12 @@ impl Locked<'_> {
         let body = self.body_of(link);
         if !shape.notice() {
             self.set(channel, channel::published, id);
-            self.add(Hot, hot::published, 1);
+            if !self.has_flag(channel, channel_flag::EVENTS) {
+                self.add(Hot, hot::published, 1);
+            }
             self.touch(channel, limits);
         }
-        let pending = self.announce(channel, link, wake);
+        let pending = self.announce(channel, link);
         if !shape.stored() && pending == 0 {
             self.discard_link(link);
             return;
@@ -268,7 +300,9 @@ impl Locked<'_> {
             self.set_link_flag(link, link_flag::STORED, true);
             self.count_multi(body, multi::stored, true);
             self.add(channel, channel::stored, 1);
-            self.add(Hot, hot::stored, 1);
+            if !self.has_flag(channel, channel_flag::EVENTS) {
+                self.add(Hot, hot::stored, 1);
+            }
             self.drop_over_limit(channel, limits);
         } else {
             if !shape.notice() {
@@ -278,18 +312,13 @@ impl Locked<'_> {
         }
     }
 
-    /// A few per publish: enough to follow a limit that a reload has lowered.
+    /// One for one: what a lowered limit leaves over is the caller's.
     fn drop_over_limit(&mut self, channel: ChannelRef, limits: &Limits) {
-        let Some(max) = limits.max_stored_per_channel else {
-            return;
-        };
-        for _ in 0..2 {
-            if self.get(channel, channel::stored) <= max {
-                return;
-            }
-            let Some(oldest) = self.first_stored(channel) else {
-                return;
-            };
+        if limits
+            .max_stored_per_channel
+            .is_some_and(|max| self.get(channel, channel::stored) > max)
+            && let Some(oldest) = self.first_stored(channel)
+        {
             self.unstore(oldest);
         }
     }
@@ -370,7 +399,9 @@ impl Locked<'_> {
         self.set_link_flag(link, link_flag::STORED, false);
         self.count_multi(body, multi::stored, false);
         self.sub(channel, channel::stored, 1);
-        self.sub(Hot, hot::stored, 1);
+        if !self.has_flag(channel, channel_flag::EVENTS) {
+            self.sub(Hot, hot::stored, 1);
+        }
         if seq > self.get(channel, channel::lost) {
             self.set(channel, channel::lost, seq);
         }

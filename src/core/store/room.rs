@@ -22,11 +22,11 @@ const HOUSEKEEPING: [Step; 6] = [
 ];
 
 /// Does what is due, a bounded slice of it.
-pub fn tick(memory: &Memory, now: Now) -> Tick {
+pub fn tick(memory: &Memory, limits: &Limits, now: Now) -> Tick {
     let mut outcome = Tick::Done;
     for step in HOUSEKEEPING {
         let mut budget = STEPS_PER_TICK;
-        while budget > 0 && run(memory, now, step, &mut budget) {}
+        while budget > 0 && run(memory, limits, now, step, &mut budget) {}
         if budget == 0 {
             outcome = Tick::More;
         }
@@ -35,8 +35,8 @@ pub fn tick(memory: &Memory, now: Now) -> Tick {
 }
 
 /// Steps under one hold; false when there is nothing more to do.
-fn run(memory: &Memory, now: Now, step: Step, budget: &mut u32) -> bool {
-    let mut locked = memory.lock();
+fn run(memory: &Memory, limits: &Limits, now: Now, step: Step, budget: &mut u32) -> bool {
+    let mut locked = memory.lock_with(limits);
     locked.begin();
     locked.advance_clock(now);
     for _ in 0..STEPS_PER_HOLD {
@@ -54,7 +54,7 @@ fn run(memory: &Memory, now: Now, step: Step, budget: &mut u32) -> bool {
 /// Makes sure that `blocks` blocks are free now; somebody else may take them first.
 pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Result<(), Refusal> {
     loop {
-        let mut locked = memory.lock();
+        let mut locked = memory.lock_with(limits);
         locked.begin();
         locked.advance_clock(now);
         for _ in 0..STEPS_PER_HOLD {

@@ -1,11 +1,12 @@
 //! Slots: which processes use the zone, and what is done for those that died.
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{Locked, Memory, ZoneError};
-use super::{Evictions, Now, Summary, Worker, WorkerInfo};
+use super::{Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -69,12 +70,12 @@ impl Zone {
 
     /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if all
     /// are in use.
-    pub fn claim(&self, now: Now) -> Option<Worker> {
+    pub fn claim(&self, limits: Rc<Limits>, now: Now) -> Option<Worker> {
         for slot in self.memory.all_slots() {
             let Tried::Taken(taken) = self.memory.try_alive(slot) else {
                 continue;
             };
-            self.reap(slot);
+            self.reap(slot, &limits, now);
             if taken == Taken::OwnerDied {
                 self.memory.keep_alive(slot);
             }
@@ -90,19 +91,19 @@ impl Zone {
             locked.commit();
             drop(locked);
             self.memory.woken(slot).store(0, Ordering::SeqCst);
-            return Some(Worker::new(*self, slot));
+            return Some(Worker::new(*self, slot, limits, now));
         }
         None
     }
 
     /// Reaps all slots whose process died.
-    pub(super) fn reap_dead(&self, own: SlotRef) {
+    pub(super) fn reap_dead(&self, own: SlotRef, limits: &Limits, now: Now) {
         for slot in self.memory.all_slots() {
             if slot == own || self.memory.peek(slot, slot::live) == 0 {
                 continue;
             }
             if let Tried::Taken(taken) = self.memory.try_alive(slot) {
-                self.reap(slot);
+                self.reap(slot, limits, now);
                 self.memory.release_alive(slot, taken);
             }
         }
@@ -110,10 +111,11 @@ impl Zone {
 
     /// Undoes what a slot's last process left behind. The caller holds the slot's liveness lock, so nobody else does.
     /// In steps, each of which leaves less: a death in here is finished by the next.
-    pub(super) fn reap(&self, slot: SlotRef) {
+    pub(super) fn reap(&self, slot: SlotRef, limits: &Limits, now: Now) {
         loop {
-            let mut locked = self.memory.lock();
+            let mut locked = self.memory.lock_with(limits);
             locked.begin();
+            locked.advance_clock(now);
             for _ in 0..64 {
                 if !locked.reap_step(slot) {
                     locked.commit();
@@ -175,8 +177,9 @@ impl Locked<'_> {
         } else if self.get(slot, slot::reserved).some().is_some() {
             self.unreserve(slot);
         } else if let Some(member) = self.get(slot, slot::members).some() {
-            if self.forget_one(member) {
-                self.discount(member, self.get(member, member::count));
+            if self.get(member, member::count) > 0 {
+                self.discount(member);
+            } else if self.forget_one(member) {
                 self.dissolve(member);
             }
         } else if self.get(slot, slot::dirty_first).some().is_some() {

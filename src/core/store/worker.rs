@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::api::{Record, ReplayPart, Span};
@@ -24,9 +25,11 @@ const LIST_CHANNELS: usize = 256;
 /// Journal entries for finding or creating a channel and appending a message to it, without its members.
 const ENTRIES_PER_CHANNEL: usize = 40;
 /// Journal entries for dropping what is over the limit of stored messages then.
-const ENTRIES_FOR_LIMIT: usize = 40;
+const ENTRIES_FOR_LIMIT: usize = 20;
 /// Journal entries for telling a member.
 const ENTRIES_PER_MEMBER: usize = 5;
+/// Blocks of the message about an event, without the channel's id.
+const EVENT_BLOCKS: usize = 2;
 /// How often room is made for the same request while others take it away again.
 const ATTEMPTS: u32 = 64;
 
@@ -35,8 +38,9 @@ const ATTEMPTS: u32 = 64;
 pub struct Worker {
     zone: Zone,
     slot: SlotRef,
-    /// Slots to wake once the lock is released.
-    wakes: Vec<SlotRef>,
+    limits: Rc<Limits>,
+    /// When something was last done here: good enough for what has no time of its own.
+    now: Now,
     /// Locks belong to the thread that took them.
     not_send: PhantomData<*mut ()>,
 }
@@ -55,13 +59,40 @@ pub struct Draft {
 }
 
 impl Worker {
-    pub(super) fn new(zone: Zone, slot: SlotRef) -> Worker {
-        Worker {
+    pub(super) fn new(zone: Zone, slot: SlotRef, limits: Rc<Limits>, now: Now) -> Worker {
+        let zone = Zone {
+            memory: zone.memory.used_by(slot),
+        };
+        let mut worker = Worker {
             zone,
             slot,
-            wakes: Vec::new(),
+            limits,
+            now,
             not_send: PhantomData,
-        }
+        };
+        worker.open_events_channel(now);
+        worker
+    }
+
+    /// Puts other limits in force: a reload in a process that lives on.
+    pub fn set_limits(&mut self, limits: Rc<Limits>, now: Now) {
+        self.limits = limits;
+        self.open_events_channel(now);
+    }
+
+    fn open_events_channel(&mut self, now: Now) {
+        let limits = self.limits.clone();
+        // In a full zone there is none until the next generation finds room.
+        let _ = self.mutate(
+            self.cost(limits.events.iter().map(|events| &events.channel[..])),
+            now,
+            |locked| locked.open_events_channel(&limits),
+        );
+    }
+
+    /// Is there something to take that this worker was not signalled of, because it did it itself? Then [`Worker::drain`] soon.
+    pub fn is_woken(&self) -> bool {
+        self.memory().woken(self.slot).load(Ordering::SeqCst) != 0
     }
 
     fn memory(&self) -> &Memory {
@@ -79,12 +110,13 @@ impl Worker {
 
     /// Gives the slot back: all memberships end.
     pub fn release(self) {
-        self.zone.reap(self.slot);
+        self.zone.reap(self.slot, &self.limits, self.now);
         self.memory().release_alive(self.slot, Taken::Clean);
     }
 
     /// Would `ids` all exist or be creatable? Changes nothing.
-    pub fn check_channels(&self, ids: &[&[u8]], limits: &Limits) -> Result<(), Refusal> {
+    pub fn check_channels(&self, ids: &[&[u8]]) -> Result<(), Refusal> {
+        let limits = &*self.limits;
         let locked = self.memory().lock();
         let (mut plain, mut wildcard) = (0, 0);
         for id in ids {
@@ -101,11 +133,12 @@ impl Worker {
     }
 
     /// Creates those of `ids` that do not exist: all or none.
-    pub fn create_channels(&mut self, ids: &[&[u8]], limits: &Limits, now: Now) -> Result<(), Refusal> {
+    pub fn create_channels(&mut self, ids: &[&[u8]], now: Now) -> Result<(), Refusal> {
         let hashes = self.hashes(ids.iter().copied());
-        self.mutate(self.cost(ids.iter().copied()), limits, now, |locked, _| {
+        let limits = self.limits.clone();
+        self.mutate(self.cost(ids.iter().copied()), now, |locked| {
             for (id, &hash) in ids.iter().zip(&hashes) {
-                locked.find_or_create(hash, id, limits)?;
+                locked.find_or_create(hash, id, &limits)?;
             }
             Ok(())
         })
@@ -119,7 +152,6 @@ impl Worker {
         event_id: Option<&[u8]>,
         event_type: Option<&[u8]>,
         channels: usize,
-        limits: &Limits,
         now: Now,
     ) -> Result<Draft, Refusal> {
         let mut flags = 0;
@@ -130,10 +162,7 @@ impl Worker {
                 payload_len += 2 + text.len();
             }
         }
-        let too_big = |_| match limits.on_full {
-            OnFull::Refuse => Refusal::Full,
-            OnFull::Evict => Refusal::NothingToEvict,
-        };
+        let too_big = |_| refused(&self.limits);
         let payload_len = u32::try_from(payload_len).map_err(too_big)?;
         let links = u16::try_from(channels).map_err(too_big)?;
         let shape = Shape {
@@ -142,8 +171,7 @@ impl Worker {
             flags,
         };
         self.unreserve();
-        self.reserve(shape.blocks(), limits, now)
-            .inspect_err(|_| self.unreserve())?;
+        self.reserve(shape.blocks(), now).inspect_err(|_| self.unreserve())?;
         let mut draft = self.start(shape);
         for text in [event_id, event_type].into_iter().flatten() {
             self.write(&mut draft, &(text.len() as u16).to_le_bytes());
@@ -152,11 +180,11 @@ impl Worker {
         Ok(draft)
     }
 
-    fn reserve(&mut self, blocks: u32, limits: &Limits, now: Now) -> Result<(), Refusal> {
+    fn reserve(&mut self, blocks: u32, now: Now) -> Result<(), Refusal> {
         if blocks > self.memory().blocks {
             // No eviction could make room for it.
             self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
-            return Err(refused(limits));
+            return Err(refused(&self.limits));
         }
         let mut missing = blocks;
         let mut attempts = 0;
@@ -166,9 +194,9 @@ impl Worker {
             if taken == 0 {
                 attempts += 1;
                 if attempts > ATTEMPTS {
-                    return Err(refused(limits));
+                    return Err(refused(&self.limits));
                 }
-                room::make_room(self.memory(), missing, limits, now)?;
+                room::make_room(&self.zone.memory, missing, &self.limits, now)?;
             }
         }
         Ok(())
@@ -218,15 +246,8 @@ impl Worker {
     }
 
     /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all or none.
-    /// On refusal the draft was discarded.
-    pub fn publish(
-        &mut self,
-        draft: Draft,
-        ids: &[&[u8]],
-        store: bool,
-        limits: &Limits,
-        now: Now,
-    ) -> Result<Published, Refusal> {
+    /// Returns their figures in order, counting this message. On refusal the draft was discarded.
+    pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], store: bool, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
         debug_assert_eq!(draft.missing, 0, "the whole text was announced");
         debug_assert_eq!(draft.shape.links as usize, ids.len());
         let mut shape = draft.shape;
@@ -235,21 +256,20 @@ impl Worker {
         }
         let hashes = self.hashes(ids.iter().copied());
         let slot = self.slot;
-        let published = self.mutate(self.cost(ids.iter().copied()), limits, now, |locked, wakes| {
+        let limits = self.limits.clone();
+        let published: Result<Vec<_>, _> = self.mutate(self.cost(ids.iter().copied()), now, |locked| {
             let mut channels = Vec::with_capacity(ids.len());
             for (id, &hash) in ids.iter().zip(&hashes) {
-                channels.push(locked.find_or_create(hash, id, limits)?);
+                channels.push(locked.find_or_create(hash, id, &limits)?);
             }
-            locked.link_message(slot, &channels, shape, limits, now.unix_secs(), &mut |slot| {
-                wakes.push(slot)
-            });
+            locked.link_reserved(slot, &channels, shape, &limits);
             Ok(channels.iter().map(|&channel| locked.info(channel)).collect())
         });
         match published {
-            Ok(channels) => Ok(Published {
-                channels,
-                wake_self: self.wake(),
-            }),
+            Ok(mut channels) => {
+                self.trim(&hashes, ids, &mut channels);
+                Ok(channels)
+            }
             Err(refusal) => {
                 self.unreserve();
                 Err(refusal)
@@ -257,60 +277,81 @@ impl Worker {
         }
     }
 
+    /// A publish drops as many messages as it adds. If a reload has lowered the limit, the rest goes here.
+    fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [ChannelInfo]) {
+        let Some(max) = self.limits.max_stored_per_channel else {
+            return;
+        };
+        for ((&hash, id), info) in hashes.iter().zip(ids).zip(channels) {
+            while info.stored > max.into() {
+                self.step(|locked, _| {
+                    let Some(channel) = locked.find(hash, id) else {
+                        info.stored = 0;
+                        return;
+                    };
+                    for _ in 0..32 {
+                        if locked.get(channel, channel::stored) > max
+                            && let Some(oldest) = locked.first_stored(channel)
+                        {
+                            locked.unstore(oldest);
+                            locked.step();
+                        }
+                    }
+                    info.stored = locked.get(channel, channel::stored).into();
+                });
+            }
+        }
+    }
+
     /// Deletes those of `ids` that exist; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many there
-    /// were, and whether this worker has subscribers to tell (as [`Published::wake_self`]).
-    pub fn delete(
-        &mut self,
-        ids: &[&[u8]],
-        notice: &[u8],
-        limits: &Limits,
-        now: Now,
-    ) -> Result<(usize, bool), Refusal> {
+    /// were.
+    pub fn delete(&mut self, ids: &[&[u8]], notice: &[u8], now: Now) -> Result<usize, Refusal> {
         let mut deleted = 0;
-        let mut wake_self = false;
         for id in ids {
             let hash = self.memory().hash(id);
             match self.step_at(now, |locked, _| locked.delete_unfollowed(hash, id)) {
                 Deletion::Done => deleted += 1,
                 Deletion::Unknown => {}
                 Deletion::Followed => {
-                    let mut draft = self.draft(notice.len(), None, None, 1, limits, now)?;
+                    let mut draft = self.draft(notice.len(), None, None, 1, now)?;
                     self.write(&mut draft, notice);
                     let shape = Shape {
                         flags: link_flag::NOTICE,
                         ..draft.shape
                     };
                     let slot = self.slot;
-                    let existed = self.mutate(self.cost([*id]), limits, now, |locked, wakes| {
+                    let limits = self.limits.clone();
+                    let existed = self.mutate(self.cost([*id]), now, |locked| {
                         let Some(channel) = locked.find(hash, id) else {
                             return Ok(false);
                         };
                         locked.delete(channel);
-                        let wake = &mut |slot| wakes.push(slot);
-                        locked.link_message(slot, &[channel], shape, limits, now.unix_secs(), wake);
+                        locked.link_reserved(slot, &[channel], shape, &limits);
                         Ok(true)
                     });
                     self.unreserve();
                     deleted += usize::from(existed?);
-                    wake_self |= self.wake();
                 }
             }
         }
-        Ok((deleted, wake_self))
+        Ok(deleted)
     }
 
     /// Admits a subscriber (`compat.md` §6, limits and existence only: the grammar of ids is the caller's), creates unknown
     /// channels, selects old messages (§7) and registers, all in one step.
-    pub fn join(&mut self, request: &JoinRequest, limits: &Limits, now: Now) -> Result<Joined, Refusal> {
+    pub fn join(&mut self, request: &JoinRequest, now: Now) -> Result<Joined, Refusal> {
         let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
         let cost = self.cost(request.channels.iter().map(|channel| channel.id));
         let slot = self.slot;
-        self.mutate(cost, limits, now, |locked, _| {
-            locked.admit(request, &hashes, limits).map_err(Stop::Refused)?;
+        let limits = self.limits.clone();
+        self.mutate(cost, now, |locked| {
+            locked.admit(request, &hashes, &limits).map_err(Stop::Refused)?;
             let mut channels = Vec::with_capacity(hashes.len());
             for (channel, &hash) in request.channels.iter().zip(&hashes) {
-                channels.push(locked.find_or_create(hash, channel.id, limits)?);
+                channels.push(locked.find_or_create(hash, channel.id, &limits)?);
             }
+            // What entering itself brings about, in the events channel, is live.
+            let seq = locked.hot(hot::seq);
             let (replay, bound) = locked.select_old(request, &channels);
             let subscribes = match request.mode {
                 JoinMode::Stream => true,
@@ -322,13 +363,13 @@ impl Worker {
                 memberships.reserve(channels.len());
                 for &channel in &channels {
                     memberships.push(Membership(locked.enter(channel, slot)?.0));
-                    locked.touch(channel, limits);
+                    locked.touch(channel, &limits);
                 }
                 locked.add(slot, slot::subscribers, 1);
             }
             Ok(Joined {
                 memberships,
-                seq: locked.hot(hot::seq),
+                seq,
                 replay,
                 bound,
             })
@@ -345,7 +386,7 @@ impl Worker {
                 if counted {
                     locked.sub(slot, slot::subscribers, 1);
                 }
-                locked.discount(member, 1)
+                locked.discount(member)
             });
             // What nobody here will read any more is let go in bounded holds.
             while empty {
@@ -458,8 +499,9 @@ impl Worker {
 
     /// Housekeeping, about once a second: reaps dead workers, expires messages and channels, empties the trash; a bounded slice.
     pub fn tick(&mut self, now: Now) -> Tick {
-        self.zone.reap_dead(self.slot);
-        room::tick(self.memory(), now)
+        self.now = now;
+        self.zone.reap_dead(self.slot, &self.limits, now);
+        room::tick(self.memory(), &self.limits, now)
     }
 
     /// None if there is no such channel.
@@ -527,58 +569,48 @@ impl Worker {
     fn cost<'a>(&self, ids: impl IntoIterator<Item = &'a [u8]>) -> Cost {
         let mut cost = Cost {
             channels: 0,
-            blocks: 0,
-            entries: 16,
+            id_blocks: 0,
         };
         for id in ids {
-            let id_blocks = id.len().saturating_sub(CHANNEL_ID_ROOM).div_ceil(CONTINUATION);
             cost.channels += 1;
-            cost.blocks += 2 + id_blocks as u32;
-            cost.entries += id_blocks;
+            cost.id_blocks += id.len().saturating_sub(CHANNEL_ID_ROOM).div_ceil(CONTINUATION);
         }
         cost
     }
 
     /// One small mutation that cannot fail.
     fn step<T>(&mut self, change: impl FnOnce(&mut Locked<'_>, SlotRef) -> T) -> T {
-        let mut locked = self.zone.memory.lock();
+        let mut locked = self.zone.memory.lock_with(&self.limits);
         locked.begin();
+        locked.advance_clock(self.now);
         let result = change(&mut locked, self.slot);
         locked.commit();
         result
     }
 
     fn step_at<T>(&mut self, now: Now, change: impl FnOnce(&mut Locked<'_>, SlotRef) -> T) -> T {
-        self.step(|locked, slot| {
-            locked.advance_clock(now);
-            change(locked, slot)
-        })
+        self.now = now;
+        self.step(change)
     }
 
     /// One mutation, whole or not at all; makes room and tries again if blocks are short.
     fn mutate<T>(
         &mut self,
         cost: Cost,
-        limits: &Limits,
         now: Now,
-        mut change: impl FnMut(&mut Locked<'_>, &mut Vec<SlotRef>) -> Result<T, Stop>,
+        mut change: impl FnMut(&mut Locked<'_>) -> Result<T, Stop>,
     ) -> Result<T, Refusal> {
-        let memory = self.zone.memory;
+        self.now = now;
+        let limits = &*self.limits;
+        let memory = self.memory();
         for _ in 0..ATTEMPTS {
-            self.wakes.clear();
-            let mut locked = memory.lock();
-            let per_limit = if limits.max_stored_per_channel.is_some() {
-                ENTRIES_FOR_LIMIT
-            } else {
-                0
-            };
-            let per_members = locked.hot(hot::workers) as usize * ENTRIES_PER_MEMBER;
-            let entries = cost.entries + cost.channels * (ENTRIES_PER_CHANNEL + per_limit + per_members);
+            let mut locked = memory.lock_with(limits);
+            let entries = cost.entries(limits, locked.hot(hot::workers));
             let journal = locked.journal_shortage(entries) as u32;
             let attempt = locked.extend_journal(entries).and_then(|()| {
                 locked.begin();
                 locked.advance_clock(now);
-                let result = change(&mut locked, &mut self.wakes)?;
+                let result = change(&mut locked)?;
                 locked.commit();
                 Ok(result)
             });
@@ -586,24 +618,10 @@ impl Worker {
             match attempt {
                 Ok(result) => return Ok(result),
                 Err(Stop::Refused(refusal)) => return Err(refusal),
-                Err(Stop::Short) => room::make_room(&memory, cost.blocks + journal, limits, now)?,
+                Err(Stop::Short) => room::make_room(memory, cost.blocks(limits) + journal, limits, now)?,
             }
         }
         Err(refused(limits))
-    }
-
-    /// Wakes who has something to take; true if that is also this worker.
-    fn wake(&mut self) -> bool {
-        let mut wake_self = false;
-        for slot in self.wakes.drain(..) {
-            if slot == self.slot {
-                wake_self = true;
-            } else if self.zone.memory.woken(slot).swap(1, Ordering::SeqCst) == 0 {
-                // Pairs with the store in `drain`: either that worker sees what was linked before this, or it is woken.
-                self.zone.memory.signal(slot);
-            }
-        }
-        wake_self
     }
 }
 
@@ -611,9 +629,28 @@ impl Worker {
 #[derive(Clone, Copy)]
 struct Cost {
     channels: usize,
-    blocks: u32,
-    /// Journal entries beside those per channel.
-    entries: usize,
+    /// Blocks for ids that do not fit into the channels' own.
+    id_blocks: usize,
+}
+
+impl Cost {
+    /// Blocks, beside those that were reserved.
+    fn blocks(self, limits: &Limits) -> u32 {
+        let per_event = if limits.events.is_some() { 2 * EVENT_BLOCKS } else { 0 };
+        (self.id_blocks * 2 + self.channels * (2 + per_event)) as u32
+    }
+
+    /// Journal entries.
+    fn entries(self, limits: &Limits, workers: u32) -> usize {
+        let per_limit = if limits.max_stored_per_channel.is_some() {
+            ENTRIES_FOR_LIMIT
+        } else {
+            0
+        };
+        let per_message = ENTRIES_PER_CHANNEL + per_limit + workers as usize * ENTRIES_PER_MEMBER;
+        let messages = if limits.events.is_some() { 3 } else { 1 };
+        16 + self.id_blocks * 2 + self.channels * per_message * messages
+    }
 }
 
 /// Messages that a drain takes for one membership.

@@ -1,5 +1,7 @@
 //! What one worker sees.
 
+use std::rc::Rc;
+
 use push_stream_core::store::*;
 
 use crate::zone::*;
@@ -10,9 +12,9 @@ fn a_published_message_reaches_who_was_there_before_it() {
     let mut worker = test.worker();
     let joined = follow(&mut worker, &["news"], test.now);
     let published = publish(&mut worker, "news", "hello", &limits(), test.now).unwrap();
-    assert!(published.wake_self);
+    assert!(worker.is_woken());
     assert_eq!(
-        published.channels,
+        published,
         [ChannelInfo {
             published: 1,
             stored: 1,
@@ -69,12 +71,10 @@ fn event_id_and_type_travel_with_the_message() {
         (None, None),
     ] {
         let as_bytes = |text: Option<&'static str>| text.map(str::as_bytes);
-        let mut draft = worker
-            .draft(4, as_bytes(id), as_bytes(kind), 1, &limits(), test.now)
-            .unwrap();
+        let mut draft = worker.draft(4, as_bytes(id), as_bytes(kind), 1, test.now).unwrap();
         worker.write(&mut draft, b"te");
         worker.write(&mut draft, b"xt and more than was announced");
-        worker.publish(draft, &[b"a"], true, &limits(), test.now).unwrap();
+        worker.publish(draft, &[b"a"], true, test.now).unwrap();
         let mut batch = Batch::default();
         worker.drain(1000, &mut batch);
         let (_, message) = batch.iter().next().unwrap();
@@ -90,7 +90,7 @@ fn a_publish_to_several_channels_stores_its_text_once() {
     let mut worker = test.worker();
     let names: Vec<String> = (0..20).map(|index| format!("c{index}")).collect();
     let ids: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
-    worker.create_channels(&ids, &limits(), test.now).unwrap();
+    worker.create_channels(&ids, test.now).unwrap();
     let (before, _) = test.zone.free_blocks();
     let text = vec![b'x'; 12_400];
     post(
@@ -130,10 +130,7 @@ fn the_same_channel_twice_in_a_path_counts_twice() {
         store: true,
     };
     let published = post(&mut worker, post_twice, &limits(), test.now).unwrap();
-    assert_eq!(
-        published.channels.iter().map(|info| info.published).collect::<Vec<_>>(),
-        [2, 2]
-    );
+    assert_eq!(published.iter().map(|info| info.published).collect::<Vec<_>>(), [2, 2]);
     assert_eq!(drain(&mut worker), ["x", "x"]);
     worker.leave(&joined.memberships, true);
     assert_eq!(worker.channel(b"a").unwrap().subscribers, 0);
@@ -236,11 +233,7 @@ fn old_and_live_messages_meet_without_a_gap() {
         backtrack: u32::MAX,
     }];
     let joined = worker
-        .join(
-            &request(&channels, Position::default(), JoinMode::Stream),
-            &limits(),
-            test.now,
-        )
+        .join(&request(&channels, Position::default(), JoinMode::Stream), test.now)
         .unwrap();
     let mut replay = joined.replay.unwrap();
     let mut batch = Batch::default();
@@ -279,11 +272,7 @@ fn what_is_evicted_during_a_replay_is_a_loss_that_is_told() {
         backtrack: u32::MAX,
     }];
     let joined = worker
-        .join(
-            &request(&channels, Position::default(), JoinMode::Stream),
-            &limits(),
-            test.now,
-        )
+        .join(&request(&channels, Position::default(), JoinMode::Stream), test.now)
         .unwrap();
     let mut replay = joined.replay.unwrap();
     let mut batch = Batch::default();
@@ -311,7 +300,7 @@ fn a_long_poll_waits_only_if_there_is_nothing() {
         ..Position::default()
     };
     let answered = worker
-        .join(&request(&channels, everything, JoinMode::LongPoll), &limits(), test.now)
+        .join(&request(&channels, everything, JoinMode::LongPoll), test.now)
         .unwrap();
     assert!(answered.memberships.is_empty());
     assert_eq!(answered.bound, Some((test.now.unix_secs(), 1)));
@@ -322,7 +311,7 @@ fn a_long_poll_waits_only_if_there_is_nothing() {
         event_id: None,
     };
     let waiting = worker
-        .join(&request(&channels, current, JoinMode::LongPoll), &limits(), test.now)
+        .join(&request(&channels, current, JoinMode::LongPoll), test.now)
         .unwrap();
     assert_eq!(waiting.memberships.len(), 1);
     assert!(waiting.replay.is_none() && waiting.bound.is_none());
@@ -355,18 +344,9 @@ fn deletion_tells_every_follower_and_frees_the_id_at_once() {
     let mut test = TestZone::new(256);
     let mut worker = test.worker();
     let joined = follow(&mut worker, &["a", "b"], test.now);
-    assert!(
-        publish(&mut worker, "a", "last words", &limits(), test.now)
-            .unwrap()
-            .wake_self
-    );
-    // It was told to drain already, and has not yet.
-    assert_eq!(
-        worker
-            .delete(&[b"a", b"unknown"], b"gone", &limits(), test.now)
-            .unwrap(),
-        (1, false)
-    );
+    publish(&mut worker, "a", "last words", &limits(), test.now).unwrap();
+    assert_eq!(worker.delete(&[b"a", b"unknown"], b"gone", test.now), Ok(1));
+    assert!(worker.is_woken());
     assert_eq!(worker.channel(b"a"), None);
     let summary = worker.summary(test.now);
     assert_eq!(
@@ -386,10 +366,7 @@ fn deletion_tells_every_follower_and_frees_the_id_at_once() {
     worker.leave(&joined.memberships[..1], false);
     assert_eq!(worker.summary(test.now).subscribers, 1);
     assert_eq!(
-        publish(&mut worker, "a", "again", &limits(), test.now)
-            .unwrap()
-            .channels[0]
-            .published,
+        publish(&mut worker, "a", "again", &limits(), test.now).unwrap()[0].published,
         1
     );
     test.assert_whole();
@@ -421,7 +398,7 @@ fn listing_goes_by_creation_and_survives_changes_in_between() {
         assert_eq!(info.published, 1);
         if seen.is_empty() {
             // The next slice begins at 256: it goes while the listing stands there.
-            other.delete(&[b"even256"], b"", &limits(), test.now).unwrap();
+            other.delete(&[b"even256"], b"", test.now).unwrap();
         }
         seen.push(String::from_utf8_lossy(id).into_owned());
     });
@@ -457,29 +434,21 @@ fn limits_refuse_and_change_nothing() {
     );
     assert_eq!(worker.summary(test.now).channels, 0);
     assert_eq!(
-        worker.check_channels(&[b"a", b"b", b"c"], &few),
+        worker.check_channels(&[b"a", b"b", b"c"]),
         Err(Refusal::TooManyChannels)
     );
-    assert_eq!(worker.check_channels(&[b"a", b"b", b"w_1"], &few), Ok(()));
-    assert_eq!(
-        worker.check_channels(&[b"w_2", b"w_1"], &few),
-        Err(Refusal::TooManyChannels)
-    );
+    assert_eq!(worker.check_channels(&[b"a", b"b", b"w_1"]), Ok(()));
+    assert_eq!(worker.check_channels(&[b"w_2", b"w_1"]), Err(Refusal::TooManyChannels));
+    worker.set_limits(Rc::new(few.clone()), test.now);
     let channels = [JoinChannel { id: b"a", backtrack: 0 }];
     let stream = request(&channels, Position::default(), JoinMode::Stream);
     let authorized = JoinRequest {
         authorized_channels_only: true,
         ..stream
     };
-    assert_eq!(
-        worker.join(&authorized, &few, test.now).unwrap_err(),
-        Refusal::MayNotCreate
-    );
-    worker.join(&stream, &few, test.now).unwrap();
-    assert_eq!(
-        worker.join(&stream, &few, test.now).unwrap_err(),
-        Refusal::TooManySubscribers
-    );
+    assert_eq!(worker.join(&authorized, test.now).unwrap_err(), Refusal::MayNotCreate);
+    worker.join(&stream, test.now).unwrap();
+    assert_eq!(worker.join(&stream, test.now).unwrap_err(), Refusal::TooManySubscribers);
     test.assert_whole();
 }
 
@@ -500,7 +469,7 @@ fn long_ids_and_odd_bytes_are_ids_like_any_other() {
             &limits(),
             test.now,
         );
-        assert_eq!(published.unwrap().channels[0].published, 1);
+        assert_eq!(published.unwrap()[0].published, 1);
         assert!(worker.channel(id).is_some());
     }
     let mut count = 0;
@@ -509,5 +478,81 @@ fn long_ids_and_odd_bytes_are_ids_like_any_other() {
         count += 1;
     });
     assert_eq!(count, 2);
+    test.assert_whole();
+}
+
+fn telling() -> Limits {
+    let text =
+        |event: ChannelEvent, id: &[u8]| format!("{} {}", event.name(), String::from_utf8_lossy(id)).into_bytes();
+    Limits {
+        events: Some(Events {
+            channel: b"events".to_vec(),
+            text,
+        }),
+        ..limits()
+    }
+}
+
+#[test]
+fn the_events_channel_tells_what_happens_to_the_others() {
+    let mut test = TestZone::new(256);
+    let mut worker = test.worker_with(&telling());
+    follow(&mut worker, &["events"], test.now);
+    publish(&mut worker, "a", "x", &telling(), test.now).unwrap();
+    let joined = follow(&mut worker, &["a"], test.now);
+    worker.leave(&joined.memberships, true);
+    worker.delete(&[b"a"], b"gone", test.now).unwrap();
+    assert!(worker.is_woken());
+    test.tick(&mut worker, 4);
+    let told = [
+        "channel_created a",
+        "client_subscribed a",
+        "client_unsubscribed a",
+        "channel_destroyed a",
+    ];
+    assert_eq!(drain(&mut worker), told);
+    let summary = worker.summary(test.now);
+    assert_eq!((summary.published, summary.stored, summary.channels), (1, 0, 1));
+    assert_eq!(
+        worker.channel(b"events").unwrap(),
+        ChannelInfo {
+            published: 4,
+            stored: 4,
+            subscribers: 1
+        }
+    );
+    test.assert_whole();
+    test.tick(&mut worker, 300);
+    assert!(worker.channel(b"events").is_some(), "it is never idle");
+    test.assert_whole();
+}
+
+#[test]
+fn who_follows_events_and_another_channel_sees_itself_come() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker_with(&telling());
+    let joined = follow(&mut worker, &["events", "other"], test.now);
+    let mut batch = Batch::default();
+    worker.drain(1000, &mut batch);
+    let live: Vec<_> = batch
+        .iter()
+        .filter(|(_, message)| message.seq > joined.seq)
+        .map(|(_, message)| message.text)
+        .collect();
+    assert_eq!(live, [&b"client_subscribed other"[..]]);
+}
+
+#[test]
+fn events_can_be_turned_off_and_on_again() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker_with(&telling());
+    publish(&mut worker, "a", "x", &telling(), test.now).unwrap();
+    publish(&mut worker, "b", "x", &limits(), test.now).unwrap();
+    assert_eq!(worker.channel(b"events").unwrap().published, 1);
+    assert_eq!(worker.summary(test.now).stored, 3, "it is a channel like any other now");
+    test.assert_whole();
+    publish(&mut worker, "c", "x", &telling(), test.now).unwrap();
+    assert_eq!(worker.channel(b"events").unwrap().published, 2);
+    assert_eq!(worker.summary(test.now).stored, 3);
     test.assert_whole();
 }

@@ -120,7 +120,7 @@ fn joining_replaying_draining_and_leaving() {
             },
         ];
         let join = request(&channels, Position::default(), JoinMode::Stream);
-        let joined = worker.join(&join, &limits(), test.now).unwrap();
+        let joined = worker.join(&join, test.now).unwrap();
         let mut replay = joined.replay.unwrap();
         let mut batch = Batch::default();
         while worker.replay(&mut replay, &mut batch) {}
@@ -137,7 +137,7 @@ fn joining_replaying_draining_and_leaving() {
 fn deleting_a_followed_channel() {
     die_everywhere("delete", followed, |test, worker| {
         follow(worker, &["a"], test.now);
-        worker.delete(&[b"a"], b"gone", &limits(), test.now).unwrap();
+        worker.delete(&[b"a"], b"gone", test.now).unwrap();
         drain(worker);
     });
 }
@@ -146,10 +146,8 @@ fn deleting_a_followed_channel() {
 fn housekeeping() {
     let prepare = |test: &mut TestZone, worker: &mut Worker| {
         followed(test, worker);
-        worker
-            .create_channels(&[b"idle", b"deleted"], &limits(), test.now)
-            .unwrap();
-        worker.delete(&[b"deleted"], b"", &limits(), test.now).unwrap();
+        worker.create_channels(&[b"idle", b"deleted"], test.now).unwrap();
+        worker.delete(&[b"deleted"], b"", test.now).unwrap();
         drain(worker);
         test.pass(90);
     };
@@ -183,12 +181,37 @@ fn reaping_the_dead() {
             let mut dead = test.worker();
             follow(&mut dead, &["a", "b"], test.now);
             publish(&mut dead, "b", "unread", &limits(), test.now).unwrap();
-            let _lost = dead.draft(2000, None, None, 3, &limits(), test.now);
+            let _lost = dead.draft(2000, None, None, 3, test.now);
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         });
         assert!(wait(child));
     };
     die_everywhere("reap", prepare, |test, worker| {
         worker.tick(test.now);
+    });
+}
+
+#[test]
+fn telling_events() {
+    let text =
+        |event: ChannelEvent, id: &[u8]| format!("{} {}", event.name(), String::from_utf8_lossy(id)).into_bytes();
+    let telling = Limits {
+        events: Some(Events {
+            channel: b"events".to_vec(),
+            text,
+        }),
+        ..limits()
+    };
+    let prepare = |test: &mut TestZone, worker: &mut Worker| {
+        followed(test, worker);
+        worker.set_limits(std::rc::Rc::new(telling.clone()), test.now);
+        worker.set_limits(std::rc::Rc::new(limits()), test.now);
+    };
+    die_everywhere("events", prepare, |test, worker| {
+        worker.set_limits(std::rc::Rc::new(telling.clone()), test.now);
+        let joined = follow(worker, &["a", "new"], test.now);
+        worker.leave(&joined.memberships, true);
+        worker.delete(&[b"new"], b"", test.now).unwrap();
+        worker.set_limits(std::rc::Rc::new(limits()), test.now);
     });
 }

@@ -78,13 +78,13 @@ struct Model {
 
 fn run(history: Vec<Action>) {
     let mut test = TestZone::new(2048);
-    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| test.worker()).collect();
     let limits = Limits {
         max_stored_per_channel: Some(MAX_STORED as u32),
         message_ttl_secs: 20,
         channel_inactivity_secs: 1_000_000,
         ..limits()
     };
+    let mut workers: Vec<Worker> = (0..WORKERS).map(|_| test.worker_with(&limits)).collect();
     let mut model = Model::default();
     let mut batch = Batch::default();
     for (number, action) in history.into_iter().enumerate() {
@@ -104,7 +104,7 @@ fn run(history: Vec<Action>) {
                     store,
                 };
                 let published = post(&mut workers[worker], request, &limits, test.now).unwrap();
-                assert_eq!(published.channels.len(), channels.len());
+                assert_eq!(published.len(), channels.len());
                 for channel in channels {
                     *model.published.entry(channel).or_default() += 1;
                     if store {
@@ -130,7 +130,7 @@ fn run(history: Vec<Action>) {
                     })
                     .collect();
                 let join = request(&paths, Position::default(), JoinMode::Stream);
-                let joined = workers[worker].join(&join, &limits, test.now).unwrap();
+                let joined = workers[worker].join(&join, test.now).unwrap();
                 for (channel, &membership) in channels.iter().zip(&joined.memberships) {
                     model.published.entry(*channel).or_default();
                     model.follows[worker].insert(*channel, membership);
@@ -172,8 +172,8 @@ fn run(history: Vec<Action>) {
             }
             Action::Delete { worker, channel } => {
                 let notice = format!("deleted {number}");
-                let (count, _) = workers[worker]
-                    .delete(&[&[channel]], notice.as_bytes(), &limits, test.now)
+                let count = workers[worker]
+                    .delete(&[&[channel]], notice.as_bytes(), test.now)
                     .unwrap();
                 assert_eq!(count == 1, model.published.remove(&channel).is_some());
                 model.stored.remove(&channel);
@@ -189,7 +189,7 @@ fn run(history: Vec<Action>) {
                     backtrack: count,
                 }];
                 let join = request(&paths, Position::default(), JoinMode::Poll);
-                let joined = workers[worker].join(&join, &limits, test.now).unwrap();
+                let joined = workers[worker].join(&join, test.now).unwrap();
                 model.published.entry(channel).or_default();
                 let mut texts = Vec::new();
                 if let Some(mut replay) = joined.replay {

@@ -57,9 +57,7 @@ fn different_ttls_do_not_wait_for_each_other() {
 fn idle_channels_go_unless_somebody_follows_them() {
     let mut test = TestZone::new(256);
     let mut worker = test.worker();
-    worker
-        .create_channels(&[b"idle", b"busy"], &limits(), test.now)
-        .unwrap();
+    worker.create_channels(&[b"idle", b"busy"], test.now).unwrap();
     let joined = follow(&mut worker, &["followed"], test.now);
     test.tick(&mut worker, 20);
     post(
@@ -179,10 +177,10 @@ fn evicting_takes_the_oldest_and_never_who_is_there() {
 #[test]
 fn evicting_takes_idle_channels_when_no_message_is_left() {
     let test = TestZone::new(128);
-    let mut worker = test.worker();
+    let mut worker = test.worker_with(&evicting());
     for index in 0..5_000 {
         worker
-            .create_channels(&[format!("c{index}").as_bytes()], &evicting(), test.now)
+            .create_channels(&[format!("c{index}").as_bytes()], test.now)
             .unwrap();
     }
     let summary = worker.summary(test.now);
@@ -266,5 +264,25 @@ fn many_channels_in_one_request_are_one_mutation() {
     .unwrap();
     assert_eq!(drain(&mut worker).len(), 150);
     worker.leave(&joined.memberships, true);
+    test.assert_whole();
+}
+
+#[test]
+fn a_lowered_limit_holds_from_the_next_publish() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker();
+    for index in 0..100 {
+        publish(&mut worker, "a", &index.to_string(), &limits(), test.now).unwrap();
+    }
+    let three = Limits {
+        max_stored_per_channel: Some(3),
+        ..limits()
+    };
+    let info = publish(&mut worker, "a", "100", &three, test.now).unwrap()[0];
+    assert_eq!((info.published, info.stored), (101, 3));
+    assert_eq!(
+        old(&mut worker, "a", 9, Position::default(), test.now),
+        ["98", "99", "100"]
+    );
     test.assert_whole();
 }

@@ -1,5 +1,7 @@
 //! A zone in memory shared with forked children, and short ways to use it.
 
+use std::rc::Rc;
+
 use push_stream_core::store::*;
 
 /// Zone memory that lives as long as the test process.
@@ -33,7 +35,13 @@ impl TestZone {
     }
 
     pub fn worker(&self) -> Worker {
-        self.zone.claim(self.now).expect("a slot is free")
+        self.worker_with(&limits())
+    }
+
+    pub fn worker_with(&self, limits: &Limits) -> Worker {
+        self.zone
+            .claim(Rc::new(limits.clone()), self.now)
+            .expect("a slot is free")
     }
 
     /// Moves both clocks on.
@@ -66,6 +74,7 @@ pub fn limits() -> Limits {
         max_wildcard_channels: None,
         wildcard_prefix: Vec::new(),
         on_full: OnFull::Refuse,
+        events: None,
     }
 }
 
@@ -84,14 +93,21 @@ pub struct Post<'a> {
     pub store: bool,
 }
 
-pub fn post(worker: &mut Worker, post: Post, limits: &Limits, now: Now) -> Result<Published, Refusal> {
-    let mut draft = worker.draft(post.text.len(), post.event_id, None, post.ids.len(), limits, now)?;
+pub fn post(worker: &mut Worker, post: Post, limits: &Limits, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+    worker.set_limits(Rc::new(limits.clone()), now);
+    let mut draft = worker.draft(post.text.len(), post.event_id, None, post.ids.len(), now)?;
     worker.write(&mut draft, post.text);
-    worker.publish(draft, post.ids, post.store, limits, now)
+    worker.publish(draft, post.ids, post.store, now)
 }
 
 /// Publishes and stores a text in one channel.
-pub fn publish(worker: &mut Worker, id: &str, text: &str, limits: &Limits, now: Now) -> Result<Published, Refusal> {
+pub fn publish(
+    worker: &mut Worker,
+    id: &str,
+    text: &str,
+    limits: &Limits,
+    now: Now,
+) -> Result<Vec<ChannelInfo>, Refusal> {
     post(
         worker,
         Post {
@@ -124,11 +140,7 @@ pub fn follow(worker: &mut Worker, ids: &[&str], now: Now) -> Joined {
         })
         .collect();
     worker
-        .join(
-            &request(&channels, Position::default(), JoinMode::Stream),
-            &evicting(),
-            now,
-        )
+        .join(&request(&channels, Position::default(), JoinMode::Stream), now)
         .expect("admitted")
 }
 
@@ -156,7 +168,7 @@ pub fn old(worker: &mut Worker, id: &str, backtrack: u32, position: Position, no
         backtrack,
     }];
     let joined = worker
-        .join(&request(&channels, position, JoinMode::Poll), &limits(), now)
+        .join(&request(&channels, position, JoinMode::Poll), now)
         .expect("admitted");
     let mut texts = Vec::new();
     let Some(mut replay) = joined.replay else { return texts };
