@@ -5,6 +5,7 @@ use v5.36;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use File::Path qw(remove_tree);
 use Test::More ();
 
 my $root = abs_path(dirname(abs_path(__FILE__)) . '/../..');
@@ -60,6 +61,7 @@ sub stop ($self) {
     my @alarming = grep { /\[(?:alert|crit|emerg)\]|exited on signal|open socket|panicked/ } split /\n/, slurp($log);
     for my $pattern (@{ $self->{expected} }) { @alarming = grep { !/$pattern/ } @alarming }
     Test::More::is(join("\n", @alarming), '', 'nothing alarming in the error log');
+    remove_tree($self->dir) if Test::More->builder->is_passing;
 }
 
 sub slurp ($file) {
