@@ -321,7 +321,10 @@ fn fork_hand(board: Board, index: usize, work: Work) -> anyhow::Result<Hand> {
         0 => {
             drop(report);
             die_with_parent();
-            let value = work(board, index).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+            // A panic must not unwind into what is the parent's business; its text is on stderr already.
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(board, index)));
+            let result = worked.unwrap_or_else(|_| Err(anyhow::anyhow!("a client process panicked")));
+            let value = result.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
             let written = writer.write_all(value.to_string().as_bytes());
             // SAFETY: ends the process at once, without the parent's exit handlers and buffers.
             unsafe { libc::_exit(libc::c_int::from(written.is_err())) }

@@ -29,6 +29,8 @@ pub fn now_ns() -> u64 {
 pub struct Ready {
     pub token: u64,
     pub writable: bool,
+    /// The peer has sent its last byte, or the connection is broken.
+    pub hung_up: bool,
 }
 
 /// What to be told about.
@@ -36,6 +38,8 @@ pub struct Ready {
 pub enum Interest {
     Read,
     ReadWrite,
+    /// Tell only when something new has come: after a short read there is no need to look again.
+    ReadEdge,
     /// A listening socket that several processes share: wake one of them.
     Accept,
 }
@@ -45,12 +49,13 @@ impl Interest {
         (match self {
             Self::Read => libc::EPOLLIN,
             Self::ReadWrite => libc::EPOLLIN | libc::EPOLLOUT,
+            Self::ReadEdge => libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET,
             Self::Accept => libc::EPOLLIN | libc::EPOLLEXCLUSIVE,
         }) as u32
     }
 }
 
-/// A level-triggered epoll set and the events of its last wait.
+/// An epoll set and the events of its last wait.
 #[derive(Debug)]
 pub struct Epoll {
     fd: OwnedFd,
@@ -108,9 +113,11 @@ impl Epoll {
     /// The `index`th event of the last wait. Errors and hang-ups count as readable: the read tells.
     pub fn ready(&self, index: usize) -> Ready {
         let event = self.events[..self.ready][index];
+        let any = |mask: libc::c_int| event.events & mask as u32 != 0;
         Ready {
             token: event.u64,
-            writable: event.events & libc::EPOLLOUT as u32 != 0,
+            writable: any(libc::EPOLLOUT),
+            hung_up: any(libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR),
         }
     }
 }

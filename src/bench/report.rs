@@ -206,11 +206,11 @@ const ROWS: &[(&str, &str, &str, bool)] = &[
     (
         "publish",
         "publishes_per_second",
-        "publishes per second, no subscriber",
+        "publishes per second, stored, no subscriber",
         true,
     ),
-    ("publish", "cpu_us", "CPU per publish, no subscriber", true),
-    ("publish", "latency_p99_ms", "publish latency, 99 %", false),
+    ("publish", "cpu_us", "CPU per publish, stored, no subscriber", true),
+    ("publish", "latency_p99_ms", "publish to answer, 99 %", false),
     ("storm", "cpu_us", "CPU per new subscriber", true),
     ("storm", "opening_p99_ms", "connect to response head, 99 %", false),
 ];

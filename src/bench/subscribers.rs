@@ -18,7 +18,7 @@ use crate::http::{Body, ResponseHead};
 use crate::lanes::{Lane, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
-use crate::net::{self, Epoll, Interest};
+use crate::net::{self, Epoll, Interest, Ready};
 use crate::sse::{EventStream, Item, Message};
 use crate::url::UrlTemplate;
 
@@ -290,7 +290,7 @@ impl Hand {
             let count = self.epoll.wait(Some(self.patience())).context("epoll_wait")?;
             for index in 0..count {
                 let ready = self.epoll.ready(index);
-                self.serve(ready.token as usize, ready.writable);
+                self.serve(ready);
             }
             self.show();
         }
@@ -375,7 +375,8 @@ impl Hand {
     }
 
     /// A socket is ready.
-    fn serve(&mut self, index: usize, writable: bool) {
+    fn serve(&mut self, ready: Ready) {
+        let index = ready.token as usize;
         let subscriber = &mut self.subscribers[index];
         let Some(stream) = &mut subscriber.stream else {
             return;
@@ -386,16 +387,25 @@ impl Hand {
                 self.failed_connect(index, &error);
                 return;
             }
-            if writable {
+            if ready.writable {
                 self.send_request(index);
             }
             return;
         }
-        match stream.read(&mut self.buffer) {
-            Ok(0) => self.ended(index, "the server closed the connection"),
-            Ok(length) => self.received(index, length),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => self.ended(index, &error.to_string()),
+        // Edge-triggered: read until a short read says that the socket is empty, or to the end if there is one.
+        while let Some(stream) = &mut self.subscribers[index].stream {
+            match stream.read(&mut self.buffer) {
+                Ok(0) => self.ended(index, "the server closed the connection"),
+                Ok(length) => {
+                    let empty = length < self.buffer.len() && !ready.hung_up;
+                    self.received(index, length);
+                    if empty {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => self.ended(index, &error.to_string()),
+            }
         }
     }
 
@@ -408,7 +418,7 @@ impl Hand {
         let sent = stream
             .write(request.as_bytes())
             .and_then(|sent| match sent == request.len() {
-                true => self.epoll.modify(&*stream, index as u64, Interest::Read),
+                true => self.epoll.modify(&*stream, index as u64, Interest::ReadEdge),
                 false => Err(io::Error::other("the request did not fit into an empty socket")),
             });
         match sent {

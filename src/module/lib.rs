@@ -55,7 +55,10 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
                 return NGX_OK as ngx_int_t;
             }
             match main.prepare_wake_fds() {
-                Ok(()) => NGX_OK as ngx_int_t,
+                Ok(()) => {
+                    delivery::reconfigure(main);
+                    NGX_OK as ngx_int_t
+                }
                 Err(error) => {
                     // SAFETY: a cycle has a log.
                     let log = unsafe { (*cycle).log };

@@ -172,7 +172,10 @@ impl Run {
             self.patience,
             |crew| crew.open() >= wanted,
             |crew| crew.open() + crew.reconnects(),
-            |crew| progress.show(|| format!("connecting: {} of {wanted}", crew.open())),
+            |crew| {
+                progress.show(|| format!("connecting: {} of {wanted}", crew.open()));
+                Ok(())
+            },
         )?;
         if !all {
             bail!(
@@ -264,7 +267,7 @@ impl Run {
                         "published {published}, received {received}, reconnects {}, trouble {trouble}",
                         crew.reconnects()
                     )
-                })?;
+                });
                 meanwhile()
             },
         )?;
@@ -286,7 +289,10 @@ impl Run {
             self.patience,
             |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
             |crew| crew.received() + crew.reconnects(),
-            |crew| progress.show(|| format!("draining: {} subscribers behind", crew.behind())),
+            |crew| {
+                progress.show(|| format!("draining: {} subscribers behind", crew.behind()));
+                Ok(())
+            },
         )?;
         Ok(all)
     }
@@ -553,31 +559,32 @@ fn subscribers_in(text: &str) -> Option<u64> {
 #[derive(Debug)]
 struct Progress {
     terminal: bool,
-    last: Option<Instant>,
+    last: Instant,
+    shown: bool,
 }
 
 impl Progress {
     fn new() -> Self {
         Self {
             terminal: std::io::stderr().is_terminal(),
-            last: None,
+            last: Instant::now(),
+            shown: false,
         }
     }
 
-    fn show(&mut self, text: impl FnOnce() -> String) -> anyhow::Result<()> {
+    fn show(&mut self, text: impl FnOnce() -> String) {
         let interval = Duration::from_millis(if self.terminal { 200 } else { 2_000 });
-        if self.last.is_none_or(|last| last.elapsed() >= interval) {
-            self.last = Some(Instant::now());
+        if self.last.elapsed() >= interval {
+            (self.last, self.shown) = (Instant::now(), true);
             match self.terminal {
                 true => eprint!("\r\x1b[K{}", text()),
                 false => eprintln!("{}", text()),
             }
         }
-        Ok(())
     }
 
     fn end(&mut self) {
-        if self.terminal && self.last.is_some() {
+        if self.terminal && self.shown {
             eprint!("\r\x1b[K");
         }
     }

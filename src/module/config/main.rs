@@ -55,7 +55,7 @@ pub struct Main {
 /// What requests and the delivery need to know of the http block.
 #[derive(Debug)]
 pub struct Settings {
-    pub limits: Limits,
+    pub limits: Rc<Limits>,
     /// Text of the notice when a channel is deleted and the request brings none.
     pub channel_deleted_text: Vec<u8>,
     pub ping_text: Vec<u8>,
@@ -174,7 +174,7 @@ impl Main {
     /// Fills in the defaults.
     fn settle(&self) -> Settings {
         Settings {
-            limits: Limits {
+            limits: Rc::new(Limits {
                 message_ttl_secs: secs(self.message_ttl_secs, 30 * 60),
                 channel_inactivity_secs: secs(self.channel_inactivity_secs, 30),
                 max_stored_per_channel: given(self.max_stored_per_channel),
@@ -187,7 +187,8 @@ impl Main {
                 } else {
                     OnFull::Refuse
                 },
-            },
+                events: None,
+            }),
             channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
             ping_text: text(&self.ping_text, b" "),
             timeout_with_body: self.timeout_with_body == 1,

@@ -53,7 +53,7 @@ impl Wanted {
         let size = words.get(1).map_or(0, |word| {
             let mut word = *word;
             // SAFETY: `word` is a valid string.
-            let size = unsafe { ngx_parse_size(&mut word) };
+            let size = unsafe { ngx_parse_offset(&mut word) };
             usize::try_from(size).unwrap_or(0).next_multiple_of(page)
         });
         if size < MIN_PAGES * page {

@@ -124,14 +124,31 @@ pub fn stop() {
     }
 }
 
-/// Runs `work` on this worker's slot in the store; None if it has none.
-pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
-    PROCESS.with(|delivery| delivery.worker.as_mut().map(work)).flatten()
+/// Puts another configuration in force in a process that goes on with it: a reload without a master.
+pub fn reconfigure(main: &Main) {
+    PROCESS.with(|delivery| {
+        if let Some(settings) = main.settings.clone() {
+            if let Some(worker) = &mut delivery.worker {
+                worker.set_limits(settings.limits.clone(), Now::read());
+            }
+            delivery.settings = settings;
+        }
+    });
 }
 
-/// This worker itself has messages to take. They are handed out when the current request has been answered.
-pub fn wake() {
-    PROCESS.with(Delivery::wake);
+/// Runs `work` on this worker's slot in the store; None if it has none. What that brings this worker's own subscribers is
+/// handed out when the current request has been answered.
+pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
+    PROCESS
+        .with(|delivery| {
+            let worker = delivery.worker.as_mut()?;
+            let result = work(worker);
+            if worker.is_woken() {
+                delivery.wake();
+            }
+            Some(result)
+        })
+        .flatten()
 }
 
 /// Memberships that nobody answers for yet: dropped, they are given back.
@@ -342,7 +359,7 @@ fn finalize(r: *mut ngx_http_request_t, code: ngx_int_t) {
 impl Delivery {
     /// Takes a slot in the zone.
     fn claim(&mut self) -> bool {
-        self.worker = self.zone.claim(Now::read());
+        self.worker = self.zone.claim(self.settings.limits.clone(), Now::read());
         if let Some(worker) = &self.worker {
             let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
             self.events.listen(fd);

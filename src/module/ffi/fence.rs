@@ -8,7 +8,7 @@ use ngx::ngx_log_error;
 
 /// Runs `body`; a panic is logged and answered by `fallback`. The process lives.
 ///
-/// A panic while the shared zone is half-written never gets here: the store aborts the process then.
+/// A panic while the shared zone is half-written has undone what was written when it gets here.
 pub fn fence<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         report(entry, panic);

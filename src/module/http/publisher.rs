@@ -1,14 +1,14 @@
 //! Publisher locations: publish, ask for figures, delete (`compat.md` §5).
 
 use ngx::ffi::*;
-use push_stream_core::store::{Draft, Now, Published, Worker};
+use push_stream_core::store::{ChannelInfo, Draft, Now, Worker};
 use push_stream_core::wire::statistics;
 
 use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::Request;
-use crate::config::{PublisherMode, Role, Settings};
+use crate::config::{PublisherMode, Role};
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
 
@@ -37,12 +37,8 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         }
         NGX_HTTP_POST | NGX_HTTP_PUT => {
             let path = checked_path(r)?;
-            delivery::with_store(|worker| {
-                worker
-                    .check_channels(&path.ids(), &r.settings()?.limits)
-                    .map_err(Denial::from)
-            })
-            .ok_or(Denial::Unavailable)??;
+            delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
+                .ok_or(Denial::Unavailable)??;
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
@@ -121,26 +117,22 @@ unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_
 
 /// POST and PUT: one message to every channel of the path, or to none.
 fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
-    let settings = r.settings()?;
     let ids = kept_path(r)?.ids();
     let body = Body::of(r);
     let now = Now::read();
     let published = delivery::with_store(|worker| {
         if body.len == 0 {
-            return refuse_empty(worker, &ids, settings, now);
+            return refuse_empty(worker, &ids, now);
         }
         let (event_id, event_type) = (r.header("Event-Id"), r.header("Event-Type"));
-        let mut draft = worker.draft(body.len, event_id, event_type, ids.len(), &settings.limits, now)?;
+        let mut draft = worker.draft(body.len, event_id, event_type, ids.len(), now)?;
         if let Err(denial) = body.copy(worker, &mut draft) {
             worker.discard(draft);
             return Err(denial);
         }
-        Ok(worker.publish(draft, &ids, r.location().store_messages(), &settings.limits, now)?)
+        Ok(worker.publish(draft, &ids, r.location().store_messages(), now)?)
     })
     .ok_or(Denial::Unavailable)??;
-    if published.wake_self {
-        delivery::wake();
-    }
     if r.location().info_on_publish() {
         confirm(r, &ids, &published, now)
     } else {
@@ -149,16 +141,16 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 }
 
 /// A single channel comes into being all the same, as in the C module.
-fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], settings: &Settings, now: Now) -> Result<Published, Denial> {
+fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Denial> {
     if ids.len() == 1 {
-        worker.create_channels(ids, &settings.limits, now)?;
+        worker.create_channels(ids, now)?;
     }
     Err(Denial::EmptyPost)
 }
 
-fn confirm(r: Request<'_>, ids: &[&[u8]], published: &Published, now: Now) -> Result<ngx_int_t, Denial> {
+fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[ChannelInfo], now: Now) -> Result<ngx_int_t, Denial> {
     let (format, content_type) = statistics::negotiate(r.header("Accept"));
-    let channels: Vec<_> = ids.iter().copied().zip(published.channels.iter().copied()).collect();
+    let channels: Vec<_> = ids.iter().copied().zip(published.iter().copied()).collect();
     let body = delivery::with_store(|worker| channels::write_figures(format, worker, now, &channels));
     answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
 }
@@ -173,12 +165,8 @@ fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     } else {
         body.read()?
     };
-    let (deleted, wake_self) =
-        delivery::with_store(|worker| worker.delete(&ids, &notice, &settings.limits, Now::read()))
-            .ok_or(Denial::Unavailable)??;
-    if wake_self {
-        delivery::wake();
-    }
+    let deleted =
+        delivery::with_store(|worker| worker.delete(&ids, &notice, Now::read())).ok_or(Denial::Unavailable)??;
     if deleted == 0 {
         return Err(Denial::UnknownChannel);
     }

@@ -103,8 +103,7 @@ impl<'r> Candidate<'r> {
             mode,
             authorized_channels_only: self.r.location().authorized_channels_only(),
         };
-        let joined = delivery::with_store(|worker| worker.join(&request, &self.settings.limits, Now::read()))
-            .ok_or(Denial::Unavailable)??;
+        let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
         let seat = Seat::new(&joined.memberships);
         Ok((joined, seat))
     }

@@ -1,0 +1,488 @@
+//! The configuration file.
+//!
+//! Named `[source]`, `[stage]` and `[sink]` tables, and ordered `[pipeline]` lists of their names. [`load`] reads
+//! everything and answers with a [`Config`] that can run, or with every mistake it found.
+
+pub mod section;
+pub mod value;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use crate::sink::{self, Sink};
+use crate::source::{self, Source};
+use crate::stage::{self, Stage};
+use section::{Located, Problem, Problems, Section};
+
+/// Lanes are threads; more than this is a slip of the finger.
+const MAX_LANES: usize = 256;
+
+/// A configuration that can run.
+pub struct Config {
+    /// Where checkpoints, spools and the lock are: `state_dir = "state"`.
+    pub state_dir: PathBuf,
+    /// Threads that run stages and deliver: `[engine] lanes`. Default: one less than processors, at least 1.
+    pub lanes: usize,
+    /// Time to finish what is in flight at a stop: `[engine] drain = "10s"`.
+    pub drain: Duration,
+    /// The dead-letter file: `[park] path`. Default: `parked.ndjson` in `state_dir`.
+    pub park_path: PathBuf,
+    /// Where metrics are: `[admin] listen`. Default: nowhere.
+    pub admin: Option<SocketAddr>,
+    pub sources: Vec<Named<Box<dyn Source>>>,
+    pub stages: Vec<Named<Arc<dyn Stage>>>,
+    pub sinks: Vec<Named<Arc<dyn Sink>>>,
+    pub pipelines: Vec<PipelineSpec>,
+    /// What is legal and yet probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// A component with the name the user gave it.
+pub struct Named<T> {
+    pub name: String,
+    pub component_type: &'static str,
+    pub component: T,
+}
+
+/// A pipeline, its components by index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PipelineSpec {
+    pub name: String,
+    pub source: usize,
+    pub stages: Vec<usize>,
+    pub sinks: Vec<usize>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read {}: {error}", .path.display())]
+    Unreadable { path: PathBuf, error: std::io::Error },
+    /// Shown one per line, as `file:line: key: text`.
+    #[error("{}", show(.path, .problems))]
+    Invalid { path: PathBuf, problems: Vec<Problem> },
+}
+
+fn show(path: &Path, problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems
+        .iter()
+        .map(|problem| format!("{}:{problem}", path.display()))
+        .collect();
+    lines.join("\n")
+}
+
+/// Reads a configuration file.
+pub fn load(path: &Path) -> Result<Config, Error> {
+    let text = std::fs::read_to_string(path).map_err(|error| Error::Unreadable {
+        path: path.to_owned(),
+        error,
+    })?;
+    parse(&text).map_err(|problems| Error::Invalid {
+        path: path.to_owned(),
+        problems,
+    })
+}
+
+/// Reads a configuration text.
+pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    let problems = Problems::new(text);
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        problems.add(
+            error.span().map_or(0, |span| span.start),
+            "",
+            error.message().replace('\n', ", "),
+        );
+    }
+    let root = Section::root(&problems, table.get_ref());
+    // After a syntax error keys may be missing that are there; what is there can still be checked.
+    let config = read(&root, &problems, errors.is_empty());
+    match (config, problems.into_sorted()) {
+        (Some(config), list) if list.is_empty() => Ok(config),
+        (_, list) => Err(list),
+    }
+}
+
+fn read(root: &Section<'_>, problems: &Problems, is_whole: bool) -> Option<Config> {
+    let state_dir = root.or("state_dir", PathBuf::from("state"));
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let default_lanes = processors.saturating_sub(1).max(1);
+    let engine = root.table("engine", |engine| {
+        let lanes = engine.or("lanes", default_lanes);
+        if !(1..=MAX_LANES).contains(&lanes) {
+            engine.complain_at("lanes", format!("must be from 1 to {MAX_LANES}"));
+        }
+        (lanes, engine.or("drain", Duration::from_secs(10)))
+    });
+    let (lanes, drain) = engine.unwrap_or((default_lanes, Duration::from_secs(10)));
+    let park_path = root.table("park", |park| park.optional("path")).flatten();
+    let admin = root.table("admin", |admin| admin.required("listen")).flatten();
+
+    let sources = read_kind(
+        root,
+        "source",
+        &lookup(source::KINDS, |kind| (kind.name, kind.read)),
+        is_whole,
+    );
+    let stages = read_kind(
+        root,
+        "stage",
+        &lookup(stage::KINDS, |kind| (kind.name, kind.read)),
+        false,
+    );
+    let sinks = read_kind(
+        root,
+        "sink",
+        &lookup(sink::KINDS, |kind| (kind.name, kind.read)),
+        is_whole,
+    );
+    let names = Names {
+        sources: sources.names(),
+        stages: stages.names(),
+        sinks: sinks.names(),
+    };
+    let specs = root.table("pipeline", |table| {
+        let read = |section: Section<'_>| {
+            let spec = read_pipeline(&section, &names, problems);
+            section.refuse_unknown();
+            spec
+        };
+        table.named_tables().into_iter().map(read).collect::<Vec<_>>()
+    });
+    if specs.as_ref().is_none_or(Vec::is_empty) && is_whole {
+        root.complain("there is no [pipeline]");
+    }
+    root.refuse_unknown();
+
+    let complete = (sources.complete(), stages.complete(), sinks.complete());
+    let pipelines: Option<Vec<LocatedSpec>> = specs.unwrap_or_default().into_iter().collect();
+    let ((Some(sources), Some(stages), Some(sinks)), Some(pipelines)) = (complete, pipelines) else {
+        return None;
+    };
+    for pipeline in &pipelines {
+        check_pipeline(pipeline, &stages, &sinks, problems);
+    }
+    let warnings = check_use(root, &pipelines, &sources, &stages, &sinks);
+    Some(Config {
+        park_path: park_path.unwrap_or_else(|| state_dir.join("parked.ndjson")),
+        state_dir,
+        lanes,
+        drain,
+        admin,
+        sources,
+        stages,
+        sinks,
+        pipelines: pipelines.into_iter().map(|pipeline| pipeline.spec).collect(),
+        warnings,
+    })
+}
+
+/// Components by the name of their type.
+type Lookup<T> = BTreeMap<&'static str, fn(&Section<'_>) -> Option<T>>;
+
+type Reader<T> = fn(&Section<'_>) -> Option<T>;
+
+fn lookup<K, T>(kinds: &[K], entry: impl Fn(&K) -> (&'static str, Reader<T>)) -> Lookup<T> {
+    kinds.iter().map(entry).collect()
+}
+
+/// All components of one kind, in the order of the file; `None` for those with mistakes.
+struct Components<T>(Vec<(String, Option<Named<T>>)>);
+
+impl<T> Components<T> {
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|(name, _)| name.clone()).collect()
+    }
+
+    fn complete(self) -> Option<Vec<Named<T>>> {
+        self.0.into_iter().map(|(_, component)| component).collect()
+    }
+}
+
+fn read_kind<T>(root: &Section<'_>, key: &'static str, kinds: &Lookup<T>, is_required: bool) -> Components<T> {
+    let components = root.table(key, |table| {
+        let sections = table.named_tables();
+        let components = sections.into_iter().map(|section| {
+            let component = read_component(&section, kinds);
+            (section.name().to_owned(), component)
+        });
+        Components(components.collect())
+    });
+    let components = components.unwrap_or(Components(Vec::new()));
+    if is_required && components.0.is_empty() {
+        root.complain(format!("there is no [{key}]"));
+    }
+    components
+}
+
+fn read_component<T>(section: &Section<'_>, kinds: &Lookup<T>) -> Option<Named<T>> {
+    let kind: String = section.required("type")?;
+    let Some((&component_type, read)) = kinds.get_key_value(kind.as_str()) else {
+        let names: Vec<_> = kinds.keys().map(|name| format!("\"{name}\"")).collect();
+        section.complain_at("type", format!("\"{kind}\" is not one of {}", names.join(", ")));
+        return None;
+    };
+    let component = read(section);
+    section.refuse_unknown();
+    Some(Named {
+        name: section.name().to_owned(),
+        component_type,
+        component: component?,
+    })
+}
+
+struct Names {
+    sources: Vec<String>,
+    stages: Vec<String>,
+    sinks: Vec<String>,
+}
+
+/// A pipeline and where its parts are named.
+struct LocatedSpec {
+    spec: PipelineSpec,
+    stages: Vec<Located<String>>,
+    sinks: Vec<Located<String>>,
+}
+
+fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> Option<LocatedSpec> {
+    let find = |kind: &str, known: &[String], name: &Located<String>| {
+        let found = known.iter().position(|known| *known == name.value);
+        if found.is_none() {
+            let known = if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            };
+            let text = format!("there is no {kind} \"{}\"; there is: {known}", name.value);
+            problems.add(name.at, name.key.clone(), text);
+        }
+        found
+    };
+    let all = |kind: &str, known: &[String], list: &[Located<String>]| {
+        let found: Vec<_> = list.iter().map(|name| find(kind, known, name)).collect();
+        found.into_iter().collect::<Option<Vec<_>>>()
+    };
+    let from = section.required::<Located<String>>("from");
+    let stages = section.or::<Vec<Located<String>>>("stages", Vec::new());
+    let to = section.required::<Vec<Located<String>>>("to");
+    if to.as_ref().is_some_and(Vec::is_empty) {
+        section.complain_at("to", "needs at least one sink");
+    }
+    let source = from.and_then(|from| find("source", &names.sources, &from));
+    let stage_indexes = all("stage", &names.stages, &stages);
+    let sinks = to.unwrap_or_default();
+    let sink_indexes = all("sink", &names.sinks, &sinks);
+    let spec = PipelineSpec {
+        name: section.name().to_owned(),
+        source: source?,
+        stages: stage_indexes?,
+        sinks: sink_indexes?,
+    };
+    Some(LocatedSpec { spec, stages, sinks })
+}
+
+/// Do the parts of a pipeline fit together?
+fn check_pipeline(
+    pipeline: &LocatedSpec,
+    stages: &[Named<Arc<dyn Stage>>],
+    sinks: &[Named<Arc<dyn Sink>>],
+    problems: &Problems,
+) {
+    let LocatedSpec {
+        spec,
+        stages: stage_names,
+        sinks: sink_names,
+    } = pipeline;
+    let (mut has_fields, mut has_channels) = (false, false);
+    for (&index, name) in spec.stages.iter().zip(stage_names) {
+        let stage = &stages[index].component;
+        if stage.needs_fields() && !has_fields {
+            problems.add(
+                name.at,
+                name.key.clone(),
+                format!("\"{}\" needs a parse_json stage before it", name.value),
+            );
+            // Once is enough.
+            has_fields = true;
+        }
+        has_fields |= stage.gives_fields();
+        has_channels |= stage.gives_channels();
+    }
+    let mut seen = Vec::new();
+    for (&index, name) in spec.sinks.iter().zip(sink_names) {
+        if sinks[index].component.needs_channels() && !has_channels {
+            problems.add(
+                name.at,
+                name.key.clone(),
+                format!("\"{}\" needs a route stage before it", name.value),
+            );
+        }
+        if seen.contains(&index) {
+            problems.add(name.at, name.key.clone(), format!("\"{}\" is there twice", name.value));
+        }
+        seen.push(index);
+    }
+}
+
+/// Is everything used? A source without a pipeline would lose all its events.
+fn check_use(
+    root: &Section<'_>,
+    pipelines: &[LocatedSpec],
+    sources: &[Named<Box<dyn Source>>],
+    stages: &[Named<Arc<dyn Stage>>],
+    sinks: &[Named<Arc<dyn Sink>>],
+) -> Vec<String> {
+    for (index, source) in sources.iter().enumerate() {
+        if !pipelines.iter().any(|pipeline| pipeline.spec.source == index) {
+            root.complain_at("source", format!("no pipeline reads from \"{}\"", source.name));
+        }
+    }
+    let unused_stages = stages
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !pipelines.iter().any(|pipeline| pipeline.spec.stages.contains(index)));
+    let unused_sinks = sinks
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| !pipelines.iter().any(|pipeline| pipeline.spec.sinks.contains(index)));
+    let stage_warnings = unused_stages.map(|(_, stage)| format!("stage.{} is in no pipeline", stage.name));
+    stage_warnings
+        .chain(unused_sinks.map(|(_, sink)| format!("sink.{} is in no pipeline", sink.name)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+state_dir = "s"
+[source]
+a = { type = "stdin" }
+[stage]
+parse = { type = "parse_json" }
+route = { type = "route", channels = ["forum.{forum}"] }
+[sink]
+nginx = { type = "http_push", nodes = ["http://127.0.0.1:1"] }
+[pipeline]
+p = { from = "a", stages = ["parse", "route"], to = ["nginx"] }
+"#;
+
+    fn problems(text: &str) -> Vec<String> {
+        match parse(text) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn a_good_file_becomes_a_configuration_with_defaults() {
+        let config = parse(GOOD).unwrap_or_else(|problems| panic!("{problems:?}"));
+        assert_eq!(config.park_path, Path::new("s/parked.ndjson"));
+        assert_eq!(config.drain, Duration::from_secs(10));
+        let spec = PipelineSpec {
+            name: "p".into(),
+            source: 0,
+            stages: vec![0, 1],
+            sinks: vec![0],
+        };
+        assert_eq!(config.pipelines, [spec]);
+        assert!(config.warnings.is_empty());
+    }
+
+    #[test]
+    fn the_parts_of_a_pipeline_must_exist_and_fit() {
+        let text = GOOD.replace(r#"stages = ["parse", "route"]"#, r#"stages = ["route", "prase"]"#);
+        assert_eq!(
+            problems(&text),
+            ["11: pipeline.p.stages[1]: there is no stage \"prase\"; there is: parse, route"]
+        );
+        let text = GOOD.replace(r#"stages = ["parse", "route"]"#, r#"stages = ["route"]"#);
+        assert_eq!(
+            problems(&text),
+            ["11: pipeline.p.stages[0]: \"route\" needs a parse_json stage before it"]
+        );
+        let text = GOOD.replace(
+            r#"stages = ["parse", "route"], to = ["nginx"]"#,
+            r#"to = ["nginx", "nginx"]"#,
+        );
+        assert_eq!(
+            problems(&text),
+            [
+                "11: pipeline.p.to[0]: \"nginx\" needs a route stage before it",
+                "11: pipeline.p.to[1]: \"nginx\" needs a route stage before it",
+                "11: pipeline.p.to[1]: \"nginx\" is there twice",
+            ]
+        );
+    }
+
+    #[test]
+    fn mistakes_everywhere_are_all_told_at_once() {
+        let text = r#"state_dri = "x"
+[engine]
+lanes = 0
+[source.a]
+type = "file"
+max_in_flight = "many"
+[source.b]
+type = "rabbit"
+[stage]
+fmt = { type = "format" }
+[sink]
+n = { type = "http_push", nodes = ["https://x"], retry = { initail = "1s" } }
+[pipeline]
+p = { from = "a", to = [] }
+"#;
+        assert_eq!(
+            problems(text),
+            [
+                "1: state_dri: unknown key, did you mean \"state_dir\"?",
+                "3: engine.lanes: must be from 1 to 256",
+                "4: source.a.path: is missing",
+                "6: source.a.max_in_flight: \"many\" is not a whole number from 0",
+                "8: source.b.type: \"rabbit\" is not one of \"file\", \"http_in\", \"stdin\"",
+                "10: stage.fmt: needs exactly one of fields, template, template_file",
+                "12: sink.n.nodes[0]: \"https://x\": TLS is not supported; use http or unix",
+                "12: sink.n.retry.initail: unknown key, did you mean \"initial\"?",
+                "14: pipeline.p.to: needs at least one sink",
+            ]
+        );
+    }
+
+    #[test]
+    fn syntax_errors_do_not_hide_other_mistakes() {
+        let found = problems("state_dir = \n[engine]\nlanes = 0\n");
+        assert!(found.iter().any(|line| line.starts_with("1: ")), "{found:?}");
+        assert!(
+            found.contains(&"3: engine.lanes: must be from 1 to 256".to_owned()),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn an_empty_file_says_what_is_needed() {
+        assert_eq!(
+            problems(""),
+            [
+                "1: there is no [source]",
+                "1: there is no [sink]",
+                "1: there is no [pipeline]"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_not_used_is_a_warning_but_for_a_source() {
+        let config = parse(&GOOD.replace("parse =", "extra = { type = \"parse_json\" }\nparse ="))
+            .ok()
+            .unwrap();
+        assert_eq!(config.warnings, ["stage.extra is in no pipeline"]);
+        let text = GOOD.replace("a = {", "b = { type = \"stdin\" }\na = {");
+        assert_eq!(problems(&text), ["3: source: no pipeline reads from \"b\""]);
+    }
+}

@@ -1,0 +1,465 @@
+//! A lane: one thread that runs all stages inline and delivers with its own connections.
+//!
+//! The order key has chosen the lane, so events that must not overtake each other meet here, in the order of the source. A
+//! lane runs the stages of an event as soon as it comes, then lets it wait for those before it with the same key: one in
+//! flight per key, others go on. There is no lock on the way and no work stealing.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_local;
+
+use super::join::{catch_panic, join_all, panic_text};
+use super::order::OrderKey;
+use super::park::{ParkingLot, Reason};
+use super::pipeline::{Pipeline, SinkSlot};
+use crate::event::{Event, EventId};
+use crate::finalizer::{Handle, Outcome};
+use crate::ops::metrics::{Component, Metrics};
+use crate::sink::{LaneSink, RunningSink, Verdict};
+use crate::stage::Flow;
+
+/// How often an event may panic a stage before it is parked.
+const PANIC_TRIES: u32 = 2;
+/// How many events a lane keeps for sinks nobody waits for. Beyond it they miss that sink.
+const OPTIONAL_BACKLOG: usize = 1024;
+
+/// One event for one pipeline.
+#[derive(Debug)]
+pub struct Job {
+    pub pipeline: Arc<Pipeline>,
+    pub event: Event,
+    pub key: OrderKey,
+    pub handle: Handle,
+}
+
+/// An event that has been through its stages.
+struct Ready {
+    pipeline: Arc<Pipeline>,
+    event: Event,
+    handle: Handle,
+}
+
+pub struct Lane {
+    /// By the index of [`SinkSlot::sink`].
+    sinks: Vec<Rc<dyn LaneSink>>,
+    parking: ParkingLot,
+    metrics: Arc<Metrics>,
+    /// A key that is here has an event in flight; its queue holds those that wait for it.
+    busy: RefCell<HashMap<(usize, OrderKey), VecDeque<Ready>>>,
+    optional: Arc<Semaphore>,
+}
+
+impl Lane {
+    /// To be called on the lane's own thread.
+    pub fn new(sinks: &[Arc<dyn RunningSink>], parking: ParkingLot, metrics: Arc<Metrics>) -> Rc<Self> {
+        Rc::new(Self {
+            sinks: sinks.iter().map(|sink| sink.open()).collect(),
+            parking,
+            metrics,
+            busy: RefCell::default(),
+            optional: Arc::new(Semaphore::new(OPTIONAL_BACKLOG)),
+        })
+    }
+
+    /// Works until all senders are gone.
+    pub async fn run(self: Rc<Self>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+        while let Some(job) = jobs.recv().await {
+            let Job {
+                pipeline,
+                event,
+                key,
+                handle,
+            } = job;
+            let slot = (pipeline.index, key);
+            self.process(&pipeline, event, &handle, |event, handle| {
+                self.enqueue(
+                    slot,
+                    Ready {
+                        pipeline: Arc::clone(&pipeline),
+                        event,
+                        handle,
+                    },
+                );
+            });
+            // Whatever the stages made of it holds its own share.
+            handle.resolve(Outcome::Accepted);
+        }
+    }
+
+    /// Runs all stages. What comes out goes to `emit`; what does not is dropped or parked here.
+    fn process(&self, pipeline: &Pipeline, event: Event, handle: &Handle, mut emit: impl FnMut(Event, Handle)) {
+        let mut tries = 1;
+        let original = event.clone();
+        let mut attempt = event;
+        loop {
+            let outcome = catch_unwind(AssertUnwindSafe(|| run_stages(pipeline, attempt, 0)));
+            match outcome {
+                Ok(results) => {
+                    for result in results {
+                        match result {
+                            StageResult::Out(event) => emit(event, handle.share()),
+                            StageResult::Dropped => handle.share().resolve(Outcome::Dropped),
+                            StageResult::Parked(event, reason) => {
+                                self.parking.park(&pipeline.name, &event, &reason, handle.share());
+                            }
+                        }
+                    }
+                    return;
+                }
+                Err(panic) if tries >= PANIC_TRIES => {
+                    let text = format!("a stage panicked: {}", panic_text(&*panic));
+                    let reason = Reason {
+                        component: "stages".to_owned(),
+                        text,
+                        attempts: tries,
+                    };
+                    self.parking.park(&pipeline.name, &original, &reason, handle.share());
+                    return;
+                }
+                Err(_) => {
+                    tries += 1;
+                    attempt = original.clone();
+                }
+            }
+        }
+    }
+
+    fn enqueue(self: &Rc<Self>, slot: (usize, OrderKey), ready: Ready) {
+        if let Some(waiting) = self.busy.borrow_mut().get_mut(&slot) {
+            waiting.push_back(ready);
+            return;
+        }
+        self.busy.borrow_mut().insert(slot, VecDeque::new());
+        let lane = Rc::clone(self);
+        spawn_local(async move {
+            let mut next = Some(ready);
+            while let Some(ready) = next {
+                lane.settle(ready).await;
+                next = lane.next_of(slot);
+            }
+        });
+    }
+
+    fn next_of(&self, slot: (usize, OrderKey)) -> Option<Ready> {
+        let mut busy = self.busy.borrow_mut();
+        let next = busy.get_mut(&slot)?.pop_front();
+        if next.is_none() {
+            busy.remove(&slot);
+        }
+        next
+    }
+
+    /// Delivers to all sinks of the pipeline and tells the finaliser.
+    async fn settle(&self, ready: Ready) {
+        let Ready {
+            pipeline,
+            event,
+            handle,
+        } = ready;
+        let event = Rc::new(event);
+        pipeline
+            .sinks
+            .iter()
+            .filter(|sink| !sink.required)
+            .for_each(|sink| self.deliver_aside(sink, &event));
+        let mut required = pipeline.sinks.iter().filter(|sink| sink.required);
+        let refusal = match (required.next(), required.next()) {
+            (None, _) => None,
+            (Some(only), None) => self.deliver(only, &event).await,
+            (Some(_), Some(_)) => {
+                let all = pipeline.sinks.iter().filter(|sink| sink.required);
+                join_all(all.map(|sink| self.deliver(sink, &event)))
+                    .await
+                    .into_iter()
+                    .flatten()
+                    .next()
+            }
+        };
+        match refusal {
+            None => {
+                self.metrics.event_age.observe(event.received_at.elapsed());
+                handle.resolve(Outcome::Accepted);
+            }
+            Some(reason) => self.parking.park(&pipeline.name, &event, &reason, handle),
+        }
+    }
+
+    /// `None` is success.
+    async fn deliver(&self, slot: &SinkSlot, event: &Event) -> Option<Reason> {
+        let verdict = deliver_counted(&*self.sinks[slot.sink], &slot.metrics, event).await;
+        match verdict {
+            Verdict::Accepted => None,
+            Verdict::Refused { reason, attempts } => {
+                slot.metrics.park();
+                Some(Reason {
+                    component: format!("sink {}", slot.name),
+                    text: reason,
+                    attempts,
+                })
+            }
+        }
+    }
+
+    /// For a sink that nobody waits for.
+    fn deliver_aside(&self, slot: &SinkSlot, event: &Rc<Event>) {
+        let metrics = Arc::clone(&slot.metrics);
+        let Ok(room) = Arc::clone(&self.optional).try_acquire_owned() else {
+            metrics.receive();
+            metrics.discard(false, "backlog_full");
+            return;
+        };
+        let (sink, event, name) = (Rc::clone(&self.sinks[slot.sink]), Rc::clone(event), slot.name.clone());
+        spawn_local(async move {
+            if let Verdict::Refused { reason, .. } = deliver_counted(&*sink, &metrics, &event).await {
+                tracing::warn!("sink {name} (not required): event {} is not there: {reason}", event.id);
+                metrics.discard(false, "refused");
+            }
+            drop(room);
+        });
+    }
+}
+
+/// Counts the event in and, if it is accepted, out. A panic is a refusal.
+async fn deliver_counted(sink: &dyn LaneSink, metrics: &Component, event: &Event) -> Verdict {
+    metrics.receive();
+    let start = std::time::Instant::now();
+    let verdict = catch_panic(sink.deliver(event)).await.unwrap_or_else(|panic| {
+        metrics.error("panic");
+        Verdict::Refused {
+            reason: format!("the sink panicked: {panic}"),
+            attempts: 1,
+        }
+    });
+    if verdict == Verdict::Accepted {
+        metrics.send(1);
+        metrics.latency.observe(start.elapsed());
+    }
+    verdict
+}
+
+enum StageResult {
+    Out(Event),
+    Dropped,
+    Parked(Event, Reason),
+}
+
+/// An event through the stages from `first` on.
+fn run_stages(pipeline: &Pipeline, mut event: Event, first: usize) -> Vec<StageResult> {
+    for (index, slot) in pipeline.stages.iter().enumerate().skip(first) {
+        let mut running = Running {
+            metrics: &slot.metrics,
+            done: false,
+        };
+        slot.metrics.receive();
+        let flow = slot.stage.run(&mut event);
+        running.done = true;
+        match flow {
+            Flow::Next => slot.metrics.send(1),
+            Flow::Drop(reason) => {
+                slot.metrics.discard(true, reason);
+                return vec![StageResult::Dropped];
+            }
+            Flow::Park(text) => {
+                slot.metrics.park();
+                let reason = Reason {
+                    component: format!("stage {}", slot.name),
+                    text,
+                    attempts: 1,
+                };
+                return vec![StageResult::Parked(event, reason)];
+            }
+            Flow::Split(parts) => {
+                slot.metrics.send(parts.len() as u64);
+                let numbered = parts
+                    .into_iter()
+                    .zip(1..)
+                    .map(|(part, number)| number_part(part, event.id, number));
+                return numbered
+                    .flat_map(|part| run_stages(pipeline, part, index + 1))
+                    .collect();
+            }
+        }
+    }
+    event.seal();
+    vec![StageResult::Out(event)]
+}
+
+/// Keeps the in-flight gauge right when a stage panics.
+struct Running<'m> {
+    metrics: &'m Component,
+    done: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.metrics.error("panic");
+            self.metrics.discard(false, "panic");
+        }
+    }
+}
+
+/// Ids have at most one part number: a piece that is split again would repeat an id, so it keeps counting on.
+fn number_part(mut part: Event, whole: EventId, number: u32) -> Event {
+    let base = whole.part.map_or(0, |outer| outer.saturating_mul(1000));
+    part.id = EventId {
+        part: Some(base.saturating_add(number)),
+        ..whole
+    };
+    part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::engine::pipeline::StageSlot;
+    use crate::finalizer::{Ack, AckTo};
+    use crate::sink::Delivery;
+    use crate::stage::parse_json::{OnError, ParseJson};
+    use crate::stage::{Order, Stage};
+    use crate::testing::TempDir;
+    use std::time::Duration;
+
+    struct Panics;
+
+    impl Stage for Panics {
+        fn run(&self, event: &mut Event) -> Flow {
+            match event.payload().as_ref() {
+                b"{\"bad\":1}" => panic!("cannot take this"),
+                b"{\"drop\":1}" => Flow::Drop("test"),
+                _ => Flow::Next,
+            }
+        }
+    }
+
+    /// Records what it gets; the first delivery of each key is the slowest.
+    #[derive(Default)]
+    struct Recorder(RefCell<Vec<String>>);
+
+    impl LaneSink for Recorder {
+        fn deliver<'a>(&'a self, event: &'a Event) -> Delivery<'a> {
+            Box::pin(async move {
+                let pause = 20_u64.saturating_sub(event.id.seq);
+                tokio::time::sleep(Duration::from_millis(pause)).await;
+                let text = format!("{} {}", event.id, String::from_utf8_lossy(&event.payload()));
+                assert!(!text.contains("sink panic"), "sink panic");
+                self.0.borrow_mut().push(text);
+                Verdict::Accepted
+            })
+        }
+    }
+
+    fn run(inputs: &[(u64, &'static str)]) -> (Vec<String>, Vec<Ack>, String) {
+        let dir = TempDir::new();
+        let parked = dir.path().join("parked");
+        let metrics = Arc::<Metrics>::default();
+        let (parking, thread) = ParkingLot::open(&parked, Arc::clone(&metrics)).unwrap();
+        let slot = |stage: Arc<dyn Stage>| StageSlot {
+            name: "s".into(),
+            stage,
+            metrics: Arc::default(),
+        };
+        let parse = ParseJson {
+            on_error: OnError::Park,
+            split_arrays: true,
+        };
+        let pipeline = Arc::new(Pipeline {
+            name: "p".into(),
+            index: 0,
+            stages: vec![slot(Arc::new(parse)), slot(Arc::new(Panics))],
+            sinks: vec![SinkSlot {
+                name: "k".into(),
+                sink: 0,
+                required: true,
+                metrics: Arc::default(),
+            }],
+            order: Order::Source,
+        });
+        let recorder = Rc::<Recorder>::default();
+        let (acks, mut acked) = mpsc::unbounded_channel();
+        {
+            let lane = Lane {
+                sinks: vec![recorder.clone()],
+                parking,
+                metrics,
+                busy: RefCell::default(),
+                optional: Arc::new(Semaphore::new(1)),
+            };
+            let (jobs, receiver) = mpsc::unbounded_channel();
+            for (seq, &(key, raw)) in (1..).zip(inputs) {
+                let event = Event::new(EventId::new(1, seq), Timestamp(0), raw.into());
+                let handle = Handle::new(seq, AckTo::Queue(acks.clone()), None);
+                jobs.send(Job {
+                    pipeline: Arc::clone(&pipeline),
+                    event,
+                    key: OrderKey(key),
+                    handle,
+                })
+                .unwrap();
+            }
+            drop((jobs, acks));
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let local = tokio::task::LocalSet::new();
+            local.spawn_local(Rc::new(lane).run(receiver));
+            runtime.block_on(local);
+        }
+        thread.join().unwrap();
+        let acks = std::iter::from_fn(|| acked.try_recv().ok()).collect();
+        (recorder.0.take(), acks, std::fs::read_to_string(parked).unwrap())
+    }
+
+    fn outcome(acks: &[Ack], ticket: u64) -> Outcome {
+        let of: Vec<_> = acks.iter().filter(|ack| ack.ticket == ticket).collect();
+        assert_eq!(of.len(), 1, "told once");
+        of[0].outcome
+    }
+
+    #[test]
+    fn events_of_one_key_keep_their_order_and_others_go_on() {
+        let (seen, acks, _) = run(&[(7, "{}"), (7, "{}"), (8, "{}"), (7, "{}")]);
+        assert_eq!(seen, ["1-3 {}", "1-1 {}", "1-2 {}", "1-4 {}"]);
+        assert_eq!(acks.len(), 4);
+    }
+
+    #[test]
+    fn a_panic_parks_its_event_and_the_lane_lives_on() {
+        let (seen, acks, parked) = run(&[
+            (1, "{\"bad\":1}"),
+            (1, "{\"sink panic\":1}"),
+            (1, "{\"drop\":1}"),
+            (1, "{}"),
+        ]);
+        assert_eq!(seen, ["1-4 {}"]);
+        let outcomes: Vec<_> = (1..=4).map(|ticket| outcome(&acks, ticket)).collect();
+        assert_eq!(
+            outcomes,
+            [Outcome::Parked, Outcome::Parked, Outcome::Dropped, Outcome::Accepted]
+        );
+        assert!(
+            parked.contains("a stage panicked: cannot take this") && parked.contains("\"attempts\":2"),
+            "{parked}"
+        );
+        assert!(parked.contains("the sink panicked"), "{parked}");
+    }
+
+    #[test]
+    fn the_parts_of_a_split_event_are_numbered_and_acknowledged_together() {
+        let (seen, acks, parked) = run(&[(1, "[{\"a\":1},{\"bad\":1},{\"a\":2}]"), (1, "[{\"a\":1},{\"a\":2}]")]);
+        assert_eq!(
+            outcome(&acks, 1),
+            Outcome::Parked,
+            "one part that panics parks the whole: {parked}"
+        );
+        assert_eq!(seen, ["1-2-1 {\"a\":1}", "1-2-2 {\"a\":2}"]);
+        assert_eq!(outcome(&acks, 2), Outcome::Accepted);
+    }
+}

@@ -1,0 +1,178 @@
+//! The order key: which lane an event goes to, and whom it has to wait for there.
+//!
+//! The key must be known before a lane has parsed the event, so it is picked out of the raw JSON by a reader that skips
+//! everything else and stops as soon as it has it.
+
+use std::borrow::Cow;
+use std::cell::Cell;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::event::Event;
+use crate::stage::Order;
+
+/// Events with equal keys keep their order. A hash: two values that collide merely wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OrderKey(pub u64);
+
+/// Shared by all events of an `Order::Source` pipeline, and by those that lack the field.
+const COMMON: OrderKey = OrderKey(0);
+
+impl OrderKey {
+    pub fn of(event: &Event, order: &Order) -> Self {
+        match order {
+            Order::Source => COMMON,
+            Order::Unordered => Self(hash(&event.id.seq.to_le_bytes())),
+            Order::By(path) => find(&event.raw, path.parts()).map_or(COMMON, Self),
+        }
+    }
+
+    pub fn lane(self, lanes: usize) -> usize {
+        // The high half, because the low bits choose the bucket in the lane's own map.
+        usize::try_from((self.0 >> 32) % lanes as u64).unwrap_or_default()
+    }
+}
+
+/// Hash of the scalar at `path` in a JSON text.
+fn find(json: &[u8], path: &[String]) -> Option<u64> {
+    let found = Cell::new(None);
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    // An error is either the early end after success or bad JSON, which the parser will complain about.
+    let _ = Finder { path, found: &found }.deserialize(&mut reader);
+    found.get()
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}
+
+struct Finder<'f> {
+    path: &'f [String],
+    found: &'f Cell<Option<u64>>,
+}
+
+impl Finder<'_> {
+    /// Keeps a scalar, if this is where the path ends. The same text as string or number is the same key.
+    fn keep<T, E: Error>(self, text: &dyn fmt::Display, value: T) -> Result<T, E> {
+        if !self.path.is_empty() {
+            return Ok(value);
+        }
+        self.found.set(Some(hash(text.to_string().as_bytes())));
+        Err(E::custom("found"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Finder<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Finder<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match self.path.split_first() {
+                Some((wanted, rest)) if *wanted == *key => {
+                    map.next_value_seed(Finder {
+                        path: rest,
+                        found: self.found,
+                    })?;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let wanted = self.path.first().and_then(|part| part.parse::<usize>().ok());
+        for index in 0.. {
+            let more = match (wanted == Some(index), self.path) {
+                (true, [_, rest @ ..]) => list
+                    .next_element_seed(Finder {
+                        path: rest,
+                        found: self.found,
+                    })?
+                    .is_some(),
+                _ => list.next_element::<IgnoredAny>()?.is_some(),
+            };
+            if !more {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        self.keep(&text, ())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
+        self.keep(&number, ())
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
+        self.keep(&number, ())
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
+        self.keep(&number, ())
+    }
+
+    fn visit_bool<E: Error>(self, flag: bool) -> Result<(), E> {
+        self.keep(&flag, ())
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(json: &str, path: &str) -> Option<u64> {
+        let parts: Vec<String> = path.split('.').map(str::to_owned).collect();
+        find(json.as_bytes(), &parts)
+    }
+
+    #[test]
+    fn a_key_is_found_wherever_it_lies_and_equal_text_is_equal() {
+        let nine = key(r#"{"thread":"9"}"#, "thread");
+        assert!(nine.is_some());
+        assert_eq!(key(r#"{"a":[1,{"thread":7}],"thread":9,"b":{}}"#, "thread"), nine);
+        assert_eq!(key(r#"{"x":{"y":{"thread":"\u0039"}}}"#, "x.y.thread"), nine);
+        assert_eq!(key(r#"{"x":["8","9"]}"#, "x.1"), nine);
+        assert_ne!(key(r#"{"thread":"10"}"#, "thread"), nine);
+    }
+
+    #[test]
+    fn what_is_not_there_or_not_scalar_has_no_key() {
+        for json in [
+            "{}",
+            "[]",
+            "",
+            "{\"thread\":null}",
+            "{\"thread\":{}}",
+            "{\"thread\":[1]}",
+            "{\"a\":",
+            "\"thread\"",
+            "7",
+        ] {
+            assert_eq!(key(json, "thread"), None, "{json}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! The dead-letter file: what cannot go on is stored with its reason, and only then acknowledged.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::event::Event;
+use crate::finalizer::Handle;
+use crate::ops::metrics::Metrics;
+
+/// Pause between attempts when the disk refuses the file.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why an event was parked, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// The stage or sink, or `source`.
+    pub component: String,
+    pub text: String,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+/// Takes in what cannot be delivered. It never refuses and never waits; the event stays unacknowledged until it lies on
+/// the disk.
+#[derive(Clone, Debug)]
+pub struct ParkingLot {
+    entries: mpsc::Sender<(Vec<u8>, String, Handle)>,
+    metrics: Arc<Metrics>,
+}
+
+/// One line of the file.
+#[derive(Serialize)]
+struct Line<'a> {
+    id: String,
+    parked: String,
+    received: String,
+    pipeline: &'a str,
+    component: &'a str,
+    reason: &'a str,
+    attempts: u32,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    channels: &'a [String],
+    /// The event as it came in, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw: Option<&'a str>,
+    /// Else in hexadecimal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    raw_hex: Option<String>,
+}
+
+impl ParkingLot {
+    /// Starts the writer. It ends when the last clone is gone and everything is written.
+    pub fn open(path: &Path, metrics: Arc<Metrics>) -> io::Result<(Self, JoinHandle<()>)> {
+        let mut writer = Writer {
+            file: open_file(path)?,
+            path: path.to_owned(),
+            buffer: Vec::new(),
+        };
+        let (entries, receiver) = mpsc::channel::<(Vec<u8>, String, Handle)>();
+        let thread = std::thread::Builder::new().name("park".to_owned()).spawn(move || {
+            while let Ok(first) = receiver.recv() {
+                // Everything that has come meanwhile shares one fsync.
+                let batch: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
+                writer.append(batch.iter().map(|(line, ..)| line.as_slice()));
+                for (_, reason, handle) in batch {
+                    handle.resolve_parked(&reason);
+                }
+            }
+        })?;
+        Ok((Self { entries, metrics }, thread))
+    }
+
+    pub fn park(&self, pipeline: &str, event: &Event, reason: &Reason, handle: Handle) {
+        tracing::warn!("event {} parked by {}: {}", event.id, reason.component, reason.text);
+        self.metrics.parked_total.fetch_add(1, Ordering::Relaxed);
+        let raw = std::str::from_utf8(&event.raw).ok();
+        let line = Line {
+            id: event.id.to_string(),
+            parked: Timestamp::now().to_string(),
+            received: event.received.to_string(),
+            pipeline,
+            component: &reason.component,
+            reason: &reason.text,
+            attempts: reason.attempts,
+            channels: &event.channels,
+            raw,
+            raw_hex: raw
+                .is_none()
+                .then(|| event.raw.iter().map(|byte| format!("{byte:02x}")).collect()),
+        };
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        // The writer outlives every clone of this sender; were it gone, the dropped handle would release the event.
+        let _ = self.entries.send((text, reason.text.clone(), handle));
+    }
+}
+
+/// What is parked is what came in, personal data included: for the owner's eyes only.
+fn open_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+struct Writer {
+    file: File,
+    path: PathBuf,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    /// Returns when all lines are on the disk.
+    fn append<'l>(&mut self, lines: impl Iterator<Item = &'l [u8]>) {
+        self.buffer.clear();
+        lines.for_each(|line| self.buffer.extend_from_slice(line));
+        while let Err(error) = self.try_append() {
+            tracing::error!(
+                "cannot write {}: {error}; parked events stay in flight",
+                self.path.display()
+            );
+            std::thread::sleep(RETRY_PAUSE);
+        }
+    }
+
+    fn try_append(&mut self) -> io::Result<()> {
+        // The operator may have moved the file away to work through it.
+        let same = |there: Metadata, ours: Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
+        if !std::fs::metadata(&self.path).is_ok_and(|there| self.file.metadata().is_ok_and(|ours| same(there, ours))) {
+            self.file = open_file(&self.path)?;
+        }
+        let before = self.file.metadata()?.len();
+        let written = self.file.write_all(&self.buffer).and_then(|()| self.file.sync_data());
+        if written.is_err() {
+            // Half a line must not spoil the next one.
+            let _ = self.file.set_len(before);
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+    use crate::finalizer::{Ack, AckTo, Outcome};
+    use crate::testing::TempDir;
+
+    fn park(lot: &ParkingLot, seq: u64, raw: &'static [u8]) -> Ack {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let event = Event::new(EventId::new(7, seq), Timestamp(0), raw.into());
+        let reason = Reason {
+            component: "stage parse".into(),
+            text: "not JSON".into(),
+            attempts: 1,
+        };
+        lot.park("p", &event, &reason, Handle::new(0, AckTo::Reply(reply), None));
+        answer.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_started_again() {
+        let dir = TempDir::new();
+        let path = dir.path().join("parked.ndjson");
+        let (lot, thread) = ParkingLot::open(&path, Arc::default()).unwrap();
+        park(&lot, 1, b"one");
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        park(&lot, 2, b"two");
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains("\"7-2\"") && !text.contains("\"7-1\""), "{text}");
+        drop(lot);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_parked_event_is_on_disk_before_it_is_acknowledged() {
+        let dir = TempDir::new();
+        let path = dir.path().join("parked.ndjson");
+        let (lot, thread) = ParkingLot::open(&path, Arc::default()).unwrap();
+        for (seq, raw) in [(1, &b"{\"a\":1}"[..]), (2, b"\xff\x00")] {
+            let ack = park(&lot, seq, raw);
+            assert_eq!(
+                (ack.outcome, ack.reason.as_deref()),
+                (Outcome::Parked, Some("not JSON"))
+            );
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.lines().count() as u64, seq);
+        }
+        drop(lot);
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,4 @@
+//! What operators look at.
+
+pub mod admin;
+pub mod metrics;

@@ -1,0 +1,237 @@
+//! `file`: appends events to NDJSON files.
+//!
+//! ```toml
+//! archive = { type = "file", path = "archive/%Y-%m-%d.ndjson", fsync = true, required = false }
+//! ```
+//!
+//! The name is a strftime pattern (`%Y %m %d %H %M %S`, UTC) over the time the event came in; directories are made as
+//! needed. One line per event: a body that is JSON over several lines is put on one, and a body that is no JSON and has line
+//! ends becomes a JSON string.
+//!
+//! All lanes hand their events to one writer thread, which writes what has gathered and, with `fsync`, makes it durable
+//! before it says so. With `required = false` the source does not wait for this sink.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::{Delivery, Kind, LaneSink, RunningSink, Sink, Verdict};
+use crate::clock::{Timestamp, check_pattern};
+use crate::config::section::{FromText, Section};
+use crate::event::Event;
+use crate::ops::metrics::Metrics;
+
+pub const KIND: Kind = Kind {
+    name: "file",
+    about: "appends events to NDJSON files named by date",
+    read,
+};
+
+/// Pause between attempts when the disk refuses the file.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// A pattern with hours rarely needs more than two files at a time; old ones are closed.
+const MAX_OPEN_FILES: usize = 8;
+
+#[derive(Clone, Debug)]
+pub struct FileSink {
+    /// strftime pattern.
+    path: Pattern,
+    /// Is an event accepted only when it is on the disk, or already when the kernel has it?
+    fsync: bool,
+    required: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Pattern(String);
+
+impl FromText for Pattern {
+    const WANTED: &'static str = "a path such as \"archive/%Y-%m-%d.ndjson\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        check_pattern(text)?;
+        if text.is_empty() || text.ends_with('/') {
+            return Err("must name a file".to_owned());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
+    let path = section.required("path");
+    let (fsync, required) = (section.or("fsync", false), section.or("required", true));
+    Some(Arc::new(FileSink {
+        path: path?,
+        fsync,
+        required,
+    }))
+}
+
+impl Sink for FileSink {
+    fn is_required(&self) -> bool {
+        self.required
+    }
+
+    fn start(&self, name: &str, _metrics: &Metrics) -> io::Result<Arc<dyn RunningSink>> {
+        let (lines, receiver) = mpsc::channel();
+        let mut writer = Writer {
+            name: name.to_owned(),
+            config: self.clone(),
+            open: HashMap::new(),
+        };
+        std::thread::Builder::new()
+            .name(format!("file-{name}"))
+            .spawn(move || {
+                while let Ok(first) = receiver.recv() {
+                    writer.write(std::iter::once(first).chain(receiver.try_iter()).collect());
+                }
+            })?;
+        Ok(Arc::new(Running(lines)))
+    }
+}
+
+struct Line {
+    received: Timestamp,
+    body: Bytes,
+    written: oneshot::Sender<()>,
+}
+
+struct Running(mpsc::Sender<Line>);
+
+impl RunningSink for Running {
+    fn open(&self) -> Rc<dyn LaneSink> {
+        Rc::new(Lane(self.0.clone()))
+    }
+}
+
+struct Lane(mpsc::Sender<Line>);
+
+impl LaneSink for Lane {
+    fn deliver<'a>(&'a self, event: &'a Event) -> Delivery<'a> {
+        Box::pin(async move {
+            let (written, wait) = oneshot::channel();
+            // The writer thread lives until this sender is gone, and answers every line.
+            let _ = self.0.send(Line {
+                received: event.received,
+                body: event.payload(),
+                written,
+            });
+            match wait.await {
+                Ok(()) => Verdict::Accepted,
+                Err(_) => Verdict::Refused {
+                    reason: "the file writer has stopped".to_owned(),
+                    attempts: 1,
+                },
+            }
+        })
+    }
+}
+
+struct Writer {
+    name: String,
+    config: FileSink,
+    open: HashMap<String, File>,
+}
+
+impl Writer {
+    fn write(&mut self, lines: Vec<Line>) {
+        // Lines of one file together, in the order they came.
+        let mut by_file: Vec<(String, Vec<u8>)> = Vec::new();
+        for line in &lines {
+            let name = line.received.format(&self.config.path.0);
+            let index = by_file.iter().position(|(file, _)| *file == name).unwrap_or_else(|| {
+                by_file.push((name, Vec::new()));
+                by_file.len() - 1
+            });
+            push_line(&mut by_file[index].1, &line.body);
+        }
+        for (file, text) in by_file {
+            while let Err(error) = self.append(&file, &text) {
+                tracing::error!("sink {}: cannot write {file}: {error}; will try again", self.name);
+                self.open.remove(&file);
+                std::thread::sleep(RETRY_PAUSE);
+            }
+        }
+        for line in lines {
+            // A lane that has stopped waiting does not mind.
+            let _ = line.written.send(());
+        }
+    }
+
+    fn append(&mut self, path: &str, text: &[u8]) -> io::Result<()> {
+        if !self.open.contains_key(path) {
+            if self.open.len() >= MAX_OPEN_FILES {
+                self.open.clear();
+            }
+            self.open.insert(path.to_owned(), open(Path::new(path))?);
+        }
+        let Some(file) = self.open.get_mut(path) else {
+            return Ok(());
+        };
+        let before = file.metadata()?.len();
+        let written = file
+            .write_all(text)
+            .and_then(|()| if self.config.fsync { file.sync_data() } else { Ok(()) });
+        if written.is_err() {
+            // Half a line must not spoil the next attempt.
+            let _ = file.set_len(before);
+        }
+        written
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all::<PathBuf>(directory.into())?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// One body, one line.
+fn push_line(out: &mut Vec<u8>, body: &[u8]) {
+    if memchr::memchr2(b'\n', b'\r', body).is_none() {
+        out.extend_from_slice(body);
+    } else {
+        let value = serde_json::from_slice(body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(body)));
+        out.extend_from_slice(value.to_string().as_bytes());
+    }
+    out.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+    use crate::testing::TempDir;
+
+    fn deliver(sink: &dyn LaneSink, received: u64, body: &'static str) {
+        let event = Event::new(EventId::new(1, 1), Timestamp(received), body.into());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        assert_eq!(runtime.block_on(sink.deliver(&event)), Verdict::Accepted);
+    }
+
+    #[test]
+    fn events_are_lines_in_the_file_of_their_day() {
+        let dir = TempDir::new();
+        let pattern = format!("{}/sub/%Y-%m-%d.ndjson", dir.path().display());
+        let config = FileSink {
+            path: Pattern(pattern),
+            fsync: true,
+            required: true,
+        };
+        let lane = config.start("archive", &Metrics::default()).unwrap().open();
+        deliver(&*lane, 0, "{\"a\":1}");
+        deliver(&*lane, 86_400_000, "{\n\"a\":\r\n2}");
+        deliver(&*lane, 0, "two\nlines");
+        let read = |day: &str| fs::read_to_string(dir.path().join(format!("sub/{day}.ndjson"))).unwrap();
+        assert_eq!(read("1970-01-01"), "{\"a\":1}\n\"two\\nlines\"\n");
+        assert_eq!(read("1970-01-02"), "{\"a\":2}\n");
+    }
+}

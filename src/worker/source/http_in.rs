@@ -1,0 +1,704 @@
+//! `http_in`: takes events by POST, one JSON object or several (NDJSON).
+//!
+//! ```toml
+//! comments = { type = "http_in", listen = "127.0.0.1:8081", path = "/comments", stamp = { id = "id", time = "created" } }
+//! ```
+//!
+//! A 2xx is a promise. With `ack = "published"` (default) it means that every required sink has taken the event: 200. With `ack = "spooled"`
+//! it means that the event is on this machine's disk and will be published, also after a crash: 202, and nginx may be down.
+//!
+//! | answer | meaning |
+//! |---|---|
+//! | 200, 202 | `{"id": "…", "time": "…"}`, or `{"ids": […], "time": "…"}` for several events |
+//! | 400 | not JSON objects; nothing was taken |
+//! | 403 | the page's origin is not in `cors` |
+//! | 408, 413 | the body came too slowly, or is too long |
+//! | 422 | an event was put into the dead-letter file; the answer says why and how the others went |
+//! | 503 + `Retry-After` | no room now, or the worker is stopping; nothing was taken |
+//! | 504 | not published in time; it may still be |
+//!
+//! `stamp` adds the event's id and time to the object under the given names, over whatever the client wrote there.
+//! `GET /health` answers 200 as long as events are taken.
+
+use std::cell::Cell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, oneshot};
+
+use super::spool::{self, Entry, Spool};
+use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
+use crate::checkpoint::{self, Checkpointer};
+use crate::clock::Timestamp;
+use crate::config::section::Section;
+use crate::config::value::ByteSize;
+use crate::credit::Permit;
+use crate::engine::{Feed, Stop};
+use crate::event::{Event, EventId};
+use crate::finalizer::{Ack, AckTo, Handle, Outcome};
+use crate::server::{self, Answer};
+use crate::watermark::Watermark;
+
+pub const KIND: Kind = Kind {
+    name: "http_in",
+    about: "takes events by POST; 2xx means published or on disk",
+    read,
+};
+
+/// What 503 suggests. Room comes back within milliseconds unless nginx is down.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// How long a browser may remember that it may post here.
+const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
+/// A segment is deleted as a whole; smaller ones free space sooner, larger ones cost fewer files.
+const SEGMENT_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Debug)]
+pub struct HttpIn {
+    listen: SocketAddr,
+    /// The path to post to.
+    path: String,
+    ack: AckMode,
+    /// Origins of pages that may post: `["https://example.com"]`, or `["*"]`. Without it there are no CORS headers.
+    cors: Option<Vec<String>>,
+    /// Largest body.
+    max_body: usize,
+    /// For reading a body, and for publishing with `ack = "published"`.
+    timeout: Duration,
+    max_connections: usize,
+    /// Most disk space for `ack = "spooled"`.
+    spool_max: u64,
+    stamp: Stamp,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AckMode {
+    Published,
+    Spooled,
+}
+
+/// Names of fields that the server sets.
+#[derive(Clone, Debug, Default)]
+struct Stamp {
+    id: Option<String>,
+    time: Option<String>,
+}
+
+fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
+    let listen = section.required("listen");
+    let path = section.or("path", "/".to_owned());
+    if !path.starts_with('/') || path == "/health" {
+        section.complain_at("path", "must start with \"/\" and not be \"/health\"");
+    }
+    let words = [("published", AckMode::Published), ("spooled", AckMode::Spooled)];
+    let ack = section.choice("ack", &words, AckMode::Published);
+    let cors = section.optional::<Vec<String>>("cors");
+    for origin in cors.iter().flatten().filter(|origin| *origin != "*") {
+        let is_origin = origin
+            .split_once("://")
+            .is_some_and(|(_, host)| !host.is_empty() && !host.contains('/'));
+        if !is_origin || HeaderValue::from_str(origin).is_err() {
+            section.complain_at(
+                "cors",
+                format!("\"{origin}\" is not an origin (example: \"https://example.com\")"),
+            );
+        }
+    }
+    let ByteSize(max_body) = section.or("max_body", ByteSize(64 << 10));
+    let timeout = section.or("timeout", Duration::from_secs(10));
+    let max_connections = section.or("max_connections", 1024);
+    if max_body == 0 {
+        section.complain_at("max_body", "must be at least 1B");
+    }
+    if max_connections == 0 {
+        section.complain_at("max_connections", "must be at least 1");
+    }
+    let ByteSize(spool_max) = section.or("spool_max", ByteSize(1 << 30));
+    if section.has("spool_max") && ack == AckMode::Published {
+        section.complain_at("spool_max", "belongs to ack = \"spooled\"");
+    }
+    let stamp = section.table("stamp", |stamp| Stamp {
+        id: stamp.optional("id"),
+        time: stamp.optional("time"),
+    });
+    Some(Box::new(HttpIn {
+        listen: listen?,
+        path,
+        ack,
+        cors,
+        max_body,
+        timeout,
+        max_connections,
+        spool_max: spool_max as u64,
+        stamp: stamp.unwrap_or_default(),
+        limits: Limits::read(section),
+    }))
+}
+
+impl Source for HttpIn {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        match self.ack {
+            AckMode::Published => Guarantee::Unacknowledged,
+            AckMode::Spooled => Guarantee::AtLeastOnce,
+        }
+    }
+
+    fn run(self: Box<Self>, context: Context) -> Run {
+        Box::pin(async move {
+            let listener = server::bind(self.listen).await?;
+            let mut stop = context.stop.clone();
+            let (intake, pump) = self.open_intake(&context)?;
+            let (name, address) = (&context.name, listener.local_addr()?);
+            tracing::info!(
+                "source {name}: taking POST http://{address}{} (2xx = {:?})",
+                self.path,
+                self.ack
+            );
+            let max_connections = self.max_connections;
+            let desk = Rc::new(Desk {
+                config: *self,
+                feed: context.feed.clone(),
+                intake,
+                stop: stop.clone(),
+            });
+            let handler = move |request| {
+                let desk = Rc::clone(&desk);
+                async move { desk.answer(request).await }
+            };
+            let serving = server::serve(listener, max_connections, stop.clone(), handler);
+            match pump {
+                None => serving.await,
+                Some(mut pump) => {
+                    tokio::join!(serving, pump.run(&mut stop));
+                }
+            }
+            // In published mode everything in flight has a client waiting; in spooled mode the pump has seen to it.
+            context.feed.drained(&mut stop).await;
+            Ok(())
+        })
+    }
+}
+
+impl HttpIn {
+    fn open_intake(&self, context: &Context) -> io::Result<(Intake, Option<Pump>)> {
+        if self.ack == AckMode::Published {
+            return Ok((
+                Intake::Direct {
+                    epoch: next_epoch(context)?,
+                    seq: Cell::new(0),
+                },
+                None,
+            ));
+        }
+        let directory = context.state_dir.join(format!("{}.spool", context.name));
+        std::fs::create_dir_all(&directory)?;
+        let file = directory.join("checkpoint.json");
+        let start = SpoolCheckpoint {
+            epoch: Timestamp::now().0,
+            settled: 0,
+        };
+        let checkpoint = checkpoint::load(&file)?.unwrap_or(start);
+        checkpoint::store(&file, &checkpoint)?;
+        let (spool, reader, cleaner) = spool::open(&directory, checkpoint.settled, SEGMENT_BYTES)?;
+        let stored = move |checkpoint: &SpoolCheckpoint| cleaner.settled(checkpoint.settled);
+        let (ack_to, acks) = mpsc::unbounded_channel();
+        let pump = Pump {
+            epoch: checkpoint.epoch,
+            stamp: self.stamp.clone(),
+            reader,
+            feed: context.feed.clone(),
+            marks: Watermark::new(),
+            acks,
+            ack_to,
+            checkpointer: Checkpointer::spawn(&context.name, file, stored)?,
+        };
+        Ok((
+            Intake::Spool {
+                epoch: checkpoint.epoch,
+                spool,
+            },
+            Some(pump),
+        ))
+    }
+}
+
+/// Where accepted events go.
+enum Intake {
+    Direct { epoch: u64, seq: Cell<u64> },
+    Spool { epoch: u64, spool: Spool },
+}
+
+/// Answers requests.
+struct Desk {
+    config: HttpIn,
+    feed: Feed,
+    intake: Intake,
+    stop: Stop,
+}
+
+/// Why nothing was taken.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("the body is longer than {0} bytes, or holds more events than fit in at once")]
+    TooLong(usize),
+    #[error("the body came too slowly")]
+    TooSlow,
+    #[error("the body broke off")]
+    Broken,
+    #[error("no room now; try again")]
+    NoRoom,
+    #[error("the worker is stopping")]
+    Stopping,
+    #[error("the event cannot be stored: {0}")]
+    Disk(io::Error),
+}
+
+impl Refusal {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) | Self::Broken => StatusCode::BAD_REQUEST,
+            Self::TooLong(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::NoRoom | Self::Stopping | Self::Disk(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let mut answer = match (request.method(), request.uri().path()) {
+            (&Method::GET | &Method::HEAD, "/health") => self.health(),
+            (method, path) if path == self.config.path => {
+                if origin.as_ref().is_some_and(|origin| !self.allows(origin)) {
+                    json_answer(
+                        StatusCode::FORBIDDEN,
+                        &json!({"error": "this origin may not post here"}),
+                    )
+                } else if method == Method::POST {
+                    self.take(request.into_body()).await
+                } else if method == Method::OPTIONS {
+                    self.preflight()
+                } else {
+                    let mut answer = json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": "use POST"}));
+                    answer
+                        .headers_mut()
+                        .insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
+                    answer
+                }
+            }
+            _ => json_answer(StatusCode::NOT_FOUND, &json!({"error": "not found"})),
+        };
+        if let (Some(origin), Some(_)) = (origin, &self.config.cors)
+            && self.allows(&origin)
+        {
+            answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            answer
+                .headers_mut()
+                .insert(header::VARY, HeaderValue::from_static("Origin"));
+        }
+        answer
+    }
+
+    fn health(&self) -> Answer {
+        let (status, text) = match self.stop.is_requested() {
+            false => (StatusCode::OK, "ok\n"),
+            true => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+        };
+        server::answer(status, "text/plain", text)
+    }
+
+    /// Without a list of origins there is nothing to check: the page then comes from the same origin, through nginx.
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        let Some(allowed) = &self.config.cors else { return true };
+        allowed
+            .iter()
+            .any(|one| one == "*" || one.as_bytes() == origin.as_bytes())
+    }
+
+    fn preflight(&self) -> Answer {
+        let mut answer = server::answer(StatusCode::NO_CONTENT, "text/plain", "");
+        let headers = answer.headers_mut();
+        headers.remove(header::CONTENT_TYPE);
+        if self.config.cors.is_some() {
+            headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
+            headers.insert(
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                HeaderValue::from_static("Content-Type"),
+            );
+            headers.insert(header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_SECONDS);
+        }
+        answer
+    }
+
+    async fn take(&self, body: Incoming) -> Answer {
+        let taken = async {
+            let texts = self.read(body).await?;
+            match &self.intake {
+                Intake::Direct { epoch, seq } => self.publish(texts, *epoch, seq).await,
+                Intake::Spool { epoch, spool } => self.store(texts, *epoch, spool).await,
+            }
+        };
+        taken.await.unwrap_or_else(|refusal: Refusal| {
+            let mut answer = json_answer(refusal.status(), &json!({"error": refusal.to_string()}));
+            let headers = answer.headers_mut();
+            match refusal {
+                Refusal::NoRoom | Refusal::Disk(_) => {
+                    headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+                }
+                Refusal::Stopping => {
+                    headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                // The rest of the body has not been read.
+                Refusal::TooLong(_) | Refusal::TooSlow | Refusal::Broken => {
+                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Refusal::Invalid(_) => {}
+            }
+            answer
+        })
+    }
+
+    /// The JSON texts of the body, each on one line.
+    async fn read(&self, body: Incoming) -> Result<Vec<Bytes>, Refusal> {
+        if self.stop.is_requested() {
+            return Err(Refusal::Stopping);
+        }
+        let max_body = self.config.max_body;
+        if body.size_hint().lower() > max_body as u64 {
+            return Err(Refusal::TooLong(max_body));
+        }
+        let collected = tokio::time::timeout(self.config.timeout, Limited::new(body, max_body).collect()).await;
+        let body = match collected {
+            Err(_) => return Err(Refusal::TooSlow),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::TooLong(max_body)),
+            Ok(Err(_)) => return Err(Refusal::Broken),
+            Ok(Ok(body)) => body.to_bytes(),
+        };
+        let texts = split_objects(&body).map_err(Refusal::Invalid)?;
+        let Limits { events, bytes } = self.config.limits;
+        if texts.len() > events || body.len() > bytes {
+            return Err(Refusal::TooLong(max_body));
+        }
+        Ok(texts)
+    }
+
+    async fn publish(&self, texts: Vec<Bytes>, epoch: u64, seq: &Cell<u64>) -> Result<Answer, Refusal> {
+        let sizes = texts.iter().map(Bytes::len);
+        let permits = self.feed.credit().try_reserve(sizes).ok_or(Refusal::NoRoom)?;
+        let received = Timestamp::now();
+        let mut waiting = Vec::with_capacity(texts.len());
+        for (text, permit) in texts.into_iter().zip(permits) {
+            seq.set(seq.get() + 1);
+            let id = EventId::new(epoch, seq.get());
+            let (reply, answer) = oneshot::channel();
+            let event = Event::new(id, received, self.config.stamp.apply(text, id, received));
+            self.feed
+                .emit(event, Handle::new(id.seq, AckTo::Reply(reply), Some(permit)));
+            waiting.push((id, answer));
+        }
+        let settled = async {
+            let mut acks = Vec::with_capacity(waiting.len());
+            for (id, answer) in waiting {
+                acks.push((id, answer.await.ok()));
+            }
+            acks
+        };
+        let ids_first_last = tokio::time::timeout(self.config.timeout, settled).await;
+        Ok(match ids_first_last {
+            Ok(acks) => answer_settled(&acks, received),
+            Err(_) => json_answer(
+                StatusCode::GATEWAY_TIMEOUT,
+                &json!({"error": "not published in time; it may still be"}),
+            ),
+        })
+    }
+
+    async fn store(&self, texts: Vec<Bytes>, epoch: u64, spool: &Spool) -> Result<Answer, Refusal> {
+        let size: usize = texts.iter().map(Bytes::len).sum();
+        if spool.bytes() + size as u64 > self.config.spool_max {
+            return Err(Refusal::NoRoom);
+        }
+        let received = Timestamp::now();
+        let count = texts.len() as u64;
+        let first = spool.append(texts, received).await.map_err(Refusal::Disk)?;
+        let ids: Vec<EventId> = (first..first + count).map(|seq| EventId::new(epoch, seq)).collect();
+        Ok(json_answer(StatusCode::ACCEPTED, &ids_body(&ids, received)))
+    }
+}
+
+fn json_answer(status: StatusCode, body: &Value) -> Answer {
+    server::answer(status, "application/json", body.to_string() + "\n")
+}
+
+fn ids_body(ids: &[EventId], received: Timestamp) -> Value {
+    let time = received.to_string();
+    match ids {
+        [only] => json!({"id": only.to_string(), "time": time}),
+        many => json!({"ids": many.iter().map(ToString::to_string).collect::<Vec<_>>(), "time": time}),
+    }
+}
+
+/// What became of events that were handed to the pipelines; `None` if that will never be known.
+fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answer {
+    let outcome = |ack: &Option<Ack>| ack.as_ref().map_or(Outcome::Released, |ack| ack.outcome);
+    let worst = acks
+        .iter()
+        .map(|(_, ack)| outcome(ack))
+        .max()
+        .unwrap_or(Outcome::Released);
+    let status = match worst {
+        Outcome::Accepted | Outcome::Dropped => {
+            let ids: Vec<EventId> = acks.iter().map(|(id, _)| *id).collect();
+            return json_answer(StatusCode::OK, &ids_body(&ids, received));
+        }
+        Outcome::Parked => StatusCode::UNPROCESSABLE_ENTITY,
+        Outcome::Released => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let result = |(id, ack): &(EventId, Option<Ack>)| {
+        let word = match outcome(ack) {
+            Outcome::Accepted | Outcome::Dropped => "accepted",
+            Outcome::Parked => "parked",
+            Outcome::Released => "unknown",
+        };
+        let reason = ack.as_ref().and_then(|ack| ack.reason.as_deref());
+        json!({"id": id.to_string(), "outcome": word, "reason": reason})
+    };
+    let results: Vec<Value> = acks.iter().map(result).collect();
+    let error = if worst == Outcome::Parked {
+        "an event was parked"
+    } else {
+        "the worker is stopping"
+    };
+    json_answer(status, &json!({"error": error, "results": results}))
+}
+
+/// Splits a body into JSON objects, each on one line: one object over many lines, or one per line, or both.
+fn split_objects(body: &[u8]) -> Result<Vec<Bytes>, String> {
+    let mut texts = Vec::new();
+    for (number, object) in (1..).zip(serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>()) {
+        let text = object
+            .map_err(|error| format!("object {number} is not valid JSON: {error}"))?
+            .get();
+        if !text.starts_with('{') {
+            return Err(format!("object {number} is not a JSON object"));
+        }
+        texts.push(match text.contains(['\n', '\r']) {
+            false => Bytes::copy_from_slice(text.as_bytes()),
+            true => {
+                let value: Value = serde_json::from_str(text).map_err(|error| format!("object {number}: {error}"))?;
+                Bytes::from(value.to_string())
+            }
+        });
+    }
+    if texts.is_empty() {
+        Err("the body holds no JSON object".to_owned())
+    } else {
+        Ok(texts)
+    }
+}
+
+impl Stamp {
+    /// Sets the server's fields in a JSON object.
+    fn apply(&self, text: Bytes, id: EventId, received: Timestamp) -> Bytes {
+        let id_field = self.id.as_ref().map(|name| (name, id.to_string()));
+        let time_field = self.time.as_ref().map(|name| (name, received.to_string()));
+        let fields: Vec<(&String, String)> = id_field.into_iter().chain(time_field).collect();
+        if fields.is_empty() {
+            return text;
+        }
+        let may_be_there = |name: &str| text.contains(&b'\\') || memchr::memmem::find(&text, name.as_bytes()).is_some();
+        if fields.iter().any(|(name, _)| may_be_there(name)) {
+            let Ok(Value::Object(mut object)) = serde_json::from_slice(&text) else {
+                return text;
+            };
+            for (name, value) in fields {
+                // At the end, as below.
+                object.shift_remove(name);
+                object.insert(name.clone(), value.into());
+            }
+            return Value::Object(object).to_string().into();
+        }
+        let mut out = Vec::with_capacity(text.len() + 96);
+        out.extend_from_slice(text.trim_ascii_end());
+        out.pop();
+        let is_empty = out.trim_ascii_end().ends_with(b"{");
+        for (index, (name, value)) in fields.into_iter().enumerate() {
+            if index > 0 || !is_empty {
+                out.push(b',');
+            }
+            out.extend_from_slice(json!(name).to_string().as_bytes());
+            out.push(b':');
+            out.extend_from_slice(json!(value).to_string().as_bytes());
+        }
+        out.push(b'}');
+        out.into()
+    }
+}
+
+/// What is settled of a spool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SpoolCheckpoint {
+    epoch: u64,
+    settled: u64,
+}
+
+/// Takes events out of the spool as credit allows.
+struct Pump {
+    epoch: u64,
+    stamp: Stamp,
+    reader: spool::Reader,
+    feed: Feed,
+    /// Positions are sequence numbers.
+    marks: Watermark<u64>,
+    acks: mpsc::UnboundedReceiver<Ack>,
+    ack_to: mpsc::UnboundedSender<Ack>,
+    checkpointer: Checkpointer<SpoolCheckpoint>,
+}
+
+impl Pump {
+    async fn run(&mut self, stop: &mut Stop) {
+        let mut waiting: Option<Entry> = None;
+        while !stop.is_requested() {
+            self.settle();
+            self.send_burst(&mut waiting).await;
+            let credit = Arc::clone(self.feed.credit());
+            let wanted = waiting.as_ref().map(|entry| entry.text.len());
+            tokio::select! {
+                biased;
+                () = stop.requested() => {}
+                Some(ack) = self.acks.recv() => self.note(ack),
+                permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() => {
+                    if let Some(entry) = waiting.take() {
+                        self.emit(entry, permit);
+                    }
+                }
+                () = self.reader.grown(), if wanted.is_none() => {}
+            }
+        }
+        self.settle();
+        while !self.marks.is_empty() {
+            tokio::select! {
+                Some(ack) = self.acks.recv() => self.note(ack),
+                () = stop.abandoned() => return,
+            }
+            self.settle();
+        }
+    }
+
+    /// Sends what is there and what credit allows. An entry for which there is none is left in `waiting`.
+    async fn send_burst(&mut self, waiting: &mut Option<Entry>) {
+        loop {
+            let entry = match waiting
+                .take()
+                .map_or_else(|| self.reader.poll(), |entry| Ok(Some(entry)))
+            {
+                Ok(Some(entry)) => entry,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!("cannot read the spool: {error}; will try again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    return;
+                }
+            };
+            match self.feed.credit().try_reserve_one(entry.text.len()) {
+                Some(permit) => self.emit(entry, permit),
+                None => {
+                    *waiting = Some(entry);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn emit(&mut self, entry: Entry, permit: Permit) {
+        let id = EventId::new(self.epoch, entry.seq);
+        let ticket = self.marks.begin(entry.seq, permit);
+        let event = Event::new(id, entry.received, self.stamp.apply(entry.text, id, entry.received));
+        self.feed
+            .emit(event, Handle::new(ticket, AckTo::Queue(self.ack_to.clone()), None));
+    }
+
+    fn note(&mut self, ack: Ack) {
+        if ack.outcome.is_settled() {
+            self.marks.finish(ack.ticket);
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Ok(ack) = self.acks.try_recv() {
+            self.note(ack);
+        }
+        if let Some(advance) = self.marks.advance() {
+            let checkpoint = SpoolCheckpoint {
+                epoch: self.epoch,
+                settled: advance.position,
+            };
+            self.checkpointer.submit(checkpoint, advance.permits);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_one_object_or_several_in_any_layout() {
+        assert_eq!(split_objects(b" {\"a\":1} ").unwrap(), ["{\"a\":1}"]);
+        assert_eq!(
+            split_objects(b"{\"a\":1}\n{\"a\": 2}\r\n\n{\"b\":3}").unwrap(),
+            ["{\"a\":1}", "{\"a\": 2}", "{\"b\":3}"]
+        );
+        assert_eq!(
+            split_objects(b"{\n  \"z\": 1,\n  \"a\": 2\n}\n").unwrap(),
+            ["{\"z\":1,\"a\":2}"]
+        );
+        for (body, error) in [
+            (&b""[..], "no JSON object"),
+            (b"\n\n", "no JSON object"),
+            (b"[1]", "object 1 is not a JSON object"),
+            (b"{}{\"a\"}", "object 2 is not valid JSON"),
+            (b"{\"a\":\"\xff\"}", "object 1 is not valid JSON"),
+            (b"hello", "object 1 is not valid JSON"),
+        ] {
+            let found = split_objects(body).unwrap_err();
+            assert!(found.contains(error), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_stamp_wins_over_what_the_client_wrote() {
+        let stamp = Stamp {
+            id: Some("id".into()),
+            time: Some("created".into()),
+        };
+        let apply = |text: &'static str| stamp.apply(text.into(), EventId::new(1, 2), Timestamp(0));
+        let tail = r#""id":"1-2","created":"1970-01-01T00:00:00.000Z"}"#;
+        assert_eq!(apply("{}"), format!("{{{tail}"));
+        assert_eq!(apply("{ }"), format!("{{ {tail}"));
+        assert_eq!(apply("{\"a\":1}"), format!("{{\"a\":1,{tail}"));
+        assert_eq!(apply("{\"id\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
+        assert_eq!(apply("{\"\\u0069d\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
+        let none = Stamp::default();
+        assert_eq!(none.apply("{ }".into(), EventId::new(1, 2), Timestamp(0)), "{ }");
+    }
+}

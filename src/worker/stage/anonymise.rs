@@ -1,0 +1,219 @@
+//! `anonymise`: takes personal data out before anything leaves the machine.
+//!
+//! ```toml
+//! anon = { type = "anonymise", drop = ["author.phone"], mask = ["author.name"], hash = ["author.email"], truncate_ip = ["author.ip"], key = { file = "keys/anon.key" } }
+//! ```
+//!
+//! * `drop` removes the field.
+//! * `mask` puts `"***"` in its place, whatever its type.
+//! * `hash` puts a pseudonym in its place: 32 hex digits of the BLAKE3 hash under a secret key. The same value gives the
+//!   same pseudonym as long as the key is the same; without the key nobody can try out values. `3` and `"3"` are the
+//!   same value.
+//! * `truncate_ip` keeps the network: `/24` of IPv4, `/48` of IPv6. What is not an address is removed.
+//!
+//! A field that is missing or null is left as it is. An event that is parked before this stage lies in the dead-letter
+//! file as it came.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Flow, Kind, Stage};
+use crate::config::section::Section;
+use crate::event::Event;
+use crate::field::{FieldPath, scalar_text};
+
+pub const KIND: Kind = Kind {
+    name: "anonymise",
+    about: "drops, masks, hashes fields and shortens IP addresses",
+    read,
+};
+
+const MASK: &str = "***";
+/// 128 bits: no two of 10^12 people share a pseudonym.
+const PSEUDONYM_HEX_DIGITS: usize = 32;
+const KEY_BYTES: usize = 32;
+
+#[derive(Default)]
+pub struct Anonymise {
+    drop: Vec<FieldPath>,
+    mask: Vec<FieldPath>,
+    hash: Vec<FieldPath>,
+    truncate_ip: Vec<FieldPath>,
+    /// Present whenever `hash` is not empty.
+    key: Option<[u8; KEY_BYTES]>,
+}
+
+fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
+    let paths = |key| section.optional::<Vec<FieldPath>>(key).unwrap_or_default();
+    let mut stage = Anonymise {
+        drop: paths("drop"),
+        mask: paths("mask"),
+        hash: paths("hash"),
+        truncate_ip: paths("truncate_ip"),
+        key: None,
+    };
+    stage.key = section
+        .table("key", |key| {
+            let file = key.required::<PathBuf>("file")?;
+            match read_key(&file) {
+                Ok(bytes) => Some(bytes),
+                Err(error) => {
+                    key.complain_at("file", error);
+                    None
+                }
+            }
+        })
+        .flatten();
+    if !stage.hash.is_empty() && !section.has("key") {
+        section.complain_at("hash", "needs a key: key = { file = \"…\" }");
+    }
+    for (name, list) in [
+        ("drop", &stage.drop),
+        ("mask", &stage.mask),
+        ("hash", &stage.hash),
+        ("truncate_ip", &stage.truncate_ip),
+    ] {
+        for path in list.iter().filter(|path| !path.is_stored()) {
+            section.complain_at(name, format!("{path} is the worker's own and cannot be changed"));
+        }
+    }
+    Some(Arc::new(stage))
+}
+
+/// A key file holds 32 raw bytes or 64 hex digits and, if it likes, a line end.
+fn read_key(file: &Path) -> Result<[u8; KEY_BYTES], String> {
+    let bytes = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    if let Ok(raw) = <[u8; KEY_BYTES]>::try_from(bytes.as_slice()) {
+        return Ok(raw);
+    }
+    let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| {
+        format!(
+            "{} must hold 32 bytes or 64 hex digits (make one: head -c 32 /dev/urandom > {0})",
+            file.display()
+        )
+    })
+}
+
+impl Stage for Anonymise {
+    fn run(&self, event: &mut Event) -> Flow {
+        let Some(fields) = &mut event.fields else {
+            return Flow::Next;
+        };
+        for path in &self.drop {
+            path.remove(fields);
+        }
+        for path in &self.mask {
+            replace(path, fields, |_| Value::from(MASK));
+        }
+        if let Some(key) = &self.key {
+            for path in &self.hash {
+                replace(path, fields, |value| pseudonym(key, value));
+            }
+        }
+        for path in &self.truncate_ip {
+            let network = path.get_mut(fields).map(|value| value.as_str().and_then(network_of));
+            match network {
+                Some(Some(text)) => replace(path, fields, |_| Value::from(text.clone())),
+                Some(None) => drop(path.remove(fields)),
+                None => {}
+            }
+        }
+        Flow::Next
+    }
+}
+
+fn replace(path: &FieldPath, fields: &mut Value, with: impl Fn(&Value) -> Value) {
+    if let Some(value) = path.get_mut(fields).filter(|value| !value.is_null()) {
+        *value = with(value);
+    }
+}
+
+fn pseudonym(key: &[u8; KEY_BYTES], value: &Value) -> Value {
+    let text = scalar_text(value).map_or_else(|| value.to_string(), |text| text.into_owned());
+    let hex = blake3::keyed_hash(key, text.as_bytes()).to_hex();
+    Value::from(&hex[..PSEUDONYM_HEX_DIGITS])
+}
+
+fn network_of(text: &str) -> Option<String> {
+    let network = match text.trim().parse::<IpAddr>().ok()?.to_canonical() {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            IpAddr::from(Ipv4Addr::new(a, b, c, 0))
+        }
+        IpAddr::V6(address) => {
+            let [a, b, c, ..] = address.segments();
+            IpAddr::from(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0))
+        }
+    };
+    Some(network.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::config::section::FromText;
+    use crate::event::EventId;
+    use crate::testing::TempDir;
+    use serde_json::json;
+
+    fn paths(list: &[&str]) -> Vec<FieldPath> {
+        list.iter().map(|text| FieldPath::from_text(text).unwrap()).collect()
+    }
+
+    fn run(stage: &Anonymise, fields: Value) -> Value {
+        let mut event = Event::new(EventId::new(1, 1), Timestamp(0), "".into());
+        event.fields = Some(fields);
+        assert!(matches!(stage.run(&mut event), Flow::Next));
+        event.fields.unwrap()
+    }
+
+    #[test]
+    fn fields_are_dropped_masked_and_shortened() {
+        let stage = Anonymise {
+            drop: paths(&["author.phone", "gone"]),
+            mask: paths(&["author.name", "author.age", "null"]),
+            truncate_ip: paths(&["ip4", "ip6", "mapped", "bad", "none"]),
+            ..Anonymise::default()
+        };
+        let out = run(
+            &stage,
+            json!({"author": {"phone": "1", "name": "Ann", "age": 5}, "null": null, "ip4": "192.0.2.77",
+                "ip6": "2001:db8:1:2::3", "mapped": "::ffff:192.0.2.77", "bad": "home"}),
+        );
+        let expected = json!({"author": {"name": "***", "age": "***"}, "null": null, "ip4": "192.0.2.0",
+            "ip6": "2001:db8:1::", "mapped": "192.0.2.0"});
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn a_pseudonym_is_stable_and_depends_on_the_key() {
+        let with_key = |byte| Anonymise {
+            hash: paths(&["id"]),
+            key: Some([byte; 32]),
+            ..Anonymise::default()
+        };
+        let one = run(&with_key(1), json!({"id": "3"}));
+        assert_eq!(one, run(&with_key(1), json!({"id": 3})));
+        assert_ne!(one, run(&with_key(2), json!({"id": "3"})));
+        assert_ne!(one, run(&with_key(1), json!({"id": "4"})));
+        assert_eq!(one["id"].as_str().unwrap().len(), PSEUDONYM_HEX_DIGITS);
+    }
+
+    #[test]
+    fn a_key_file_is_raw_or_hex_and_nothing_else() {
+        let dir = TempDir::new();
+        let file = dir.path().join("key");
+        std::fs::write(&file, [7; 32]).unwrap();
+        assert_eq!(read_key(&file), Ok([7; 32]));
+        std::fs::write(&file, "07".repeat(32) + "\n").unwrap();
+        assert_eq!(read_key(&file), Ok([7; 32]));
+        std::fs::write(&file, "short").unwrap();
+        assert!(read_key(&file).unwrap_err().contains("32 bytes"));
+        assert!(read_key(&dir.path().join("gone")).unwrap_err().contains("cannot read"));
+    }
+}

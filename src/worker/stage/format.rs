@@ -1,0 +1,324 @@
+//! `format`: the bytes that browsers get, made once.
+//!
+//! Either a list of fields, which is the fast way to a JSON object:
+//!
+//! ```toml
+//! fmt = { type = "format", fields = { id = "_event.id", author = "author.name", message = "message" } }
+//! ```
+//!
+//! or a minijinja template, in place or in a file:
+//!
+//! ```toml
+//! fmt = { type = "format", template = '{"id": {{ id }}, "text": {{ message|upper }}}' }
+//! fmt = { type = "format", template_file = "post.html.j2", escape = "html" }
+//! ```
+//!
+//! `escape = "json"` (default) writes every `{{ value }}` as JSON, quotes included; `"html"` escapes it for HTML text;
+//! `"none"` writes it as it is. `_event.id`, `_event.time` and `_event.type` are there, too. `fuel` bounds the work of
+//! one rendering, so that no template and no event can hold up a lane.
+//!
+//! `missing` says what a missing field does: `"null"` (default; in a template it is undefined, which prints as nothing or JSON
+//! `null`), `"skip"` (leaves the key out; `fields` only), `"park"`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use minijinja::value::Serde;
+use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use serde_json::Value;
+
+use super::{Flow, Kind, Missing, Stage};
+use crate::config::section::{FromItem, Section};
+use crate::event::Event;
+use crate::field::FieldPath;
+
+pub const KIND: Kind = Kind {
+    name: "format",
+    about: "makes the published bytes from fields or a template",
+    read,
+};
+
+/// About 20 times what a comment template with a short loop needs.
+const DEFAULT_FUEL: usize = 20_000;
+const TEMPLATE_NAME: &str = "format";
+
+pub enum Format {
+    Fields(FieldList),
+    Template(Box<Environment<'static>>),
+}
+
+pub struct FieldList {
+    /// Output keys, already quoted, and where their values come from.
+    entries: Vec<(String, FieldPath)>,
+    missing: Missing,
+}
+
+fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
+    let words = [
+        ("null", Missing::Null),
+        ("skip", Missing::Skip),
+        ("park", Missing::Park),
+    ];
+    let missing = section.choice("missing", &words, Missing::Null);
+    let entries = section.table("fields", |table| {
+        let read = |(name, item): (String, _)| Some((quoted(&name), FieldPath::from_item(&item)?));
+        let entries: Vec<_> = table.entries().map(read).collect();
+        entries.into_iter().collect::<Option<Vec<_>>>()
+    });
+    let inline = section.optional::<String>("template");
+    let file = section.optional::<PathBuf>("template_file");
+    let escape = section.choice(
+        "escape",
+        &[
+            ("json", AutoEscapeWord::Json),
+            ("html", AutoEscapeWord::Html),
+            ("none", AutoEscapeWord::None),
+        ],
+        AutoEscapeWord::Json,
+    );
+    let fuel = section.or("fuel", DEFAULT_FUEL);
+
+    let given = ["fields", "template", "template_file"]
+        .iter()
+        .filter(|key| section.has(key))
+        .count();
+    if given != 1 {
+        section.complain("needs exactly one of fields, template, template_file");
+        return None;
+    }
+    if let Some(entries) = entries {
+        for key in ["escape", "fuel"].iter().filter(|key| section.has(key)) {
+            section.complain_at(key, "belongs to a template, not to fields");
+        }
+        return Some(Arc::new(Format::Fields(FieldList {
+            entries: entries?,
+            missing,
+        })));
+    }
+    if missing == Missing::Skip {
+        section.complain_at(
+            "missing",
+            "\"skip\" belongs to fields; a template can say {% if field is defined %}",
+        );
+    }
+    let (key, source) = match (inline, file) {
+        (Some(source), _) => ("template", source),
+        (None, Some(file)) => match std::fs::read_to_string(&file) {
+            Ok(source) => ("template_file", source),
+            Err(error) => {
+                section.complain_at("template_file", format!("cannot read {}: {error}", file.display()));
+                return None;
+            }
+        },
+        (None, None) => return None,
+    };
+    match Format::template(source, escape, fuel as u64, missing) {
+        Ok(stage) => Some(Arc::new(stage)),
+        Err(error) => {
+            section.complain_at(key, error);
+            None
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum AutoEscapeWord {
+    Json,
+    Html,
+    None,
+}
+
+impl Format {
+    pub fn fields(entries: Vec<(String, FieldPath)>, missing: Missing) -> Self {
+        Self::Fields(FieldList { entries, missing })
+    }
+
+    pub fn template(source: String, escape: AutoEscapeWord, fuel: u64, missing: Missing) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(fuel));
+        environment.set_undefined_behavior(match missing {
+            Missing::Park => UndefinedBehavior::SemiStrict,
+            _ => UndefinedBehavior::Chainable,
+        });
+        environment.set_auto_escape_callback(move |_| match escape {
+            AutoEscapeWord::Json => AutoEscape::Json,
+            AutoEscapeWord::Html => AutoEscape::Html,
+            AutoEscapeWord::None => AutoEscape::None,
+        });
+        environment.add_template_owned(TEMPLATE_NAME, source).map_err(|error| {
+            let line = error
+                .line()
+                .map_or(String::new(), |line| format!("template line {line}: "));
+            format!("{line}{}", describe(&error))
+        })?;
+        Ok(Self::Template(Box::new(environment)))
+    }
+}
+
+impl Stage for Format {
+    fn run(&self, event: &mut Event) -> Flow {
+        let body = match self {
+            Self::Fields(list) => list.write(event),
+            Self::Template(environment) => render(environment, event),
+        };
+        match body {
+            Ok(body) => {
+                event.body = Some(body);
+                Flow::Next
+            }
+            Err(reason) => Flow::Park(reason),
+        }
+    }
+}
+
+impl FieldList {
+    fn write(&self, event: &Event) -> Result<Bytes, String> {
+        let mut out = Vec::with_capacity(event.raw.len() + 64);
+        out.push(b'{');
+        for (key, path) in &self.entries {
+            let value = path.get(event);
+            let value = match (&value, self.missing) {
+                (Some(value), _) => value.as_ref(),
+                (None, Missing::Null) => &Value::Null,
+                (None, Missing::Skip) => continue,
+                (None, Missing::Park) => return Err(format!("field {path} is missing")),
+            };
+            if out.len() > 1 {
+                out.push(b',');
+            }
+            out.extend_from_slice(key.as_bytes());
+            out.push(b':');
+            serde_json::to_writer(&mut out, value).map_err(|error| format!("field {path}: {error}"))?;
+        }
+        out.push(b'}');
+        Ok(Bytes::from(out))
+    }
+}
+
+fn render(environment: &Environment<'static>, event: &Event) -> Result<Bytes, String> {
+    let template = environment
+        .get_template(TEMPLATE_NAME)
+        .map_err(|error| describe(&error))?;
+    let own = minijinja::context! {
+        id => event.id.to_string(),
+        time => event.received.to_string(),
+        type => event.event_type.as_deref(),
+    };
+    let context = minijinja::context! {
+        _event => own,
+        ..minijinja::Value::from(Serde(&event.fields))
+    };
+    template.render(context).map(Bytes::from).map_err(|error| {
+        let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
+        format!("template failed{line}: {}", describe(&error))
+    })
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::config::section::FromText;
+    use crate::event::EventId;
+    use serde_json::json;
+
+    fn run(stage: &Format, fields: Value) -> Result<String, String> {
+        let mut event = Event::new(EventId::new(5, 6), Timestamp(0), "".into());
+        event.fields = Some(fields);
+        match stage.run(&mut event) {
+            Flow::Next => Ok(String::from_utf8(event.payload().to_vec()).unwrap()),
+            Flow::Park(reason) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn list(missing: Missing) -> Format {
+        let entry = |key: &str, path: &str| (quoted(key), FieldPath::from_text(path).unwrap());
+        Format::fields(
+            vec![
+                entry("id", "_event.id"),
+                entry("na\"me", "author.name"),
+                entry("text", "message"),
+            ],
+            missing,
+        )
+    }
+
+    fn template(source: &str, missing: Missing) -> Format {
+        Format::template(source.to_owned(), AutoEscapeWord::Json, DEFAULT_FUEL as u64, missing).unwrap()
+    }
+
+    #[test]
+    fn fields_make_a_json_object_in_the_configured_order() {
+        let out = run(
+            &list(Missing::Null),
+            json!({"message": "a\"\n", "author": {"name": "Zoë"}}),
+        );
+        assert_eq!(out.as_deref(), Ok(r#"{"id":"5-6","na\"me":"Zoë","text":"a\"\n"}"#));
+    }
+
+    #[test]
+    fn a_missing_field_is_null_or_left_out_or_parks() {
+        let fields = json!({"message": 1});
+        assert_eq!(
+            run(&list(Missing::Null), fields.clone()).as_deref(),
+            Ok(r#"{"id":"5-6","na\"me":null,"text":1}"#)
+        );
+        assert_eq!(
+            run(&list(Missing::Skip), fields.clone()).as_deref(),
+            Ok(r#"{"id":"5-6","text":1}"#)
+        );
+        assert_eq!(
+            run(&list(Missing::Park), fields),
+            Err("field author.name is missing".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_template_writes_values_as_json_and_cannot_be_broken_out_of() {
+        let stage = template(
+            r#"{"t":{{ text }},"at":{{ _event.time }},"n":{{ a.b.c }}}"#,
+            Missing::Null,
+        );
+        let out = run(&stage, json!({"text": "\",\"x\":\"</script>"})).unwrap();
+        let parsed: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(
+            parsed,
+            json!({"t": "\",\"x\":\"</script>", "at": "1970-01-01T00:00:00.000Z", "n": null})
+        );
+    }
+
+    #[test]
+    fn an_undefined_field_in_a_strict_template_parks() {
+        let reason = run(&template("{{ gone }}", Missing::Park), json!({})).unwrap_err();
+        assert!(reason.contains("undefined"), "{reason}");
+    }
+
+    #[test]
+    fn a_template_without_end_runs_out_of_fuel() {
+        let stage = template("{% for i in range(100000) %}{{ i }}{% endfor %}", Missing::Null);
+        let reason = run(&stage, json!({})).unwrap_err();
+        assert!(reason.contains("fuel"), "{reason}");
+    }
+
+    #[test]
+    fn a_syntax_error_is_told_with_its_line() {
+        let error = Format::template("a\n{{ b".to_owned(), AutoEscapeWord::None, 1, Missing::Null)
+            .err()
+            .unwrap();
+        assert!(error.starts_with("template line 2: syntax error"), "{error}");
+    }
+}

@@ -1,0 +1,69 @@
+# The message template: which words it knows, and that nothing but it is ever interpreted.
+
+use v5.36;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use PushStream::Test;
+
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 16m;
+    push_stream_channels_path $arg_id;
+    push_stream_store_messages on;
+    client_max_body_size 1m;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /pub { push_stream_publisher; }
+        location /all {
+            push_stream_subscriber polling;
+            push_stream_message_template "~id~|~text~|~size~|~channel~|~time~|~tag~|~event-id~|~event-type~";
+        }
+        location /case { push_stream_subscriber polling; push_stream_message_template "~ID~ ~Text~ ~EVENT-id~"; }
+        location /other { push_stream_subscriber polling; push_stream_message_template "~ ~~ ~nope~ ~text ~~text~~ 100% \"~text~\""; }
+        location /default { push_stream_subscriber polling; }
+        location /five {
+            push_stream_subscriber;
+            push_stream_message_template "~id~ ~channel~ ~tag~ ~time~ ~text~";
+        }
+        location /five_events {
+            push_stream_subscriber eventsource;
+            push_stream_message_template "~id~ ~channel~ ~tag~ ~time~ ~text~";
+        }
+    }
+}
+CONF
+    my $newest = sub ($location, $id) { $nginx->get("/$location?id=$id.b1")->body };
+
+    $nginx->post('/pub?id=a', 'hello', 'Event-Id' => 'e', 'Event-Type' => 't');
+    like $newest->('all', 'a'), qr/^1\|hello\|5\|a\|\w{3}, \d\d \w{3} 20\d\d [\d:]{8} GMT\|1\|e\|t$/, 'every word it knows';
+    is $newest->('case', 'a'), '1 hello e', 'in any case';
+    is $newest->('other', 'a'), '~ ~~ ~nope~ ~text ~hello~ 100% "hello"', 'anything else stays';
+    is $newest->('default', 'a'), 'hello', 'without a template it is the text';
+
+    $nginx->post('/pub?id=~text~', '~id~ ~channel~', 'Event-Id' => '~tag~');
+    like $newest->('all', '~text~'), qr/^1\|~id~ ~channel~\|14\|~text~\|.*\|~tag~\|$/, 'what is put in is not looked at again';
+
+    $nginx->post('/pub?id=nul', "a\0b~text~\xff");
+    like $newest->('all', 'nul'), qr/^1\|a\0b~text~\xff\|11\|nul\|/, 'bytes are bytes';
+
+    my $large = '~text~ ~id~ ~channel~ ~tag~ ~time~ ' x 21_000;
+    my $stream = $nginx->subscribe('/five?id=large');
+    my $events = $nginx->subscribe('/five_events?id=large');
+    my $start = time;
+    is $nginx->post('/pub?id=large', $large)->status, 200, length($large) . ' bytes full of words';
+    my $answered = time - $start;
+    my $chunk = $stream->chunk;
+    my $delivered = time - $start;
+    cmp_ok $answered, '<', 0.3, sprintf 'are answered at once: %.0f ms', 1000 * $answered;
+    cmp_ok $delivered, '<', 0.6, sprintf 'and delivered: %.0f ms', 1000 * $delivered;
+    ok $chunk =~ /^1 large \d+ \w{3}, .{21} GMT (.*)$/s && $1 eq $large, 'as they are';
+    my $data = $events->event->{data};
+    ok $data =~ /^1 large \d+ \w{3}, .{21} GMT (.*)$/s && $1 eq $large, 'to browsers too';
+};
+
+done_testing;

@@ -1,0 +1,60 @@
+# Pings fill silence: one interval after connecting or after the last message, then again and again.
+
+use v5.36;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use PushStream::Test;
+
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 4m;
+    push_stream_channels_path $arg_id;
+    push_stream_ping_message_text "are you there?";
+    push_stream_ping_message_interval 400ms;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /pub { push_stream_publisher; }
+        location /sub { push_stream_subscriber; push_stream_message_template "~id~|~channel~|~text~|~time~|~tag~"; }
+        location /ev {
+            push_stream_subscriber eventsource;
+            push_stream_message_template "~id~ ~text~";
+        }
+        location /wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 1s; }
+    }
+}
+CONF
+    my $ping = '-1||are you there?|Thu, 01 Jan 1970 00:00:00 GMT|0';
+
+    my $start = time;
+    my $stream = $nginx->subscribe('/sub?id=a');
+    my $events = $nginx->subscribe('/ev?id=a');
+    is $events->chunk, ": \n", 'the comment that begins an event stream';
+    for my $n (1 .. 3) {
+        is $stream->chunk, $ping, "ping $n of a stream goes through the template";
+        my $after = time - $start;
+        ok $after > 0.4 * $n - 0.15 && $after < 0.4 * $n + 0.3, sprintf 'after %d intervals: %.2f s', $n, $after;
+        is $events->chunk, ": -1\n", "ping $n of an event stream is a comment";
+    }
+
+    # Every 200 ms a message: no time for pings.
+    for my $n (1 .. 5) {
+        sleep 0.2;
+        $nginx->post('/pub?id=a', "message $n");
+        like $stream->chunk, qr/^$n\|a\|message $n\|/, 'as long as messages come no ping does';
+        is $events->text_until(qr/\n\n/), "data: $n message $n\n\n", 'in no stream';
+    }
+    my $last = time;
+    is $stream->chunk, $ping, 'afterwards it does';
+    cmp_ok time - $last, '>', 0.25, 'an interval later';
+
+    my $wait = $nginx->open(GET => '/wait?id=a');
+    my $answer = $wait->response;
+    is $answer->status, 304, 'who polls long is not pinged';
+};
+
+done_testing;
