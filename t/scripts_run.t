@@ -3,6 +3,7 @@
 use v5.36;
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use File::Path qw(remove_tree);
 use HTTP::Tiny;
 use IO::Socket::INET;
 use Test::More;
@@ -19,8 +20,12 @@ sub run_fails_with ($name, $pattern, @options) {
 }
 
 subtest 'what cannot work is refused' => sub {
-    my $taken = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1') or die $!;
-    my $port = $taken->sockport;
+    my ($port, $taken);
+    until ($taken) {
+        $port = 12_001 + int rand 20_000;
+        my $before = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1', LocalPort => $port - 1) or next;
+        $taken = IO::Socket::INET->new(Listen => 1, LocalAddr => '127.0.0.1', LocalPort => $port);
+    }
     run_fails_with('a taken port', qr/cannot listen on 127\.0\.0\.1:$port: taken/, '--port', $port);
     run_fails_with("the worker's port taken", qr/port $port, the worker's, is taken/, '--port', $port - 1);
     run_fails_with('no port', qr/"http" is no port/, '--port', 'http');
@@ -58,11 +63,12 @@ subtest 'a comment is cleaned, formatted and published to its three channels' =>
 };
 
 subtest 'if one of the two dies, the other does not stay' => sub {
-    my $demo = Demo->start;
+    my $demo = Demo->start(quiet => 1);
     kill QUIT => $demo->nginx_pid;
     waitpid delete $demo->{pid}, 0;
     isnt($? >> 8, 0, 'scripts/run fails');
     is(join(' ', $demo->processes), '', 'nothing is left');
+    remove_tree($demo->dir);
 };
 
 done_testing;

@@ -92,15 +92,22 @@ function receive(data) {
 
 /** The comment in a message, or null: nothing that came over the wire is trusted to have a shape. */
 function commentFrom(value) {
-  if (typeof value?.id !== "string" || typeof value.message !== "string") return null;
-  const time = typeof value.created_at === "number" ? value.created_at : Date.parse(value.created_at ?? "");
+  // The page gave it its id; who posts without one gets the worker's.
+  const id = value?.id ?? value?.event;
+  if (typeof id !== "string" || typeof value.message !== "string") return null;
+  const time = Date.parse(value.created_at ?? "");
   return {
-    id: value.id,
+    id,
     thread: String(value.thread ?? ""),
-    author: { id: String(value.author?.id ?? ""), name: String(value.author?.name ?? "").trim().slice(0, 40) || "Somebody" },
+    author: { id: String(value.author?.id ?? ""), name: nameFrom(value.author?.name) },
     message: value.message,
     time: Number.isFinite(time) ? time : Date.now(),
   };
+}
+
+/** The worker took the markup out of names; what is left is still HTML, where "&" is "&amp;". */
+function nameFrom(html) {
+  return fromMarkup(String(html ?? "")).textContent.trim().slice(0, 40) || "Somebody";
 }
 
 function showDelivered(comment) {

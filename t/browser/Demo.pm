@@ -5,17 +5,20 @@ use v5.36;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use File::Path qw(remove_tree);
 use Test::More ();
 
 my $root = abs_path(dirname(abs_path(__FILE__)) . '/../..');
 
-sub start ($class, @options) {
+# quiet => 1 for a test in which the demo is meant to complain.
+sub start ($class, %options) {
     pipe my $read, my $write or die "pipe: $!";
     my $pid = fork // die "fork: $!";
     if (!$pid) {
         open STDOUT, '>&', $write or die $!;
         close $read;
-        exec "$root/scripts/run", '--port', 0, @options or die "scripts/run: $!";
+        open STDERR, '>', '/dev/null' if $options{quiet};
+        exec "$root/scripts/run", '--port', 0 or die "scripts/run: $!";
     }
     close $write;
     my $self = bless { pid => $pid, owner => $$, expected => [] }, $class;
@@ -60,6 +63,7 @@ sub stop ($self) {
     my @alarming = grep { /\[(?:alert|crit|emerg)\]|exited on signal|open socket|panicked/ } split /\n/, slurp($log);
     for my $pattern (@{ $self->{expected} }) { @alarming = grep { !/$pattern/ } @alarming }
     Test::More::is(join("\n", @alarming), '', 'nothing alarming in the error log');
+    remove_tree($self->dir) if Test::More->builder->is_passing;
 }
 
 sub slurp ($file) {
