@@ -29,6 +29,11 @@ pub struct Bound {
 }
 
 impl Backlog {
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
