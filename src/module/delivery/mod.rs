@@ -527,8 +527,9 @@ impl Delivery {
                 actions.extend(self.begin_end(id));
                 continue;
             }
-            if subscriber.ping_due_ms.is_some_and(|due| due <= now_ms) {
-                subscriber.postpone_ping(now_ms);
+            if let Some(due) = subscriber.ping_due_ms.filter(|&due| due <= now_ms) {
+                // From when it was due, or slots would add up.
+                subscriber.postpone_ping(due.max(now_ms - wheel::SLOT_MS));
                 subscriber.queue_ping();
                 actions.push(Action::Advance(id));
             }
