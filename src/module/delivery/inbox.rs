@@ -71,6 +71,14 @@ impl Delivery {
         !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
     }
 
+    /// One large message must not cost memory for ever.
+    pub fn forget_large_buffers(&mut self) {
+        if self.inbox.scratch.capacity() > DRAIN_BYTES {
+            self.inbox.scratch = Vec::new();
+            self.inbox.batch = Batch::default();
+        }
+    }
+
     /// Takes what the store has and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
         let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) else {

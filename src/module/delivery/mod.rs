@@ -558,8 +558,9 @@ impl Delivery {
                 actions.extend(self.begin_end(id));
                 continue;
             }
-            if subscriber.ping_due_ms.is_some_and(|due| due <= now_ms) {
-                subscriber.postpone_ping(now_ms);
+            if let Some(due) = subscriber.ping_due_ms.filter(|&due| due <= now_ms) {
+                // From when it was due, or slots would add up.
+                subscriber.postpone_ping(due.max(now_ms - wheel::SLOT_MS));
                 let alive = subscriber.queue_ping(now_ms);
                 actions.push(if alive {
                     Action::Advance(id)
