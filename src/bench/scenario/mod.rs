@@ -79,6 +79,7 @@ struct Cast {
     messages: Option<u64>,
     duration: Option<Duration>,
     rate: Option<f64>,
+    max_ahead: Option<u64>,
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
@@ -148,6 +149,8 @@ impl Run {
             messages: cast.messages,
             duration: cast.duration,
             rate: cast.rate,
+            max_ahead: cast.max_ahead,
+            audience: cast.subscribers as f64 / f64::from(cast.channels),
         };
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
