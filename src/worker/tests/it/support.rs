@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::spawn_local;
 
 /// Far beyond what anything here takes, also on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A directory that is gone after the test.
 pub struct TempDir(PathBuf);
