@@ -48,7 +48,7 @@ CONF
     $nginx->post('/pub?id=a', 'one');
     my $answer = $client->response;
     is $answer->status, 200, 'the next message is the answer';
-    is_deeply [ $answer->chunks ], [ 'head|', '1:one|', 'foot' ], 'header, message, footer';
+    is $answer->body, 'head|1:one|foot', 'header, message, footer';
     my ($time, $tag) = split m{/}, $nginx->get('/stamp?id=a.b1')->body;
     is $answer->header('Last-Modified'), $time, 'Last-Modified is its time';
     is $answer->header('Etag'), "W/$tag", 'Etag its tag';
@@ -97,7 +97,7 @@ CONF
         $nginx->delete('/pub?id=a');
         my $notice = $waiting->response;
         is $notice->status, 200, 'is an answer';
-        is_deeply [ $notice->chunks ], [ 'head|', '-2:Channel deleted|', 'foot' ], 'the notice';
+        is $notice->body, 'head|-2:Channel deleted|foot', 'the notice';
         is $notice->header('Etag'), 'W/0', 'with tag 0';
         ok wait_until { $nginx->figures('other')->{subscribers} == 0 }, 'the other channels are left too';
     };

@@ -48,7 +48,7 @@ CONF
     is $ids->('/status?id=*'), 'news_b chat news_a chat_1', '*: as well';
     is $ids->('/status?id=news_*'), 'news_b news_a', 'a prefix';
     is $ids->('/status?id=chat*'), 'chat chat_1', 'that is an id itself';
-    is $ids->('/status?id=n*what ever'), 'news_b news_a', 'what stands behind the star does not matter';
+    is $ids->('/status?id=n*what%20ever'), 'news_b news_a', 'what stands behind the star does not matter';
     is $ids->('/status?id=nothing*'), '', 'a prefix of nothing is an empty list';
     is $ids->('/status?id=chat/news_*/ALL'), 'news_b news_a', 'the first that is a star or ALL decides alone';
 

@@ -185,7 +185,7 @@ fn number(value: f64, decimals: usize) -> String {
 
 /// The rows of the Markdown table: scenario, fact, text, whether a ratio says something.
 const ROWS: &[(&str, &str, &str, bool)] = &[
-    ("idle", "private_bytes", "private memory per idle subscriber", true),
+    ("idle", "private_bytes", "private memory per idle subscriber", false),
     (
         "idle",
         "kernel_slab_bytes",
@@ -210,6 +210,12 @@ const ROWS: &[(&str, &str, &str, bool)] = &[
         true,
     ),
     ("publish", "cpu_us", "CPU per publish, stored, no subscriber", true),
+    (
+        "baseline",
+        "cpu_us",
+        "CPU per POST that nginx answers with `return 200`",
+        false,
+    ),
     ("publish", "latency_p99_ms", "publish to answer, 99 %", false),
     ("storm", "cpu_us", "CPU per new subscriber", true),
     ("storm", "opening_p99_ms", "connect to response head, 99 %", false),

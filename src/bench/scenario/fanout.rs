@@ -24,8 +24,11 @@ pub struct Fanout {
     #[arg(long, default_value_t = 1, value_name = "N")]
     publishers: u32,
     /// Messages to publish, over all channels
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, conflicts_with = "seconds", value_name = "N")]
     messages: u64,
+    /// Publish for so long instead
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
     /// Messages a second (open loop: latency counts from when a message was due); full speed if not given
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
@@ -46,8 +49,10 @@ impl Fanout {
             subscribers: self.subscribers,
             channels: self.channels.max(1),
             publishers: self.publishers.max(1),
-            messages: Some(self.messages),
-            duration: None,
+            messages: self.seconds.is_none().then_some(self.messages),
+            duration: self
+                .seconds
+                .map(|seconds| Duration::from_secs_f64(seconds.clamp(0.01, 86_400.0))),
             rate: self.rate,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: self.event_ids,

@@ -32,6 +32,9 @@ pub struct Publish {
     /// Send an Event-Id with each message
     #[arg(long)]
     event_ids: bool,
+    /// Name of the scenario in the report
+    #[arg(long, default_value = "publish", value_parser = ["publish", "baseline"])]
+    name: String,
 }
 
 impl Publish {
@@ -55,7 +58,10 @@ impl Publish {
         let known = run.server.is_known();
         let findings = run.finish()?;
 
-        let mut report = Report::new("publish", &self.target.label);
+        let mut report = Report::new(
+            if self.name == "baseline" { "baseline" } else { "publish" },
+            &self.target.label,
+        );
         report.count("publishers", "publishers", u64::from(self.publishers));
         report.count("channels", "channels", u64::from(self.channels));
         report.count("published", "messages published", findings.accepted);

@@ -94,6 +94,7 @@ fn main() {
             position: Position::default(),
             mode: JoinMode::Stream,
             authorized_channels_only: false,
+            may_follow_events: true,
         };
         let first = worker.join(&request, Now::read()).expect("admitted");
         measure("join and leave a channel", 1_000_000, |_| {

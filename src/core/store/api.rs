@@ -98,6 +98,8 @@ pub enum Refusal {
     TooManySubscribers,
     #[error("the subscriber may not create channels")]
     MayNotCreate,
+    #[error("the subscriber may not follow the events channel")]
+    EventsChannel,
 }
 
 /// One channel's figures (`compat.md` §18).
@@ -192,6 +194,8 @@ pub struct JoinRequest<'a> {
     pub mode: JoinMode,
     /// `push_stream_authorized_channels_only`.
     pub authorized_channels_only: bool,
+    /// May it follow the events channel?
+    pub may_follow_events: bool,
 }
 
 /// The answer to a [`JoinRequest`], decided in one step: whatever is published later is live, whatever was published

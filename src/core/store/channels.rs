@@ -417,6 +417,11 @@ impl Locked<'_> {
 }
 
 impl Limits {
+    /// Is this the id of the events channel?
+    pub fn is_events(&self, id: &[u8]) -> bool {
+        self.events.as_ref().is_some_and(|events| events.channel == id)
+    }
+
     /// Is a channel with this id a wildcard channel?
     pub fn is_wildcard(&self, id: &[u8]) -> bool {
         !self.wildcard_prefix.is_empty() && id.starts_with(&self.wildcard_prefix)

@@ -312,18 +312,13 @@ impl Locked<'_> {
         }
     }
 
-    /// A few per publish: enough to follow a limit that a reload has lowered.
+    /// One for one: what a lowered limit leaves over is the caller's.
     fn drop_over_limit(&mut self, channel: ChannelRef, limits: &Limits) {
-        let Some(max) = limits.max_stored_per_channel else {
-            return;
-        };
-        for _ in 0..2 {
-            if self.get(channel, channel::stored) <= max {
-                return;
-            }
-            let Some(oldest) = self.first_stored(channel) else {
-                return;
-            };
+        if limits
+            .max_stored_per_channel
+            .is_some_and(|max| self.get(channel, channel::stored) > max)
+            && let Some(oldest) = self.first_stored(channel)
+        {
             self.unstore(oldest);
         }
     }

@@ -25,7 +25,7 @@ const LIST_CHANNELS: usize = 256;
 /// Journal entries for finding or creating a channel and appending a message to it, without its members.
 const ENTRIES_PER_CHANNEL: usize = 40;
 /// Journal entries for dropping what is over the limit of stored messages then.
-const ENTRIES_FOR_LIMIT: usize = 40;
+const ENTRIES_FOR_LIMIT: usize = 20;
 /// Journal entries for telling a member.
 const ENTRIES_PER_MEMBER: usize = 5;
 /// Blocks of the message about an event, without the channel's id.
@@ -257,7 +257,7 @@ impl Worker {
         let hashes = self.hashes(ids.iter().copied());
         let slot = self.slot;
         let limits = self.limits.clone();
-        let published = self.mutate(self.cost(ids.iter().copied()), now, |locked| {
+        let published: Result<Vec<_>, _> = self.mutate(self.cost(ids.iter().copied()), now, |locked| {
             let mut channels = Vec::with_capacity(ids.len());
             for (id, &hash) in ids.iter().zip(&hashes) {
                 channels.push(locked.find_or_create(hash, id, &limits)?);
@@ -265,10 +265,42 @@ impl Worker {
             locked.link_reserved(slot, &channels, shape, &limits);
             Ok(channels.iter().map(|&channel| locked.info(channel)).collect())
         });
-        if published.is_err() {
-            self.unreserve();
+        match published {
+            Ok(mut channels) => {
+                self.trim(&hashes, ids, &mut channels);
+                Ok(channels)
+            }
+            Err(refusal) => {
+                self.unreserve();
+                Err(refusal)
+            }
         }
-        published
+    }
+
+    /// A publish drops as many messages as it adds. If a reload has lowered the limit, the rest goes here.
+    fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [ChannelInfo]) {
+        let Some(max) = self.limits.max_stored_per_channel else {
+            return;
+        };
+        for ((&hash, id), info) in hashes.iter().zip(ids).zip(channels) {
+            while info.stored > max.into() {
+                self.step(|locked, _| {
+                    let Some(channel) = locked.find(hash, id) else {
+                        info.stored = 0;
+                        return;
+                    };
+                    for _ in 0..32 {
+                        if locked.get(channel, channel::stored) > max
+                            && let Some(oldest) = locked.first_stored(channel)
+                        {
+                            locked.unstore(oldest);
+                            locked.step();
+                        }
+                    }
+                    info.stored = locked.get(channel, channel::stored).into();
+                });
+            }
+        }
     }
 
     /// Deletes those of `ids` that exist; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many there
@@ -676,6 +708,9 @@ impl Locked<'_> {
                 && self.get(channel, channel::subscribers) >= max
             {
                 return Err(Refusal::TooManySubscribers);
+            }
+            if !request.may_follow_events && limits.is_events(wanted.id) {
+                return Err(Refusal::EventsChannel);
             }
         }
         Ok(())

@@ -98,6 +98,16 @@ pub fn channel(format: Format, channel: &Channel<'_>, out: &mut Vec<u8>) {
     });
 }
 
+/// What the events channel says of a channel (`compat.md` §19).
+pub fn channel_event(event: &str, id: &[u8]) -> Vec<u8> {
+    let mut out = b"{".to_vec();
+    Record::new(Format::Json, "", ", ", &mut out)
+        .text("type", event.as_bytes())
+        .text("channel", id);
+    out.push(b'}');
+    out
+}
+
 /// Writes a group piece by piece, so that a million channels never stand in memory as one list.
 #[derive(Debug)]
 pub struct GroupWriter {
@@ -448,6 +458,12 @@ mod tests {
     /// Lines as a person writes them; on the wire they end with CRLF.
     fn lines(text: &str) -> String {
         text.replace('\n', "\r\n")
+    }
+
+    #[test]
+    fn an_event_names_what_happened_and_to_whom() {
+        let text = channel_event("channel_created", b"a\"b");
+        assert_eq!(text, br#"{"type": "channel_created", "channel": "a\"b"}"#);
     }
 
     #[test]

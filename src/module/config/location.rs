@@ -153,6 +153,10 @@ impl Location {
         self.authorized_channels_only == 1
     }
 
+    pub fn may_follow_events(&self) -> bool {
+        self.allow_events_channel == 1
+    }
+
     /// Most wildcard channels in one subscription, if that is limited.
     pub fn wildcard_max(&self) -> Option<u32> {
         given(self.wildcard_max)

@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
-use push_stream_core::store::{Limits, OnFull, Zone};
+use push_stream_core::store::{Events, Limits, OnFull, Zone};
+use push_stream_core::wire::statistics;
 
 use super::location::Format;
 use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
@@ -187,7 +188,7 @@ impl Main {
                 } else {
                     OnFull::Refuse
                 },
-                events: None,
+                events: events(self.events_channel_id.as_bytes()),
             }),
             channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
             ping_text: text(&self.ping_text, b" "),
@@ -230,6 +231,14 @@ impl Main {
         self.formats.push(format.clone());
         format
     }
+}
+
+/// `push_stream_events_channel_id`; without it nothing is told.
+fn events(channel: &[u8]) -> Option<Events> {
+    (!channel.is_empty()).then(|| Events {
+        channel: channel.to_vec(),
+        text: |event, id| statistics::channel_event(event.name(), id),
+    })
 }
 
 fn secs(given: time_t, default: u32) -> u32 {

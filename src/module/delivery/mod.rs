@@ -211,7 +211,7 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool) {
         let connection = (*r).connection;
         (*r).read_event_handler = Some(ngx_http_test_reading);
         (*r).write_event_handler = Some(writable);
-        if streams && (*r).stream.is_null() {
+        if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
             // nginx does not do so on a first plain request, and Nagle would add 40 ms to the second message.
             ngx_tcp_nodelay(connection);
         }

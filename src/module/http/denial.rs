@@ -15,6 +15,9 @@ pub enum Denial {
     MayNotCreate,
     TooManyChannels,
     BadCallback,
+    /// Only the module itself publishes there, and it is never deleted.
+    ToEventsChannel,
+    FromEventsChannel,
     UnknownChannel,
     /// With the methods that are allowed.
     Method(&'static str),
@@ -38,6 +41,8 @@ impl Denial {
             | Denial::TooManyWildcardChannels
             | Denial::TooManySubscribers
             | Denial::MayNotCreate
+            | Denial::ToEventsChannel
+            | Denial::FromEventsChannel
             | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
             Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
@@ -58,6 +63,8 @@ impl Denial {
             Denial::TooManySubscribers => "Subscribers limit per channel has been exceeded.",
             Denial::MayNotCreate => "Subscriber could not create channels.",
             Denial::TooManyChannels => "Number of channels were exceeded.",
+            Denial::ToEventsChannel => "Only internal routines can change events channel.",
+            Denial::FromEventsChannel => "Subscription to events channel is not allowed.",
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
@@ -74,6 +81,7 @@ impl From<Refusal> for Denial {
             Refusal::TooManyChannels => Denial::TooManyChannels,
             Refusal::TooManySubscribers => Denial::TooManySubscribers,
             Refusal::MayNotCreate => Denial::MayNotCreate,
+            Refusal::EventsChannel => Denial::FromEventsChannel,
         }
     }
 }

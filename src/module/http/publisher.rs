@@ -36,13 +36,13 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             report(r, &path)
         }
         NGX_HTTP_POST | NGX_HTTP_PUT => {
-            let path = checked_path(r)?;
+            let path = changeable_path(r)?;
             delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
                 .ok_or(Denial::Unavailable)??;
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
-            let path = checked_path(r)?;
+            let path = changeable_path(r)?;
             read_body(r, path, delete_body)
         }
         _ => Err(Denial::Method(methods)),
@@ -52,6 +52,16 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 fn checked_path(r: Request<'_>) -> Result<Path, Denial> {
     let path = Path::of(r)?;
     path.check(r.settings()?)?;
+    Ok(path)
+}
+
+/// A path without the events channel.
+fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
+    let path = checked_path(r)?;
+    let limits = &r.settings()?.limits;
+    if path.segments().any(|segment| limits.is_events(segment.id)) {
+        return Err(Denial::ToEventsChannel);
+    }
     Ok(path)
 }
 

@@ -237,6 +237,10 @@ impl<'a> Item<'a> {
         self.problems.add(self.at, self.path.clone(), text);
     }
 
+    pub fn is_list(&self) -> bool {
+        self.value.as_array().is_some()
+    }
+
     fn section(&self) -> Option<Section<'a>> {
         match self.value {
             DeValue::Table(table) => Some(Section::new(self.problems, self.path.clone(), self.at, table)),

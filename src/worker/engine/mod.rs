@@ -475,8 +475,11 @@ fn spawn(
     let run = move || {
         let mut report = report;
         let result = body();
-        if let Some((_, Ended::Source { result: reported, .. })) = &mut report.0 {
-            *reported = result;
+        match (&mut report.0, result) {
+            (Some((_, Ended::Source { result: reported, .. })), result) => *reported = result,
+            // A lane ends well when all sources have let go of it, which they may do before they report their own end.
+            (Some((_, Ended::Lane(_))), Ok(())) => report.0 = None,
+            _ => {}
         }
     };
     std::thread::Builder::new().name(name).spawn(run).map_err(failed)

@@ -1,9 +1,9 @@
 //! `format`: the bytes that browsers get, made once.
 //!
-//! Either a list of fields, which is the fast way to a JSON object:
+//! Either a list of fields, which is the fast way to a JSON object; of several in brackets the first that is there counts:
 //!
 //! ```toml
-//! fmt = { type = "format", fields = { id = "_event.id", author = "author.name", message = "message" } }
+//! fmt = { type = "format", fields = { id = ["id", "_event.id"], author = "author.name", message = "message" } }
 //! ```
 //!
 //! or a minijinja template, in place or in a file:
@@ -29,7 +29,7 @@ use minijinja::{AutoEscape, Environment, UndefinedBehavior};
 use serde_json::Value;
 
 use super::{Flow, Kind, Missing, Stage};
-use crate::config::section::{FromItem, Section};
+use crate::config::section::{FromItem, Item, Section};
 use crate::event::Event;
 use crate::field::FieldPath;
 
@@ -49,9 +49,25 @@ pub enum Format {
 }
 
 pub struct FieldList {
-    /// Output keys, already quoted, and where their values come from.
-    entries: Vec<(String, FieldPath)>,
+    entries: Vec<Entry>,
     missing: Missing,
+}
+
+/// One member of the object.
+pub struct Entry {
+    /// Already quoted.
+    key: String,
+    /// The first that is there gives the value. Never empty.
+    paths: Vec<FieldPath>,
+}
+
+impl Entry {
+    pub fn new(name: &str, paths: Vec<FieldPath>) -> Self {
+        Self {
+            key: Value::from(name).to_string(),
+            paths,
+        }
+    }
 }
 
 fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
@@ -62,8 +78,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
     ];
     let missing = section.choice("missing", &words, Missing::Null);
     let entries = section.table("fields", |table| {
-        let read = |(name, item): (String, _)| Some((quoted(&name), FieldPath::from_item(&item)?));
-        let entries: Vec<_> = table.entries().map(read).collect();
+        let entries: Vec<_> = table.entries().map(|(name, item)| read_entry(&name, &item)).collect();
         entries.into_iter().collect::<Option<Vec<_>>>()
     });
     let inline = section.optional::<String>("template");
@@ -122,6 +137,18 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
     }
 }
 
+fn read_entry(name: &str, item: &Item<'_>) -> Option<Entry> {
+    let paths = if item.is_list() {
+        Vec::from_item(item)?
+    } else {
+        vec![FieldPath::from_item(item)?]
+    };
+    if paths.is_empty() {
+        item.complain("needs at least one field");
+    }
+    Some(Entry::new(name, paths))
+}
+
 #[derive(Clone, Copy, Debug)]
 pub enum AutoEscapeWord {
     Json,
@@ -130,7 +157,7 @@ pub enum AutoEscapeWord {
 }
 
 impl Format {
-    pub fn fields(entries: Vec<(String, FieldPath)>, missing: Missing) -> Self {
+    pub fn fields(entries: Vec<Entry>, missing: Missing) -> Self {
         Self::Fields(FieldList { entries, missing })
     }
 
@@ -176,8 +203,9 @@ impl FieldList {
     fn write(&self, event: &Event) -> Result<Bytes, String> {
         let mut out = Vec::with_capacity(event.raw.len() + 64);
         out.push(b'{');
-        for (key, path) in &self.entries {
-            let value = path.get(event);
+        for Entry { key, paths } in &self.entries {
+            let value = paths.iter().find_map(|path| path.get(event));
+            let path = &paths[0];
             let value = match (&value, self.missing) {
                 (Some(value), _) => value.as_ref(),
                 (None, Missing::Null) => &Value::Null,
@@ -222,11 +250,6 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-/// A JSON string.
-fn quoted(text: &str) -> String {
-    Value::from(text).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,7 +269,14 @@ mod tests {
     }
 
     fn list(missing: Missing) -> Format {
-        let entry = |key: &str, path: &str| (quoted(key), FieldPath::from_text(path).unwrap());
+        let entry = |key: &str, path: &str| {
+            Entry::new(
+                key,
+                path.split(',')
+                    .map(|path| FieldPath::from_text(path).unwrap())
+                    .collect(),
+            )
+        };
         Format::fields(
             vec![
                 entry("id", "_event.id"),

@@ -40,7 +40,7 @@ sub start ($class, $conf, %options) {
         return $self if $self->_is_up;
         last unless $self->log =~ /Address already in use/;
     }
-    die "nginx did not start: $self->{output}" . $self->log . "\n";
+    die "nginx did not start: " . $self->{output}->() . $self->log . "\n";
 }
 
 # Runs `nginx -t`. Returns whether it succeeds, and all it said.
@@ -79,6 +79,7 @@ sub master ($self) { return $self->{master} }
 sub write_conf ($self, $conf) {
     my $dir = $self->dir;
     my $user = $> == 0 ? 'user root;' : '';
+    $self->{single} = $conf =~ /^\s*master_process\s+off;/m;
     my $main = <<"END" =~ s/\n\z//r;
 $user
 daemon off;
@@ -133,7 +134,7 @@ sub _is_up ($self) {
         return 0 if !$self->is_running;
         if (IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $self->{port})) {
             # The sockets listen before the workers live.
-            return 1 if @{[ $self->worker_pids ]} == $self->{workers};
+            return 1 if $self->{single} || @{[ $self->worker_pids ]} == $self->{workers};
         }
         sleep 0.01;
     }

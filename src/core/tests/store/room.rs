@@ -266,3 +266,23 @@ fn many_channels_in_one_request_are_one_mutation() {
     worker.leave(&joined.memberships, true);
     test.assert_whole();
 }
+
+#[test]
+fn a_lowered_limit_holds_from_the_next_publish() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker();
+    for index in 0..100 {
+        publish(&mut worker, "a", &index.to_string(), &limits(), test.now).unwrap();
+    }
+    let three = Limits {
+        max_stored_per_channel: Some(3),
+        ..limits()
+    };
+    let info = publish(&mut worker, "a", "100", &three, test.now).unwrap()[0];
+    assert_eq!((info.published, info.stored), (101, 3));
+    assert_eq!(
+        old(&mut worker, "a", 9, Position::default(), test.now),
+        ["98", "99", "100"]
+    );
+    test.assert_whole();
+}

@@ -127,6 +127,7 @@ pub fn request<'a>(channels: &'a [JoinChannel<'a>], position: Position<'a>, mode
         position,
         mode,
         authorized_channels_only: false,
+        may_follow_events: true,
     }
 }
 

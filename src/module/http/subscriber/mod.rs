@@ -102,6 +102,7 @@ impl<'r> Candidate<'r> {
             position: self.resume.position(),
             mode,
             authorized_channels_only: self.r.location().authorized_channels_only(),
+            may_follow_events: self.r.location().may_follow_events(),
         };
         let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
         let seat = Seat::new(&joined.memberships);

@@ -1,0 +1,282 @@
+use std::collections::HashMap;
+use std::io::Write;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+fn run_lines(dir: &TempDir, config: &str, lines: impl Iterator<Item = String>) -> std::process::ExitStatus {
+    let mut worker = Worker::start_with(dir, config, Stdio::piped());
+    let mut stdin = worker.stdin();
+    lines.for_each(|line| writeln!(stdin, "{line}").unwrap());
+    drop(stdin);
+    worker.wait()
+}
+
+#[test]
+fn order_per_key_survives_errors_aborts_and_time_outs() {
+    const EVENTS: usize = 1500;
+    const KEYS: usize = 25;
+    let dir = TempDir::new();
+    let random = Mutex::new(fastrand::Rng::with_seed(7));
+    let nginx = StandIn::start("127.0.0.1:0", move |_| match random.lock().unwrap().u32(0..1000) {
+        0..60 => Behaviour::Status(500, ""),
+        60..90 => Behaviour::Status(503, "no memory"),
+        90..130 => Behaviour::Abort,
+        130..170 => Behaviour::AcceptAndAbort,
+        170..173 => Behaviour::Hang(Duration::from_secs(2)),
+        _ => Behaviour::Accept,
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"\nmax_in_flight = 200") + "[engine]\nlanes = 3\n";
+    let line = |n| format!("{{\"thread\":{},\"n\":{n}}}", n % KEYS);
+    assert!(run_lines(&dir, &config, (0..EVENTS).map(line)).success());
+
+    let publishes = nginx.publishes();
+    let mut last: HashMap<String, u64> = HashMap::new();
+    let mut ids: HashMap<u64, String> = HashMap::new();
+    let mut accepted = std::collections::HashSet::new();
+    for publish in &publishes {
+        let n = publish.json()["n"].as_u64().unwrap();
+        let before = last.insert(publish.uri.clone(), n);
+        assert!(
+            before.is_none_or(|before| before <= n),
+            "{n} was overtaken by {before:?} in {}",
+            publish.uri
+        );
+        if let Some(before) = before.filter(|before| *before != n) {
+            assert!(
+                accepted.contains(&before),
+                "{n} came although {before} was not accepted"
+            );
+        }
+        assert_eq!(
+            ids.entry(n).or_insert_with(|| publish.id().to_owned()),
+            publish.id(),
+            "one id in all attempts"
+        );
+        if publish.accepted {
+            accepted.insert(n);
+        }
+    }
+    assert_eq!(accepted.len(), EVENTS);
+    assert!(publishes.len() > EVENTS + EVENTS / 10, "there were faults");
+    assert!(parked(&dir).is_empty());
+}
+
+#[test]
+fn a_failing_key_does_not_hold_up_the_others() {
+    let dir = TempDir::new();
+    let nginx = StandIn::start("127.0.0.1:0", |publish| match publish.uri.ends_with("thread.bad") {
+        true => Behaviour::Status(500, ""),
+        false => Behaviour::Accept,
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"");
+    let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
+    let mut stdin = worker.stdin();
+    writeln!(stdin, "{{\"thread\":\"bad\"}}").unwrap();
+    (0..100).for_each(|n| writeln!(stdin, "{{\"thread\":\"t{n}\"}}").unwrap());
+    nginx.wait_until(|all| all.iter().filter(|publish| publish.accepted).count() == 100);
+    assert!(nginx.count() > 100);
+}
+
+#[test]
+fn what_cannot_be_accepted_is_parked_with_its_reason_and_the_rest_goes_on() {
+    let dir = TempDir::new();
+    let room = Mutex::new(0);
+    let nginx = StandIn::start("127.0.0.1:0", move |publish| {
+        match publish.json()["case"].as_str().unwrap() {
+            "bad" => Behaviour::Status(400, "Empty post requests are not allowed."),
+            "stale" => Behaviour::Status(409, "Event id is out of order."),
+            "forbidden" => Behaviour::Status(403, "Only internal routines can change events channel."),
+            "down" => Behaviour::Status(503, ""),
+            "limit" => {
+                let mut room = room.lock().unwrap();
+                *room += 1;
+                if *room < 3 {
+                    Behaviour::Status(403, "Number of channels were exceeded.")
+                } else {
+                    Behaviour::Accept
+                }
+            }
+            "wrong" => {
+                let mut room = room.lock().unwrap();
+                *room += 10;
+                if *room < 30 {
+                    Behaviour::Status(404, "")
+                } else {
+                    Behaviour::Accept
+                }
+            }
+            _ => Behaviour::Accept,
+        }
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"").replace("max_age = \"60s\"", "max_age = \"700ms\"");
+    let cases = ["bad", "stale", "forbidden", "down", "limit", "wrong", "good"];
+    let lines = cases
+        .iter()
+        .map(|case| format!("{{\"thread\":\"{case}\",\"case\":\"{case}\"}}"));
+    let lines = lines.chain(["not json".to_owned(), "{\"case\":\"no thread\"}".to_owned()]);
+    assert!(run_lines(&dir, &config, lines).success());
+
+    let accepted: Vec<_> = nginx
+        .accepted()
+        .iter()
+        .map(|publish| publish.json()["case"].clone())
+        .collect();
+    assert_eq!(accepted.len(), 3, "{accepted:?}");
+    let parked = parked(&dir);
+    let find = |text: &str| {
+        let found = parked.iter().find(|line| line["raw"].as_str().unwrap().contains(text));
+        found.unwrap_or_else(|| panic!("{text} is not parked: {parked:?}"))
+    };
+    for (case, reason) in [
+        ("\"bad\"", "400 Empty post requests are not allowed."),
+        ("\"stale\"", "stale: 409 Event id is out of order."),
+        ("\"forbidden\"", "403 Only internal routines"),
+        ("\"down\"", "gave up at the age of 700ms: 503"),
+        ("not json", "not valid JSON"),
+        ("no thread", "no channel"),
+    ] {
+        assert!(
+            find(case)["reason"].as_str().unwrap().contains(reason),
+            "{}",
+            find(case)
+        );
+    }
+    assert!(find("\"down\"")["attempts"].as_u64().unwrap() > 3);
+    assert_eq!(find("\"bad\"")["channels"], serde_json::json!(["thread.bad"]));
+    assert_eq!(parked.len(), 6);
+}
+
+#[test]
+fn one_post_goes_to_all_channels_percent_encoded_over_a_unix_socket() {
+    let dir = TempDir::new();
+    let nginx = StandIn::start(&format!("unix:{}", dir.path("pub.sock").display()), |_| {
+        Behaviour::Accept
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"").replace(
+        r#"["thread.{thread}"]"#,
+        r#"["forum.{forum}", "thread.{thread}", "user.{author.id}"], event_type = "{kind}""#,
+    );
+    let line = r#"{"forum":"a b/ü","thread":"x.b5","author":{"id":7},"kind":"post"}"#.to_owned();
+    assert!(run_lines(&dir, &config, [line.clone()].into_iter()).success());
+    let publish = &nginx.publishes()[0];
+    assert_eq!(publish.uri, "/pub?id=forum.a%20b_%C3%BC/thread.x.b5_/user.7");
+    assert_eq!(publish.headers["event-type"], "post");
+    assert_eq!(publish.headers["host"], "localhost");
+    assert_eq!(publish.headers["content-length"], line.len().to_string());
+    assert_eq!(publish.body, line);
+    let (epoch, seq) = publish.id().split_once('-').unwrap();
+    assert!(
+        epoch.parse::<u64>().unwrap() > 1_600_000_000_000 && seq == "1",
+        "{}",
+        publish.id()
+    );
+}
+
+#[test]
+fn every_node_must_accept_and_one_that_did_is_not_asked_again() {
+    let dir = TempDir::new();
+    let up = StandIn::accepting();
+    let port = free_port();
+    let config = pipeline(
+        &format!("{}\", \"http://127.0.0.1:{port}", up.address),
+        "type = \"stdin\"",
+    );
+    let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
+    let mut stdin = worker.stdin();
+    writeln!(stdin, "{{\"thread\":1,\"n\":1}}\n{{\"thread\":1,\"n\":2}}").unwrap();
+    drop(stdin);
+    up.wait_for(1);
+    worker.wait_for_log("fails: cannot connect");
+    assert_eq!(up.count(), 1, "the second waits for the first to be everywhere");
+    let late = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    late.wait_for(2);
+    worker.wait_for_log("answers again");
+    assert!(worker.wait().success());
+    assert_eq!((up.count(), late.count()), (2, 2));
+}
+
+#[test]
+fn a_source_feeds_several_pipelines_and_waits_for_all_required_sinks() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, "type = \"stdin\"")
+        + r#"
+[sink.archive]
+type = "file"
+path = "archive/all.ndjson"
+fsync = true
+[sink.extra]
+type = "file"
+path = "archive/extra.ndjson"
+required = false
+[stage.anon]
+type = "anonymise"
+mask = ["name"]
+[pipeline.file]
+from = "in"
+stages = ["parse", "anon"]
+to = ["archive", "extra"]
+"#;
+    let lines = (0..20).map(|n| format!("{{\"thread\":{},\"n\":{n},\"name\":\"Ann\"}}", n % 3));
+    assert!(run_lines(&dir, &config, lines).success());
+    assert_eq!(nginx.accepted().len(), 20);
+    let archived = dir.read("archive/all.ndjson");
+    let expected: String = (0..20)
+        .map(|n| format!("{{\"thread\":{},\"n\":{n},\"name\":\"***\"}}\n", n % 3))
+        .collect();
+    assert_eq!(
+        archived, expected,
+        "a pipeline without route keeps the order of the source"
+    );
+    assert_eq!(dir.read("archive/extra.ndjson"), expected);
+}
+
+#[test]
+fn sigterm_finishes_what_is_in_flight_and_ends_with_0() {
+    let dir = TempDir::new();
+    let nginx = StandIn::start("127.0.0.1:0", |_| {
+        std::thread::sleep(Duration::from_millis(5));
+        Behaviour::Accept
+    });
+    let config = pipeline(&nginx.address, "type = \"file\"\npath = \"log\"\nmax_in_flight = 50");
+    for n in 0..2000 {
+        dir.append("log", &format!("{{\"thread\":{n},\"n\":{n}}}\n"));
+    }
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(20);
+    assert_eq!(worker.terminate().code(), Some(0));
+    let first = nginx.count();
+    assert!((20..2000).contains(&first), "{first}");
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(first + 30);
+    assert_eq!(worker.terminate().code(), Some(0));
+    let mut seen: Vec<u64> = nginx
+        .publishes()
+        .iter()
+        .map(|publish| publish.json()["n"].as_u64().unwrap())
+        .collect();
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "an orderly stop repeats nothing");
+}
+
+#[test]
+fn a_drain_that_runs_out_of_time_ends_and_the_events_come_again() {
+    let dir = TempDir::new();
+    let port = free_port();
+    let config = pipeline(&format!("http://127.0.0.1:{port}"), "type = \"file\"\npath = \"log\"");
+    let config = format!("[engine]\ndrain = \"300ms\"\n{config}");
+    dir.append("log", "{\"thread\":1,\"n\":1}\n");
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("fails: cannot connect");
+    let start = Instant::now();
+    assert_eq!(worker.terminate().code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    let nginx = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    let _worker = Worker::start(&dir, &config);
+    nginx.wait_for(1);
+}

@@ -1,0 +1,277 @@
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::*;
+
+struct Intake {
+    dir: TempDir,
+    port: u16,
+    nginx: StandIn,
+    config: String,
+}
+
+impl Intake {
+    fn new(nginx: StandIn, options: &str) -> Self {
+        let port = free_port();
+        let source = format!("type = \"http_in\"\nlisten = \"127.0.0.1:{port}\"\npath = \"/in\"\n{options}");
+        let config = pipeline(&nginx.address, &source);
+        Self {
+            dir: TempDir::new(),
+            port,
+            nginx,
+            config,
+        }
+    }
+
+    fn start(&self) -> Worker {
+        let worker = Worker::start(&self.dir, &self.config);
+        wait_for_port(self.port);
+        worker
+    }
+
+    fn post(&self, body: &str) -> Answer {
+        post(self.port, "/in", body)
+    }
+}
+
+#[test]
+fn two_hundred_means_published_and_the_server_sets_its_fields() {
+    let intake = Intake::new(StandIn::accepting(), "stamp = { id = \"id\", time = \"created\" }");
+    let _worker = intake.start();
+    let answer = intake.post("{\n \"thread\": 1,\n \"id\": \"mine\"\n}");
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let publish = &intake.nginx.publishes()[0];
+    assert_eq!(answer.json()["id"], publish.id());
+    assert_eq!(publish.json()["id"], publish.id());
+    assert_eq!(publish.json()["created"], answer.json()["time"]);
+    let answer = intake.post("{\"thread\":1}\n{\"thread\":2}\n");
+    assert_eq!(answer.status, 200);
+    let ids: Vec<_> = intake.nginx.publishes()[1..]
+        .iter()
+        .map(|publish| publish.id().to_owned())
+        .collect();
+    assert_eq!(answer.json()["ids"], serde_json::json!(ids));
+    assert_eq!(request(intake.port, "GET", "/health", &[], "").status, 200);
+}
+
+#[test]
+fn bad_requests_are_refused_with_a_reason_and_publish_nothing() {
+    let intake = Intake::new(StandIn::accepting(), "max_body = \"100B\"\nmax_in_flight = 3");
+    let _worker = intake.start();
+    for (body, status, text) in [
+        ("", 400, "no JSON object"),
+        ("hello", 400, "object 1 is not valid JSON"),
+        ("{\"thread\":1}\n[1]", 400, "object 2 is not a JSON object"),
+        (&"x".repeat(101), 413, "longer than 100 bytes"),
+        ("{}{}{}{}", 413, "more events than fit"),
+    ] {
+        let answer = intake.post(body);
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(answer.json()["error"].as_str().unwrap().contains(text), "{answer:?}");
+    }
+    assert_eq!(
+        request(intake.port, "GET", "/in", &[], "").headers["allow"],
+        "POST, OPTIONS"
+    );
+    assert_eq!(post(intake.port, "/other", "{}").status, 404);
+    // A body without a length that turns out too long.
+    let mut stream = TcpStream::connect(("127.0.0.1", intake.port)).unwrap();
+    let object = "{\"thread\":1,\"pad\":\"xxxxxxxxxxxx\"}";
+    let chunk = format!("{:x}\r\n{object}\r\n", object.len());
+    let head = "POST /in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream
+        .write_all(format!("{head}{}", chunk.repeat(4)).as_bytes())
+        .unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let answer = intake.post("{\"nothread\":1}\n{\"thread\":1}");
+    assert_eq!(answer.status, 422, "{answer:?}");
+    assert_eq!(answer.json()["results"][0]["outcome"], "parked");
+    assert_eq!(answer.json()["results"][1]["outcome"], "accepted");
+    assert_eq!(intake.nginx.count(), 1);
+}
+
+#[test]
+fn pages_of_listed_origins_may_post_and_others_not() {
+    let intake = Intake::new(StandIn::accepting(), "cors = [\"https://good.example\"]");
+    let _worker = intake.start();
+    let good = [("Origin", "https://good.example")];
+    let preflight = request(intake.port, "OPTIONS", "/in", &good, "");
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.headers["access-control-allow-origin"], "https://good.example");
+    assert_eq!(preflight.headers["access-control-allow-headers"], "Content-Type");
+    let answer = request(intake.port, "POST", "/in", &good, "{\"thread\":1}");
+    assert_eq!(
+        (answer.status, answer.headers["access-control-allow-origin"].as_str()),
+        (200, "https://good.example")
+    );
+    let answer = request(
+        intake.port,
+        "POST",
+        "/in",
+        &[("Origin", "https://evil.example")],
+        "{\"thread\":1}",
+    );
+    assert_eq!(answer.status, 403);
+    assert!(!answer.headers.contains_key("access-control-allow-origin"));
+    assert_eq!(intake.post("{\"thread\":1}").status, 200, "no browser, no origin");
+    assert_eq!(intake.nginx.count(), 2);
+}
+
+#[test]
+fn no_room_is_503_with_retry_after_and_a_late_answer_is_504() {
+    let slow = StandIn::start("127.0.0.1:0", |_| Behaviour::Hang(Duration::from_secs(20)));
+    let intake = Intake::new(slow, "max_in_flight = 1\ntimeout = \"400ms\"");
+    let worker = intake.start();
+    let (first, second) = std::thread::scope(|scope| {
+        let first = scope.spawn(|| intake.post("{\"thread\":1}"));
+        intake.nginx.wait_for(1);
+        let second = intake.post("{\"thread\":2}");
+        (first.join().unwrap(), second)
+    });
+    assert_eq!((second.status, second.headers["retry-after"].as_str()), (503, "1"));
+    assert_eq!(first.status, 504);
+    drop(worker);
+}
+
+#[test]
+fn from_post_to_nginx_takes_less_than_ten_milliseconds_when_idle() {
+    for ack in ["published", "spooled"] {
+        let intake = Intake::new(StandIn::accepting(), &format!("ack = \"{ack}\""));
+        let _worker = intake.start();
+        let mut times: Vec<Duration> = (1..=30)
+            .map(|n| {
+                // Idle is the point here: nothing may still be warm from the last one.
+                std::thread::sleep(Duration::from_millis(5));
+                let start = Instant::now();
+                assert!(intake.post("{\"thread\":1}").status < 300);
+                intake.nginx.wait_for(n);
+                intake.nginx.publishes()[n - 1].at.duration_since(start)
+            })
+            .collect();
+        times.sort_unstable();
+        assert!(times[times.len() / 2] < Duration::from_millis(10), "{ack}: {times:?}");
+    }
+}
+
+#[test]
+fn what_is_spooled_survives_kill_9_while_nginx_is_down() {
+    let port = free_port();
+    let placeholder = StandIn::accepting();
+    let mut intake = Intake::new(
+        placeholder,
+        "ack = \"spooled\"\nmax_in_flight = 8\nstamp = { id = \"id\" }",
+    );
+    intake.config = intake
+        .config
+        .replace(&intake.nginx.address, &format!("http://127.0.0.1:{port}"));
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        let worker = intake.start();
+        for n in 0..20 {
+            let answer = intake.post(&format!("{{\"thread\":{},\"n\":{}}}", n % 2, round * 20 + n));
+            assert_eq!(answer.status, 202, "{answer:?}");
+            ids.push(answer.json()["id"].as_str().unwrap().to_owned());
+        }
+        worker.kill();
+    }
+    let nginx = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    let worker = intake.start();
+    nginx.wait_for(60);
+    let publishes = nginx.publishes();
+    assert_eq!(publishes.len(), 60);
+    for publish in &publishes {
+        let n = usize::try_from(publish.json()["n"].as_u64().unwrap()).unwrap();
+        assert_eq!(publish.id(), ids[n], "the id that was promised");
+        assert_eq!(publish.json()["id"], publish.id());
+    }
+    for key in 0..2 {
+        let of_key = publishes
+            .iter()
+            .map(|publish| publish.json()["n"].as_u64().unwrap())
+            .filter(|n| n % 2 == key);
+        assert!(of_key.is_sorted());
+    }
+    assert!(worker.terminate().success());
+    let worker = intake.start();
+    assert_eq!(intake.post("{\"thread\":9,\"n\":0}").status, 202);
+    nginx.wait_for(61);
+    assert!(
+        nginx.publishes()[60].uri.ends_with("thread.9"),
+        "what is done does not come again"
+    );
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_full_spool_is_503() {
+    let mut intake = Intake::new(StandIn::accepting(), "ack = \"spooled\"\nspool_max = \"1KiB\"");
+    intake.config = intake.config.replace(&intake.nginx.address, "http://127.0.0.1:1");
+    let _worker = intake.start();
+    let statuses: Vec<u16> = (0..100).map(|_| intake.post("{\"thread\":1}").status).collect();
+    assert_eq!(statuses.first(), Some(&202));
+    assert_eq!(statuses.last(), Some(&503));
+}
+
+#[test]
+fn a_stop_answers_who_is_waiting_and_takes_no_more() {
+    let slow = StandIn::start("127.0.0.1:0", |_| {
+        std::thread::sleep(Duration::from_millis(300));
+        Behaviour::Accept
+    });
+    let mut intake = Intake::new(slow, "");
+    intake.config = intake.config.replace("timeout = \"300ms\"", "timeout = \"2s\"");
+    let worker = intake.start();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| intake.post("{\"thread\":1}"));
+        wait("the event", || intake.dir.read("state/in.epoch.json").len() > 1);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(worker.terminate().code(), Some(0));
+        assert_eq!(waiting.join().unwrap().status, 200);
+    });
+    assert!(TcpStream::connect(("127.0.0.1", intake.port)).is_err());
+}
+
+#[test]
+fn the_admin_address_tells_figures_readiness_and_health() {
+    let admin = free_port();
+    let mut intake = Intake::new(StandIn::accepting(), "");
+    intake.config += &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let mut worker = intake.start();
+    wait_for_port(admin);
+    intake.post("{\"thread\":1}");
+    intake.post("{\"no\":1}");
+    let metrics = request(admin, "GET", "/metrics", &[], "");
+    let stage = "component_kind=\"stage\",component_type=\"route\",component_id=\"route\",pipeline=\"live\"";
+    for line in [
+        "glue_component_received_events_total{component_kind=\"source\",component_type=\"http_in\",component_id=\"in\",pipeline=\"\"} 2".to_owned(),
+        format!("glue_component_received_events_total{{{stage}}} 2"),
+        format!("glue_component_sent_events_total{{{stage}}} 1"),
+        format!("glue_component_parked_events_total{{{stage}}} 1"),
+        format!("glue_component_in_flight{{{stage}}} 0"),
+        format!("glue_sink_requests_total{{component_id=\"nginx\",node=\"{}\",code=\"200\"}} 1", intake.nginx.address),
+        "glue_source_in_flight_events{component_id=\"in\"} 0".to_owned(),
+        "glue_event_age_seconds_count 1".to_owned(),
+        "glue_parked_events_total 1".to_owned(),
+    ] {
+        assert!(metrics.body.lines().any(|found| found == line), "{line}\n{}", metrics.body);
+    }
+    assert_eq!(request(admin, "GET", "/ready", &[], "").status, 200);
+    assert_eq!(request(admin, "GET", "/health", &[], "").status, 200);
+    let address = std::mem::take(&mut intake.nginx.address);
+    drop(intake.nginx);
+    let port = intake.port;
+    // Nobody waits for the answer.
+    let mut waiting = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    waiting
+        .write_all(b"POST /in HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"thread\":1}")
+        .unwrap();
+    worker.wait_for_log("fails: ");
+    let ready = request(admin, "GET", "/ready", &[], "");
+    assert_eq!(
+        (ready.status, ready.body),
+        (503, format!("not answering: nginx {address}\n"))
+    );
+}

@@ -1,0 +1,443 @@
+//! A stand-in for nginx, a worker process, and a small HTTP client.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::spawn_local;
+
+/// Far beyond what anything here takes, also on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A directory that is gone after the test.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("psw-it-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    pub fn append(&self, name: &str, text: &str) {
+        let mut file = File::options().create(true).append(true).open(self.path(name)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One publish as it arrived.
+#[derive(Clone, Debug)]
+pub struct Publish {
+    /// Path and query.
+    pub uri: String,
+    pub headers: HashMap<String, String>,
+    pub body: String,
+    pub at: Instant,
+    /// Was it answered with 200?
+    pub accepted: bool,
+}
+
+impl Publish {
+    pub fn id(&self) -> &str {
+        self.headers.get("event-id").map_or("", String::as_str)
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// What the stand-in does with a publish.
+#[derive(Clone, Debug)]
+pub enum Behaviour {
+    Accept,
+    /// With this explain text, if any.
+    Status(u16, &'static str),
+    /// Close the connection without an answer, as if the publish was never seen.
+    Abort,
+    /// Take it in, then close the connection without an answer.
+    AcceptAndAbort,
+    /// Say nothing for so long.
+    Hang(Duration),
+}
+
+/// A server that answers like a publisher location, and keeps a ledger.
+pub struct StandIn {
+    pub address: String,
+    ledger: Arc<Ledger>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Ledger {
+    publishes: Mutex<Vec<Publish>>,
+    grown: Condvar,
+}
+
+type Decide = Arc<dyn Fn(&Publish) -> Behaviour + Send + Sync>;
+
+impl StandIn {
+    pub fn accepting() -> Self {
+        Self::start("127.0.0.1:0", |_| Behaviour::Accept)
+    }
+
+    /// `address` is `host:port` or `unix:/path`.
+    pub fn start(address: &str, decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static) -> Self {
+        let ledger = Arc::<Ledger>::default();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (ready, started) = std::sync::mpsc::channel();
+        let (address, into) = (address.to_owned(), Arc::clone(&ledger));
+        let decide: Decide = Arc::new(decide);
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            let local = tokio::task::LocalSet::new();
+            local.block_on(&runtime, async move {
+                let serving = async {
+                    if let Some(path) = address.strip_prefix("unix:") {
+                        let listener = UnixListener::bind(path).unwrap();
+                        ready.send(address.clone()).unwrap();
+                        loop {
+                            let (stream, _) = listener.accept().await.unwrap();
+                            spawn_local(serve(TokioIo::new(stream), Arc::clone(&into), Arc::clone(&decide)));
+                        }
+                    } else {
+                        let listener = TcpListener::bind(&address).await.unwrap();
+                        ready
+                            .send(format!("http://{}", listener.local_addr().unwrap()))
+                            .unwrap();
+                        loop {
+                            let (stream, _) = listener.accept().await.unwrap();
+                            stream.set_nodelay(true).unwrap();
+                            spawn_local(serve(TokioIo::new(stream), Arc::clone(&into), Arc::clone(&decide)));
+                        }
+                    }
+                };
+                tokio::select! { () = serving => {}, _ = stopped => {} }
+            });
+        });
+        let address = started.recv().unwrap();
+        Self {
+            address,
+            ledger,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        self.ledger.publishes.lock().unwrap().len()
+    }
+
+    /// Everything that came, in order.
+    pub fn publishes(&self) -> Vec<Publish> {
+        self.ledger.publishes.lock().unwrap().clone()
+    }
+
+    pub fn accepted(&self) -> Vec<Publish> {
+        self.publishes()
+            .into_iter()
+            .filter(|publish| publish.accepted)
+            .collect()
+    }
+
+    /// Waits until so many have come.
+    pub fn wait_for(&self, count: usize) {
+        self.wait_until(|publishes| publishes.len() >= count);
+    }
+
+    pub fn wait_until(&self, enough: impl Fn(&[Publish]) -> bool) {
+        let publishes = self.ledger.publishes.lock().unwrap();
+        let waited = self
+            .ledger
+            .grown
+            .wait_timeout_while(publishes, PATIENCE, |publishes| !enough(publishes));
+        let (publishes, timeout) = waited.unwrap();
+        assert!(!timeout.timed_out(), "only {} publishes came", publishes.len());
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+async fn serve<S>(stream: TokioIo<S>, ledger: Arc<Ledger>, decide: Decide)
+where
+    TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
+    type Answer = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, &'static str>>>>;
+    let service = service_fn(move |request: Request<Incoming>| -> Answer {
+        let (ledger, decide) = (Arc::clone(&ledger), Arc::clone(&decide));
+        Box::pin(async move {
+            let (head, body) = request.into_parts();
+            let header = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
+                (
+                    name.as_str().to_owned(),
+                    String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                )
+            };
+            let mut publish = Publish {
+                uri: head.uri.to_string(),
+                headers: head.headers.iter().map(header).collect(),
+                body: String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap(),
+                at: Instant::now(),
+                accepted: false,
+            };
+            assert_eq!(head.method, "POST");
+            let behaviour = decide(&publish);
+            publish.accepted = matches!(behaviour, Behaviour::Accept | Behaviour::AcceptAndAbort);
+            ledger.publishes.lock().unwrap().push(publish);
+            ledger.grown.notify_all();
+            let (status, explain) = match behaviour {
+                Behaviour::Accept => (200, ""),
+                Behaviour::Status(status, explain) => (status, explain),
+                Behaviour::Abort | Behaviour::AcceptAndAbort => return Err("abort"),
+                Behaviour::Hang(time) => {
+                    tokio::time::sleep(time).await;
+                    return Err("hung up");
+                }
+            };
+            let mut answer = Response::builder().status(status);
+            if !explain.is_empty() {
+                answer = answer.header("X-Nginx-PushStream-Explain", explain);
+            }
+            Ok(answer.body(Full::default()).unwrap())
+        })
+    });
+    let _ = http1::Builder::new().serve_connection(stream, service).await;
+}
+
+/// A worker process in a directory of its own.
+pub struct Worker {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Worker {
+    pub fn command(dir: &TempDir) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_push-stream-worker"));
+        command
+            .current_dir(dir.path(""))
+            .stdin(Stdio::null())
+            .env_remove("PUSH_STREAM_LOG");
+        command
+    }
+
+    /// Starts with this configuration; relative paths are in the directory.
+    pub fn start(dir: &TempDir, config: &str) -> Self {
+        Self::start_with(dir, config, Stdio::null())
+    }
+
+    pub fn start_with(dir: &TempDir, config: &str, stdin: Stdio) -> Self {
+        std::fs::write(dir.path("worker.toml"), config).unwrap();
+        let log = dir.path("worker.log");
+        let stderr = File::options().create(true).append(true).open(&log).unwrap();
+        let child = Self::command(dir)
+            .args(["run", "worker.toml"])
+            .stdin(stdin)
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    pub fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().unwrap()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Waits for a line on standard error that holds this text.
+    pub fn wait_for_log(&mut self, text: &str) -> String {
+        let mut found = None;
+        wait(text, || {
+            found = self.log().lines().find(|line| line.contains(text)).map(str::to_owned);
+            assert!(
+                found.is_some() || self.child.try_wait().unwrap().is_none(),
+                "ended:\n{}",
+                self.log()
+            );
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// SIGTERM, then the exit status.
+    pub fn terminate(self) -> ExitStatus {
+        self.signal("-TERM");
+        self.wait()
+    }
+
+    pub fn wait(mut self) -> ExitStatus {
+        let mut status = None;
+        wait("the worker to end", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("---- worker log\n{}", self.log());
+        }
+    }
+}
+
+/// Polls for what gives no notice.
+pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// Waits until somebody listens there.
+pub fn wait_for_port(port: u16) {
+    wait("a listener", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+}
+
+/// An HTTP answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub body: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// One request on a connection of its own.
+pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    );
+    for (name, value) in headers {
+        text += &format!("{name}: {value}\r\n");
+    }
+    text += "\r\n";
+    text += body;
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .unwrap_or_else(|| panic!("{read:?}: {answer:?}"));
+    let mut lines = head.lines();
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let header = |line: &str| {
+        let (name, value) = line.split_once(": ").unwrap();
+        (name.to_ascii_lowercase(), value.to_owned())
+    };
+    Answer {
+        status,
+        headers: lines.map(header).collect(),
+        body: body.to_owned(),
+    }
+}
+
+pub fn post(port: u16, path: &str, body: &str) -> Answer {
+    request(port, "POST", path, &[], body)
+}
+
+/// The usual middle of a configuration: parse, route by thread, publish.
+pub fn pipeline(node: &str, source: &str) -> String {
+    format!(
+        r#"
+[source.in]
+{source}
+[stage]
+parse = {{ type = "parse_json" }}
+route = {{ type = "route", channels = ["thread.{{thread}}"], order_by = "thread" }}
+[sink.nginx]
+type = "http_push"
+nodes = ["{node}"]
+timeout = "300ms"
+retry = {{ initial = "5ms", max = "40ms", max_age = "60s" }}
+[pipeline.live]
+from = "in"
+stages = ["parse", "route"]
+to = ["nginx"]
+"#
+    )
+}
+
+/// The dead-letter file of the default place.
+pub fn parked(dir: &TempDir) -> Vec<serde_json::Value> {
+    dir.read("state/parked.ndjson")
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
