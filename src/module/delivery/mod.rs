@@ -416,6 +416,8 @@ impl Delivery {
         let replays = replay.is_some();
         let subscriber = Box::new(Subscriber {
             request: r,
+            // SAFETY: the request is valid, and keeps its connection.
+            connection: unsafe { (*r).connection },
             style,
             kind,
             flight,

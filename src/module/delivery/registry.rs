@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use ngx::ffi::{ngx_http_request_t, ngx_int_t};
+use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
 use push_stream_core::store::{Membership, Replay};
 
 use super::backlog::{Backlog, Bound};
@@ -75,7 +75,10 @@ pub enum Reply<'t> {
 
 /// One open request. All that it needs after its response head is here, nothing is looked up in the request.
 pub struct Subscriber {
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber.
     pub request: *mut ngx_http_request_t,
+    /// The request's, which is a cache line less to touch for each message.
+    pub connection: *mut ngx_connection_t,
     pub audience: Rc<Audience>,
     pub style: Style,
     pub kind: Kind,
@@ -113,7 +116,7 @@ pub struct Replaying {
 }
 
 /// There may be a million of them.
-const _: () = assert!(size_of::<Subscriber>() <= 160);
+const _: () = assert!(size_of::<Subscriber>() <= 168);
 
 impl Subscriber {
     pub fn bound(&self, frozen: bool) -> Bound {
