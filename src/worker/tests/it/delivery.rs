@@ -29,6 +29,7 @@ fn order_per_key_survives_errors_aborts_and_time_outs() {
         _ => Behaviour::Accept,
     });
     let config = pipeline(&nginx.address, "type = \"stdin\"\nmax_in_flight = 200") + "[engine]\nlanes = 3\n";
+    let config = config.replace("timeout = \"60s\"", "timeout = \"300ms\"");
     let line = |n| format!("{{\"thread\":{},\"n\":{n}}}", n % KEYS);
     assert!(run_lines(&dir, &config, (0..EVENTS).map(line)).success());
 
