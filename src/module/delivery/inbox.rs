@@ -227,10 +227,10 @@ impl Delivery {
         let mut burst = Burst::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
-            if let Kind::Answer { separator, .. } = subscriber.kind
+            if let Kind::Answer(rest) = &subscriber.kind
                 && !std::mem::take(&mut replaying.first)
             {
-                burst.push_bytes(separator, subscriber.style.framing);
+                burst.push_bytes(rest.separator, subscriber.style.framing);
             }
             burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
         }
@@ -294,8 +294,8 @@ impl Subscriber {
     /// The old messages are in the backlog; what waited behind them follows.
     fn caught_up(&mut self, mut replaying: super::registry::Replaying) {
         self.backlog.append(&mut replaying.behind);
-        if let Kind::Answer { closing, .. } = &mut self.kind {
-            let closing = Burst::of_bytes(&std::mem::take(closing), self.style.framing);
+        if let Kind::Answer(rest) = &self.kind {
+            let closing = Burst::of_bytes(&rest.closing, self.style.framing);
             self.backlog.push(Piece::whole(closing));
             self.ending = true;
         }

@@ -22,6 +22,7 @@ mod registry;
 mod socket;
 mod wheel;
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -39,13 +40,16 @@ use events::Events;
 use inbox::{Action, Answer, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
-use registry::{Registry, Replaying, Subscriber, SubscriberId};
+use registry::{NEVER, Registry, Replaying, Subscriber, SubscriberId};
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
 pub use output::{filters_in_use, may_send_directly};
-pub use registry::{Kind, Reply};
+pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
+
+/// Pings and ends before other events get their turn.
+const DUE_PER_SLICE: usize = 512;
 
 /// Everything this worker knows.
 static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
@@ -59,6 +63,8 @@ struct Delivery {
     registry: Registry,
     inbox: Inbox,
     wheel: Wheel,
+    /// Indices of subscribers whose time has come, and that are still to be looked at.
+    due: VecDeque<u32>,
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
@@ -105,6 +111,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         registry: Registry::default(),
         inbox: Inbox::default(),
         wheel: Wheel::new(Now::read().monotonic_ms),
+        due: VecDeque::new(),
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
@@ -331,7 +338,7 @@ fn end(id: SubscriberId, ending: Ending) {
                 }
                 Kind::Waiting(respond) => respond(r, Reply::TimedOut),
                 // The end of its text was in the backlog.
-                Kind::Answer { .. } => body::send(r, Vec::new(), true),
+                Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
             Ending::Failed => NGX_ERROR as ngx_int_t,
             Ending::Gone => {
@@ -416,7 +423,7 @@ impl Delivery {
         let (ping, ttl) = match kind {
             Kind::Stream | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
-            Kind::Answer { .. } => (None, None),
+            Kind::Answer(_) => (None, None),
         };
         let style = Style {
             format: audience.format.clone(),
@@ -435,6 +442,8 @@ impl Delivery {
         let replays = replay.is_some();
         let mut subscriber = Box::new(Subscriber {
             request: r,
+            // SAFETY: the request is valid, and keeps its connection.
+            connection: unsafe { (*r).connection },
             style,
             kind,
             flight,
@@ -442,8 +451,8 @@ impl Delivery {
             seats: Vec::with_capacity(memberships.len()),
             backlog: Default::default(),
             replay,
-            ping_due_ms: ping.map(|interval| now_ms + interval),
-            end_due_ms: ttl.map(|ttl| now_ms + ttl),
+            ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
+            end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
             send_timeout_ms: send_timeout(r),
             ending: false,
             place: Default::default(),
@@ -471,8 +480,8 @@ impl Delivery {
             .registry
             .slab
             .at(index)
-            .and_then(|subscriber| subscriber.next_due_ms());
-        if let Some(due) = due {
+            .map_or(NEVER, |subscriber| subscriber.next_due_ms());
+        if due != NEVER {
             self.wheel.put(&mut self.registry.slab, index, due, now_ms);
             self.arm_wheel(now_ms);
         }
@@ -532,13 +541,13 @@ impl Delivery {
     /// Begins the regular end of a subscriber.
     fn begin_end(&mut self, id: SubscriberId) -> Option<Action> {
         let subscriber = self.registry.slab.get(id)?;
-        if let Kind::Answer { .. } = subscriber.kind {
+        if let Kind::Answer(_) = subscriber.kind {
             // A poll's answer ends by itself.
             return None;
         }
         subscriber.replay = None;
-        subscriber.end_due_ms = None;
-        subscriber.ping_due_ms = None;
+        subscriber.end_due_ms = NEVER;
+        subscriber.ping_due_ms = NEVER;
         subscriber.push_farewell();
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
@@ -548,20 +557,24 @@ impl Delivery {
     /// Pings and ends whoever is due.
     fn turn_wheel(&mut self, actions: &mut Vec<Action>) {
         let now_ms = Now::read().monotonic_ms;
-        let mut due = Vec::new();
-        self.wheel.expire(&mut self.registry.slab, now_ms, &mut due);
-        for index in due {
+        self.wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
+        let mut pings = Pings::default();
+        for _ in 0..DUE_PER_SLICE.min(self.due.len()) {
+            let Some(index) = self.due.pop_front() else {
+                break;
+            };
             let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
                 continue;
             };
-            if subscriber.end_due_ms.is_some_and(|due| due <= now_ms) {
+            if subscriber.end_due_ms <= now_ms {
                 actions.extend(self.begin_end(id));
                 continue;
             }
-            if let Some(due) = subscriber.ping_due_ms.filter(|&due| due <= now_ms) {
+            if subscriber.ping_due_ms <= now_ms {
                 // From when it was due, or slots would add up.
-                subscriber.postpone_ping(due.max(now_ms - wheel::SLOT_MS));
-                let alive = subscriber.queue_ping(now_ms);
+                let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
+                subscriber.postpone_ping(beat);
+                let alive = subscriber.queue_ping(&mut pings, now_ms);
                 actions.push(if alive {
                     Action::Advance(id)
                 } else {
@@ -570,21 +583,39 @@ impl Delivery {
             }
             self.schedule(index, now_ms);
         }
-        self.arm_wheel(now_ms);
+        if self.due.is_empty() {
+            self.arm_wheel(now_ms);
+        } else {
+            self.events.turn_wheel_in(1);
+        }
+    }
+}
+
+/// The pings of one turn of the wheel, by style.
+#[derive(Default)]
+struct Pings(Vec<(Style, Rc<Burst>)>);
+
+impl Pings {
+    fn of(&mut self, style: &Style) -> Rc<Burst> {
+        if let Some((_, ping)) = self.0.iter().find(|(known, _)| known == style) {
+            return ping.clone();
+        }
+        let ping = Burst::of_bytes(&style.format.ping, style.framing);
+        self.0.push((style.clone(), ping.clone()));
+        ping
     }
 }
 
 impl Subscriber {
     /// Nobody who does not read what waits for it needs a ping. False if the peer has left earlier ones unanswered.
-    fn queue_ping(&mut self, now_ms: u64) -> bool {
+    fn queue_ping(&mut self, pings: &mut Pings, now_ms: u64) -> bool {
         if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
             && !socket.ping(now_ms, interval)
         {
             return false;
         }
         if self.backlog.is_empty() && self.replay.is_none() {
-            let ping = Burst::of_bytes(&self.style.format.ping, self.style.framing);
-            self.backlog.push(Piece::whole(ping));
+            self.backlog.push(Piece::whole(pings.of(&self.style)));
         }
         true
     }

@@ -8,7 +8,7 @@ use push_stream_core::store::Now;
 use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
 
 use super::burst::{Burst, Framing, Piece};
-use super::registry::{Kind, Subscriber, SubscriberId};
+use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
 use super::{Delivery, Ending, PROCESS, advance, end};
 use crate::ffi::{fence, lookup};
 
@@ -189,8 +189,8 @@ impl Delivery {
         };
         if let Some(subscriber) = self.registry.slab.get(id) {
             subscriber.replay = None;
-            subscriber.end_due_ms = None;
-            subscriber.ping_due_ms = None;
+            subscriber.end_due_ms = NEVER;
+            subscriber.ping_due_ms = NEVER;
             subscriber.push_bytes(&farewell);
         }
         self.wheel.remove(&mut self.registry.slab, id.index);

@@ -102,7 +102,7 @@ impl Admitted<'_> {
                 ids: candidate.path.ids(),
                 joined,
                 seat,
-                kind: Kind::Socket(Socket::new(opening)),
+                kind: Kind::Socket(Box::new(Socket::new(opening))),
                 direct: Some(Framing::Raw),
                 message_min: 0,
             },

@@ -220,8 +220,7 @@ fn a_stop_answers_who_is_waiting_and_takes_no_more() {
         std::thread::sleep(Duration::from_millis(300));
         Behaviour::Accept
     });
-    let mut intake = Intake::new(slow, "");
-    intake.config = intake.config.replace("timeout = \"300ms\"", "timeout = \"2s\"");
+    let intake = Intake::new(slow, "");
     let worker = intake.start();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| intake.post("{\"thread\":1}"));

@@ -424,7 +424,7 @@ route = {{ type = "route", channels = ["thread.{{thread}}"], order_by = "thread"
 [sink.nginx]
 type = "http_push"
 nodes = ["{node}"]
-timeout = "300ms"
+timeout = "60s"
 retry = {{ initial = "5ms", max = "40ms", max_age = "60s" }}
 [pipeline.live]
 from = "in"
