@@ -10,8 +10,13 @@ use crate::config::SlowReader;
 pub struct Overflow;
 
 /// Pieces in order. The first may be partly sent, and is then never dropped or merged: half of it is on the wire.
+///
+/// Nearly all subscribers have nothing here nearly always, so that costs one pointer.
 #[derive(Debug, Default)]
-pub struct Backlog {
+pub struct Backlog(Option<Box<Queue>>);
+
+#[derive(Debug, Default)]
+struct Queue {
     pieces: VecDeque<Piece>,
     bytes: usize,
     /// The first piece was offered to the socket.
@@ -29,23 +34,33 @@ pub struct Bound {
 }
 
 impl Backlog {
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |queue| queue.bytes)
+    }
+
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.0.is_none()
     }
 
     pub fn front(&self) -> Option<&Piece> {
-        self.pieces.front()
+        self.0.as_ref()?.pieces.front()
     }
 
     /// The first piece is being offered to the socket.
     pub fn start(&mut self) {
-        self.started = true;
+        if let Some(queue) = &mut self.0 {
+            queue.started = true;
+        }
     }
 
     /// The socket took that many bytes of the first piece.
     pub fn advance(&mut self, taken: usize) {
-        self.bytes = self.bytes.saturating_sub(taken);
-        if let Some(piece) = self.pieces.front_mut() {
+        let Some(queue) = &mut self.0 else {
+            return;
+        };
+        queue.bytes = queue.bytes.saturating_sub(taken);
+        if let Some(piece) = queue.pieces.front_mut() {
             piece.from += taken as u32;
             if piece.len() == 0 {
                 self.pop();
@@ -55,12 +70,12 @@ impl Backlog {
 
     /// Takes the first piece out, whole.
     pub fn pop(&mut self) -> Option<Piece> {
-        let piece = self.pieces.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(piece.len());
-        self.started = false;
-        if self.pieces.is_empty() {
-            // Whoever caught up once is likely never to queue again.
-            self.pieces = VecDeque::new();
+        let queue = self.0.as_mut()?;
+        let piece = queue.pieces.pop_front()?;
+        queue.bytes = queue.bytes.saturating_sub(piece.len());
+        queue.started = false;
+        if queue.pieces.is_empty() {
+            self.0 = None;
         }
         Some(piece)
     }
@@ -68,41 +83,55 @@ impl Backlog {
     /// Appends without a bound: what the subscriber itself asked for.
     pub fn push(&mut self, piece: Piece) {
         if piece.len() > 0 {
-            self.bytes += piece.len();
-            self.pieces.push_back(piece);
+            let queue = self.0.get_or_insert_default();
+            queue.bytes += piece.len();
+            queue.pieces.push_back(piece);
         }
     }
 
     /// Appends a live piece; an empty queue always takes one. Returns how many messages were dropped to make room.
     pub fn push_bounded(&mut self, mut piece: Piece, bound: Bound) -> Result<usize, Overflow> {
-        let mut dropped = 0;
-        if !self.is_empty() && self.bytes + piece.len() > bound.bytes {
-            match bound.policy {
-                SlowReader::Close => return Err(Overflow),
-                SlowReader::Skip => {
-                    while self.bytes + piece.len() > bound.bytes && self.drop_oldest(bound.frozen) {
-                        dropped += 1;
-                    }
-                }
-                SlowReader::Latest => {
-                    while self.drop_oldest(bound.frozen) {
-                        dropped += 1;
-                    }
-                }
-            }
-            while self.bytes + piece.len() > bound.bytes && piece.from < piece.burst.last_start() {
-                piece.from = piece.burst.boundary_after(piece.from);
-                dropped += 1;
-            }
-        }
+        let dropped = match &mut self.0 {
+            Some(queue) => queue.make_room(&mut piece, bound)?,
+            None => 0,
+        };
         self.push(piece);
         Ok(dropped)
     }
 
     /// Moves everything out of `other` behind what is here.
     pub fn append(&mut self, other: &mut Backlog) {
-        self.bytes += std::mem::take(&mut other.bytes);
-        self.pieces.append(&mut other.pieces);
+        while let Some(piece) = other.pop() {
+            self.push(piece);
+        }
+    }
+}
+
+impl Queue {
+    /// Drops messages until `piece` fits, in the end some of its own. The last message of all is always kept.
+    fn make_room(&mut self, piece: &mut Piece, bound: Bound) -> Result<usize, Overflow> {
+        let mut dropped = 0;
+        if self.bytes + piece.len() <= bound.bytes {
+            return Ok(dropped);
+        }
+        match bound.policy {
+            SlowReader::Close => return Err(Overflow),
+            SlowReader::Skip => {
+                while self.bytes + piece.len() > bound.bytes && self.drop_oldest(bound.frozen) {
+                    dropped += 1;
+                }
+            }
+            SlowReader::Latest => {
+                while self.drop_oldest(bound.frozen) {
+                    dropped += 1;
+                }
+            }
+        }
+        while self.bytes + piece.len() > bound.bytes && piece.from < piece.burst.last_start() {
+            piece.from = piece.burst.boundary_after(piece.from);
+            dropped += 1;
+        }
+        Ok(dropped)
     }
 
     /// Drops the oldest message that was not begun; false if there is none.

@@ -71,6 +71,14 @@ impl Delivery {
         !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
     }
 
+    /// One large message must not cost memory for ever.
+    pub fn forget_large_buffers(&mut self) {
+        if self.inbox.scratch.capacity() > DRAIN_BYTES {
+            self.inbox.scratch = Vec::new();
+            self.inbox.batch = Batch::default();
+        }
+    }
+
     /// Takes what the store has and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
         let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) else {
@@ -189,6 +197,7 @@ impl Delivery {
         };
         let gone = subscriber.seats.is_empty();
         if gone {
+            subscriber.push_farewell();
             subscriber.ending = true;
             actions.push(Action::Advance(id));
         }
@@ -218,10 +227,10 @@ impl Delivery {
         let mut burst = Burst::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
-            if let Kind::Answer { separator, .. } = subscriber.kind
+            if let Kind::Answer(rest) = &subscriber.kind
                 && !std::mem::take(&mut replaying.first)
             {
-                burst.push_bytes(separator, subscriber.style.framing);
+                burst.push_bytes(rest.separator, subscriber.style.framing);
             }
             burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
         }
@@ -285,8 +294,8 @@ impl Subscriber {
     /// The old messages are in the backlog; what waited behind them follows.
     fn caught_up(&mut self, mut replaying: super::registry::Replaying) {
         self.backlog.append(&mut replaying.behind);
-        if let Kind::Answer { closing, .. } = &mut self.kind {
-            let closing = Burst::of_bytes(&std::mem::take(closing), self.style.framing);
+        if let Kind::Answer(rest) = &self.kind {
+            let closing = Burst::of_bytes(&rest.closing, self.style.framing);
             self.backlog.push(Piece::whole(closing));
             self.ending = true;
         }

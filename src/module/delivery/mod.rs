@@ -5,6 +5,7 @@
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`wheel`]: pings and time limits.
+//! * [`socket`]: what WebSocket clients send.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
 //!
@@ -18,8 +19,10 @@ mod inbox;
 mod leaving;
 mod output;
 mod registry;
+mod socket;
 mod wheel;
 
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -37,12 +40,16 @@ use events::Events;
 use inbox::{Action, Answer, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
-use registry::{Registry, Replaying, Subscriber, SubscriberId};
+use registry::{NEVER, Registry, Replaying, Subscriber, SubscriberId};
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
 pub use output::{filters_in_use, may_send_directly};
-pub use registry::{Kind, Reply};
+pub use registry::{Kind, Reply, Rest};
+pub use socket::Socket;
+
+/// Pings and ends before other events get their turn.
+const DUE_PER_SLICE: usize = 512;
 
 /// Everything this worker knows.
 static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
@@ -56,6 +63,8 @@ struct Delivery {
     registry: Registry,
     inbox: Inbox,
     wheel: Wheel,
+    /// Indices of subscribers whose time has come, and that are still to be looked at.
+    due: VecDeque<u32>,
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
@@ -79,6 +88,8 @@ enum Ending {
     Regular,
     /// Writing failed.
     Failed,
+    /// The client closed the connection.
+    Gone,
     /// The client took nothing for `send_timeout`.
     TimedOut,
     /// Its queue is full.
@@ -100,6 +111,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         registry: Registry::default(),
         inbox: Inbox::default(),
         wheel: Wheel::new(Now::read().monotonic_ms),
+        due: VecDeque::new(),
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
@@ -185,7 +197,8 @@ pub struct Enlistment<'p> {
 /// Takes over a request: from now on it belongs to the delivery. Returns what its handler returns; None if there is no
 /// memory for it.
 pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
-    let streams = matches!(enlistment.kind, Kind::Stream);
+    let streams = matches!(enlistment.kind, Kind::Stream | Kind::Socket(_));
+    let socket = matches!(enlistment.kind, Kind::Socket(_));
     // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
     unsafe {
         let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
@@ -198,18 +211,26 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
         cleanup.handler = Some(request_gone);
         cleanup.data = id.to_pointer();
         *lookup::context(r) = id.to_pointer();
-        watch(r, streams);
+        watch(r, streams, socket);
         (*r).set_count((*r).count() + 1);
+        if socket {
+            advance(id);
+            socket::take_early_bytes(r, id);
+        }
     }
     Some(NGX_DONE as ngx_int_t)
 }
 
 /// Has nginx tell when the client is gone or can take more.
-unsafe fn watch(r: *mut ngx_http_request_t, streams: bool) {
+unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     // SAFETY: request and connection are valid.
     unsafe {
         let connection = (*r).connection;
-        (*r).read_event_handler = Some(ngx_http_test_reading);
+        (*r).read_event_handler = Some(if socket {
+            socket::readable
+        } else {
+            ngx_http_test_reading
+        });
         (*r).write_event_handler = Some(writable);
         if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
             // nginx does not do so on a first plain request, and Nagle would add 40 ms to the second message.
@@ -307,11 +328,23 @@ fn end(id: SubscriberId, ending: Ending) {
         let code = match ending {
             Ending::Regular => match subscriber.kind {
                 Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
+                // Its last frames were in the backlog.
+                Kind::Socket(_) => {
+                    if ngx_exiting != 0 || ngx_terminate != 0 {
+                        // The process is not to wait for what the client may still say.
+                        (*r).set_lingering_close(0);
+                    }
+                    NGX_OK as ngx_int_t
+                }
                 Kind::Waiting(respond) => respond(r, Reply::TimedOut),
                 // The end of its text was in the backlog.
-                Kind::Answer { .. } => body::send(r, Vec::new(), true),
+                Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
             Ending::Failed => NGX_ERROR as ngx_int_t,
+            Ending::Gone => {
+                (*connection).set_error(1);
+                NGX_HTTP_CLIENT_CLOSED_REQUEST as ngx_int_t
+            }
             Ending::TimedOut => {
                 ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: client timed out");
                 (*connection).set_timedout(1);
@@ -388,9 +421,9 @@ impl Delivery {
             ..
         } = enlistment;
         let (ping, ttl) = match kind {
-            Kind::Stream => (audience.ping_interval_ms, audience.ttl_ms),
+            Kind::Stream | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
-            Kind::Answer { .. } => (None, None),
+            Kind::Answer(_) => (None, None),
         };
         let style = Style {
             format: audience.format.clone(),
@@ -407,8 +440,10 @@ impl Delivery {
             })
         });
         let replays = replay.is_some();
-        let subscriber = Box::new(Subscriber {
+        let mut subscriber = Box::new(Subscriber {
             request: r,
+            // SAFETY: the request is valid, and keeps its connection.
+            connection: unsafe { (*r).connection },
             style,
             kind,
             flight,
@@ -416,13 +451,17 @@ impl Delivery {
             seats: Vec::with_capacity(memberships.len()),
             backlog: Default::default(),
             replay,
-            ping_due_ms: ping.map(|interval| now_ms + interval),
-            end_due_ms: ttl.map(|ttl| now_ms + ttl),
+            ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
+            end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
             send_timeout_ms: send_timeout(r),
             ending: false,
             place: Default::default(),
             audience,
         });
+        if let Kind::Socket(socket) = &mut subscriber.kind {
+            let opening = socket.take_opening();
+            subscriber.push_bytes(&opening);
+        }
         let id = self.registry.add(subscriber, memberships, &ids);
         self.schedule(id.index, now_ms);
         if replays {
@@ -441,8 +480,8 @@ impl Delivery {
             .registry
             .slab
             .at(index)
-            .and_then(|subscriber| subscriber.next_due_ms());
-        if let Some(due) = due {
+            .map_or(NEVER, |subscriber| subscriber.next_due_ms());
+        if due != NEVER {
             self.wheel.put(&mut self.registry.slab, index, due, now_ms);
             self.arm_wheel(now_ms);
         }
@@ -502,13 +541,14 @@ impl Delivery {
     /// Begins the regular end of a subscriber.
     fn begin_end(&mut self, id: SubscriberId) -> Option<Action> {
         let subscriber = self.registry.slab.get(id)?;
-        if let Kind::Answer { .. } = subscriber.kind {
+        if let Kind::Answer(_) = subscriber.kind {
             // A poll's answer ends by itself.
             return None;
         }
         subscriber.replay = None;
-        subscriber.end_due_ms = None;
-        subscriber.ping_due_ms = None;
+        subscriber.end_due_ms = NEVER;
+        subscriber.ping_due_ms = NEVER;
+        subscriber.push_farewell();
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         Some(Action::Advance(id))
@@ -517,34 +557,67 @@ impl Delivery {
     /// Pings and ends whoever is due.
     fn turn_wheel(&mut self, actions: &mut Vec<Action>) {
         let now_ms = Now::read().monotonic_ms;
-        let mut due = Vec::new();
-        self.wheel.expire(&mut self.registry.slab, now_ms, &mut due);
-        for index in due {
+        self.wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
+        let mut pings = Pings::default();
+        for _ in 0..DUE_PER_SLICE.min(self.due.len()) {
+            let Some(index) = self.due.pop_front() else {
+                break;
+            };
             let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
                 continue;
             };
-            if subscriber.end_due_ms.is_some_and(|due| due <= now_ms) {
+            if subscriber.end_due_ms <= now_ms {
                 actions.extend(self.begin_end(id));
                 continue;
             }
-            if subscriber.ping_due_ms.is_some_and(|due| due <= now_ms) {
-                subscriber.postpone_ping(now_ms);
-                subscriber.queue_ping();
-                actions.push(Action::Advance(id));
+            if subscriber.ping_due_ms <= now_ms {
+                // From when it was due, or slots would add up.
+                let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
+                subscriber.postpone_ping(beat);
+                let alive = subscriber.queue_ping(&mut pings, now_ms);
+                actions.push(if alive {
+                    Action::Advance(id)
+                } else {
+                    Action::End(id, Ending::Gone)
+                });
             }
             self.schedule(index, now_ms);
         }
-        self.arm_wheel(now_ms);
+        if self.due.is_empty() {
+            self.arm_wheel(now_ms);
+        } else {
+            self.events.turn_wheel_in(1);
+        }
+    }
+}
+
+/// The pings of one turn of the wheel, by style.
+#[derive(Default)]
+struct Pings(Vec<(Style, Rc<Burst>)>);
+
+impl Pings {
+    fn of(&mut self, style: &Style) -> Rc<Burst> {
+        if let Some((_, ping)) = self.0.iter().find(|(known, _)| known == style) {
+            return ping.clone();
+        }
+        let ping = Burst::of_bytes(&style.format.ping, style.framing);
+        self.0.push((style.clone(), ping.clone()));
+        ping
     }
 }
 
 impl Subscriber {
-    /// Nobody who does not read what waits for it needs a ping.
-    fn queue_ping(&mut self) {
-        if self.backlog.is_empty() && self.replay.is_none() {
-            let ping = Burst::of_bytes(&self.style.format.ping, self.style.framing);
-            self.backlog.push(Piece::whole(ping));
+    /// Nobody who does not read what waits for it needs a ping. False if the peer has left earlier ones unanswered.
+    fn queue_ping(&mut self, pings: &mut Pings, now_ms: u64) -> bool {
+        if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
+            && !socket.ping(now_ms, interval)
+        {
+            return false;
         }
+        if self.backlog.is_empty() && self.replay.is_none() {
+            self.backlog.push(Piece::whole(pings.of(&self.style)));
+        }
+        true
     }
 }
 

@@ -100,21 +100,16 @@ pub enum Step {
 }
 
 impl Subscriber {
-    fn connection(&self) -> *mut ngx_connection_t {
-        // SAFETY: the request is alive as long as the subscriber is registered: its cleanup removes it.
-        unsafe { (*self.request).connection }
-    }
-
     /// Bytes offered over TLS must be offered again as they were.
     pub fn frozen(&self) -> bool {
-        // SAFETY: the connection lives as long as the request.
-        unsafe { !(*self.connection()).ssl.is_null() }
+        // SAFETY: the connection is open as long as the subscriber is registered.
+        unsafe { !(*self.connection).ssl.is_null() }
     }
 
     /// Are there bytes in nginx that are not sent?
     fn buffered(&self) -> bool {
-        // SAFETY: request and connection are alive.
-        let held = unsafe { (*self.connection()).buffered() != 0 || !(*self.request).out.is_null() };
+        // SAFETY: the connection is open. The head was flushed, so nothing is held back without `buffered`.
+        let held = unsafe { (*self.connection).buffered() != 0 };
         // SAFETY: the flight lives as long as the request's pool.
         held || self.flight.is_some_and(|flight| unsafe { flight.as_ref() }.pending())
     }
@@ -124,7 +119,7 @@ impl Subscriber {
         if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() {
             return None;
         }
-        Some(send(self.connection(), piece.bytes()))
+        Some(send(self.connection, piece.bytes()))
     }
 
     /// The next step towards an empty backlog. `attempted`: nginx's filters were called since the socket was last
@@ -161,9 +156,8 @@ impl Subscriber {
     }
 
     fn send_backlog(&mut self) -> Progress {
-        let connection = self.connection();
         while let Some(piece) = self.backlog.front() {
-            let (taken, progress) = send(connection, piece.bytes());
+            let (taken, progress) = send(self.connection, piece.bytes());
             self.backlog.start();
             self.backlog.advance(taken);
             if progress != Progress::Done {
@@ -175,9 +169,9 @@ impl Subscriber {
 
     /// Has nginx call when the socket is writable, or when the client took nothing for too long.
     pub fn wait_writable(&self) {
-        // SAFETY: request and connection are alive; a failing event is met again at the next send.
+        // SAFETY: the connection is open; a failing event is met again at the next send.
         unsafe {
-            let event = (*self.connection()).write;
+            let event = (*self.connection).write;
             if (*event).delayed() == 0 {
                 ngx_add_timer(event, self.send_timeout_ms as ngx_msec_t);
             }
@@ -186,9 +180,9 @@ impl Subscriber {
     }
 
     fn stop_waiting(&self) {
-        // SAFETY: request and connection are alive.
+        // SAFETY: the connection is open.
         unsafe {
-            let event = (*self.connection()).write;
+            let event = (*self.connection).write;
             if (*event).timer_set() != 0 && (*event).delayed() == 0 {
                 ngx_del_timer(event);
             }

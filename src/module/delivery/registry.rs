@@ -5,12 +5,13 @@ use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use ngx::ffi::{ngx_http_request_t, ngx_int_t};
+use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
 use push_stream_core::store::{Membership, Replay};
 
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
 use super::output::Flight;
+use super::socket::Socket;
 use super::wheel::Place;
 use crate::config::Audience;
 
@@ -45,16 +46,24 @@ impl SubscriberId {
 pub enum Kind {
     /// Streaming, EventSource: gets everything until it ends.
     Stream,
+    /// WebSocket: the same, and may send.
+    Socket(Box<Socket>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
     Waiting(Responder),
     /// A poll's answer that is too long for one piece. It is in no channel.
-    Answer {
-        /// Between two messages.
-        separator: &'static [u8],
-        /// After the last message.
-        closing: Vec<u8>,
-    },
+    Answer(Box<Rest>),
 }
+
+/// What an answer has beside its messages.
+pub struct Rest {
+    /// Between two messages.
+    pub separator: &'static [u8],
+    /// After the last message.
+    pub closing: Vec<u8>,
+}
+
+/// When something is due that never is.
+pub const NEVER: u64 = u64::MAX;
 
 /// Sends the answer to a request that waits; returns what the request is to be finalized with.
 pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>) -> ngx_int_t>;
@@ -69,7 +78,10 @@ pub enum Reply<'t> {
 
 /// One open request. All that it needs after its response head is here, nothing is looked up in the request.
 pub struct Subscriber {
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber.
     pub request: *mut ngx_http_request_t,
+    /// The request's, which is a cache line less to touch for each message.
+    pub connection: *mut ngx_connection_t,
     pub audience: Rc<Audience>,
     pub style: Style,
     pub kind: Kind,
@@ -81,8 +93,8 @@ pub struct Subscriber {
     pub seats: Vec<Seated>,
     pub backlog: Backlog,
     pub replay: Option<Box<Replaying>>,
-    pub ping_due_ms: Option<u64>,
-    pub end_due_ms: Option<u64>,
+    pub ping_due_ms: u64,
+    pub end_due_ms: u64,
     pub send_timeout_ms: u32,
     /// It has left its channels; once everything is sent it ends.
     pub ending: bool,
@@ -106,6 +118,9 @@ pub struct Replaying {
     pub first: bool,
 }
 
+/// There may be a million of them.
+const _: () = assert!(size_of::<Subscriber>() <= 168);
+
 impl Subscriber {
     pub fn bound(&self, frozen: bool) -> Bound {
         Bound {
@@ -116,17 +131,14 @@ impl Subscriber {
     }
 
     /// When the wheel has to look at it.
-    pub fn next_due_ms(&self) -> Option<u64> {
-        match (self.ping_due_ms, self.end_due_ms) {
-            (Some(ping), Some(end)) => Some(ping.min(end)),
-            (ping, end) => ping.or(end),
-        }
+    pub fn next_due_ms(&self) -> u64 {
+        self.ping_due_ms.min(self.end_due_ms)
     }
 
     /// A message was delivered: silence begins anew.
     pub fn postpone_ping(&mut self, now_ms: u64) {
-        if self.ping_due_ms.is_some() {
-            self.ping_due_ms = self.audience.ping_interval_ms.map(|interval| now_ms + interval);
+        if let Some(interval) = self.audience.ping_interval_ms.filter(|_| self.ping_due_ms != NEVER) {
+            self.ping_due_ms = now_ms + interval;
         }
     }
 }

@@ -3,6 +3,8 @@
 //! A subscriber is in one slot at most. What it waits for is not kept here: whoever is due is looked at, and put back if
 //! its time has moved on meanwhile (each delivered message moves the ping).
 
+use std::collections::VecDeque;
+
 use super::registry::Slab;
 
 /// Width of a slot.
@@ -100,12 +102,12 @@ impl Wheel {
     }
 
     /// Takes out everybody whose slot has passed.
-    pub fn expire(&mut self, slab: &mut Slab, now_ms: u64, due: &mut Vec<u32>) {
+    pub fn expire(&mut self, slab: &mut Slab, now_ms: u64, due: &mut VecDeque<u32>) {
         let now = now_ms / SLOT_MS;
         for tick in (self.done + 1)..=now.min(self.done + SLOTS) {
             let slot = (tick % SLOTS) as usize;
             while slab.at(self.firsts[slot]).is_some() {
-                due.push(self.firsts[slot]);
+                due.push_back(self.firsts[slot]);
                 self.remove(slab, self.firsts[slot]);
             }
         }

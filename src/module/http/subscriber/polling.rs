@@ -8,7 +8,7 @@ use push_stream_core::wire::template::Fields;
 
 use super::Candidate;
 use crate::config::Audience;
-use crate::delivery::{self, Enlistment, Kind, Seat};
+use crate::delivery::{self, Enlistment, Kind, Rest, Seat};
 use crate::http::answer;
 use crate::http::denial::Denial;
 use crate::http::request::Request;
@@ -76,10 +76,10 @@ pub fn send_stored(
     if r.send_body(body, false) == NGX_ERROR as ngx_int_t {
         return Ok(NGX_ERROR as ngx_int_t);
     }
-    let kind = Kind::Answer {
+    let kind = Kind::Answer(Box::new(Rest {
         separator: envelope.separator(),
         closing: envelope.closing(),
-    };
+    }));
     let enlistment = Enlistment {
         audience: candidate.audience.clone(),
         ids,
