@@ -109,6 +109,7 @@ impl<'r> Candidate<'r> {
             mode,
             authorized_channels_only: self.r.location().authorized_channels_only(),
             may_follow_events: self.r.location().may_follow_events(),
+            address: None,
         };
         let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
         let seat = Seat::new(&joined.memberships);
