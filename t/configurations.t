@@ -7,6 +7,8 @@ use File::Temp qw(tempdir);
 use Test::More;
 
 my $root = dirname(dirname(abs_path(__FILE__)));
+# Where nginx is, a mere user does not look.
+$ENV{PATH} .= ':/usr/sbin';
 my $nginx = $ENV{TEST_NGINX_BINARY} // 'nginx';
 my $module = $ENV{PUSH_STREAM_MODULE} // "$root/target/release/libngx_http_push_stream_module.so";
 my ($version) = `$nginx -v 2>&1` =~ m{nginx/1\.(\d+)};
