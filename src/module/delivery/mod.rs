@@ -340,7 +340,7 @@ fn end(id: SubscriberId, ending: Ending) {
                 // The end of its text was in the backlog.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
-            Ending::Failed => NGX_ERROR as ngx_int_t,
+            Ending::Failed => cut(connection),
             Ending::Gone => {
                 (*connection).set_error(1);
                 NGX_HTTP_CLIENT_CLOSED_REQUEST as ngx_int_t
@@ -352,11 +352,18 @@ fn end(id: SubscriberId, ending: Ending) {
             }
             Ending::TooSlow => {
                 ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: slow subscriber closed");
-                NGX_ERROR as ngx_int_t
+                cut(connection)
             }
         };
         finalize(r, code);
     }
+}
+
+/// Half a message may be on the wire: nothing may follow it, not even the end of TLS.
+unsafe fn cut(connection: *mut ngx_connection_t) -> ngx_int_t {
+    // SAFETY: the connection is open.
+    unsafe { (*connection).set_error(1) };
+    NGX_ERROR as ngx_int_t
 }
 
 /// Answers a waiting long poll with a message.
