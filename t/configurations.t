@@ -15,7 +15,7 @@ sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return
 
 for my $file (sort glob "$root/nginx-conf/*.conf") {
     my $dir = tempdir('push-stream-conf-XXXXXX', TMPDIR => 1, CLEANUP => 1);
-    mkdir "$dir/$_" or die $! for 'modules', 'tmp', 'run';
+    mkdir "$dir/$_" or die $! for 'modules', 'tmp', 'run', 'logs';
     symlink $module, "$dir/modules/ngx_http_push_stream_module.so" or die $!;
 
     # Where it goes, and what it listens on, belongs to the machine; everything else is tested as it stands.

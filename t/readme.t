@@ -29,7 +29,7 @@ close $probe;
 s/127\.0\.0\.1:$port\b/127.0.0.1:$free/g for $conf, $session;
 
 my $dir = tempdir('push-stream-readme-XXXXXX', TMPDIR => 1, CLEANUP => 1);
-mkdir "$dir/modules" or die $!;
+mkdir "$dir/$_" or die $! for qw(modules logs);
 symlink $module, "$dir/modules/ngx_http_push_stream_module.so" or die $!;
 open my $out, '>', "$dir/nginx.conf" or die $!;
 print {$out} $conf;

@@ -157,6 +157,15 @@ impl Timer {
     }
 }
 
+impl Timer {
+    /// Takes note that it fired: until then it stays readable.
+    pub fn acknowledge(&self) {
+        let mut expirations = [0_u8; 8];
+        // SAFETY: the kernel writes at most eight bytes. It does not block, and what it says is of no interest.
+        unsafe { libc::read(self.0.as_raw_fd(), expirations.as_mut_ptr().cast(), expirations.len()) };
+    }
+}
+
 impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -361,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_fires_when_it_is_due() {
+    fn a_timer_fires_when_it_is_due_and_only_until_acknowledged() {
         let timer = Timer::new().unwrap();
         let mut epoll = Epoll::new().unwrap();
         epoll.add(&timer, 1, Interest::Read).unwrap();
@@ -369,5 +378,8 @@ mod tests {
         timer.set(start + 3_000_000).unwrap();
         assert_eq!(epoll.wait(Some(Duration::from_secs(5))).unwrap(), 1);
         assert!(now_ns() - start >= 3_000_000);
+        assert_eq!(epoll.wait(Some(Duration::ZERO)).unwrap(), 1);
+        timer.acknowledge();
+        assert_eq!(epoll.wait(Some(Duration::ZERO)).unwrap(), 0);
     }
 }

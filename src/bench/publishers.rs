@@ -26,6 +26,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a broken connection, so that a server that is gone is not stormed with ever new messages.
 const RETRY: Duration = Duration::from_millis(5);
 
+/// How often publishers that are too far ahead look again.
+const AHEAD_CHECK: Duration = Duration::from_millis(1);
+
 /// Above this the counts speak for themselves.
 const MAX_PROBLEMS: usize = 20;
 
@@ -44,6 +47,10 @@ pub struct Plan {
     pub duration: Option<Duration>,
     /// Messages a second over all publishers; as fast as possible if none.
     pub rate: Option<f64>,
+    /// Waits while so many messages are accepted that the subscribers have not got on average.
+    pub max_ahead: Option<u64>,
+    /// Subscribers that get each message, on average.
+    pub audience: f64,
 }
 
 /// A message on its way.
@@ -161,8 +168,9 @@ impl Hand {
             let count = self.epoll.wait(Some(Duration::from_millis(10))).context("epoll_wait")?;
             for index in 0..count {
                 let ready = self.epoll.ready(index);
-                if ready.token != TIMER {
-                    self.serve(ready.token as usize, phase);
+                match ready.token {
+                    TIMER => self.timer.acknowledge(),
+                    token => self.serve(token as usize, phase),
                 }
             }
             self.give_up_overdue();
@@ -178,6 +186,12 @@ impl Hand {
         }
         let mut next_ns = u64::MAX;
         let mut left = false;
+        if phase == Phase::Publish && self.is_too_far_ahead() {
+            return self
+                .timer
+                .set(now + AHEAD_CHECK.as_nanos() as u64)
+                .context("timerfd_settime");
+        }
         for index in 0..self.couriers.len() {
             while self.couriers[index].flight.is_none() && self.wants_more(index, phase, now) {
                 left = true;
@@ -192,10 +206,20 @@ impl Hand {
         if !left && self.in_flight == 0 {
             self.board.settle(self.place, phase);
         }
-        // Also takes back an expiry that would wake us again and again.
         self.timer
             .set(next_ns.min(now + 1_000_000_000))
             .context("timerfd_settime")
+    }
+
+    fn is_too_far_ahead(&self) -> bool {
+        let Some(max_ahead) = self.plan.max_ahead else {
+            return false;
+        };
+        // The subscribing processes come before this one.
+        let received: u64 = (0..self.place)
+            .map(|hand| self.board.counters(hand).done.load(Relaxed))
+            .sum();
+        (self.accepted + self.in_flight) as f64 - received as f64 / self.plan.audience.max(1.0) >= max_ahead as f64
     }
 
     fn wants_more(&self, index: usize, phase: Phase, now_ns: u64) -> bool {

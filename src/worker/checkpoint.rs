@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +14,9 @@ use crate::credit::Permit;
 
 /// Pause between attempts to store a position on a disk that refuses it.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Positions are not stored more often than this: an fsync per handful of events would wear a disk for nothing.
+const MIN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Writes `value` as JSON to `path`: temporary file, fsync, rename, fsync of the directory.
 pub fn store<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
@@ -56,7 +59,10 @@ impl<T: Serialize + Send + 'static> Checkpointer<T> {
         let (sender, receiver) = mpsc::channel::<(T, Vec<Permit>)>();
         let source = name.to_owned();
         let thread = std::thread::Builder::new().name(format!("ack-{name}")).spawn(move || {
+            let mut stored_at = None;
             while let Ok((mut position, mut permits)) = receiver.recv() {
+                let age = stored_at.map_or(MIN_INTERVAL, |at: Instant| at.elapsed());
+                std::thread::sleep(MIN_INTERVAL.saturating_sub(age));
                 for (newer, more) in receiver.try_iter() {
                     position = newer;
                     permits.extend(more);
@@ -68,6 +74,7 @@ impl<T: Serialize + Send + 'static> Checkpointer<T> {
                     );
                     std::thread::sleep(RETRY_PAUSE);
                 }
+                stored_at = Some(Instant::now());
                 stored(&position);
             }
         })?;

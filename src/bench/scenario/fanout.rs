@@ -32,6 +32,10 @@ pub struct Fanout {
     /// Messages a second (open loop: latency counts from when a message was due); full speed if not given
     #[arg(long, value_name = "N")]
     rate: Option<f64>,
+    /// Let the publishers wait while so many messages have not reached the subscribers: full speed, but no faster than
+    /// they are delivered
+    #[arg(long, value_name = "N")]
+    max_ahead: Option<u64>,
     /// Length of a message
     #[arg(long, default_value_t = 150, value_name = "BYTES")]
     bytes: usize,
@@ -54,6 +58,7 @@ impl Fanout {
                 .seconds
                 .map(|seconds| Duration::from_secs_f64(seconds.clamp(0.01, 86_400.0))),
             rate: self.rate,
+            max_ahead: self.max_ahead,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: self.event_ids,
             reconnect: false,

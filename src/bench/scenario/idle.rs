@@ -48,6 +48,7 @@ impl Idle {
             messages: Some(self.messages * u64::from(channels)),
             duration: None,
             rate: None,
+            max_ahead: None,
             message_bytes: message::MIN_BYTES,
             event_ids: false,
             reconnect: false,

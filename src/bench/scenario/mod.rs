@@ -79,6 +79,7 @@ struct Cast {
     messages: Option<u64>,
     duration: Option<Duration>,
     rate: Option<f64>,
+    max_ahead: Option<u64>,
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
@@ -148,6 +149,8 @@ impl Run {
             messages: cast.messages,
             duration: cast.duration,
             rate: cast.rate,
+            max_ahead: cast.max_ahead,
+            audience: cast.subscribers as f64 / f64::from(cast.channels),
         };
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
@@ -171,7 +174,6 @@ impl Run {
         let all = crew.wait(
             self.patience,
             |crew| crew.open() >= wanted,
-            |crew| crew.open() + crew.reconnects(),
             |crew| {
                 progress.show(|| format!("connecting: {} of {wanted}", crew.open()));
                 Ok(())
@@ -231,7 +233,6 @@ impl Run {
         let all = self.crew.wait(
             self.patience,
             |crew| crew.publishers_settled(Phase::Prime) && crew.received() >= wanted,
-            |crew| crew.received() + crew.published(),
             |_| Ok(()),
         )?;
         if !all {
@@ -259,7 +260,6 @@ impl Run {
         let ended = crew.wait(
             patience,
             |crew| crew.publishers_settled(Phase::Publish),
-            |crew| crew.published() + crew.received() + crew.reconnects(),
             |crew| {
                 progress.show(|| {
                     let (published, received, trouble) = (crew.published(), crew.received(), crew.trouble());
@@ -288,7 +288,6 @@ impl Run {
         let all = crew.wait(
             self.patience,
             |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
-            |crew| crew.received() + crew.reconnects(),
             |crew| {
                 progress.show(|| format!("draining: {} subscribers behind", crew.behind()));
                 Ok(())
@@ -300,12 +299,8 @@ impl Run {
     /// Closes all subscribers and returns when the clients have closed them.
     fn leave(&mut self) -> anyhow::Result<()> {
         self.crew.enter(Phase::Leave);
-        self.crew.wait(
-            self.patience,
-            |crew| crew.subscribers_settled(Phase::Leave),
-            |_| 0,
-            |_| Ok(()),
-        )?;
+        self.crew
+            .wait(self.patience, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
         Ok(())
     }
 

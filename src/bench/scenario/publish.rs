@@ -46,6 +46,7 @@ impl Publish {
             messages: None,
             duration: Some(Duration::from_secs_f64(self.seconds.clamp(0.01, 86_400.0))),
             rate: self.rate,
+            max_ahead: None,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: self.event_ids,
             reconnect: false,

@@ -34,6 +34,7 @@ impl Storm {
             messages: Some(0),
             duration: None,
             rate: None,
+            max_ahead: None,
             message_bytes: message::MIN_BYTES,
             event_ids: false,
             reconnect: false,

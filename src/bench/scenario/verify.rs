@@ -70,6 +70,7 @@ impl Verify {
             messages: Some(self.messages),
             duration: None,
             rate: self.rate,
+            max_ahead: None,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: true,
             reconnect: self.reconnect,

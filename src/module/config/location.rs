@@ -10,6 +10,7 @@ use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::wire::eventsource;
 use push_stream_core::wire::template::{Fields, Template};
+use push_stream_core::wire::websocket::{self, Opcode};
 
 use super::main::{Settings, refuse};
 use super::padding::{self, Padding};
@@ -27,6 +28,9 @@ pub static mut SLOW_READER: [ngx_conf_enum_t; 4] = [
 
 /// `push_stream_subscriber_queue` by default: 1 MiB.
 const SUBSCRIBER_QUEUE: usize = 1 << 20;
+
+/// Default of `push_stream_websocket_max_message_size`: more than the C module's clients are known to send.
+const WEBSOCKET_MAX_MESSAGE: usize = 5 * 1024 * 1024;
 
 /// What a location is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,7 @@ pub enum SubscriberMode {
     EventSource,
     Polling,
     LongPolling,
+    WebSocket,
 }
 
 /// What happens to a subscriber whose queue is full.
@@ -76,6 +81,9 @@ pub struct Location {
     pub(super) subscriber_ttl_ms: ngx_msec_t,
     pub(super) longpolling_ttl_ms: ngx_msec_t,
     pub(super) websocket_allow_publish: ngx_flag_t,
+    pub(super) websocket_strict: ngx_flag_t,
+    pub(super) websocket_binary: ngx_flag_t,
+    pub(super) websocket_max_message: usize,
     pub last_time: *mut ngx_http_complex_value_t,
     pub last_tag: *mut ngx_http_complex_value_t,
     pub last_event_id: *mut ngx_http_complex_value_t,
@@ -95,6 +103,11 @@ pub enum Transport {
     /// The template's text as it is: streaming and polls.
     Plain,
     EventSource,
+    /// One text frame per message.
+    WebSocket {
+        /// Texts that are not UTF-8 go out as they are, in binary frames.
+        binary: bool,
+    },
 }
 
 /// One way of writing messages. Locations with equal ones share it, and a message is rendered once for all of them.
@@ -116,6 +129,18 @@ impl Format {
                 out.len() - start
             }
             Transport::EventSource => eventsource::render(&self.template, fields, out),
+            Transport::WebSocket { binary } => {
+                let start = out.len();
+                if binary && str::from_utf8(fields.text).is_err() {
+                    websocket::push_frame(Opcode::Binary, fields.text, out);
+                } else {
+                    self.template.render(fields, out);
+                    let mut header = Vec::new();
+                    websocket::push_header(Opcode::Text, out.len() - start, &mut header);
+                    out.splice(start..start, header);
+                }
+                out.len() - start
+            }
         }
     }
 }
@@ -136,8 +161,19 @@ pub struct Audience {
     /// Bytes that may wait for a slow reader.
     pub queue_bytes: usize,
     pub padding: Vec<Padding>,
+    /// What clients of a WebSocket location may send.
+    pub incoming: Incoming,
     /// The largest minimum of the whole configuration; known when all of it was read.
     pub padding_max: Rc<Cell<u32>>,
+}
+
+/// What is done with what WebSocket clients send.
+#[derive(Clone, Copy, Debug)]
+pub struct Incoming {
+    pub rules: websocket::Rules,
+    /// Are their messages published, and stored?
+    pub publish: bool,
+    pub store: bool,
 }
 
 impl Location {
@@ -194,6 +230,8 @@ impl Location {
             (&mut self.info_on_publish, outer.info_on_publish, 1),
             (&mut self.authorized_channels_only, outer.authorized_channels_only, 0),
             (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
+            (&mut self.websocket_strict, outer.websocket_strict, 0),
+            (&mut self.websocket_binary, outer.websocket_binary, 0),
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
         ] {
@@ -205,6 +243,12 @@ impl Location {
             outer.subscriber_queue,
             unset::SIZE,
             SUBSCRIBER_QUEUE,
+        );
+        settle(
+            &mut self.websocket_max_message,
+            outer.websocket_max_message,
+            unset::SIZE,
+            WEBSOCKET_MAX_MESSAGE,
         );
         settle(
             &mut self.ping_interval_ms,
@@ -252,6 +296,10 @@ impl Location {
                 c"max number of wildcard channels cannot be smaller than value in push_stream_wildcard_channel_max_qtd.",
             ),
             (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
+            (
+                self.websocket_max_message == 0,
+                c"push_stream_websocket_max_message_size cannot be zero.",
+            ),
         ];
         refusals
             .into_iter()
@@ -276,6 +324,17 @@ impl Location {
                 eventsource::header(header),
                 eventsource::footer(footer),
             ),
+            SubscriberMode::WebSocket => (
+                Format {
+                    transport: Transport::WebSocket {
+                        binary: self.websocket_binary == 1,
+                    },
+                    template: Template::parse(configured),
+                    ping: frame(Opcode::Ping, b""),
+                },
+                text_frame(header),
+                text_frame(footer),
+            ),
             _ => (plain_format(configured, ping_text), header.to_vec(), footer.to_vec()),
         };
         Audience {
@@ -292,9 +351,34 @@ impl Location {
             },
             queue_bytes: self.subscriber_queue,
             padding,
+            incoming: Incoming {
+                rules: websocket::Rules {
+                    max_message: self.websocket_max_message as u64,
+                    masked_only: self.websocket_strict == 1,
+                    binary: self.websocket_binary == 1,
+                    keep: self.websocket_allow_publish == 1,
+                },
+                publish: self.websocket_allow_publish == 1,
+                store: self.store_messages(),
+            },
             padding_max: main.padding_max.clone(),
         }
     }
+}
+
+/// A template as a frame; none if it is empty.
+fn text_frame(template: &[u8]) -> Vec<u8> {
+    if template.is_empty() {
+        Vec::new()
+    } else {
+        frame(Opcode::Text, template)
+    }
+}
+
+fn frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    websocket::push_frame(opcode, payload, &mut frame);
+    frame
 }
 
 fn plain_format(configured: &[u8], ping_text: &[u8]) -> Format {
@@ -339,6 +423,9 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         subscriber_ttl_ms: unset::MSEC,
         longpolling_ttl_ms: unset::MSEC,
         websocket_allow_publish: unset::FLAG,
+        websocket_strict: unset::FLAG,
+        websocket_binary: unset::FLAG,
+        websocket_max_message: unset::SIZE,
         last_time: ptr::null_mut(),
         last_tag: ptr::null_mut(),
         last_event_id: ptr::null_mut(),
@@ -429,9 +516,7 @@ pub unsafe extern "C" fn set_subscriber(
         Some(b"polling") => SubscriberMode::Polling,
         Some(b"long-polling") => SubscriberMode::LongPolling,
         Some(b"eventsource") => SubscriberMode::EventSource,
-        Some(b"websocket") => {
-            return refuse(cf, c"push_stream_subscriber mode websocket is not built in yet.");
-        }
+        Some(b"websocket") => SubscriberMode::WebSocket,
         Some(_) => return unknown_mode(cf, "push_stream_subscriber", &words[1], ACCEPTED),
     };
     // SAFETY: as above.

@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 41] = [
+pub static mut COMMANDS: [ngx_command_t; 44] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -264,6 +264,27 @@ pub static mut COMMANDS: [ngx_command_t; 41] = [
         FLAG,
         ngx_conf_set_flag_slot,
         websocket_allow_publish
+    ),
+    location!(
+        "push_stream_websocket_strict",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        websocket_strict
+    ),
+    location!(
+        "push_stream_websocket_binary",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        websocket_binary
+    ),
+    location!(
+        "push_stream_websocket_max_message_size",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_size_slot,
+        websocket_max_message
     ),
     location!(
         "push_stream_last_received_message_time",

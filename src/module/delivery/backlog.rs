@@ -34,6 +34,11 @@ pub struct Bound {
 }
 
 impl Backlog {
+    /// Bytes that wait.
+    pub fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, |queue| queue.bytes)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
     }

@@ -229,6 +229,7 @@ fn filler(transport: Transport, sent: usize, min: u32, max: u32) -> Option<Vec<u
             filler.resize(length - 1, b':');
             filler.push(b'\n');
         }
+        Transport::WebSocket { .. } => return None,
     }
     Some(filler)
 }

@@ -198,6 +198,7 @@ impl Delivery {
         };
         let gone = subscriber.seats.is_empty();
         if gone {
+            subscriber.push_farewell();
             subscriber.ending = true;
             actions.push(Action::Advance(id));
         }

@@ -5,6 +5,7 @@
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`wheel`]: pings and time limits.
+//! * [`socket`]: what WebSocket clients send.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
 //!
@@ -18,6 +19,7 @@ mod inbox;
 mod leaving;
 mod output;
 mod registry;
+mod socket;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -44,6 +46,7 @@ use wheel::Wheel;
 pub use burst::{Framing, fields, header_filler};
 pub use output::{filters_in_use, may_send_directly};
 pub use registry::{Kind, Reply, Rest};
+pub use socket::Socket;
 
 /// Pings and ends before other events get their turn.
 const DUE_PER_SLICE: usize = 512;
@@ -85,6 +88,8 @@ enum Ending {
     Regular,
     /// Writing failed.
     Failed,
+    /// The client closed the connection.
+    Gone,
     /// The client took nothing for `send_timeout`.
     TimedOut,
     /// Its queue is full.
@@ -192,7 +197,8 @@ pub struct Enlistment<'p> {
 /// Takes over a request: from now on it belongs to the delivery. Returns what its handler returns; None if there is no
 /// memory for it.
 pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
-    let streams = matches!(enlistment.kind, Kind::Stream);
+    let streams = matches!(enlistment.kind, Kind::Stream | Kind::Socket(_));
+    let socket = matches!(enlistment.kind, Kind::Socket(_));
     // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
     unsafe {
         let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
@@ -205,18 +211,26 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
         cleanup.handler = Some(request_gone);
         cleanup.data = id.to_pointer();
         *lookup::context(r) = id.to_pointer();
-        watch(r, streams);
+        watch(r, streams, socket);
         (*r).set_count((*r).count() + 1);
+        if socket {
+            advance(id);
+            socket::take_early_bytes(r, id);
+        }
     }
     Some(NGX_DONE as ngx_int_t)
 }
 
 /// Has nginx tell when the client is gone or can take more.
-unsafe fn watch(r: *mut ngx_http_request_t, streams: bool) {
+unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     // SAFETY: request and connection are valid.
     unsafe {
         let connection = (*r).connection;
-        (*r).read_event_handler = Some(ngx_http_test_reading);
+        (*r).read_event_handler = Some(if socket {
+            socket::readable
+        } else {
+            ngx_http_test_reading
+        });
         (*r).write_event_handler = Some(writable);
         if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
             // nginx does not do so on a first plain request, and Nagle would add 40 ms to the second message.
@@ -314,11 +328,23 @@ fn end(id: SubscriberId, ending: Ending) {
         let code = match ending {
             Ending::Regular => match subscriber.kind {
                 Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
+                // Its last frames were in the backlog.
+                Kind::Socket(_) => {
+                    if ngx_exiting != 0 || ngx_terminate != 0 {
+                        // The process is not to wait for what the client may still say.
+                        (*r).set_lingering_close(0);
+                    }
+                    NGX_OK as ngx_int_t
+                }
                 Kind::Waiting(respond) => respond(r, Reply::TimedOut),
                 // The end of its text was in the backlog.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
-            Ending::Failed => cut(connection),
+Ending::Failed => cut(connection),
+            Ending::Gone => {
+                (*connection).set_error(1);
+                NGX_HTTP_CLIENT_CLOSED_REQUEST as ngx_int_t
+            }
             Ending::TimedOut => {
                 ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: client timed out");
                 (*connection).set_timedout(1);
@@ -402,7 +428,7 @@ impl Delivery {
             ..
         } = enlistment;
         let (ping, ttl) = match kind {
-            Kind::Stream => (audience.ping_interval_ms, audience.ttl_ms),
+            Kind::Stream | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
             Kind::Answer(_) => (None, None),
         };
@@ -421,7 +447,7 @@ impl Delivery {
             })
         });
         let replays = replay.is_some();
-        let subscriber = Box::new(Subscriber {
+        let mut subscriber = Box::new(Subscriber {
             request: r,
             // SAFETY: the request is valid, and keeps its connection.
             connection: unsafe { (*r).connection },
@@ -439,6 +465,10 @@ impl Delivery {
             place: Default::default(),
             audience,
         });
+        if let Kind::Socket(socket) = &mut subscriber.kind {
+            let opening = socket.take_opening();
+            subscriber.push_bytes(&opening);
+        }
         let id = self.registry.add(subscriber, memberships, &ids);
         self.schedule(id.index, now_ms);
         if replays {
@@ -525,6 +555,7 @@ impl Delivery {
         subscriber.replay = None;
         subscriber.end_due_ms = NEVER;
         subscriber.ping_due_ms = NEVER;
+        subscriber.push_farewell();
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         Some(Action::Advance(id))
@@ -550,8 +581,12 @@ impl Delivery {
                 // From when it was due, or slots would add up.
                 let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
                 subscriber.postpone_ping(beat);
-                subscriber.queue_ping(&mut pings);
-                actions.push(Action::Advance(id));
+                let alive = subscriber.queue_ping(&mut pings, now_ms);
+                actions.push(if alive {
+                    Action::Advance(id)
+                } else {
+                    Action::End(id, Ending::Gone)
+                });
             }
             self.schedule(index, now_ms);
         }
@@ -579,11 +614,17 @@ impl Pings {
 }
 
 impl Subscriber {
-    /// Nobody who does not read what waits for it needs a ping.
-    fn queue_ping(&mut self, pings: &mut Pings) {
+    /// Nobody who does not read what waits for it needs a ping. False if the peer has left earlier ones unanswered.
+    fn queue_ping(&mut self, pings: &mut Pings, now_ms: u64) -> bool {
+        if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
+            && !socket.ping(now_ms, interval)
+        {
+            return false;
+        }
         if self.backlog.is_empty() && self.replay.is_none() {
             self.backlog.push(Piece::whole(pings.of(&self.style)));
         }
+        true
     }
 }
 

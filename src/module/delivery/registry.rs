@@ -11,6 +11,7 @@ use push_stream_core::store::{Membership, Replay};
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
 use super::output::Flight;
+use super::socket::Socket;
 use super::wheel::Place;
 use crate::config::Audience;
 
@@ -45,6 +46,8 @@ impl SubscriberId {
 pub enum Kind {
     /// Streaming, EventSource: gets everything until it ends.
     Stream,
+    /// WebSocket: the same, and may send.
+    Socket(Box<Socket>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
     Waiting(Responder),
     /// A poll's answer that is too long for one piece. It is in no channel.

@@ -49,6 +49,7 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
     }
     match denial {
         Denial::Method(allowed) => r.add_header("Allow", allowed.as_bytes())?,
+        Denial::HandshakeVersion => r.add_header("Sec-WebSocket-Version", b"8, 13")?,
         Denial::NothingToEvict => r.add_header("Retry-After", RETRY_AFTER)?,
         _ => {}
     }

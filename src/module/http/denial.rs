@@ -19,6 +19,9 @@ pub enum Denial {
     ToEventsChannel,
     FromEventsChannel,
     UnknownChannel,
+    /// No WebSocket handshake, or one of a version that nobody speaks any more.
+    NoHandshake,
+    HandshakeVersion,
     /// With the methods that are allowed.
     Method(&'static str),
     ZoneFull,
@@ -34,9 +37,12 @@ pub enum Denial {
 impl Denial {
     pub fn status(self) -> u32 {
         match self {
-            Denial::NoChannelId | Denial::ChannelIdTooLong | Denial::EmptyPost | Denial::BadCallback => {
-                NGX_HTTP_BAD_REQUEST
-            }
+            Denial::NoChannelId
+            | Denial::ChannelIdTooLong
+            | Denial::EmptyPost
+            | Denial::BadCallback
+            | Denial::NoHandshake
+            | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
             Denial::ReservedChannelId
             | Denial::TooManyWildcardChannels
             | Denial::TooManySubscribers
@@ -65,6 +71,11 @@ impl Denial {
             Denial::TooManyChannels => "Number of channels were exceeded.",
             Denial::ToEventsChannel => "Only internal routines can change events channel.",
             Denial::FromEventsChannel => "Subscription to events channel is not allowed.",
+            Denial::NoHandshake => {
+                "Don't have at least one of the mandatory headers: Connection, Upgrade, Sec-WebSocket-Key and \
+                 Sec-WebSocket-Version"
+            }
+            Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",

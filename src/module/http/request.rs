@@ -179,6 +179,48 @@ impl<'r> Request<'r> {
         Ok(unsafe { (*self.raw).header_only() } == 0)
     }
 
+    /// The connection is not used for another request.
+    pub fn close_afterwards(self) {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).set_keepalive(0) };
+    }
+
+    /// Is this a whole connection of HTTP/1, whose bytes can become something else?
+    pub fn may_switch_protocols(self) -> bool {
+        // SAFETY: the request is valid.
+        let version = unsafe { (*self.raw).http_version };
+        self.is_main() && version <= NGX_HTTP_VERSION_11 as ngx_uint_t
+    }
+
+    /// The head is (about to be) sent by other means than nginx's filters. What the client sends is not a request any
+    /// more: when the connection is closed, it is read and dropped.
+    pub fn head_is_sent(self, status: u32) {
+        self.set_status(status, None);
+        // SAFETY: the request is valid.
+        unsafe {
+            (*self.raw).set_header_sent(1);
+            (*self.raw).set_lingering_close(1);
+        }
+    }
+
+    /// Sends a short answer past nginx's filters, head included. It is the first on its connection, or follows what was
+    /// taken, so the socket has room for it.
+    pub fn send_raw(self, bytes: &[u8], status: u32) -> ngx_int_t {
+        self.head_is_sent(status);
+        // SAFETY: request and connection are valid; an open connection has a `send`.
+        unsafe {
+            let connection = (*self.raw).connection;
+            let sent = (*connection).send.map_or(NGX_ERROR as isize, |send| {
+                send(connection, bytes.as_ptr().cast_mut(), bytes.len())
+            });
+            if sent == bytes.len() as isize {
+                NGX_OK as ngx_int_t
+            } else {
+                NGX_ERROR as ngx_int_t
+            }
+        }
+    }
+
     /// Sends a piece of the body through the output filters.
     pub fn send_body(self, bytes: Vec<u8>, last: bool) -> ngx_int_t {
         // SAFETY: the request is valid, and its head was sent before.

@@ -417,6 +417,76 @@ mod tests {
         (recorder.0.take(), acks, std::fs::read_to_string(parked).unwrap())
     }
 
+    /// Not a test but a figure; see the command in its output's first line.
+    #[test]
+    #[ignore = "a measurement: cargo test --release -p push-stream-worker -- --ignored --nocapture posts_per_second"]
+    fn posts_per_second_through_the_stages_of_a_public_pipeline() {
+        const POSTS: u32 = 2000;
+        const ROUNDS: u32 = 50;
+        let text = r#"
+            [source]
+            a = { type = "stdin" }
+            [stage]
+            parse = { type = "parse_json" }
+            anon = { type = "anonymise", drop = ["author.ip"], mask = ["author.email"] }
+            clean = { type = "clean_html", fields = ["message"] }
+            fmt = { type = "format", fields = { id = "id", author = "author.name", message = "message", created = "created" } }
+            route = { type = "route", channels = ["forum.{forum}", "thread.{thread}", "user.{author.id}", "post.{id}"] }
+            [sink]
+            s = { type = "file", path = "/dev/null" }
+            [pipeline]
+            p = { from = "a", stages = ["parse", "anon", "clean", "fmt", "route"], to = ["s"] }
+        "#;
+        let config = crate::config::parse(text).unwrap_or_else(|problems| panic!("{problems:?}"));
+        let slot = |named: &crate::config::Named<Arc<dyn Stage>>| StageSlot {
+            name: named.name.clone(),
+            stage: Arc::clone(&named.component),
+            metrics: Arc::default(),
+        };
+        let stages = config.stages.iter().map(slot).collect();
+        let pipeline = Pipeline {
+            name: "p".into(),
+            index: 0,
+            stages,
+            sinks: vec![],
+            order: Order::Source,
+        };
+        // 730 bytes; every second one holds markup.
+        let post = |n: u32| {
+            let message = match n % 2 {
+                0 => "Plain words of a comment that nobody needs to clean, ".repeat(5),
+                _ => "<p>Some <b>bold</b> words, a <a href='http://example.com/'>link</a> &amp; more</p> ".repeat(3),
+            };
+            let post = format!(
+                "{{\"id\":\"{n}\",\"forum\":\"f{}\",\"thread\":\"{}\",\"author\":{{\"id\":\"{}\",\"name\":\"Ann\",\"email\":\
+                 \"a@example.com\",\"ip\":\"192.0.2.7\"}},\"message\":\"{message}\",\"created\":\"2026-01-01T00:00:00Z\",\"pad\":\"",
+                n % 50,
+                n % 1000,
+                n % 5000
+            );
+            let room = 728_usize.saturating_sub(post.len());
+            Event::new(
+                EventId::new(1, n.into()),
+                Timestamp(0),
+                format!("{post}{}\"}}", "x".repeat(room)).into(),
+            )
+        };
+        let posts: Vec<Event> = (0..POSTS).map(post).collect();
+        let start = std::time::Instant::now();
+        for _ in 0..ROUNDS {
+            for post in &posts {
+                let results = run_stages(&pipeline, post.clone(), 0);
+                assert!(matches!(&results[..], [StageResult::Out(event)] if event.channels.len() == 4));
+            }
+        }
+        let each = start.elapsed() / (POSTS * ROUNDS);
+        let bytes = posts.iter().map(|post| post.raw.len()).sum::<usize>() / posts.len();
+        println!(
+            "{each:?} per post of {bytes} bytes, {:.0} posts/s",
+            1.0 / each.as_secs_f64()
+        );
+    }
+
     fn outcome(acks: &[Ack], ticket: u64) -> Outcome {
         let of: Vec<_> = acks.iter().filter(|ack| ack.ticket == ticket).collect();
         assert_eq!(of.len(), 1, "told once");

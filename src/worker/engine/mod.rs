@@ -37,7 +37,7 @@ use crate::engine::pipeline::{Pipeline, SinkSlot, StageSlot};
 use crate::event::Event;
 use crate::finalizer::Handle;
 use crate::ops::admin;
-use crate::ops::metrics::{Component, Labels, Metrics};
+use crate::ops::metrics::{Component, Labels, Metrics, Source as Gauges};
 use crate::sink::RunningSink;
 use crate::source::{Context, Source};
 use crate::stage::Order;
@@ -110,11 +110,16 @@ pub struct Feed {
     credit: Arc<Credit>,
     parking: ParkingLot,
     metrics: Arc<Component>,
+    gauges: Arc<Gauges>,
 }
 
 impl Feed {
     pub fn credit(&self) -> &Arc<Credit> {
         &self.credit
+    }
+
+    pub fn gauges(&self) -> &Gauges {
+        &self.gauges
     }
 
     /// Hands the event to every pipeline of the source.
@@ -266,7 +271,7 @@ pub fn run(config: Config) -> Result<(), Error> {
     for (index, named) in sources.into_iter().enumerate() {
         let limits = named.component.limits();
         let credit = Credit::new(limits.events, limits.bytes);
-        metrics.credit(&named.name, &credit);
+        let gauges = metrics.source(&named.name, &credit);
         let labels = Labels {
             kind: "source",
             component_type: named.component_type,
@@ -280,6 +285,7 @@ pub fn run(config: Config) -> Result<(), Error> {
             credit,
             parking: parking.clone(),
             metrics: metrics.component(labels),
+            gauges,
         };
         let context = Context {
             name: named.name.clone(),

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::clock::Timestamp;
@@ -18,6 +19,9 @@ use crate::ops::metrics::Metrics;
 
 /// Pause between attempts when the disk refuses the file.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// So many parked events are told one by one in a second; a flood of them must not become a flood of lines.
+const LOGGED_PER_SECOND: u32 = 10;
 
 /// Why an event was parked, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +39,30 @@ pub struct Reason {
 pub struct ParkingLot {
     entries: mpsc::Sender<(Vec<u8>, String, Handle)>,
     metrics: Arc<Metrics>,
+    logged: Arc<Mutex<Logged>>,
+}
+
+/// What has been told of late.
+#[derive(Debug)]
+struct Logged {
+    since: Instant,
+    lines: u32,
+    untold: u32,
+}
+
+impl Logged {
+    /// May another line be written? If so, how many were not since the last one.
+    fn admit(&mut self) -> Option<u32> {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            (self.since, self.lines) = (Instant::now(), 0);
+        }
+        if self.lines == LOGGED_PER_SECOND {
+            self.untold += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.untold))
+    }
 }
 
 /// One line of the file.
@@ -76,11 +104,35 @@ impl ParkingLot {
                 }
             }
         })?;
-        Ok((Self { entries, metrics }, thread))
+        let logged = Arc::new(Mutex::new(Logged {
+            since: Instant::now(),
+            lines: 0,
+            untold: 0,
+        }));
+        Ok((
+            Self {
+                entries,
+                metrics,
+                logged,
+            },
+            thread,
+        ))
     }
 
     pub fn park(&self, pipeline: &str, event: &Event, reason: &Reason, handle: Handle) {
-        tracing::warn!("event {} parked by {}: {}", event.id, reason.component, reason.text);
+        let Reason {
+            component,
+            text,
+            attempts,
+        } = reason;
+        match self.logged.lock().admit() {
+            Some(0) => tracing::warn!("event {} parked by {component}: {text}", event.id),
+            Some(untold) => tracing::warn!(
+                "event {} parked by {component}: {text} ({untold} before it not told)",
+                event.id
+            ),
+            None => {}
+        }
         self.metrics.parked_total.fetch_add(1, Ordering::Relaxed);
         let raw = std::str::from_utf8(&event.raw).ok();
         let line = Line {
@@ -88,19 +140,19 @@ impl ParkingLot {
             parked: Timestamp::now().to_string(),
             received: event.received.to_string(),
             pipeline,
-            component: &reason.component,
-            reason: &reason.text,
-            attempts: reason.attempts,
+            component,
+            reason: text,
+            attempts: *attempts,
             channels: &event.channels,
             raw,
             raw_hex: raw
                 .is_none()
                 .then(|| event.raw.iter().map(|byte| format!("{byte:02x}")).collect()),
         };
-        let mut text = serde_json::to_vec(&line).unwrap_or_default();
-        text.push(b'\n');
+        let mut entry = serde_json::to_vec(&line).unwrap_or_default();
+        entry.push(b'\n');
         // The writer outlives every clone of this sender; were it gone, the dropped handle would release the event.
-        let _ = self.entries.send((text, reason.text.clone(), handle));
+        let _ = self.entries.send((entry, text.clone(), handle));
     }
 }
 
@@ -162,6 +214,21 @@ mod tests {
         };
         lot.park("p", &event, &reason, Handle::new(0, AckTo::Reply(reply), None));
         answer.blocking_recv().unwrap()
+    }
+
+    #[test]
+    fn a_flood_is_told_in_a_few_lines() {
+        let mut logged = Logged {
+            since: Instant::now(),
+            lines: 0,
+            untold: 0,
+        };
+        assert_eq!(
+            (0..1000).filter_map(|_| logged.admit()).collect::<Vec<_>>(),
+            [0; LOGGED_PER_SECOND as usize]
+        );
+        logged.since -= Duration::from_secs(1);
+        assert_eq!(logged.admit(), Some(1000 - LOGGED_PER_SECOND));
     }
 
     #[test]

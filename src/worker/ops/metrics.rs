@@ -77,6 +77,24 @@ impl Histogram {
     }
 }
 
+/// Gauges of a source.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    credit: Arc<Credit>,
+    lag_bytes: AtomicU64,
+}
+
+/// A source that has not told its lag, or has none.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Source {
+    /// Bytes that are there and have not been claimed. Relaxed: the figure stands alone.
+    pub fn set_lag_bytes(&self, bytes: u64) {
+        self.lag_bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
 /// One server that a sink publishes to.
 #[derive(Debug)]
 pub struct Node {
@@ -143,7 +161,7 @@ pub struct Labels {
 #[derive(Debug, Default)]
 pub struct Metrics {
     components: Mutex<BTreeMap<Labels, Arc<Component>>>,
-    credits: Mutex<Vec<(String, Arc<Credit>)>>,
+    sources: Mutex<Vec<Arc<Source>>>,
     nodes: Mutex<Vec<Arc<Node>>>,
     /// From the source's claim to the last required sink.
     pub event_age: Histogram,
@@ -155,8 +173,14 @@ impl Metrics {
         Arc::clone(self.components.lock().entry(labels).or_default())
     }
 
-    pub fn credit(&self, source: &str, credit: &Arc<Credit>) {
-        self.credits.lock().push((source.to_owned(), Arc::clone(credit)));
+    pub fn source(&self, name: &str, credit: &Arc<Credit>) -> Arc<Source> {
+        let source = Arc::new(Source {
+            name: name.to_owned(),
+            credit: Arc::clone(credit),
+            lag_bytes: AtomicU64::new(UNKNOWN),
+        });
+        self.sources.lock().push(Arc::clone(&source));
+        source
     }
 
     pub fn node(&self, sink: &str, node: &str) -> Arc<Node> {
@@ -229,17 +253,19 @@ impl Metrics {
         }
         out.family("glue_event_age_seconds", "histogram");
         out.histogram("", &self.event_age);
+        let sources = self.sources.lock().clone();
+        let label = |source: &Source| format!("component_id=\"{}\"", escape(&source.name));
         out.family("glue_source_in_flight_events", "gauge");
-        for (source, credit) in self.credits.lock().iter() {
-            out.sample("", &format!("component_id=\"{}\"", escape(source)), credit.in_flight());
+        for source in &sources {
+            out.sample("", &label(source), source.credit.in_flight());
         }
         out.family("glue_source_in_flight_bytes", "gauge");
-        for (source, credit) in self.credits.lock().iter() {
-            out.sample(
-                "",
-                &format!("component_id=\"{}\"", escape(source)),
-                credit.bytes_in_flight(),
-            );
+        for source in &sources {
+            out.sample("", &label(source), source.credit.bytes_in_flight());
+        }
+        out.family("glue_source_lag_bytes", "gauge");
+        for source in sources.iter().filter(|source| load(&source.lag_bytes) != UNKNOWN) {
+            out.sample("", &label(source), load(&source.lag_bytes));
         }
         out.family("glue_sink_requests_total", "counter");
         let nodes = self.nodes.lock().clone();
@@ -343,7 +369,7 @@ mod tests {
         node.count(Code::Status(200));
         node.count(Code::Failure("timeout"));
         assert!(node.set_up(false));
-        metrics.credit("posts", &Credit::new(5, 5));
+        metrics.source("posts", &Credit::new(5, 5)).set_lag_bytes(7);
 
         let text = metrics.render();
         let base = "component_kind=\"stage\",component_type=\"route\",component_id=\"r\",pipeline=\"p\"";
@@ -361,6 +387,7 @@ mod tests {
             "glue_sink_requests_total{component_id=\"nginx\",node=\"http://a\",code=\"timeout\"} 1".to_owned(),
             "glue_node_up{component_id=\"nginx\",node=\"http://a\"} 0".to_owned(),
             "glue_source_in_flight_events{component_id=\"posts\"} 0".to_owned(),
+            "glue_source_lag_bytes{component_id=\"posts\"} 7".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -26,6 +26,7 @@ use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -56,8 +57,10 @@ pub const KIND: Kind = Kind {
 const DEFAULT_CONNECTIONS: usize = 16;
 /// Channel information is a few hundred bytes per channel; more than this is not an answer to a publish.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// A misconfiguration fails every event; one line in this time says it.
-const CONFIG_ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// So many answers in a row that mean "not now" are about the node; fewer may be about an event.
+const FAILURES_OF_A_NODE: u32 = 5;
+/// What fails event after event is told once in this time.
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
 const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
@@ -198,7 +201,8 @@ impl Sink for HttpPush {
                 host: self.host.clone().unwrap_or(own_host),
                 metrics: metrics.node(name, &address.to_string()),
                 failing_since: Mutex::new(None),
-                config_error_logged: Mutex::new(None),
+                failures: AtomicU32::new(0),
+                error_logged: Mutex::new(None),
                 recovered: Notify::new(),
             }))
         });
@@ -236,13 +240,16 @@ struct Node {
     host: HeaderValue,
     metrics: Arc<NodeMetrics>,
     failing_since: Mutex<Option<Instant>>,
-    config_error_logged: Mutex<Option<Instant>>,
+    /// In a row. A counter that stands alone, so relaxed.
+    failures: AtomicU32,
+    error_logged: Mutex<Option<Instant>>,
     /// Wakes those who wait for their next attempt when another one has succeeded.
     recovered: Notify,
 }
 
 impl Node {
     fn succeeded(&self) {
+        self.failures.store(0, Ordering::Relaxed);
         if !self.metrics.set_up(true) {
             let since = self.failing_since.lock().take();
             let seconds = since.map_or(0.0, |since| since.elapsed().as_secs_f64());
@@ -255,7 +262,8 @@ impl Node {
         }
     }
 
-    fn failed(&self, failure: &str) {
+    /// No connection at all: that is the node.
+    fn unreachable(&self, failure: &str) {
         if self.metrics.set_up(false) {
             *self.failing_since.lock() = Some(Instant::now());
             tracing::warn!(
@@ -266,10 +274,17 @@ impl Node {
         }
     }
 
+    /// An answer that means "not now", or none: that may be the node or the event.
+    fn failed(&self, failure: &str) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_OF_A_NODE {
+            self.unreachable(failure);
+        } else if self.may_log() {
+            tracing::warn!("sink {}: {}: {failure}; the event is retried", self.sink, self.address);
+        }
+    }
+
     fn misconfigured(&self, failure: &str) {
-        let mut logged = self.config_error_logged.lock();
-        if logged.is_none_or(|at| at.elapsed() >= CONFIG_ERROR_LOG_INTERVAL) {
-            *logged = Some(Instant::now());
+        if self.may_log() {
             let path = "check path, nodes and the publisher location";
             tracing::error!(
                 "sink {}: {} answers {failure}; {path}; events are retried",
@@ -277,6 +292,15 @@ impl Node {
                 self.address
             );
         }
+    }
+
+    fn may_log(&self) -> bool {
+        let mut logged = self.error_logged.lock();
+        let may = logged.is_none_or(|at| at.elapsed() >= ERROR_LOG_INTERVAL);
+        if may {
+            *logged = Some(Instant::now());
+        }
+        may
     }
 }
 
@@ -664,7 +688,8 @@ mod tests {
             host: HeaderValue::from_static("x"),
             metrics: metrics.node("s", "x"),
             failing_since: Mutex::default(),
-            config_error_logged: Mutex::default(),
+            failures: AtomicU32::new(0),
+            error_logged: Mutex::default(),
             recovered: Notify::new(),
         };
         let client = Client {

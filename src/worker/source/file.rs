@@ -122,7 +122,6 @@ impl Source for FileSource {
 
 struct Running {
     name: String,
-    path: PathBuf,
     epoch: u64,
     /// Of the last event claimed.
     seq: u64,
@@ -179,7 +178,6 @@ impl Running {
         Ok(Self {
             checkpointer: Checkpointer::spawn(&name, file, |_| ())?,
             name,
-            path: config.path.clone(),
             epoch: checkpoint.epoch,
             seq,
             follower,
@@ -195,6 +193,7 @@ impl Running {
         let mut waiting = None;
         while !stop.is_requested() {
             self.settle();
+            self.feed.gauges().set_lag_bytes(self.follower.lag_bytes());
             let pause = self.read_burst(&mut waiting, config.poll);
             if pause.is_zero() {
                 continue;
@@ -230,7 +229,7 @@ impl Running {
                         tracing::error!(
                             "source {}: cannot read {}: {error}; will try again",
                             self.name,
-                            self.path.display()
+                            self.follower.path().display()
                         );
                     }
                     return ERROR_PAUSE.max(poll);
@@ -304,7 +303,7 @@ impl Running {
             let checkpoint = Checkpoint {
                 epoch: self.epoch,
                 seq,
-                path: self.path.clone(),
+                path: self.follower.path().to_owned(),
                 position: Some(place.position()),
             };
             self.checkpointer.submit(checkpoint, advance.permits);

@@ -92,6 +92,9 @@ sub _bytes ($self, $count, $deadline) {
     return substr $self->{buffer}, 0, $count, '';
 }
 
+# That many bytes, as they are.
+sub bytes ($self, $count, $seconds = SECONDS) { return $self->_bytes($count, time + $seconds) }
+
 # The response head; read once, then remembered until the next request.
 sub head ($self, $seconds = SECONDS) {
     return $self->{head} //= $self->_read_head(time + $seconds);

@@ -61,10 +61,10 @@ sub _new ($class, %options) {
     return $self;
 }
 
-# Below the ports that the kernel gives to outgoing connections.
+# Below the ports that the kernel gives to outgoing connections, above those that other tests have fixed.
 sub _free_port {
     for (1 .. 100) {
-        my $port = 12000 + int rand 20000;
+        my $port = 21000 + int rand 11000;
         my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 1, ReuseAddr => 1);
         return $port if $socket;
     }
@@ -102,11 +102,17 @@ END
 
 # Those that this nginx knows: it may have been built without some of its modules.
 sub _temp_paths {
-    state @paths;
-    return @paths if @paths;
-    my $version = qx{@{[binary()]} -V 2>&1};
-    @paths = ('client_body', grep { $version !~ /--without-http_${_}_module/ } qw(proxy fastcgi uwsgi scgi));
-    return @paths;
+    return 'client_body', grep { _build() !~ /--without-http_${_}_module/ } qw(proxy fastcgi uwsgi scgi);
+}
+
+# Was this nginx built with a module that it has not by itself? E.g. 'http_auth_request'.
+sub has_module ($class, $name) {
+    return _build() =~ /--with-${name}_module\b/;
+}
+
+sub _build {
+    state $build = qx{@{[binary()]} -V 2>&1};
+    return $build;
 }
 
 sub _spawn ($self, @arguments) {

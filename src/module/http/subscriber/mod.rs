@@ -5,6 +5,7 @@ mod eventsource;
 mod long_polling;
 mod polling;
 mod streaming;
+mod websocket;
 
 use std::rc::Rc;
 
@@ -25,6 +26,9 @@ pub fn handle(r: Request<'_>) -> ngx_int_t {
 }
 
 fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    if r.location().role == Some(Role::Subscriber(SubscriberMode::WebSocket)) {
+        return websocket::respond(r);
+    }
     answer::add_cors_headers(r, "GET")?;
     if r.method() == NGX_HTTP_OPTIONS {
         return answer::header_only(r, NGX_HTTP_OK);
@@ -44,6 +48,8 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         SubscriberMode::EventSource => eventsource::respond(&candidate),
         SubscriberMode::Polling => polling::respond(&candidate),
         SubscriberMode::LongPolling => long_polling::respond(&candidate),
+        // Such a location never gets here, and nothing else leads to this mode.
+        SubscriberMode::WebSocket => Err(Denial::Internal),
     }
 }
 

@@ -77,7 +77,7 @@ fn kill_9_at_any_time_loses_nothing_repeats_little_and_keeps_the_order() {
     let publishes = nginx.publishes();
     let mut first_seen: HashMap<u64, String> = HashMap::new();
     let mut last_of_thread: HashMap<u64, u64> = HashMap::new();
-    let mut repeats_after_kill = vec![0; KILLS + 1];
+    let mut repeats_after_kill = [0; KILLS + 1];
     for (index, publish) in publishes.iter().enumerate() {
         let comment = publish.json();
         let (n, thread) = (comment["n"].as_u64().unwrap(), comment["thread"].as_u64().unwrap());

@@ -137,22 +137,21 @@ fn no_room_is_503_with_retry_after_and_a_late_answer_is_504() {
 }
 
 #[test]
-fn from_post_to_nginx_takes_less_than_ten_milliseconds_when_idle() {
+fn nothing_waits_for_anything_between_post_and_nginx() {
     for ack in ["published", "spooled"] {
         let intake = Intake::new(StandIn::accepting(), &format!("ack = \"{ack}\""));
         let _worker = intake.start();
-        let mut times: Vec<Duration> = (1..=30)
-            .map(|n| {
-                // Idle is the point here: nothing may still be warm from the last one.
-                std::thread::sleep(Duration::from_millis(5));
-                let start = Instant::now();
-                assert!(intake.post("{\"thread\":1}").status < 300);
-                intake.nginx.wait_for(n);
-                intake.nginx.publishes()[n - 1].at.duration_since(start)
-            })
-            .collect();
-        times.sort_unstable();
-        assert!(times[times.len() / 2] < Duration::from_millis(10), "{ack}: {times:?}");
+        let times = (1..=30).map(|n| {
+            // Idle is the point here: nothing may still be under way from the last one.
+            std::thread::sleep(Duration::from_millis(5));
+            let start = Instant::now();
+            assert!(intake.post("{\"thread\":1}").status < 300);
+            intake.nginx.wait_for(n);
+            intake.nginx.publishes()[n - 1].at.duration_since(start)
+        });
+        // The fastest, because others may keep the machine busy: a delay of our own would be in that one, too.
+        let fastest = times.min().unwrap();
+        assert!(fastest < Duration::from_millis(10), "{ack}: {fastest:?}");
     }
 }
 
@@ -221,8 +220,7 @@ fn a_stop_answers_who_is_waiting_and_takes_no_more() {
         std::thread::sleep(Duration::from_millis(300));
         Behaviour::Accept
     });
-    let mut intake = Intake::new(slow, "");
-    intake.config = intake.config.replace("timeout = \"300ms\"", "timeout = \"2s\"");
+    let intake = Intake::new(slow, "");
     let worker = intake.start();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| intake.post("{\"thread\":1}"));

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::spawn_local;
 
 /// Far beyond what anything here takes, also on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(40);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A directory that is gone after the test.
 pub struct TempDir(PathBuf);
@@ -424,7 +424,7 @@ route = {{ type = "route", channels = ["thread.{{thread}}"], order_by = "thread"
 [sink.nginx]
 type = "http_push"
 nodes = ["{node}"]
-timeout = "300ms"
+timeout = "60s"
 retry = {{ initial = "5ms", max = "40ms", max_age = "60s" }}
 [pipeline.live]
 from = "in"

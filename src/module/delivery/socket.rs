@@ -1,0 +1,252 @@
+//! What WebSocket clients send (`compat.md` §13.3, RFC 6455).
+
+use std::ptr;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::Now;
+use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
+
+use super::burst::{Burst, Framing, Piece};
+use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
+use super::{Delivery, Ending, PROCESS, advance, end};
+use crate::ffi::{fence, lookup};
+
+/// Bytes read at once.
+const READ: usize = 16 * 1024;
+
+/// Reads before other events get their turn.
+const READS_PER_TURN: u32 = 16;
+
+/// An end without a reason: the C module's close frame.
+const CLOSE: &[u8] = &[0x88, 0x00];
+
+/// The client's side of a WebSocket subscriber.
+pub struct Socket {
+    /// What it gets first: the head of the answer and the header template. Taken when the subscriber is added.
+    opening: Vec<u8>,
+    /// Only while a frame or a message is incomplete: an idle connection needs none.
+    decoder: Option<Box<Decoder>>,
+    /// When the oldest ping was sent that nothing was heard after.
+    unanswered_since_ms: Option<u64>,
+}
+
+impl Socket {
+    pub fn new(opening: Vec<u8>) -> Socket {
+        Socket {
+            opening,
+            decoder: None,
+            unanswered_since_ms: None,
+        }
+    }
+
+    pub fn take_opening(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.opening)
+    }
+
+    /// A ping is sent now. False if the peer is dead: it has said nothing since a ping of two intervals ago.
+    pub fn ping(&mut self, now_ms: u64, interval_ms: u64) -> bool {
+        let since = *self.unanswered_since_ms.get_or_insert(now_ms);
+        now_ms - since < 2 * interval_ms
+    }
+}
+
+/// What is to be done about what came.
+enum Reaction {
+    Nothing,
+    /// Bytes wait to be sent.
+    Advance,
+    End(Ending),
+}
+
+/// Bytes that came together with the handshake belong to the frames.
+pub fn take_early_bytes(r: *mut ngx_http_request_t, id: SubscriberId) {
+    // SAFETY: the request is alive, and its header buffer holds what was read and not parsed.
+    let early = unsafe {
+        let Some(buffer) = (*r).header_in.as_mut() else { return };
+        let len = buffer.last.offset_from(buffer.pos) as usize;
+        let early = std::slice::from_raw_parts(buffer.pos, len).to_vec();
+        buffer.pos = buffer.last;
+        early
+    };
+    if !early.is_empty() {
+        react(id, &early);
+    }
+}
+
+/// The client sent something, or is gone.
+pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
+    fence::event("read event", || {
+        // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
+        let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
+        let mut buffer = [0u8; READ];
+        for _ in 0..READS_PER_TURN {
+            // SAFETY: the subscriber is registered, so request and connection are alive; the buffer is as long as said.
+            let read = unsafe {
+                match (*connection).recv {
+                    Some(recv) => recv(connection, buffer.as_mut_ptr(), READ),
+                    None => NGX_ERROR as isize,
+                }
+            };
+            if read == NGX_AGAIN as isize {
+                // SAFETY: as above; a failure shows at the next event.
+                unsafe { ngx_handle_read_event((*connection).read, 0) };
+                return;
+            }
+            let Some(bytes) = usize::try_from(read).ok().filter(|&read| read > 0) else {
+                return end(id, Ending::Gone);
+            };
+            if !react(id, &buffer[..bytes]) {
+                return;
+            }
+        }
+        // SAFETY: as above.
+        unsafe { ngx_post_event((*connection).read, ptr::addr_of_mut!(ngx_posted_next_events)) };
+    });
+}
+
+/// Does what the client's bytes ask for; false if the subscriber is gone then.
+fn react(id: SubscriberId, bytes: &[u8]) -> bool {
+    let reaction = PROCESS.with(|delivery| delivery.take_input(id, bytes));
+    match reaction {
+        None => return false,
+        Some(Reaction::Nothing) => {}
+        Some(Reaction::Advance) => advance(id),
+        Some(Reaction::End(ending)) => end(id, ending),
+    }
+    PROCESS
+        .with(|delivery| delivery.registry.slab.get(id).is_some())
+        .unwrap_or(false)
+}
+
+impl Delivery {
+    fn take_input(&mut self, id: SubscriberId, mut bytes: &[u8]) -> Reaction {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return Reaction::Nothing;
+        };
+        let incoming = subscriber.audience.incoming;
+        let Kind::Socket(socket) = &mut subscriber.kind else {
+            return Reaction::Nothing;
+        };
+        socket.unanswered_since_ms = None;
+        if subscriber.ending {
+            // Whatever comes after the close frame.
+            return Reaction::Nothing;
+        }
+        let mut decoder = socket
+            .decoder
+            .take()
+            .unwrap_or_else(|| Box::new(Decoder::new(incoming.rules)));
+        let mut answered = false;
+        while let Some(received) = decoder.next(&mut bytes) {
+            match received {
+                Ok(Received::Text(text) | Received::Binary(text)) => {
+                    if incoming.publish && !text.is_empty() {
+                        self.publish(id, text, incoming.store);
+                    }
+                }
+                Ok(Received::Ping(payload)) => {
+                    if !self.answer_ping(id, payload) {
+                        return Reaction::End(Ending::TooSlow);
+                    }
+                    answered = true;
+                }
+                Ok(Received::Pong) => {}
+                Ok(Received::Close(code)) => return self.close(id, code),
+                Err(Violation::Binary) => return self.close(id, None),
+                Err(violation) => return self.close(id, Some(violation.code())),
+            }
+        }
+        if !decoder.is_idle()
+            && let Some(subscriber) = self.registry.slab.get(id)
+            && let Kind::Socket(socket) = &mut subscriber.kind
+        {
+            socket.decoder = Some(decoder);
+        }
+        if answered { Reaction::Advance } else { Reaction::Nothing }
+    }
+
+    /// The same payload back (RFC 6455 §5.5.3). False if too many answers wait already.
+    fn answer_ping(&mut self, id: SubscriberId, payload: &[u8]) -> bool {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return true;
+        };
+        let mut pong = Vec::new();
+        websocket::push_frame(Opcode::Pong, payload, &mut pong);
+        subscriber.push_bytes(&pong);
+        subscriber.backlog.bytes() <= subscriber.audience.queue_bytes
+    }
+
+    /// The connection ends with a close frame: it counts as gone before the client sees that.
+    fn close(&mut self, id: SubscriberId, code: Option<u16>) -> Reaction {
+        let farewell = match code {
+            None => CLOSE.to_vec(),
+            Some(code) => {
+                let mut frame = Vec::new();
+                websocket::push_close(code, b"", &mut frame);
+                frame
+            }
+        };
+        if let Some(subscriber) = self.registry.slab.get(id) {
+            subscriber.replay = None;
+            subscriber.end_due_ms = NEVER;
+            subscriber.ping_due_ms = NEVER;
+            subscriber.push_bytes(&farewell);
+        }
+        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.leave_store(id.index);
+        Reaction::Advance
+    }
+
+    /// Publishes to every channel of the connection, except the events channel.
+    fn publish(&mut self, id: SubscriberId, text: &[u8], store: bool) {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        let memberships: Vec<_> = subscriber.seats.iter().map(|seat| seat.membership).collect();
+        let limits = &self.settings.limits;
+        let ids: Vec<&[u8]> = memberships
+            .iter()
+            .filter_map(|membership| Some(&*self.registry.channels.get(membership)?.id))
+            .filter(|id| !limits.is_events(id))
+            .collect();
+        let (Some(worker), false) = (&mut self.worker, ids.is_empty()) else {
+            return;
+        };
+        let now = Now::read();
+        let published = worker
+            .draft(text.len(), None, None, ids.len(), now)
+            .and_then(|mut draft| {
+                worker.write(&mut draft, text);
+                worker.publish(draft, &ids, store, now)
+            });
+        if let Err(refusal) = published {
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "push stream: a WebSocket client's message is lost: {refusal}"
+            );
+        }
+        if worker.is_woken() {
+            self.wake();
+        }
+    }
+}
+
+impl Subscriber {
+    /// Bytes that are no message, behind whatever waits.
+    pub fn push_bytes(&mut self, bytes: &[u8]) {
+        self.backlog.push(Piece::whole(Burst::of_bytes(bytes, Framing::Raw)));
+    }
+
+    /// What a WebSocket client gets at the regular end; others get it with the end of the response.
+    pub fn push_farewell(&mut self) {
+        if let Kind::Socket(_) = self.kind
+            && !self.ending
+        {
+            let farewell = [&self.audience.footer[..], CLOSE].concat();
+            self.push_bytes(&farewell);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! WebSocket: the handshake, and refusals as close frames (`compat.md` §13). Frames are the delivery's business.
+
+use ngx::ffi::*;
+use push_stream_core::store::{JoinMode, Joined};
+use push_stream_core::wire::websocket;
+
+use super::Candidate;
+use crate::delivery::{self, Enlistment, Framing, Kind, Seat, Socket};
+use crate::http::answer;
+use crate::http::denial::Denial;
+use crate::http::request::Request;
+
+/// Close code of a refusal (RFC 6455 §7.4.1: policy violation).
+const REFUSED: u16 = 1008;
+
+/// Answers one request of a WebSocket location.
+pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    r.close_afterwards();
+    if r.method() != NGX_HTTP_GET {
+        return Err(Denial::Method("GET"));
+    }
+    answer::add_cache_headers(r)?;
+    let accept = judge_handshake(r)?;
+    let mut opening = head(&accept);
+    // The client sees the switch of protocols first, whatever becomes of its subscription.
+    match join(r) {
+        Ok(admitted) => admitted.enlist(opening),
+        Err(denial) => {
+            push_refusal(denial, &mut opening);
+            Ok(r.send_raw(&opening, NGX_HTTP_SWITCHING_PROTOCOLS))
+        }
+    }
+}
+
+/// The value of `Sec-WebSocket-Accept`. Of the mandatory headers only the version is looked at.
+fn judge_handshake(r: Request<'_>) -> Result<String, Denial> {
+    if !r.may_switch_protocols() {
+        return Err(Denial::NoHandshake);
+    }
+    let header = |name| r.header(name).ok_or(Denial::NoHandshake);
+    header("Upgrade")?;
+    header("Connection")?;
+    let key = header("Sec-WebSocket-Key")?;
+    match header("Sec-WebSocket-Version")? {
+        b"8" | b"13" => Ok(websocket::accept_key(key)),
+        _ => Err(Denial::HandshakeVersion),
+    }
+}
+
+fn head(accept: &str) -> Vec<u8> {
+    format!(
+        "HTTP/1.1 101 Switching Protocols\r\n\
+         Expires: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
+         Cache-Control: no-cache, no-store, must-revalidate\r\n\
+         Upgrade: WebSocket\r\n\
+         Connection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// A close frame that says why; nothing if no channel was named at all.
+fn push_refusal(denial: Denial, out: &mut Vec<u8>) {
+    if denial != Denial::NoChannelId {
+        let explain = denial.explain().unwrap_or_default();
+        let reason = format!(r#"{{"http_status": {}, "explain":"{explain}"}}"#, denial.status());
+        websocket::push_close(REFUSED, reason.as_bytes(), out);
+    }
+}
+
+/// A client that was admitted.
+struct Admitted<'r> {
+    candidate: Candidate<'r>,
+    joined: Joined,
+    seat: Seat,
+}
+
+fn join(r: Request<'_>) -> Result<Admitted<'_>, Denial> {
+    let candidate = Candidate::of(r)?;
+    let (joined, seat) = candidate.join(JoinMode::Stream)?;
+    Ok(Admitted {
+        candidate,
+        joined,
+        seat,
+    })
+}
+
+impl Admitted<'_> {
+    fn enlist(self, mut opening: Vec<u8>) -> Result<ngx_int_t, Denial> {
+        let Admitted {
+            candidate,
+            joined,
+            seat,
+        } = self;
+        opening.extend_from_slice(&candidate.audience.header);
+        let r = candidate.r;
+        r.head_is_sent(NGX_HTTP_SWITCHING_PROTOCOLS);
+        delivery::enlist(
+            r.raw(),
+            Enlistment {
+                audience: candidate.audience.clone(),
+                ids: candidate.path.ids(),
+                joined,
+                seat,
+                kind: Kind::Socket(Box::new(Socket::new(opening))),
+                direct: Some(Framing::Raw),
+                message_min: 0,
+            },
+        )
+        .ok_or(Denial::Internal)
+    }
+}

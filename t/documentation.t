@@ -1,0 +1,39 @@
+# The reference knows every directive that there is, and no other.
+
+use v5.36;
+
+use Cwd qw(abs_path);
+use File::Basename qw(dirname);
+use Test::More;
+
+my $root = dirname(dirname(abs_path(__FILE__)));
+
+sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
+
+# Name and contexts, from the table's macros.
+my %words = (LOC => 'location', ALL_LEVELS => 'http, server, location', ALL_LEVELS_AND_IF => 'http, server, location, if in location');
+my %contexts;
+my $source = slurp("$root/src/module/config/mod.rs");
+while ($source =~ /\b(http|location)!\(\s*"(push_stream_\w+)",\s*(\w+)/g) {
+    $contexts{$2} = $1 eq 'http' ? 'http' : $words{$3};
+}
+my @table = keys %contexts;
+my $reference = slurp("$root/docs/directives.md");
+my @documented = $reference =~ /^### (\w+)$/mg;
+cmp_ok(scalar @table, '>', 30, 'the table of directives was found');
+is_deeply([sort @documented], [sort @table], 'each directive is explained once');
+
+for my $directive (@documented) {
+    my ($section) = $reference =~ /^### $directive\n(.*?)(?=^##|\z)/ms;
+    my ($context) = $section =~ /^\| Syntax \| `$directive\b.*\n\| Default \| .+ \|\n\| Context \| (.+) \|\n\n\S/m;
+    is($context, $contexts{$directive}, "$directive has a syntax, a default, its contexts and a text");
+}
+
+for my $file ('README.md', 'CHANGELOG.md', glob("$root/docs/*.md")) {
+    my $path = $file =~ m{^/} ? $file : "$root/$file";
+    my $dir = dirname($path);
+    for my $link (slurp($path) =~ /\]\((?!https?:)([^)#]+)[^)]*\)/g) {
+        ok(-e "$dir/$link", "$path: $link exists");
+    }
+}
+done_testing;
