@@ -7,6 +7,8 @@ use File::Temp qw(tempdir);
 use Test::More;
 
 my $root = dirname(dirname(abs_path(__FILE__)));
+# Where nginx is, a mere user does not look.
+$ENV{PATH} .= ':/usr/sbin';
 my $nginx = $ENV{TEST_NGINX_BINARY} // 'nginx';
 my $module = $ENV{PUSH_STREAM_MODULE} // "$root/target/release/libngx_http_push_stream_module.so";
 my ($version) = `$nginx -v 2>&1` =~ m{nginx/1\.(\d+)};
@@ -27,9 +29,11 @@ for my $file (sort glob "$root/nginx-conf/*.conf") {
         system("openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -keyout $dir/privkey.pem -out $dir/fullchain.pem 2>/dev/null") == 0
             or die 'openssl';
     }
-    # nginx has no temporary paths of its own that a mere user may make.
-    $conf =~ s/^http \{\n/http {\n    client_body_temp_path tmp\/b; proxy_temp_path tmp\/p; fastcgi_temp_path tmp\/f; uwsgi_temp_path tmp\/u; scgi_temp_path tmp\/s;\n/m
-        unless $conf =~ /client_body_temp_path/;
+    # A mere user may not write where nginx would by default.
+    my @paths = map { "${_}_temp_path tmp/$_;" } qw(client_body proxy fastcgi uwsgi scgi);
+    @paths = () if $conf =~ /client_body_temp_path/;
+    push @paths, 'access_log access.log;' unless $conf =~ /access_log/;
+    $conf =~ s/^http \{\n/http {\n@paths\n/m;
     open my $out, '>', "$dir/nginx.conf" or die $!;
     print {$out} $conf;
     close $out;

@@ -9,6 +9,8 @@ use Test::More;
 use Time::HiRes qw(sleep);
 
 my $root = dirname(dirname(abs_path(__FILE__)));
+# Where nginx is, a mere user does not look.
+$ENV{PATH} .= ':/usr/sbin';
 my $nginx = $ENV{TEST_NGINX_BINARY} // 'nginx';
 my $module = $ENV{PUSH_STREAM_MODULE} // "$root/target/release/libngx_http_push_stream_module.so";
 plan skip_all => 'a configuration without paths of its own needs root' if $> != 0;

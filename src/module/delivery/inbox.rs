@@ -197,13 +197,15 @@ impl Delivery {
             return;
         };
         let gone = subscriber.seats.is_empty();
+        let mut left = vec![left];
         if gone {
+            left.extend(subscriber.take_address());
             subscriber.push_farewell();
             subscriber.ending = true;
             actions.push(Action::Advance(id));
         }
         if let Some(worker) = &mut self.worker {
-            worker.leave(&[left], gone);
+            worker.leave(&left, gone);
         }
     }
 
