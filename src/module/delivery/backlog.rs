@@ -137,6 +137,10 @@ impl Queue {
     /// Drops the oldest message that was not begun; false if there is none.
     fn drop_oldest(&mut self, frozen: bool) -> bool {
         let first = if self.started { self.split_started(frozen) } else { 0 };
+        // What is no message (a handshake, a pong, the end) is never dropped.
+        let Some(first) = (first..self.pieces.len()).find(|&index| self.pieces[index].burst.has_messages()) else {
+            return false;
+        };
         let Some(piece) = self.pieces.get_mut(first) else {
             return false;
         };

@@ -106,6 +106,11 @@ impl Burst {
         at == 0 || self.marks.binary_search_by_key(&at, |mark| mark.end).is_ok()
     }
 
+    /// Is there any message in it?
+    pub fn has_messages(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
     /// Sequence number of the last message.
     pub fn last_seq(&self) -> u64 {
         self.marks.last().map_or(0, |mark| mark.seq)

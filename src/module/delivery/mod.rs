@@ -215,10 +215,6 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
         *lookup::context(r) = id.to_pointer();
         watch(r, streams, socket);
         (*r).set_count((*r).count() + 1);
-        if socket {
-            advance(id);
-            socket::take_early_bytes(r, id);
-        }
     }
     Some(NGX_DONE as ngx_int_t)
 }
@@ -239,7 +235,9 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
             ngx_tcp_nodelay(connection);
         }
         let read = (*connection).read;
-        if (*read).ready() != 0 {
+        // Nothing is read or sent before the handler has returned: a failure would free the request under it. What came
+        // with a WebSocket handshake waits in the request's buffer, and no event will tell.
+        if socket || (*read).ready() != 0 {
             ngx_post_event(read, &raw mut ngx_posted_events);
         } else {
             // A failure shows at the next event of the connection.
@@ -448,7 +446,6 @@ impl Delivery {
                 first: false,
             })
         });
-        let replays = replay.is_some();
         let mut subscriber = Box::new(Subscriber {
             request: r,
             // SAFETY: the request is valid, and keeps its connection.
@@ -472,9 +469,10 @@ impl Delivery {
             let opening = socket.take_opening();
             subscriber.push_bytes(&opening);
         }
+        let waiting = subscriber.replay.is_some() || !subscriber.backlog.is_empty();
         let id = self.registry.add(subscriber, memberships, &ids);
         self.schedule(id.index, now_ms);
-        if replays {
+        if waiting {
             self.inbox.catching_up.push_back(id);
             self.events.post_work();
         }

@@ -59,19 +59,22 @@ enum Reaction {
     End(Ending),
 }
 
-/// Bytes that came together with the handshake belong to the frames.
-pub fn take_early_bytes(r: *mut ngx_http_request_t, id: SubscriberId) {
+/// Bytes that came together with the handshake belong to the frames. False if the subscriber is gone.
+fn take_early_bytes(r: *mut ngx_http_request_t, id: SubscriberId) -> bool {
     // SAFETY: the request is alive, and its header buffer holds what was read and not parsed.
     let early = unsafe {
-        let Some(buffer) = (*r).header_in.as_mut() else { return };
+        let Some(buffer) = (*r).header_in.as_mut() else {
+            return true;
+        };
+        if buffer.pos == buffer.last {
+            return true;
+        }
         let len = buffer.last.offset_from(buffer.pos) as usize;
         let early = std::slice::from_raw_parts(buffer.pos, len).to_vec();
         buffer.pos = buffer.last;
         early
     };
-    if !early.is_empty() {
-        react(id, &early);
-    }
+    react(id, &early)
 }
 
 /// The client sent something, or is gone.
@@ -79,6 +82,9 @@ pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
     fence::event("read event", || {
         // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
         let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
+        if !take_early_bytes(r, id) {
+            return;
+        }
         let mut buffer = [0u8; READ];
         for _ in 0..READS_PER_TURN {
             // SAFETY: the subscriber is registered, so request and connection are alive; the buffer is as long as said.
