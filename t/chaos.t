@@ -1,6 +1,6 @@
 # Everything at once, at random, with workers being killed: no wrong byte, no hang, and nothing left behind.
 #
-# TEST_CHAOS_SECONDS: how long; default 6.
+# TEST_CHAOS_SECONDS: how long; default 4.
 
 use v5.36;
 use FindBin;
@@ -9,7 +9,7 @@ use PushStream::Test;
 
 use POSIX ();
 
-my $seconds = $ENV{TEST_CHAOS_SECONDS} || 6;
+my $seconds = $ENV{TEST_CHAOS_SECONDS} || 4;
 my $seed = $ENV{TEST_CHAOS_SEED} // int rand 1_000_000;
 diag "seed $seed" if $ENV{TEST_CHAOS_SECONDS};
 

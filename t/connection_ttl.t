@@ -28,7 +28,8 @@ http {
 }
 CONF
     my $in_time = sub ($seconds, $expected, $name) {
-        ok $seconds > $expected - 0.2 && $seconds < $expected + 1, sprintf '%s: %.2f s', $name, $seconds;
+        cmp_ok $seconds, '>', $expected - 0.2, "$name: not before";
+        within $seconds, $expected + 1, "$name: and not much later";
     };
     my $start = time;
     my $stream = $nginx->subscribe('/sub?id=a');

@@ -1,105 +1,95 @@
-# The events channel tells of channels and subscribers that come and go.
+# The events channel: it tells what happens to all others.
 
 use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+use PushStream::WebSocket;
 
-my $conf = <<'CONF';
+with_nginx <<'CONF', sub ($nginx) {
 %%MAIN%%
 events {}
 http {
     %%HTTP%%
     push_stream_shared_memory_size 4m;
-    push_stream_events_channel_id events;
     push_stream_channels_path $arg_id;
-    push_stream_message_ttl 5m;
+    push_stream_store_messages on;
+    push_stream_events_channel_id events;
+    push_stream_max_number_of_channels 25;
 
     server {
-        listen 127.0.0.1:%%PORT%% reuseport;
+        listen 127.0.0.1:%%PORT%%;
 
         location /pub { push_stream_publisher admin; }
-        location /sub { push_stream_subscriber; }
-        location /wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 200ms; }
-        location /poll { push_stream_subscriber polling; }
-        location /watch {
-            push_stream_subscriber;
-            push_stream_message_template "~event-type~ ~text~|";
+        location /status { push_stream_channels_statistics; }
+        location /sub { push_stream_subscriber; push_stream_message_template "~id~ ~text~\n"; }
+        location /poll { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 300ms; }
+        location /short { push_stream_subscriber; push_stream_subscriber_connection_ttl 300ms; }
+        location /listen {
+            push_stream_subscriber eventsource;
             push_stream_allow_connections_to_events_channel on;
         }
-        location /watch_ev { push_stream_subscriber eventsource; push_stream_allow_connections_to_events_channel on; }
-        location /status { push_stream_channels_statistics; }
+        location /ws { push_stream_subscriber websocket; }
     }
 }
 CONF
+    my $told = sub ($type, $id) { qq(event: $type\ndata: {"type": "$type", "channel": "$id"}\n\n) };
 
-with_nginx $conf, sub ($nginx) {
-    my $event = sub ($type, $id) { qq($type {"type": "$type", "channel": "$id"}|) };
-    my $refused = sub ($answer, $explain, $name) {
-        is $answer->status, 403, $name;
-        is $answer->explain, $explain, "$name: the reason";
-    };
+    # --- it is there from the start, and not for everybody ---
+    is $nginx->figures('events')->{published_messages}, 0, 'it exists before anything happens';
+    is $nginx->figures->{channels}, 1, 'and is one of the channels';
+    my $refused = $nginx->get('/sub?id=events');
+    is $refused->status, 403, 'only where it is allowed';
+    is $refused->header('X-Nginx-PushStream-Explain'), 'Subscription to events channel is not allowed.', 'one may listen';
+    is(PushStream::WebSocket->new($nginx, '/ws?id=events')->close_payload,
+        qq{\x03\xf0{"http_status": 403, "explain":"Subscription to events channel is not allowed."}}, 'over a WebSocket too');
+    for my $method (qw(POST PUT DELETE)) {
+        my $answer = $nginx->request($method => '/pub?id=x/events', body => 'forged');
+        is $answer->status, 403, "$method";
+        is $answer->header('X-Nginx-PushStream-Explain'), 'Only internal routines can change events channel.', 'is for the module alone';
+    }
+    is_deeply $nginx->figures('x'), {}, 'and nothing of it was done';
+    is $nginx->get('/pub?id=events')->status, 200, 'its figures are no secret';
 
-    is $nginx->figures->{channels}, 1, 'it is there from the start, and counts';
-    $refused->($nginx->get("/$_?id=events"), 'Subscription to events channel is not allowed.', "$_ where it is not allowed")
-        for qw(sub wait poll);
-    my $only = 'Only internal routines can change events channel.';
-    $refused->($nginx->post('/pub?id=events', 'x'), $only, 'publishing to it');
-    $refused->($nginx->delete('/pub?id=events'), $only, 'deleting it');
-    is $nginx->get('/pub?id=events')->json->{published_messages}, 0, 'it can be asked for';
-
-    my $watch = $nginx->subscribe('/watch?id=events');
-    my $browser = $nginx->subscribe('/watch_ev?id=events');
-    ok $watch->is_quiet(0.1), 'nothing is said of itself';
-
+    # --- what it tells ---
+    my $events = $nginx->subscribe('/listen?id=events');
+    is $events->chunk, ": \n", 'listening';
     $nginx->post('/pub?id=a', 'x');
-    is $watch->chunk, $event->('channel_created', 'a'), 'a channel comes';
-    is_deeply $browser->event, { event => 'channel_created', data => '{"type": "channel_created", "channel": "a"}', comments => [''] },
-        'as an event with its type';
-    $nginx->post('/pub?id=a', 'y');
-    my $stream = $nginx->subscribe('/sub?id=a/b');
-    is $watch->text_until(qr/(\|.*){3}/s),
-        $event->('channel_created', 'b') . $event->('client_subscribed', 'a') . $event->('client_subscribed', 'b'),
-        'a subscriber, with each of its channels';
-    $stream->close;
-    is join(' ', sort split / (?=client)|(?<=\|)/, $watch->text_until(qr/(\|.*){2}/s)),
-        join(' ', $event->('client_unsubscribed', 'a'), $event->('client_unsubscribed', 'b')), 'it goes';
-
-    $nginx->get('/wait?id=a');
-    is $watch->text_until(qr/(\|.*){2}/s), $event->('client_subscribed', 'a') . $event->('client_unsubscribed', 'a'),
-        'who polls long comes and goes';
-    $nginx->get('/poll?id=a');
-    ok $watch->is_quiet(0.1), 'polling is nothing to tell';
-
-    my $start = time;
+    is $events->text_until(qr/\n\n/), $told->(channel_created => 'a'), 'a channel comes into being';
+    my $subscriber = $nginx->subscribe('/sub?id=a/a');
+    is $events->text_until(qr/\n\n.*\n\n/s), $told->(client_subscribed => 'a') x 2, 'a subscription, one for each channel of the path';
+    close $subscriber->socket;
+    is $events->text_until(qr/\n\n.*\n\n/s), $told->(client_unsubscribed => 'a') x 2, 'the client hung up';
+    $nginx->subscribe('/short?id=a');
+    is $events->text_until(qr/unsubscribed.*\n\n/s), $told->(client_subscribed => 'a') . $told->(client_unsubscribed => 'a'), 'its time was up';
+    is $nginx->get('/poll?id=a', 'If-Modified-Since' => 'Thu, 01 Jan 1970 00:00:00 GMT')->status, 200, 'a poll that is answered at once';
+    ok $events->is_quiet, 'is not worth a word';
+    is $nginx->get('/poll?id=a')->status, 304, 'one that waits';
+    is $events->text_until(qr/unsubscribed.*\n\n/s), $told->(client_subscribed => 'a') . $told->(client_unsubscribed => 'a'), 'is';
+    $nginx->post('/pub?id=quote%22%0Aline', 'x');
+    is $events->text_until(qr/\n\n/), $told->(channel_created => 'quote\"\nline'), 'ids are escaped';
+    my $both = $nginx->subscribe('/listen?id=events/other');
+    $both->chunk;
+    is $both->text_until(qr/\n\n/), $told->(client_subscribed => 'other'), 'who listens to another channel too sees itself come';
+    is $events->text_until(qr/subscribed.*\n\n/s), $told->(channel_created => 'other') . $told->(client_subscribed => 'other'), 'as do the others';
+    my $before = $nginx->figures;
     $nginx->delete('/pub?id=a');
-    is $watch->chunk(8), $event->('channel_destroyed', 'a'), 'a deleted channel goes';
-    cmp_ok time - $start, '<', 6, 'within one round of cleaning up';
-
-    my $both = $nginx->subscribe('/watch?id=events/other');
-    like $both->text_until(qr/client_subscribed.*\|/s), qr/"client_subscribed", "channel": "other"/, 'who watches sees itself come';
-    $nginx->post('/pub?id=quote%22', 'x');
-    like $watch->text_until(qr/quote.*\|/s), qr/"channel": "quote\\""/, 'ids are escaped';
-
+    is $events->text_until(qr/\n\n/, 8), $told->(channel_destroyed => 'a'), 'a deletion, when it is done';
     my $zone = $nginx->figures;
-    is $zone->{published_messages}, 3, 'events do not count as published';
-    is $zone->{stored_messages}, 0, 'nor as stored';
-    cmp_ok $nginx->figures('events')->{stored_messages}, '>', 5, 'but are stored, whatever push_stream_store_messages says';
+    is $zone->{published_messages}, 2, 'events do not count as published';
+    is $zone->{stored_messages}, 1, 'nor as stored';
 
+    # --- kills and reloads ---
+    my $count = $nginx->figures('events')->{published_messages};
+    my $followers = $nginx->subscribe('/sub?id=b');
+    ok wait_until { $nginx->figures('events')->{published_messages} == $count + 2 }, 'one more channel and subscription';
     $nginx->reload;
-    my $after = $nginx->subscribe('/watch?id=events.b1');
-    $nginx->post('/pub?id=after', 'x');
-    like $after->text_until(qr/after.*\|/s), qr/channel_created \{"type": "channel_created", "channel": "after"\}\|$/, 'it goes on after a reload';
-};
-
-subtest 'switched on by a reload' => sub {
-    with_nginx $conf =~ s/^ *push_stream_events_channel_id.*\n//mr, sub ($nginx) {
-        $nginx->post('/pub?id=a', 'x');
-        $nginx->reload($conf);
-        my $watch = $nginx->subscribe('/watch?id=events');
-        $nginx->post('/pub?id=b', 'x');
-        like $watch->chunk, qr/"channel": "b"/, 'it is made when it is missing';
-    };
+    ok wait_until { $nginx->figures('events')->{published_messages} >= $count + 3 }, 'which ends with the old worker';
+    my $again = $nginx->subscribe('/listen?id=events.b1');
+    like $again->text_until(qr/\n\n/), qr/client_unsubscribed/, 'and is told, and kept';
+    $nginx->post('/pub?id=new', 'x');
+    like $again->text_until(qr/channel_created.*\n\n/s), qr/"new"/, 'it goes on after the reload';
+    ok wait_until { $nginx->figures('events')->{subscribers} == 1 }, 'counts are true';
 };
 
 done_testing;

@@ -59,8 +59,8 @@ CONF
     my $answered = time - $start;
     my $chunk = $stream->chunk;
     my $delivered = time - $start;
-    cmp_ok $answered, '<', 0.3, sprintf 'are answered at once: %.0f ms', 1000 * $answered;
-    cmp_ok $delivered, '<', 0.6, sprintf 'and delivered: %.0f ms', 1000 * $delivered;
+    within $answered, 0.3, sprintf 'are answered at once: %.0f ms', 1000 * $answered;
+    within $delivered, 0.6, sprintf 'and delivered: %.0f ms', 1000 * $delivered;
     ok $chunk =~ /^1 large \d+ \w{3}, .{20} GMT (.*)$/s && $1 eq $large, 'as they are';
     my $data = $events->event->{data};
     ok $data =~ /^1 large \d+ \w{3}, .{20} GMT (.*)$/s && $1 eq $large, 'to browsers too';

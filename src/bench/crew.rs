@@ -111,6 +111,8 @@ pub struct Counters {
     pub open: AtomicU64,
     /// Messages received, or publishes answered with 2xx.
     pub done: AtomicU64,
+    /// Bytes of unfinished messages: the sign of life while large ones come in.
+    pub partial_bytes: AtomicU64,
     /// Subscribers that have not come to the end of their lanes; only kept in the Drain phase.
     pub behind: AtomicU64,
     /// The phase for which `behind`, or a publisher's work, is settled, plus one.
@@ -220,6 +222,15 @@ impl Crew {
         self.sum(0..self.subscribing, |counters| &counters.done)
     }
 
+    /// Changes whenever anything goes on that brings the run forward.
+    pub fn sign_of_life(&self) -> u64 {
+        let everybody = 0..self.hands.len();
+        self.sum(everybody.clone(), |counters| &counters.partial_bytes)
+            + self.sum(everybody.clone(), |counters| &counters.done)
+            + self.sum(everybody, |counters| &counters.reconnects)
+            + self.open()
+    }
+
     pub fn published(&self) -> u64 {
         self.sum(self.subscribing..self.hands.len(), |counters| &counters.done)
     }
@@ -246,21 +257,20 @@ impl Crew {
         (0..self.subscribing).all(|hand| self.board.settled(hand, phase))
     }
 
-    /// Waits until `done`; gives up with false when `sign_of_life` has not changed for `patience`. Calls `meanwhile`
-    /// every 10 ms, fails when a hand has died.
+    /// Waits until `done`; gives up with false when nothing at all has happened for `patience`. Calls `meanwhile` every
+    /// 10 ms, fails when a hand has died.
     pub fn wait(
         &mut self,
         patience: Duration,
         done: impl Fn(&Self) -> bool,
-        sign_of_life: impl Fn(&Self) -> u64,
         mut meanwhile: impl FnMut(&Self) -> anyhow::Result<()>,
     ) -> anyhow::Result<bool> {
-        let mut last = (sign_of_life(self), Instant::now());
+        let mut last = (self.sign_of_life(), Instant::now());
         loop {
             if done(self) {
                 return Ok(true);
             }
-            let sign = sign_of_life(self);
+            let sign = self.sign_of_life();
             if sign != last.0 {
                 last = (sign, Instant::now());
             } else if last.1.elapsed() > patience {

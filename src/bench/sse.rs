@@ -41,7 +41,10 @@ impl EventStream {
             input => input,
         };
         self.after_cr = last == b'\r';
-        if self.rest.is_empty() {
+        if !self.rest.is_empty() && memchr::memchr2(b'\r', b'\n', input).is_none() {
+            // More of a long line: looking at what came before again and again would be quadratic.
+            self.rest.extend_from_slice(input);
+        } else if self.rest.is_empty() {
             let used = items(input, &mut sink);
             self.rest.extend_from_slice(&input[used..]);
         } else {
@@ -53,6 +56,11 @@ impl EventStream {
                 self.rest = all;
             }
         }
+    }
+
+    /// Whether an event has begun and not ended.
+    pub fn is_inside_event(&self) -> bool {
+        !self.rest.is_empty()
     }
 
     /// Forgets an unfinished event: a connection that ends inside one loses it, as in a browser.

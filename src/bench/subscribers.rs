@@ -115,6 +115,8 @@ struct Tally {
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Read of messages that were not whole yet: pings, which come for ever, are no progress.
+    partial_bytes: u64,
     messages: u64,
     comments: u64,
     foreign: u64,
@@ -517,6 +519,9 @@ impl Hand {
                 *position = Some(new);
             }
         });
+        if subscriber.events.is_inside_event() {
+            self.tally.counts.partial_bytes += bytes.len() as u64;
+        }
         match decoded {
             Err(error) => self.malformed(index, &error.to_string()),
             Ok(used) if used < bytes.len() => {
@@ -598,6 +603,7 @@ impl Hand {
         let (shown, counts) = (self.board.counters(self.place), &self.tally.counts);
         shown.open.store(self.open as u64, Relaxed);
         shown.done.store(counts.messages, Relaxed);
+        shown.partial_bytes.store(counts.partial_bytes, Relaxed);
         shown.reconnects.store(counts.reconnects, Relaxed);
         let trouble = counts.foreign + counts.doubled + counts.out_of_order + counts.malformed + counts.refused;
         shown.trouble.store(trouble, Relaxed);

@@ -174,7 +174,6 @@ impl Run {
         let all = crew.wait(
             self.patience,
             |crew| crew.open() >= wanted,
-            |crew| crew.open() + crew.reconnects(),
             |crew| {
                 progress.show(|| format!("connecting: {} of {wanted}", crew.open()));
                 Ok(())
@@ -234,7 +233,6 @@ impl Run {
         let all = self.crew.wait(
             self.patience,
             |crew| crew.publishers_settled(Phase::Prime) && crew.received() >= wanted,
-            |crew| crew.received() + crew.published(),
             |_| Ok(()),
         )?;
         if !all {
@@ -262,7 +260,6 @@ impl Run {
         let ended = crew.wait(
             patience,
             |crew| crew.publishers_settled(Phase::Publish),
-            |crew| crew.published() + crew.received() + crew.reconnects(),
             |crew| {
                 progress.show(|| {
                     let (published, received, trouble) = (crew.published(), crew.received(), crew.trouble());
@@ -291,7 +288,6 @@ impl Run {
         let all = crew.wait(
             self.patience,
             |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
-            |crew| crew.received() + crew.reconnects(),
             |crew| {
                 progress.show(|| format!("draining: {} subscribers behind", crew.behind()));
                 Ok(())
@@ -303,12 +299,8 @@ impl Run {
     /// Closes all subscribers and returns when the clients have closed them.
     fn leave(&mut self) -> anyhow::Result<()> {
         self.crew.enter(Phase::Leave);
-        self.crew.wait(
-            self.patience,
-            |crew| crew.subscribers_settled(Phase::Leave),
-            |_| 0,
-            |_| Ok(()),
-        )?;
+        self.crew
+            .wait(self.patience, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
         Ok(())
     }
 

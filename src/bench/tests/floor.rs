@@ -34,7 +34,7 @@ impl Floor {
     fn bench(&self, scenario: &str, arguments: &[&str]) -> Output {
         let address = &self.address;
         Command::new(BENCH)
-            .args([scenario, "--json", "--patience", "2"])
+            .args([scenario, "--json", "--patience", "5"])
             .args(["--pub-url", &format!("http://{address}/pub?id={{channel}}")])
             .args(["--sub-url", &format!("http://{address}/ev/{{channel}}")])
             .args(["--stats-url", &format!("http://{address}/stats")])
@@ -88,7 +88,7 @@ fn fanout_delivers_everything_and_knows_what_it_cost() {
 }
 
 #[test]
-fn an_open_loop_keeps_its_rate() {
+fn an_open_loop_is_no_faster_than_its_rate() {
     let floor = Floor::start(&[]);
     let output = floor.bench("fanout", &["--subscribers", "5", "--messages", "50", "--rate", "100"]);
     let report = passes(&output, "deliveries", 250.0);

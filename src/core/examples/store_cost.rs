@@ -95,6 +95,7 @@ fn main() {
             mode: JoinMode::Stream,
             authorized_channels_only: false,
             may_follow_events: true,
+            address: None,
         };
         let first = worker.join(&request, Now::read()).expect("admitted");
         measure("join and leave a channel", 1_000_000, |_| {

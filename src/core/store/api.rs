@@ -96,6 +96,8 @@ pub enum Refusal {
     TooManyChannels,
     #[error("the number of subscribers of a channel was exceeded")]
     TooManySubscribers,
+    #[error("the number of subscribers from an address was exceeded")]
+    TooManyFromAddress,
     #[error("the subscriber may not create channels")]
     MayNotCreate,
     #[error("the subscriber may not follow the events channel")]
@@ -187,6 +189,14 @@ pub enum JoinMode {
     Poll,
 }
 
+/// How many subscribers there may be from one client address.
+#[derive(Clone, Copy, Debug)]
+pub struct AddressLimit<'a> {
+    /// What stands for the address; any bytes.
+    pub key: &'a [u8],
+    pub max: u32,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub struct JoinRequest<'a> {
     pub channels: &'a [JoinChannel<'a>],
@@ -196,6 +206,7 @@ pub struct JoinRequest<'a> {
     pub authorized_channels_only: bool,
     /// May it follow the events channel?
     pub may_follow_events: bool,
+    pub address: Option<AddressLimit<'a>>,
 }
 
 /// The answer to a [`JoinRequest`], decided in one step: whatever is published later is live, whatever was published
@@ -204,6 +215,8 @@ pub struct JoinRequest<'a> {
 pub struct Joined {
     /// One per element of the path, in order, duplicates repeated; empty if the request did not subscribe (polls).
     pub memberships: Vec<Membership>,
+    /// The subscriber's share of its address, if that is limited; to be left when the subscriber is gone, like a channel.
+    pub address: Option<Membership>,
     /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above.
     pub seq: u64,
     /// Old messages to send first, if there are any.

@@ -54,9 +54,14 @@ impl Locked<'_> {
 
     /// The living channel with this id.
     pub fn find(&self, hash: u32, id: &[u8]) -> Option<ChannelRef> {
+        self.find_kind(hash, id, 0)
+    }
+
+    fn find_kind(&self, hash: u32, id: &[u8], kind: u16) -> Option<ChannelRef> {
         let mut next = self.get(self.bucket(hash), BUCKET_FIRST);
         while let Some(found) = next.some() {
-            if self.get(found, channel::hash) == hash && self.id_is(found, id) {
+            let of_kind = self.get(found, channel::flags) & channel_flag::ADDRESS == kind;
+            if of_kind && self.get(found, channel::hash) == hash && self.id_is(found, id) {
                 return Some(found);
             }
             next = self.get(found, channel::hash_next);
@@ -138,6 +143,28 @@ impl Locked<'_> {
 
     fn create(&mut self, hash: u32, id: &[u8], limits: &Limits) -> Result<ChannelRef, Stop> {
         self.may_create(id, limits, 0, 0).map_err(Stop::Refused)?;
+        let wildcard = limits.is_wildcard(id);
+        let flags = if wildcard { channel_flag::WILDCARD } else { 0 };
+        let created = self.create_unlisted(hash, id, flags)?;
+        self.set(created, channel::deadline, self.deadline(limits));
+        self.push_back(order(), created);
+        self.push_back(idle(), created);
+        self.set_flag(created, channel_flag::IDLE_LISTED, true);
+        self.add(
+            Hot,
+            if wildcard {
+                hot::wildcard_channels
+            } else {
+                hot::channels
+            },
+            1,
+        );
+        self.tell(ChannelEvent::Created, created)?;
+        Ok(created)
+    }
+
+    /// A channel that only the table knows.
+    fn create_unlisted(&mut self, hash: u32, id: &[u8], flags: u16) -> Result<ChannelRef, Stop> {
         let block = self.take_block()?;
         let created = ChannelRef(block.0);
         let (head, rest) = id.split_at(id.len().min(CHANNEL_ID_ROOM));
@@ -149,18 +176,13 @@ impl Locked<'_> {
             self.copy_in(continued, 4, part);
             more = continued;
         }
-        let wildcard = limits.is_wildcard(id);
         let bucket = self.bucket(hash);
         let born = self.hot(hot::born) + 1;
         self.init(created, channel::hash_next, self.get(bucket, BUCKET_FIRST));
         self.init(created, channel::hash, hash);
         self.init(created, channel::born, born);
-        self.init(created, channel::deadline, self.deadline(limits));
-        self.init(
-            created,
-            channel::flags,
-            if wildcard { channel_flag::WILDCARD } else { 0 },
-        );
+        self.init(created, channel::deadline, 0);
+        self.init(created, channel::flags, flags);
         self.init(created, channel::id_len, id.len() as u16);
         self.init(created, channel::id_more, more);
         self.init(created, channel::first, LinkRef::NONE);
@@ -175,19 +197,6 @@ impl Locked<'_> {
         self.set_hot(hot::born, born);
         self.set(bucket, BUCKET_FIRST, created);
         self.set_kind(created.0, kind::CHANNEL);
-        self.push_back(order(), created);
-        self.push_back(idle(), created);
-        self.set_flag(created, channel_flag::IDLE_LISTED, true);
-        self.add(
-            Hot,
-            if wildcard {
-                hot::wildcard_channels
-            } else {
-                hot::channels
-            },
-            1,
-        );
-        self.tell(ChannelEvent::Created, created)?;
         Ok(created)
     }
 
@@ -224,8 +233,28 @@ impl Locked<'_> {
             && self.get(channel, channel::first) == LinkRef::NONE
     }
 
-    /// Something that kept it is gone: if it was overdue, it is looked at again.
+    /// The entry of a client address, made if there is none.
+    pub fn address(&mut self, hash: u32, key: &[u8]) -> Result<ChannelRef, Stop> {
+        match self.find_kind(hash, key, channel_flag::ADDRESS) {
+            Some(address) => Ok(address),
+            None => self.create_unlisted(hash, key, channel_flag::ADDRESS),
+        }
+    }
+
+    /// Something that kept it is gone: if it was overdue, it is looked at again. An address goes at once.
     pub fn reconsider(&mut self, channel: ChannelRef) {
+        if self.has_flag(channel, channel_flag::ADDRESS) {
+            if self.is_unused(channel) {
+                self.remove_from_table(channel);
+                while let Some(block) = self.get(channel, channel::id_more).some() {
+                    let next = self.get(block, block::next);
+                    self.set(channel, channel::id_more, next);
+                    self.free_block(block);
+                }
+                self.free_block(BlockRef(channel.0));
+            }
+            return;
+        }
         let flags = channel_flag::IDLE_LISTED | channel_flag::DELETED;
         if !self.has_flag(channel, flags) && self.is_unused(channel) {
             self.push_front(idle(), channel);
@@ -266,8 +295,7 @@ impl Locked<'_> {
         false
     }
 
-    /// Takes a channel out of the table and the lists: nobody finds it any more.
-    fn remove(&mut self, removed: ChannelRef) {
+    fn remove_from_table(&mut self, removed: ChannelRef) {
         let bucket = self.bucket(self.get(removed, channel::hash));
         let after = self.get(removed, channel::hash_next);
         let mut before = self.get(bucket, BUCKET_FIRST);
@@ -279,6 +307,11 @@ impl Locked<'_> {
             }
             self.set(before, channel::hash_next, after);
         }
+    }
+
+    /// Takes a channel out of the table and the lists: nobody finds it any more.
+    fn remove(&mut self, removed: ChannelRef) {
+        self.remove_from_table(removed);
         self.move_listings_past(removed);
         self.unlink(order(), removed);
         if self.has_flag(removed, channel_flag::IDLE_LISTED) {
@@ -407,7 +440,8 @@ impl Locked<'_> {
         let (Some(limits), Some(target)) = (self.limits, self.hot(hot::events).some()) else {
             return Ok(());
         };
-        let Some(events) = limits.events.as_ref().filter(|_| channel != target) else {
+        let is_other = channel != target && !self.has_flag(channel, channel_flag::ADDRESS);
+        let Some(events) = limits.events.as_ref().filter(|_| is_other) else {
             return Ok(());
         };
         let mut id = Vec::new();

@@ -7,7 +7,7 @@ use super::Zone;
 use super::channels::{channel_trash, deleting, idle, order};
 use super::layout::*;
 use super::lists::{Item, List};
-use super::memory::{Locked, Record};
+use super::memory::{BUCKET_FIRST, Locked, Record};
 use super::messages::first_link;
 
 /// More items than any list can have: a list that closes on itself wrongly is found by it.
@@ -180,7 +180,28 @@ impl Check<'_, '_> {
                 "a trashed channel has members",
             );
         }
-        [living, deleting, trash].concat()
+        let addresses = self.addresses();
+        [living, deleting, trash, addresses].concat()
+    }
+
+    /// Entries of the table that are in no list.
+    fn addresses(&mut self) -> Vec<ChannelRef> {
+        let locked = self.locked;
+        let mut addresses = Vec::new();
+        for bucket in 0..locked.buckets {
+            let mut next = locked.get(BucketRef(bucket), BUCKET_FIRST);
+            while let Some(channel) = next.some() {
+                if locked.has_flag(channel, channel_flag::ADDRESS) {
+                    self.expect(
+                        locked.get(channel, channel::members).is_some(),
+                        "an address without subscribers",
+                    );
+                    addresses.push(channel);
+                }
+                next = locked.get(channel, channel::hash_next);
+            }
+        }
+        addresses
     }
 
     fn channel(&mut self, channel: ChannelRef) {

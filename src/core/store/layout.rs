@@ -195,6 +195,8 @@ pub mod channel_flag {
     pub const DELETED: u16 = 4;
     /// It is the one that tells what happens to the others.
     pub const EVENTS: u16 = 8;
+    /// It is no channel but a client address, whose members are the subscribers from there.
+    pub const ADDRESS: u16 = 16;
 }
 
 record! {

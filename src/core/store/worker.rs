@@ -341,7 +341,9 @@ impl Worker {
     /// channels, selects old messages (§7) and registers, all in one step.
     pub fn join(&mut self, request: &JoinRequest, now: Now) -> Result<Joined, Refusal> {
         let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
-        let cost = self.cost(request.channels.iter().map(|channel| channel.id));
+        let address_hash = request.address.map_or(0, |address| self.memory().hash(address.key));
+        let keys = request.address.iter().map(|address| address.key);
+        let cost = self.cost(request.channels.iter().map(|channel| channel.id).chain(keys));
         let slot = self.slot;
         let limits = self.limits.clone();
         self.mutate(cost, now, |locked| {
@@ -359,6 +361,14 @@ impl Worker {
                 JoinMode::Poll => false,
             };
             let mut memberships = Vec::new();
+            let mut address = None;
+            if let Some(limit) = request.address.filter(|_| subscribes) {
+                let entry = locked.address(address_hash, limit.key)?;
+                if locked.get(entry, channel::subscribers) >= limit.max {
+                    return Err(Stop::Refused(Refusal::TooManyFromAddress));
+                }
+                address = Some(Membership(locked.enter(entry, slot)?.0));
+            }
             if subscribes {
                 memberships.reserve(channels.len());
                 for &channel in &channels {
@@ -369,6 +379,7 @@ impl Worker {
             }
             Ok(Joined {
                 memberships,
+                address,
                 seq,
                 replay,
                 bound,

@@ -33,6 +33,7 @@ pub struct Main {
     pub(super) timeout_with_body: ngx_flag_t,
     pub(super) message_ttl_secs: time_t,
     pub(super) max_subscribers_per_channel: ngx_int_t,
+    pub(super) max_subscribers_per_address: ngx_int_t,
     pub(super) max_stored_per_channel: ngx_int_t,
     pub(super) max_channel_id_length: ngx_int_t,
     pub(super) max_channels: ngx_int_t,
@@ -62,6 +63,8 @@ pub struct Settings {
     pub ping_text: Vec<u8>,
     /// A long poll that times out gets a message instead of a 304.
     pub timeout_with_body: bool,
+    /// New subscribers from an address that has so many are refused.
+    pub max_subscribers_per_address: Option<u32>,
     /// Bytes.
     pub max_channel_id_length: Option<usize>,
     /// How long a leaving worker takes to end its subscribers; 0 = at once.
@@ -79,6 +82,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         timeout_with_body: unset::FLAG,
         message_ttl_secs: unset::SECONDS,
         max_subscribers_per_channel: unset::NUMBER,
+        max_subscribers_per_address: unset::NUMBER,
         max_stored_per_channel: unset::NUMBER,
         max_channel_id_length: unset::NUMBER,
         max_channels: unset::NUMBER,
@@ -163,6 +167,10 @@ impl Main {
                 self.max_subscribers_per_channel == 0,
             ),
             (
+                "push_stream_max_subscribers_per_address",
+                self.max_subscribers_per_address == 0,
+            ),
+            (
                 "push_stream_max_messages_stored_per_channel",
                 self.max_stored_per_channel == 0,
             ),
@@ -193,6 +201,7 @@ impl Main {
             channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
             ping_text: text(&self.ping_text, b" "),
             timeout_with_body: self.timeout_with_body == 1,
+            max_subscribers_per_address: given(self.max_subscribers_per_address),
             max_channel_id_length: given(self.max_channel_id_length).map(|length| length as usize),
             drain_time_ms: given_ms(self.drain_time_ms).unwrap_or(0),
         }

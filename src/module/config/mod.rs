@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 44] = [
+pub static mut COMMANDS: [ngx_command_t; 45] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -132,6 +132,12 @@ pub static mut COMMANDS: [ngx_command_t; 44] = [
         ONE,
         ngx_conf_set_num_slot,
         max_subscribers_per_channel
+    ),
+    http!(
+        "push_stream_max_subscribers_per_address",
+        ONE,
+        ngx_conf_set_num_slot,
+        max_subscribers_per_address
     ),
     http!(
         "push_stream_max_messages_stored_per_channel",

@@ -175,10 +175,11 @@ impl Delivery {
                 Delivered::Sent => {}
                 Delivered::Queued { dropped } => self.counters.dropped += dropped as u64,
                 Delivered::Advance => actions.push(Action::Advance(id)),
-                Delivered::Failed => actions.push(Action::End(id, Ending::Failed)),
-                Delivered::TooSlow => {
-                    self.counters.too_slow += 1;
-                    actions.push(Action::End(id, Ending::TooSlow));
+                Delivered::Cut(ending) => {
+                    // Nothing more may be written: TLS would take it for a bad repetition.
+                    subscriber.ending = true;
+                    self.counters.too_slow += u64::from(ending == Ending::TooSlow);
+                    actions.push(Action::End(id, ending));
                 }
             }
         }
@@ -196,13 +197,15 @@ impl Delivery {
             return;
         };
         let gone = subscriber.seats.is_empty();
+        let mut left = vec![left];
         if gone {
+            left.extend(subscriber.take_address());
             subscriber.push_farewell();
             subscriber.ending = true;
             actions.push(Action::Advance(id));
         }
         if let Some(worker) = &mut self.worker {
-            worker.leave(&[left], gone);
+            worker.leave(&left, gone);
         }
     }
 
@@ -259,8 +262,7 @@ enum Delivered {
     Sent,
     Queued { dropped: usize },
     Advance,
-    Failed,
-    TooSlow,
+    Cut(Ending),
 }
 
 impl Subscriber {
@@ -273,7 +275,7 @@ impl Subscriber {
         }
         match self.send_now(&piece) {
             Some((_, Progress::Done)) => Delivered::Sent,
-            Some((_, Progress::Failed)) => Delivered::Failed,
+            Some((_, Progress::Failed)) => Delivered::Cut(Ending::Failed),
             Some((taken, Progress::Blocked)) => {
                 self.backlog.push(piece);
                 self.backlog.start();
@@ -305,6 +307,6 @@ impl Subscriber {
 fn queued(result: Result<usize, super::backlog::Overflow>) -> Delivered {
     match result {
         Ok(dropped) => Delivered::Queued { dropped },
-        Err(_) => Delivered::TooSlow,
+        Err(_) => Delivered::Cut(Ending::TooSlow),
     }
 }

@@ -40,7 +40,7 @@ use events::Events;
 use inbox::{Action, Answer, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
-use registry::{NEVER, Registry, Replaying, Subscriber, SubscriberId};
+use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
@@ -167,8 +167,8 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
 pub struct Seat(Vec<Membership>);
 
 impl Seat {
-    pub fn new(memberships: &[Membership]) -> Seat {
-        Seat(memberships.to_vec())
+    pub fn new(joined: &Joined) -> Seat {
+        Seat(joined.memberships.iter().copied().chain(joined.address).collect())
     }
 }
 
@@ -206,7 +206,9 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
             None => Some(pool::place((*r).pool, Flight::new())?),
             Some(_) => None,
         };
-        let memberships = std::mem::take(&mut enlistment.seat.0);
+        // From here on the subscriber answers for them.
+        enlistment.seat.0.clear();
+        let memberships = std::mem::take(&mut enlistment.joined.memberships);
         let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships, flight))?;
         cleanup.handler = Some(request_gone);
         cleanup.data = id.to_pointer();
@@ -340,7 +342,7 @@ fn end(id: SubscriberId, ending: Ending) {
                 // The end of its text was in the backlog.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
-            Ending::Failed => NGX_ERROR as ngx_int_t,
+            Ending::Failed => cut(connection),
             Ending::Gone => {
                 (*connection).set_error(1);
                 NGX_HTTP_CLIENT_CLOSED_REQUEST as ngx_int_t
@@ -352,11 +354,18 @@ fn end(id: SubscriberId, ending: Ending) {
             }
             Ending::TooSlow => {
                 ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: slow subscriber closed");
-                NGX_ERROR as ngx_int_t
+                cut(connection)
             }
         };
         finalize(r, code);
     }
+}
+
+/// Half a message may be on the wire: nothing may follow it, not even the end of TLS.
+unsafe fn cut(connection: *mut ngx_connection_t) -> ngx_int_t {
+    // SAFETY: the connection is open.
+    unsafe { (*connection).set_error(1) };
+    NGX_ERROR as ngx_int_t
 }
 
 /// Answers a waiting long poll with a message.
@@ -449,6 +458,7 @@ impl Delivery {
             flight,
             joined_seq: joined.seq,
             seats: Vec::with_capacity(memberships.len()),
+            address: joined.address.unwrap_or(NOWHERE),
             backlog: Default::default(),
             replay,
             ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
@@ -504,9 +514,10 @@ impl Delivery {
 
     /// The subscriber at `index` leaves all its channels; it gets no more messages.
     fn leave_store(&mut self, index: u32) {
-        let left = self.registry.unseat_all(index);
+        let mut left = self.registry.unseat_all(index);
         if let Some(subscriber) = self.registry.slab.at(index) {
             subscriber.ending = true;
+            left.extend(subscriber.take_address());
         }
         if let Some(worker) = self.worker.as_mut().filter(|_| !left.is_empty()) {
             worker.leave(&left, true);

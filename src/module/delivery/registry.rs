@@ -91,6 +91,8 @@ pub struct Subscriber {
     /// Messages up to this sequence number are not for it.
     pub joined_seq: u64,
     pub seats: Vec<Seated>,
+    /// Its share of its client's address if that is limited; else number 0, which no membership has.
+    pub address: Membership,
     pub backlog: Backlog,
     pub replay: Option<Box<Replaying>>,
     pub ping_due_ms: u64,
@@ -121,7 +123,15 @@ pub struct Replaying {
 /// There may be a million of them.
 const _: () = assert!(size_of::<Subscriber>() <= 168);
 
+/// Stands for no membership.
+pub const NOWHERE: Membership = Membership(0);
+
 impl Subscriber {
+    /// The share of the address, to be left in the store now.
+    pub fn take_address(&mut self) -> Option<Membership> {
+        Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
+    }
+
     pub fn bound(&self, frozen: bool) -> Bound {
         Bound {
             bytes: self.audience.queue_bytes,

@@ -12,6 +12,7 @@ pub enum Denial {
     EmptyPost,
     TooManyWildcardChannels,
     TooManySubscribers,
+    TooManyFromAddress,
     MayNotCreate,
     TooManyChannels,
     BadCallback,
@@ -46,6 +47,7 @@ impl Denial {
             Denial::ReservedChannelId
             | Denial::TooManyWildcardChannels
             | Denial::TooManySubscribers
+            | Denial::TooManyFromAddress
             | Denial::MayNotCreate
             | Denial::ToEventsChannel
             | Denial::FromEventsChannel
@@ -67,6 +69,7 @@ impl Denial {
             Denial::EmptyPost => "Empty post requests are not allowed.",
             Denial::TooManyWildcardChannels => "Subscribed too much wildcard channels.",
             Denial::TooManySubscribers => "Subscribers limit per channel has been exceeded.",
+            Denial::TooManyFromAddress => "Subscribers limit per address has been exceeded.",
             Denial::MayNotCreate => "Subscriber could not create channels.",
             Denial::TooManyChannels => "Number of channels were exceeded.",
             Denial::ToEventsChannel => "Only internal routines can change events channel.",
@@ -93,6 +96,7 @@ impl From<Refusal> for Denial {
             Refusal::TooManySubscribers => Denial::TooManySubscribers,
             Refusal::MayNotCreate => Denial::MayNotCreate,
             Refusal::EventsChannel => Denial::FromEventsChannel,
+            Refusal::TooManyFromAddress => Denial::TooManyFromAddress,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A request of nginx as this module sees it.
 
 use std::marker::PhantomData;
+use std::net::Ipv6Addr;
 use std::ptr;
 
 use ngx::ffi::*;
@@ -177,6 +178,29 @@ impl<'r> Request<'r> {
         }
         // SAFETY: the request is valid.
         Ok(unsafe { (*self.raw).header_only() } == 0)
+    }
+
+    /// What stands for the client's address, as realip and the like have left it: the whole of an IPv4 address, the network
+    /// part of an IPv6 one. None for unix sockets.
+    pub fn address_key(self) -> Option<Vec<u8>> {
+        // SAFETY: a connection has the address of its peer, as long as its family says.
+        unsafe {
+            let address = (*(*self.raw).connection).sockaddr.cast::<libc::sockaddr>();
+            match i32::from(address.as_ref()?.sa_family) {
+                libc::AF_INET => {
+                    let address = &*address.cast::<libc::sockaddr_in>();
+                    Some(address.sin_addr.s_addr.to_ne_bytes().to_vec())
+                }
+                libc::AF_INET6 => {
+                    let address = Ipv6Addr::from((*address.cast::<libc::sockaddr_in6>()).sin6_addr.s6_addr);
+                    Some(match address.to_ipv4_mapped() {
+                        Some(mapped) => mapped.octets().to_vec(),
+                        None => address.octets()[..8].to_vec(),
+                    })
+                }
+                _ => None,
+            }
+        }
     }
 
     /// The connection is not used for another request.

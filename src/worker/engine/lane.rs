@@ -455,7 +455,7 @@ mod tests {
         let post = |n: u32| {
             let message = match n % 2 {
                 0 => "Plain words of a comment that nobody needs to clean, ".repeat(5),
-                _ => "<p>Some <b>bold</b> words, a <a href=\"http://example.com/\">link</a> &amp; more</p> ".repeat(3),
+                _ => "<p>Some <b>bold</b> words, a <a href='http://example.com/'>link</a> &amp; more</p> ".repeat(3),
             };
             let post = format!(
                 "{{\"id\":\"{n}\",\"forum\":\"f{}\",\"thread\":\"{}\",\"author\":{{\"id\":\"{}\",\"name\":\"Ann\",\"email\":\

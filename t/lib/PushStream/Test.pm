@@ -41,7 +41,7 @@ use Time::HiRes qw(sleep time);
 use PushStream::Nginx;
 
 use Exporter 'import';
-our @EXPORT = (@Test::More::EXPORT, qw(with_nginx configuration_output refuses accepts wait_until time sleep));
+our @EXPORT = (@Test::More::EXPORT, qw(with_nginx configuration_output refuses accepts wait_until within time sleep));
 
 # A client that hung up is no reason to end a test.
 $SIG{PIPE} = 'IGNORE';
@@ -82,6 +82,13 @@ sub accepts ($conf, $name) {
     my ($content, $output) = configuration_output($conf);
     ok $content, $name or diag $output;
     return $output;
+}
+
+# It took no longer than that, or what that is on a slow machine.
+sub within ($took, $seconds, $name) {
+    local $Test::Builder::Level = $Test::Builder::Level + 1;
+    my $limit = $seconds * PushStream::Nginx::slowness();
+    ok $took < $limit, $name or diag sprintf 'it took %.2f s, and may take %.2f s', $took, $limit;
 }
 
 # Asks again and again until the answer is true. Returns it, or the last false one when the time is up.

@@ -556,3 +556,57 @@ fn events_can_be_turned_off_and_on_again() {
     assert_eq!(worker.summary(test.now).stored, 3);
     test.assert_whole();
 }
+
+#[test]
+fn an_address_has_only_so_many_subscribers() {
+    let test = TestZone::new(256);
+    let (mut here, mut there) = (test.worker(), test.worker());
+    let channels = [JoinChannel { id: b"a", backtrack: 0 }];
+    let address = AddressLimit { key: b"a", max: 2 };
+    let stream = request(&channels, Position::default(), JoinMode::Stream);
+    let limited = JoinRequest {
+        address: Some(address),
+        ..stream
+    };
+    let first = here.join(&limited, test.now).unwrap();
+    there.join(&limited, test.now).unwrap();
+    assert_eq!(here.join(&limited, test.now).unwrap_err(), Refusal::TooManyFromAddress);
+    assert_eq!(
+        here.channel(b"a").unwrap().subscribers,
+        2,
+        "nothing is left of a refused one"
+    );
+    assert!(
+        here.join(
+            &JoinRequest {
+                mode: JoinMode::Poll,
+                ..limited
+            },
+            test.now
+        )
+        .is_ok(),
+        "polls do not stay"
+    );
+    let other = JoinRequest {
+        address: Some(AddressLimit {
+            key: &[b'x'; 300],
+            max: 1,
+        }),
+        ..stream
+    };
+    let second = here.join(&other, test.now).unwrap();
+    assert_eq!(here.summary(test.now).channels, 1, "an address is no channel");
+    test.assert_whole();
+    for joined in [first, second] {
+        let all: Vec<_> = joined.memberships.iter().copied().chain(joined.address).collect();
+        here.leave(&all, true);
+    }
+    test.assert_whole();
+    here.join(&limited, test.now).unwrap();
+    there.release();
+    assert!(
+        here.join(&limited, test.now).is_ok(),
+        "who died with its worker does not count"
+    );
+    test.assert_whole();
+}

@@ -128,6 +128,7 @@ pub fn request<'a>(channels: &'a [JoinChannel<'a>], position: Position<'a>, mode
         mode,
         authorized_channels_only: false,
         may_follow_events: true,
+        address: None,
     }
 }
 

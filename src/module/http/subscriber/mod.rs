@@ -10,7 +10,7 @@ mod websocket;
 use std::rc::Rc;
 
 use ngx::ffi::*;
-use push_stream_core::store::{JoinChannel, JoinMode, JoinRequest, Joined, Now, Position};
+use push_stream_core::store::{AddressLimit, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position};
 use push_stream_core::wire::{http_date, position};
 
 use super::answer;
@@ -103,15 +103,18 @@ impl<'r> Candidate<'r> {
                 backtrack: segment.backtrack,
             })
             .collect();
+        let max = self.settings.max_subscribers_per_address;
+        let address = max.and_then(|max| Some((self.r.address_key()?, max)));
         let request = JoinRequest {
             channels: &channels,
             position: self.resume.position(),
             mode,
             authorized_channels_only: self.r.location().authorized_channels_only(),
             may_follow_events: self.r.location().may_follow_events(),
+            address: address.as_ref().map(|(key, max)| AddressLimit { key, max: *max }),
         };
         let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
-        let seat = Seat::new(&joined.memberships);
+        let seat = Seat::new(&joined);
         Ok((joined, seat))
     }
 }
