@@ -4,6 +4,7 @@ use v5.36;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use File::Temp;
 use Test::More;
 
 my $root = dirname(dirname(abs_path(__FILE__)));
@@ -28,6 +29,12 @@ for my $directive (@documented) {
     my ($context) = $section =~ /^\| Syntax \| `$directive\b.*\n\| Default \| .+ \|\n\| Context \| (.+) \|\n\n\S/m;
     is($context, $contexts{$directive}, "$directive has a syntax, a default, its contexts and a text");
 }
+
+my ($config) = slurp("$root/docs/worker.md") =~ /^```toml\n(.*?)^```/ms;
+my $file = File::Temp->new(SUFFIX => '.toml');
+print {$file} $config;
+close $file;
+like(qx{$root/target/release/push-stream-worker validate $file 2>&1}, qr/: ok$/m, "the worker's example is valid");
 
 for my $file ('README.md', 'CHANGELOG.md', glob("$root/docs/*.md")) {
     my $path = $file =~ m{^/} ? $file : "$root/$file";

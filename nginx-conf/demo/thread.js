@@ -92,12 +92,10 @@ function receive(data) {
 
 /** The comment in a message, or null: nothing that came over the wire is trusted to have a shape. */
 function commentFrom(value) {
-  // The page gave it its id; who posts without one gets the worker's.
-  const id = value?.id ?? value?.event;
-  if (typeof id !== "string" || typeof value.message !== "string") return null;
+  if (typeof value?.id !== "string" || typeof value.message !== "string") return null;
   const time = Date.parse(value.created_at ?? "");
   return {
-    id,
+    id: value.id,
     thread: String(value.thread ?? ""),
     author: { id: String(value.author?.id ?? ""), name: nameFrom(value.author?.name) },
     message: value.message,
