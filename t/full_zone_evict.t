@@ -59,6 +59,7 @@ CONF
     is $impossible->header('Content-Length'), 0, 'nothing else is said';
     is $publish->('/pub?id=a', 'small'), 200, 'what fits is accepted again';
     is $stream->chunk, 'small', 'and delivered';
+    ok $nginx->wait_for_log(qr/push stream: shared zone is full, [1-9]\d* messages evicted \(0 of them undelivered\)/), 'the log says so';
 };
 
 done_testing;

@@ -87,6 +87,7 @@ CONF
     is $nginx->post('/pub?id=a', 'on')->status, 200, 'publishing goes on';
     is $quick->chunk, 'on', 'and so does delivery';
     ok wait_until { $nginx->figures->{subscribers} == 1 }, 'only the quick one is left';
+    ok $nginx->wait_for_log(qr/push stream: [1-9]\d* slow subscribers? closed/), 'the log says who was cut';
 };
 
 done_testing;

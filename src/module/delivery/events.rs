@@ -196,6 +196,7 @@ impl Delivery {
         {
             next = SOON_MS;
         }
+        self.report(now);
         self.forget_large_buffers();
         self.give_memory_back(now.monotonic_ms);
         self.wake();

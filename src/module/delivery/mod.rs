@@ -6,6 +6,7 @@
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
+//! * [`report`]: what the error log is told.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
 //!
@@ -19,6 +20,7 @@ mod inbox;
 mod leaving;
 mod output;
 mod registry;
+mod report;
 mod socket;
 mod wheel;
 
@@ -41,6 +43,7 @@ use inbox::{Action, Answer, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
+use report::Reported;
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
@@ -68,6 +71,7 @@ struct Delivery {
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
+    reported: Reported,
 }
 
 /// What happened to slow readers in this worker.
@@ -115,6 +119,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
+        reported: Reported::default(),
     };
     if !delivery.claim() {
         ngx_log_error!(

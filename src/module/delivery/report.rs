@@ -1,0 +1,78 @@
+//! What the error log is told, at most once a second: who was cut or missed something, and that the zone is full.
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::{Evictions, Now};
+
+use super::Delivery;
+
+/// Counts as of the last report.
+#[derive(Default)]
+pub struct Reported {
+    dropped: u64,
+    too_slow: u64,
+    /// Zone-wide; None until this worker is the one that reports them.
+    zone: Option<ZoneCounts>,
+}
+
+#[derive(Clone, Copy)]
+struct ZoneCounts {
+    evicted: Evictions,
+    refused: u64,
+}
+
+impl Delivery {
+    /// Tells what happened since the last call, if anything did.
+    pub fn report(&mut self, now: Now) {
+        self.report_slow_readers();
+        self.report_zone(now);
+    }
+
+    fn report_slow_readers(&mut self) {
+        let closed = self.counters.too_slow - std::mem::replace(&mut self.reported.too_slow, self.counters.too_slow);
+        let dropped = self.counters.dropped - std::mem::replace(&mut self.reported.dropped, self.counters.dropped);
+        if closed > 0 || dropped > 0 {
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "push stream: {closed} slow subscribers closed, {dropped} messages dropped for slow subscribers"
+            );
+        }
+    }
+
+    /// One worker speaks for all: the one in the first slot.
+    fn report_zone(&mut self, now: Now) {
+        let Some(worker) = &self.worker else { return };
+        let summary = worker.summary(now);
+        if summary.workers.first().map(|first| first.slot) != Some(worker.slot()) {
+            self.reported.zone = None;
+            return;
+        }
+        let counts = ZoneCounts {
+            evicted: summary.evicted,
+            refused: summary.refused_full,
+        };
+        let Some(before) = self.reported.zone.replace(counts) else {
+            return;
+        };
+        let messages = evicted_messages(&counts.evicted) - evicted_messages(&before.evicted);
+        let channels = counts.evicted.channels - before.evicted.channels;
+        let lost = counts.evicted.undelivered - before.evicted.undelivered;
+        let refused = counts.refused - before.refused;
+        if messages + channels + refused > 0 {
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "push stream: shared zone is full, {messages} messages evicted ({lost} of them undelivered), \
+                 {channels} channels evicted, {refused} requests refused"
+            );
+        }
+    }
+}
+
+/// Messages that somebody might have wanted; what was in the trash is missed by nobody.
+fn evicted_messages(evicted: &Evictions) -> u64 {
+    evicted.expired + evicted.stored + evicted.undelivered
+}
