@@ -3,9 +3,8 @@
 // The worker has cleaned it already. It is still text from strangers, so it is rebuilt element by element from what is
 // known to be harmless, and never assigned to innerHTML.
 
-const ALLOWED = new Set(
-  ["A", "B", "BLOCKQUOTE", "BR", "CODE", "DEL", "EM", "I", "LI", "OL", "P", "PRE", "S", "STRONG", "U", "UL"]);
-const BLOCK = new Set(["BLOCKQUOTE", "LI", "OL", "P", "PRE", "UL"]);
+const ALLOWED = new Set(["A", "B", "BLOCKQUOTE", "BR", "CODE", "EM", "I", "P", "PRE", "STRONG"]);
+const BLOCK = new Set(["BLOCKQUOTE", "P", "PRE"]);
 const LINK = /^(https?:|mailto:)/i;
 
 /** The markup as nodes that are safe to put into the page. */
