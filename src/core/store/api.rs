@@ -56,7 +56,7 @@ pub struct Limits {
     pub events: Option<Events>,
 }
 
-/// The events channel (`compat.md` §19).
+/// The events channel.
 #[derive(Clone, Debug)]
 pub struct Events {
     pub channel: Vec<u8>,
@@ -104,7 +104,7 @@ pub enum Refusal {
     EventsChannel,
 }
 
-/// One channel's figures (`compat.md` §18).
+/// One channel's figures.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChannelInfo {
     /// Messages ever published: the id of the newest one.
@@ -115,7 +115,7 @@ pub struct ChannelInfo {
     pub subscribers: u64,
 }
 
-/// The figures of the whole zone (`compat.md` §18.3).
+/// The figures of the whole zone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub channels: u64,
@@ -170,7 +170,7 @@ pub struct JoinChannel<'a> {
     pub backtrack: u32,
 }
 
-/// Where a client wants to resume (`compat.md` §6).
+/// Where a client wants to resume.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Position<'a> {
     pub event_id: Option<&'a [u8]>,
@@ -221,7 +221,7 @@ pub struct Joined {
     pub seq: u64,
     /// Old messages to send first, if there are any.
     pub replay: Option<Replay>,
-    /// For polls with something to send: (time, tag) that Last-Modified and Etag report (`compat.md` §7).
+    /// For polls with something to send: (time, tag) that Last-Modified and Etag report.
     pub bound: Option<(u64, u32)>,
 }
 

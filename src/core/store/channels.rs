@@ -5,7 +5,7 @@ use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
 use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop};
 
-/// Ticks between leaving and the return of the memory (`compat.md` §20).
+/// Ticks between leaving and the return of the memory.
 pub const TRASH_TICKS: u32 = 100;
 /// Ticks for which a deleted channel counts as being deleted before it goes to the trash; its subscribers are told at
 /// once. The C module does it in rounds of four seconds.

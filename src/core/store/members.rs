@@ -167,7 +167,7 @@ impl Locked<'_> {
         self.reconsider(channel);
     }
 
-    /// Where the old messages begin that a subscriber wants of a channel (`compat.md` §7); None if it wants none.
+    /// Where the old messages begin that a subscriber wants of a channel; None if it wants none.
     pub fn replay_start(&self, channel: ChannelRef, backtrack: u32, position: &Position) -> Option<LinkRef> {
         self.first_stored(channel)?;
         if backtrack > 0 {

@@ -337,8 +337,8 @@ impl Worker {
         Ok(deleted)
     }
 
-    /// Admits a subscriber (`compat.md` §6, limits and existence only: the grammar of ids is the caller's), creates unknown
-    /// channels, selects old messages (§7) and registers, all in one step.
+    /// Admits a subscriber (limits and existence only: the grammar of ids is the caller's), creates unknown
+    /// channels, selects old messages and registers, all in one step.
     pub fn join(&mut self, request: &JoinRequest, now: Now) -> Result<Joined, Refusal> {
         let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
         let address_hash = request.address.map_or(0, |address| self.memory().hash(address.key));

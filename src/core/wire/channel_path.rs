@@ -1,4 +1,4 @@
-//! The channels path: which channels a request names (`compat.md` §3).
+//! The channels path: which channels a request names.
 //!
 //! ```text
 //! room.b18.beautiful.b3/news/x.b1.b2

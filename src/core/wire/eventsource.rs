@@ -1,4 +1,4 @@
-//! EventSource framing (`compat.md` §12, §0.4; WHATWG HTML §9.2).
+//! EventSource framing (WHATWG HTML §9.2).
 //!
 //! ```text
 //! id: EVENT-ID        if the message has an event id

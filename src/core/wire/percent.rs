@@ -1,4 +1,4 @@
-//! Percent-decoding as `compat.md` §1.4 has it.
+//! Percent-decoding of what directives with variables evaluate to, as the C module does it.
 
 /// Decodes once; `+` stays, an incomplete escape stays as nginx' `ngx_unescape_uri` leaves it: `%zz` becomes `zz`,
 /// `%%` becomes `%`, `%4z` and an escape cut off by the end vanish.

@@ -1,4 +1,4 @@
-//! Where a client wants to resume, from its headers (`compat.md` §6).
+//! Where a client wants to resume, from its headers.
 
 /// The tag in `If-None-Match`: an optional `W/`, then digits; anything else is no tag.
 pub fn parse_tag(text: &[u8]) -> Option<u32> {

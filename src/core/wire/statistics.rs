@@ -1,4 +1,4 @@
-//! Channel information and statistics in JSON, plain, YAML and XML (`compat.md` §18), always well-formed whatever bytes
+//! Channel information and statistics in JSON, plain, YAML and XML, always well-formed whatever bytes
 //! an id holds.
 //!
 //! Ids that need no escaping look as they always did. Where text must be Unicode, bytes that are not valid UTF-8 become
@@ -74,7 +74,7 @@ const CONTENT_TYPES: [(&[u8], Format, &str); 6] = [
     (b"x-yaml", Format::Yaml, "text/x-yaml"),
 ];
 
-/// Chooses format and content type from an Accept header (`compat.md` §4.6): the first word behind a slash that is one
+/// Chooses format and content type from an Accept header: the first word behind a slash that is one
 /// of ours. What stands before the slash and behind the word does not matter, and neither do q-values.
 pub fn negotiate(accept: Option<&[u8]>) -> (Format, &'static str) {
     let accept = accept.unwrap_or_default();
@@ -98,7 +98,7 @@ pub fn channel(format: Format, channel: &Channel<'_>, out: &mut Vec<u8>) {
     });
 }
 
-/// What the events channel says of a channel (`compat.md` §19).
+/// What the events channel says of a channel.
 pub fn channel_event(event: &str, id: &[u8]) -> Vec<u8> {
     let mut out = b"{".to_vec();
     Record::new(Format::Json, "", ", ", &mut out)

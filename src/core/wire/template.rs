@@ -1,4 +1,4 @@
-//! Message templates (`compat.md` §14).
+//! Message templates.
 
 /// What the tokens of a template stand for.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,4 @@
-//! `push_stream_padding_by_user_agent`: fillers for browsers that wait for more before they show anything
-//! (`compat.md` §15).
+//! `push_stream_padding_by_user_agent`: fillers for browsers that wait for more before they show anything.
 
 use std::ffi::c_char;
 use std::ptr::NonNull;

@@ -213,8 +213,7 @@ pub fn header_filler(audience: &Audience, padding: &Padding) -> Option<Vec<u8>> 
     )
 }
 
-/// Fills what was sent up to the minimum, in steps of a hundred, never by more than the largest minimum there is
-/// (`compat.md` §15).
+/// Fills what was sent up to the minimum, in steps of a hundred, never by more than the largest minimum there is.
 fn filler(transport: Transport, sent: usize, min: u32, max: u32) -> Option<Vec<u8>> {
     let (min, max) = (min as usize, max as usize);
     let missing = min.checked_sub(sent).filter(|&missing| missing > 0)?;

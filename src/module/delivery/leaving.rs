@@ -1,4 +1,4 @@
-//! The end of a worker (`compat.md` §21): every stream ends properly.
+//! The end of a worker: every stream ends properly.
 //!
 //! Reload and quit look alike here: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is
 //! armed as long as a subscriber remains; what is then unsent is nginx's to wait for. At a fast stop there is no

@@ -1,4 +1,4 @@
-//! What WebSocket clients send (`compat.md` §13.3, RFC 6455).
+//! What WebSocket clients send (RFC 6455).
 
 use std::ptr;
 

@@ -1,4 +1,4 @@
-//! Headers and answers that all roles share (`compat.md` §4).
+//! Headers and answers that all roles share.
 
 use ngx::ffi::*;
 

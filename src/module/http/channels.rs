@@ -1,4 +1,4 @@
-//! Which channels a request names (`compat.md` §3), and their figures in an answer (§18).
+//! Which channels a request names.
 
 use ngx::ffi::ngx_cycle;
 use push_stream_core::store::{ChannelInfo, Now, Summary, Worker};

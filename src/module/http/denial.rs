@@ -1,4 +1,4 @@
-//! Why a request gets no message and no subscription: status and explain text of each reason (`compat.md` §26).
+//! Why a request gets no message and no subscription: status and explain text of each reason.
 
 use ngx::ffi::*;
 use push_stream_core::store::Refusal;

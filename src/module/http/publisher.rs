@@ -1,4 +1,4 @@
-//! Publisher locations: publish, ask for figures, delete (`compat.md` §5).
+//! Publisher locations: publish, ask for figures, delete.
 
 use ngx::ffi::*;
 use push_stream_core::store::{ChannelInfo, Draft, Now, Worker};

@@ -1,4 +1,4 @@
-//! Statistics locations (`compat.md` §18).
+//! Statistics locations.
 
 use ngx::ffi::*;
 use push_stream_core::store::{Now, Worker};

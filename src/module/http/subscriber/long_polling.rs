@@ -1,4 +1,4 @@
-//! Long polling: what there is, or the first message that comes (`compat.md` §10, §11).
+//! Long polling: what there is, or the first message that comes.
 
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Now};

@@ -1,4 +1,4 @@
-//! Subscriber locations: who is admitted, and where it resumes (`compat.md` §6). What it then gets is its mode's
+//! Subscriber locations: who is admitted, and where it resumes. What it then gets is its mode's
 //! business.
 
 mod eventsource;

@@ -1,4 +1,4 @@
-//! Polling: what there is, or a 304, at once (`compat.md` §9, §11).
+//! Polling: what there is, or a 304, at once.
 
 use std::rc::Rc;
 

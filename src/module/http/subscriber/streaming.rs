@@ -1,4 +1,4 @@
-//! Streaming: an endless answer (`compat.md` §8).
+//! Streaming: an endless answer.
 
 use ngx::ffi::*;
 use push_stream_core::store::JoinMode;

@@ -1,4 +1,4 @@
-//! WebSocket: the handshake, and refusals as close frames (`compat.md` §13). Frames are the delivery's business.
+//! WebSocket: the handshake, and refusals as close frames. Frames are the delivery's business.
 
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Joined};
