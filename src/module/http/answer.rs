@@ -4,6 +4,7 @@ use ngx::ffi::*;
 
 use super::denial::Denial;
 use super::request::Request;
+use crate::ffi::fence;
 
 /// How long a publisher that met a full zone should wait: the oldest messages expire by the second.
 const RETRY_AFTER: &[u8] = b"1";
@@ -58,12 +59,29 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
 
 /// A complete answer without a body. The connection stays usable: the request's body is read away.
 pub fn header_only(r: Request<'_>, status: u32) -> Result<ngx_int_t, Denial> {
-    r.discard_body()?;
     r.set_status(status, Some(0));
+    if r.is_stream_with_body_to_come() {
+        // nginx would reset the stream behind the answer, and some clients then take the answer for a failure.
+        return r.read_body(send_header_only);
+    }
+    r.discard_body()?;
+    Ok(send_prepared(r))
+}
+
+/// Sends the head as it was set, without a body.
+fn send_prepared(r: Request<'_>) -> ngx_int_t {
     // SAFETY: the request is valid and its head was not sent yet.
     unsafe {
         (*r.raw()).set_header_only(1);
-        Ok(ngx_http_send_header(r.raw()))
+        ngx_http_send_header(r.raw())
+    }
+}
+
+unsafe extern "C" fn send_header_only(r: *mut ngx_http_request_t) {
+    // SAFETY: nginx calls this once, when it has read the body; finalizing is the last thing done with the request.
+    unsafe {
+        let code = fence::request("refusal", || send_prepared(Request::new(r)));
+        ngx_http_finalize_request(r, code);
     }
 }
 

@@ -89,15 +89,11 @@ fn read_body(
     then: unsafe extern "C" fn(*mut ngx_http_request_t),
 ) -> Result<ngx_int_t, Denial> {
     // SAFETY: the request is valid; its context entry of this module is ours.
-    let code = unsafe {
+    unsafe {
         let place = pool::place((*r.raw()).pool, path).ok_or(Denial::Internal)?;
         *lookup::context(r.raw()) = place.as_ptr().cast();
-        ngx_http_read_client_request_body(r.raw(), Some(then))
-    };
-    if code >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
-        return Err(Denial::Nginx(code));
     }
-    Ok(NGX_DONE as ngx_int_t)
+    r.read_body(then)
 }
 
 /// The path that [`read_body`] kept.

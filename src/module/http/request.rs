@@ -158,6 +158,37 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Is this an HTTP/2 stream whose client is still sending a body?
+    #[cfg(not(ngx_feature = "http_v2"))]
+    pub fn is_stream_with_body_to_come(self) -> bool {
+        false
+    }
+
+    /// Is this an HTTP/2 stream whose client is still sending a body?
+    #[cfg(ngx_feature = "http_v2")]
+    pub fn is_stream_with_body_to_come(self) -> bool {
+        // SAFETY: the request is valid; it has a stream only over HTTP/2.
+        unsafe {
+            let unread = (*self.raw).request_body.is_null();
+            unread
+                && self.is_main()
+                && (*self.raw)
+                    .stream
+                    .as_ref()
+                    .is_some_and(|stream| stream.in_closed() == 0)
+        }
+    }
+
+    /// Has nginx read the body, then goes on with `then`. Returns what the handler returns.
+    pub fn read_body(self, then: unsafe extern "C" fn(*mut ngx_http_request_t)) -> Result<ngx_int_t, Denial> {
+        // SAFETY: the request is valid and its body was not read by anybody else.
+        let code = unsafe { ngx_http_read_client_request_body(self.raw, Some(then)) };
+        if code >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
+            return Err(Denial::Nginx(code));
+        }
+        Ok(NGX_DONE as ngx_int_t)
+    }
+
     /// Lets nginx read and drop the request's body, so that it is not taken for the next request.
     pub fn discard_body(self) -> Result<(), Denial> {
         // SAFETY: the request is valid and its body was not read by anybody else, or was read completely.
