@@ -409,6 +409,8 @@ impl Delivery {
             let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
             self.events.listen(fd);
         }
+        // What is already counted was another worker's to tell.
+        self.report_zone(Now::read());
         self.worker.is_some()
     }
 

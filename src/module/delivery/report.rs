@@ -11,7 +11,7 @@ use super::Delivery;
 pub struct Reported {
     dropped: u64,
     too_slow: u64,
-    /// Zone-wide; None until this worker is the one that reports them.
+    /// Zone-wide; None until this worker has a slot.
     zone: Option<ZoneCounts>,
 }
 
@@ -41,14 +41,11 @@ impl Delivery {
         }
     }
 
-    /// One worker speaks for all: the one in the first slot.
-    fn report_zone(&mut self, now: Now) {
+    /// One worker speaks for all: the one in the first slot. The others follow, for they may become it.
+    pub fn report_zone(&mut self, now: Now) {
         let Some(worker) = &self.worker else { return };
         let summary = worker.summary(now);
-        if summary.workers.first().map(|first| first.slot) != Some(worker.slot()) {
-            self.reported.zone = None;
-            return;
-        }
+        let speaks = summary.workers.first().map(|first| first.slot) == Some(worker.slot());
         let counts = ZoneCounts {
             evicted: summary.evicted,
             refused: summary.refused_full,
@@ -60,7 +57,7 @@ impl Delivery {
         let channels = counts.evicted.channels - before.evicted.channels;
         let lost = counts.evicted.undelivered - before.evicted.undelivered;
         let refused = counts.refused - before.refused;
-        if messages + channels + refused > 0 {
+        if speaks && messages + channels + refused > 0 {
             let log = ngx::log::ngx_cycle_log().as_ptr();
             ngx_log_error!(
                 NGX_LOG_WARN,
