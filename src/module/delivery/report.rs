@@ -1,4 +1,4 @@
-//! What the error log is told, at most once a second: who was cut or missed something, and that the zone is full.
+//! What the error log is told, by each worker at most once a second: who was cut or missed something, and that the zone is full.
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -6,9 +6,14 @@ use push_stream_core::store::{Evictions, Now};
 
 use super::Delivery;
 
+/// Between two reports of a worker: ticks come faster while there is much to clean up.
+const PAUSE_MS: u64 = 1000;
+
 /// Counts as of the last report.
 #[derive(Default)]
 pub struct Reported {
+    /// When it was.
+    at_ms: u64,
     dropped: u64,
     too_slow: u64,
     /// Zone-wide; None until this worker has a slot.
@@ -24,6 +29,10 @@ struct ZoneCounts {
 impl Delivery {
     /// Tells what happened since the last call, if anything did.
     pub fn report(&mut self, now: Now) {
+        if now.monotonic_ms < self.reported.at_ms + PAUSE_MS {
+            return;
+        }
+        self.reported.at_ms = now.monotonic_ms;
         self.report_slow_readers();
         self.report_zone(now);
     }
