@@ -25,7 +25,7 @@ sub binary { return $ENV{TEST_NGINX_BINARY} || 'nginx' }
 
 sub module { return abs_path($ENV{PUSH_STREAM_MODULE} || "$TOP/target/release/libngx_http_push_stream_module.so") }
 
-# Starts nginx and returns when it accepts connections. In the configuration
+# Starts nginx and returns when it accepts connections; with daemon => 1 as a daemon. In the configuration
 #
 #     %%MAIN%%      loads the module, sets user, workers, pid, error log (also %%MAIN_WITHOUT_MODULE%%)
 #     %%HTTP%%      keeps all files in the directory
@@ -56,7 +56,9 @@ sub check ($class, $conf, %options) {
 sub _new ($class, %options) {
     my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1, CLEANUP => !$ENV{TEST_KEEP});
     chmod 0755, "$dir";
-    my $self = bless { dir => $dir, workers => $options{workers} // 1, expected => [], port => _free_port() }, $class;
+    my $self = bless {
+        dir => $dir, workers => $options{workers} // 1, daemon => $options{daemon}, expected => [], port => _free_port(),
+    }, $class;
     mkdir "$dir/html" or die "cannot make $dir/html: $!\n";
     return $self;
 }
@@ -82,7 +84,7 @@ sub write_conf ($self, $conf) {
     $self->{single} = $conf =~ /^\s*master_process\s+off;/m;
     my $main = <<"END" =~ s/\n\z//r;
 $user
-daemon off;
+daemon @{[ $self->{daemon} ? 'on' : 'off' ]};
 worker_processes $self->{workers};
 pid $dir/nginx.pid;
 error_log $dir/error.log info;
@@ -115,6 +117,12 @@ sub _build {
     return $build;
 }
 
+sub _path {
+    my $binary = binary();
+    return $binary if $binary =~ m{/};
+    return (grep { -x } map { "$_/$binary" } split /:/, "$ENV{PATH}:/usr/sbin")[0] // $binary;
+}
+
 sub _spawn ($self, @arguments) {
     my $dir = $self->dir;
     my $pid = fork // die "cannot fork: $!\n";
@@ -122,7 +130,8 @@ sub _spawn ($self, @arguments) {
         open STDIN, '<', '/dev/null';
         open STDOUT, '>', "$dir/output";
         open STDERR, '>&', \*STDOUT;
-        exec binary(), '-p', "$dir/", '-e', "$dir/error.log", '-c', "$dir/nginx.conf", @arguments
+        # With its path, for nginx starts itself again when its binary is upgraded.
+        exec { _path() } _path(), '-p', "$dir/", '-e', "$dir/error.log", '-c', "$dir/nginx.conf", @arguments
             or POSIX::_exit(127);
     }
     $self->{output} = sub { _slurp("$dir/output") };
@@ -132,6 +141,27 @@ sub _spawn ($self, @arguments) {
 sub _launch ($self) {
     $self->{owner} = $$;
     $self->{master} = $self->_spawn;
+    return if !$self->{daemon};
+    waitpid $self->{master}, 0;
+    $self->{master} = undef;
+    return if $?;
+    # The daemon writes its file after the process that started it has ended.
+    for (1 .. 500) {
+        last if $self->follow_pid_file;
+        sleep 0.01;
+    }
+}
+
+# nginx as a daemon is the process of its pid file, which another may be after an upgrade of the binary.
+sub follow_pid_file ($self) {
+    ($self->{master}) = _slurp($self->dir . '/nginx.pid') =~ /(\d+)/;
+    return $self->{master};
+}
+
+# Starts it again after its end, with the same files.
+sub launch_again ($self) {
+    $self->_launch;
+    $self->_is_up or die "nginx did not start again: " . $self->log_tail;
 }
 
 sub _is_up ($self) {
@@ -198,10 +228,17 @@ sub figures ($self, $id = undef) {
 
 sub is_running ($self) {
     return 0 if !$self->{master};
+    return is_alive($self->{master}) if $self->{daemon};
     return 1 if waitpid($self->{master}, WNOHANG) == 0;
     $self->{exit_status} = $?;
     $self->{master} = undef;
     return 0;
+}
+
+# Does a process run that is not ours? What has ended may stay as a zombie.
+sub is_alive ($pid) {
+    my ($state) = _slurp("/proc/$pid/stat") =~ /.*\) (\S)/s;
+    return defined $state && $state ne 'Z';
 }
 
 # The workers of all generations that still run; those that are leaving only if asked for.

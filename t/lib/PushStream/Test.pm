@@ -31,6 +31,7 @@ package PushStream::Test;
 #     TEST_NGINX_BINARY    nginx; default `nginx` from PATH
 #     TEST_WORKERS         numbers of workers to run every test with; default "1 4"
 #     TEST_SLOWNESS        multiplies every time limit, for a loaded machine; default 1
+#     TEST_SANITIZER       set: nginx and module were built with that sanitizer, and take more memory than they need
 #     TEST_KEEP            set: leave the directory of every nginx behind
 
 use v5.36;
