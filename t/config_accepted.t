@@ -58,6 +58,8 @@ subtest 'values' => sub {
         'push_stream_ping_message_interval 500ms;',
         'push_stream_subscriber_connection_ttl 1s500ms;',
         'push_stream_longpolling_connection_ttl 100ms;',
+        'push_stream_dead_peer_timeout 90s;',
+        'push_stream_dead_peer_timeout 0;',
         'push_stream_ping_message_text "";',
         'push_stream_header_template "";',
         'push_stream_footer_template "";',

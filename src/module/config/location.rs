@@ -93,6 +93,7 @@ pub struct Location {
     pub(super) allow_events_channel: ngx_flag_t,
     pub(super) slow_reader: ngx_uint_t,
     pub(super) subscriber_queue: usize,
+    pub(super) dead_peer_timeout_ms: ngx_msec_t,
     /// Prepared for subscriber locations.
     pub audience: Option<Rc<Audience>>,
 }
@@ -157,6 +158,8 @@ pub struct Audience {
     pub ping_interval_ms: Option<u64>,
     pub ttl_ms: Option<u64>,
     pub longpolling_ttl_ms: Option<u64>,
+    /// After how long the kernel gives up a peer that acknowledges nothing.
+    pub dead_peer_timeout_ms: Option<u32>,
     pub slow_reader: SlowReader,
     /// Bytes that may wait for a slow reader.
     pub queue_bytes: usize,
@@ -262,6 +265,7 @@ impl Location {
             unset::MSEC,
             unset::MSEC,
         );
+        settle(&mut self.dead_peer_timeout_ms, outer.dead_peer_timeout_ms, unset::MSEC, 0);
         // As the C module does, at every level: a server passes on what it made of the http block's two values.
         settle(
             &mut self.longpolling_ttl_ms,
@@ -344,6 +348,8 @@ impl Location {
             ping_interval_ms: given_ms(self.ping_interval_ms),
             ttl_ms: given_ms(self.subscriber_ttl_ms),
             longpolling_ttl_ms: given_ms(self.longpolling_ttl_ms),
+            dead_peer_timeout_ms: (self.dead_peer_timeout_ms > 0)
+                .then(|| u32::try_from(self.dead_peer_timeout_ms).unwrap_or(u32::MAX)),
             slow_reader: match self.slow_reader {
                 1 => SlowReader::Skip,
                 2 => SlowReader::Latest,
@@ -435,6 +441,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         allow_events_channel: unset::FLAG,
         slow_reader: unset::ENUM,
         subscriber_queue: unset::SIZE,
+        dead_peer_timeout_ms: unset::MSEC,
         audience: None,
     };
     // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.

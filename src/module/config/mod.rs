@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 45] = [
+pub static mut COMMANDS: [ngx_command_t; 46] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -357,6 +357,13 @@ pub static mut COMMANDS: [ngx_command_t; 45] = [
         ONE,
         ngx_conf_set_size_slot,
         subscriber_queue
+    ),
+    location!(
+        "push_stream_dead_peer_timeout",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_msec_slot,
+        dead_peer_timeout_ms
     ),
     ngx_command_t::empty(),
 ];

@@ -35,7 +35,7 @@ use push_stream_core::store::{Joined, Membership, Now, Worker, Zone};
 
 use crate::config::{Audience, Main, Settings};
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::{body, fence, lookup, pool};
+use crate::ffi::{body, fence, lookup, pool, tcp};
 
 use burst::{Burst, Piece, Style};
 use events::Events;
@@ -207,6 +207,9 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
     // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
     unsafe {
         let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
+        if let Some(timeout_ms) = enlistment.audience.dead_peer_timeout_ms {
+            tcp::set_user_timeout((*r).connection, timeout_ms);
+        }
         let flight = match enlistment.direct {
             None => Some(pool::place((*r).pool, Flight::new())?),
             Some(_) => None,

@@ -5,3 +5,4 @@ pub mod cell;
 pub mod fence;
 pub mod lookup;
 pub mod pool;
+pub mod tcp;
