@@ -265,7 +265,12 @@ impl Location {
             unset::MSEC,
             unset::MSEC,
         );
-        settle(&mut self.dead_peer_timeout_ms, outer.dead_peer_timeout_ms, unset::MSEC, 0);
+        settle(
+            &mut self.dead_peer_timeout_ms,
+            outer.dead_peer_timeout_ms,
+            unset::MSEC,
+            0,
+        );
         // As the C module does, at every level: a server passes on what it made of the http block's two values.
         settle(
             &mut self.longpolling_ttl_ms,
