@@ -364,7 +364,7 @@ impl Memory {
     }
 
     /// Tells a slot's process that there is something to take.
-    fn wake(&self, slot: SlotRef) {
+    pub fn wake(&self, slot: SlotRef) {
         // Pairs with the store in `Worker::drain`: either that sees what was linked before this, or it is woken again.
         let asleep = self.woken(slot).swap(1, Ordering::SeqCst) == 0;
         let fd = self.peek(slot, slot::fd) as i32;
@@ -391,6 +391,7 @@ impl Memory {
             limits: None,
             unix_secs: 0,
             wakes: Vec::new(),
+            committed_wakes: 0,
             journal_more: Vec::new(),
             entries: 0,
             changing: false,
@@ -411,6 +412,8 @@ pub struct Locked<'m> {
     pub unix_secs: u64,
     /// Slots that have something to take once this is committed and the lock is released.
     wakes: Vec<SlotRef>,
+    /// How many of them belong to mutations that are final.
+    committed_wakes: usize,
     /// Blocks lent to the journal, in order.
     journal_more: Vec<BlockRef>,
     entries: usize,
@@ -445,6 +448,16 @@ impl Locked<'_> {
         debug_assert!(self.changing);
         self.set_journal_state(0);
         self.changing = false;
+        self.committed_wakes = self.wakes.len();
+    }
+
+    /// Releases the lock; a mutation that is not committed is undone. Returns the slots that have something to take now, for
+    /// the caller to [wake](Memory::wake).
+    pub fn unlock(mut self) -> Vec<SlotRef> {
+        if self.changing {
+            self.roll_back();
+        }
+        std::mem::take(&mut self.wakes)
     }
 
     /// Ends one mutation and starts the next, under the same hold.
@@ -617,7 +630,7 @@ impl Locked<'_> {
         self.set_journal_state(0);
         self.entries = 0;
         self.changing = false;
-        self.wakes.clear();
+        self.wakes.truncate(self.committed_wakes);
         // What was being lent to the journal is not lent.
         self.follow_lent();
     }

@@ -147,9 +147,17 @@ impl Locked<'_> {
         (time, tag, seq)
     }
 
-    /// Links a reserved and filled message into `channels`; takes it off the slot's reservation.
-    pub fn link_reserved(&mut self, slot: SlotRef, channels: &[ChannelRef], shape: Shape, limits: &Limits) {
-        let (head, link_blocks) = self.take_reservation(slot, shape);
+    /// Links the first message of the slot's reservation, which is filled up to its block `last`, into `channels`; takes it
+    /// off the reservation.
+    pub fn link_reserved(
+        &mut self,
+        slot: SlotRef,
+        channels: &[ChannelRef],
+        shape: Shape,
+        last: BlockRef,
+        limits: &Limits,
+    ) {
+        let (head, link_blocks) = self.take_reservation(slot, shape, last);
         self.link_message(head, &link_blocks, channels, shape, limits);
     }
 
@@ -255,7 +263,12 @@ impl Locked<'_> {
     }
 
     /// Takes a message's blocks off the front of the slot's reservation.
-    fn take_reservation(&mut self, slot: SlotRef, shape: Shape) -> (BodyRef, Vec<BlockRef>) {
+    fn take_reservation(&mut self, slot: SlotRef, shape: Shape, last: BlockRef) -> (BodyRef, Vec<BlockRef>) {
+        // What follows is reserved for other messages.
+        let rest = self.get(last, block::next);
+        if rest.some().is_some() {
+            self.set(last, block::next, BlockRef::NONE);
+        }
         let mut block = self.get(slot, slot::reserved);
         let mut link_blocks = Vec::new();
         for _ in 0..shape.link_blocks() {
@@ -265,7 +278,7 @@ impl Locked<'_> {
             link_blocks.push(block);
             block = next;
         }
-        self.set(slot, slot::reserved, BlockRef::NONE);
+        self.set(slot, slot::reserved, rest);
         (BodyRef(block.0), link_blocks)
     }
 
@@ -626,6 +639,23 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// Of a message that is published. None if it is larger than any zone.
+    pub fn of(text_len: usize, event_id: Option<&[u8]>, event_type: Option<&[u8]>, channels: usize) -> Option<Shape> {
+        let mut flags = 0;
+        let mut payload_len = text_len;
+        for (text, flag) in [(event_id, link_flag::EVENT_ID), (event_type, link_flag::EVENT_TYPE)] {
+            if let Some(text) = text {
+                flags |= flag;
+                payload_len += 2 + text.len();
+            }
+        }
+        Some(Shape {
+            payload_len: u32::try_from(payload_len).ok()?,
+            links: u16::try_from(channels).ok()?.into(),
+            flags,
+        })
+    }
+
     pub fn multi(self) -> bool {
         self.links > 1
     }

@@ -44,6 +44,7 @@ mod lock;
 mod members;
 mod memory;
 mod messages;
+mod publishing;
 mod room;
 mod slots;
 mod worker;
@@ -51,6 +52,7 @@ mod worker;
 pub use api::*;
 pub use layout::LAYOUT_VERSION;
 pub use memory::ZoneError;
+pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
 pub use worker::{Draft, Worker};
 

@@ -65,7 +65,6 @@ pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Res
             let found = locked.collect_garbage()
                 || limits.on_full == OnFull::Evict && blocks <= locked.blocks && locked.evict_something();
             if !found {
-                locked.add(Hot, hot::refused_full, 1);
                 locked.commit();
                 return Err(match limits.on_full {
                     OnFull::Refuse => Refusal::Full,

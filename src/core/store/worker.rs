@@ -36,11 +36,13 @@ const ATTEMPTS: u32 = 64;
 /// This process's slot in the zone. One per nginx worker, made after the fork.
 #[derive(Debug)]
 pub struct Worker {
-    zone: Zone,
-    slot: SlotRef,
-    limits: Rc<Limits>,
+    pub(super) zone: Zone,
+    pub(super) slot: SlotRef,
+    pub(super) limits: Rc<Limits>,
     /// When something was last done here: good enough for what has no time of its own.
     now: Now,
+    /// Slots that are to be woken when a series of messages is complete, while there is one.
+    held_wakes: Option<Vec<SlotRef>>,
     /// Locks belong to the thread that took them.
     not_send: PhantomData<*mut ()>,
 }
@@ -50,8 +52,8 @@ pub struct Worker {
 #[derive(Debug)]
 pub struct Draft {
     shape: Shape,
-    /// Where the next byte goes.
-    block: BlockRef,
+    /// Where the next byte goes; in the end, the last block.
+    pub(super) block: BlockRef,
     at: usize,
     /// End of the room in that block.
     end: usize,
@@ -68,6 +70,7 @@ impl Worker {
             slot,
             limits,
             now,
+            held_wakes: None,
             not_send: PhantomData,
         };
         worker.open_events_channel(now);
@@ -95,7 +98,7 @@ impl Worker {
         self.memory().woken(self.slot).load(Ordering::SeqCst) != 0
     }
 
-    fn memory(&self) -> &Memory {
+    pub(super) fn memory(&self) -> &Memory {
         &self.zone.memory
     }
 
@@ -154,36 +157,24 @@ impl Worker {
         channels: usize,
         now: Now,
     ) -> Result<Draft, Refusal> {
-        let mut flags = 0;
-        let mut payload_len = text_len;
-        for (text, flag) in [(event_id, link_flag::EVENT_ID), (event_type, link_flag::EVENT_TYPE)] {
-            if let Some(text) = text {
-                flags |= flag;
-                payload_len += 2 + text.len();
-            }
-        }
-        let too_big = |_| refused(&self.limits);
-        let payload_len = u32::try_from(payload_len).map_err(too_big)?;
-        let links = u16::try_from(channels).map_err(too_big)?;
-        let shape = Shape {
-            payload_len,
-            links: links.into(),
-            flags,
-        };
+        let shape = Shape::of(text_len, event_id, event_type, channels).ok_or(refused(&self.limits))?;
         self.unreserve();
-        self.reserve(shape.blocks(), now).inspect_err(|_| self.unreserve())?;
-        let mut draft = self.start(shape);
-        for text in [event_id, event_type].into_iter().flatten() {
-            self.write(&mut draft, &(text.len() as u16).to_le_bytes());
-            self.write(&mut draft, text);
-        }
-        Ok(draft)
+        self.reserve(shape.blocks(), now).inspect_err(|_| {
+            self.count_full();
+            self.unreserve();
+        })?;
+        let first = self.memory().peek(self.slot, slot::reserved);
+        Ok(self.start(first, shape, event_id, event_type))
     }
 
-    fn reserve(&mut self, blocks: u32, now: Now) -> Result<(), Refusal> {
+    /// Somebody was refused because the zone is full.
+    fn count_full(&mut self) {
+        self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
+    }
+
+    pub(super) fn reserve(&mut self, blocks: u32, now: Now) -> Result<(), Refusal> {
         if blocks > self.memory().blocks {
             // No eviction could make room for it.
-            self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
             return Err(refused(&self.limits));
         }
         let mut missing = blocks;
@@ -202,26 +193,36 @@ impl Worker {
         Ok(())
     }
 
-    fn unreserve(&mut self) {
+    pub(super) fn unreserve(&mut self) {
         if self.memory().peek(self.slot, slot::reserved) != BlockRef::NONE {
             while self.step(|locked, slot| locked.unreserve(slot)) {}
         }
     }
 
-    /// Finds the head in the reservation, behind the blocks for further links.
-    fn start(&self, shape: Shape) -> Draft {
-        let mut block = self.memory().peek(self.slot, slot::reserved);
+    /// Begins a message in the reserved blocks from `first` on: its head is behind the blocks for further links.
+    pub(super) fn start(
+        &mut self,
+        first: BlockRef,
+        shape: Shape,
+        event_id: Option<&[u8]>,
+        event_type: Option<&[u8]>,
+    ) -> Draft {
+        let mut block = first;
         for _ in 0..shape.link_blocks() {
             block = self.memory().peek(block, block::next);
         }
-        let end = HEAD_TEXT + head_room(shape.multi());
-        Draft {
+        let mut draft = Draft {
             shape,
             block,
             at: HEAD_TEXT,
-            end,
+            end: HEAD_TEXT + head_room(shape.multi()),
             missing: shape.payload_len as usize,
+        };
+        for text in [event_id, event_type].into_iter().flatten() {
+            self.write(&mut draft, &(text.len() as u16).to_le_bytes());
+            self.write(&mut draft, text);
         }
+        draft
     }
 
     /// Appends to the draft's text. No lock is held. Bytes beyond the announced length are ignored.
@@ -245,6 +246,11 @@ impl Worker {
         self.unreserve();
     }
 
+    /// Starts a series of messages that are published one after the other.
+    pub fn publishing(&mut self) -> Publishing<'_> {
+        Publishing::new(self)
+    }
+
     /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all or none.
     /// Returns their figures in order, counting this message. On refusal the draft was discarded.
     pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], store: bool, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
@@ -262,7 +268,7 @@ impl Worker {
             for (id, &hash) in ids.iter().zip(&hashes) {
                 channels.push(locked.find_or_create(hash, id, &limits)?);
             }
-            locked.link_reserved(slot, &channels, shape, &limits);
+            locked.link_reserved(slot, &channels, shape, draft.block, &limits);
             Ok(channels.iter().map(|&channel| locked.info(channel)).collect())
         });
         match published {
@@ -278,7 +284,7 @@ impl Worker {
     }
 
     /// A publish drops as many messages as it adds. If a reload has lowered the limit, the rest goes here.
-    fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [ChannelInfo]) {
+    pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [ChannelInfo]) {
         let Some(max) = self.limits.max_stored_per_channel else {
             return;
         };
@@ -326,7 +332,7 @@ impl Worker {
                             return Ok(false);
                         };
                         locked.delete(channel);
-                        locked.link_reserved(slot, &[channel], shape, &limits);
+                        locked.link_reserved(slot, &[channel], shape, draft.block, &limits);
                         Ok(true)
                     });
                     self.unreserve();
@@ -572,12 +578,12 @@ impl Worker {
         }
     }
 
-    fn hashes<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) -> Vec<u32> {
+    pub(super) fn hashes<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) -> Vec<u32> {
         ids.map(|id| self.memory().hash(id)).collect()
     }
 
     /// What a mutation of these channels may need at most.
-    fn cost<'a>(&self, ids: impl IntoIterator<Item = &'a [u8]>) -> Cost {
+    pub(super) fn cost<'a>(&self, ids: impl IntoIterator<Item = &'a [u8]>) -> Cost {
         let mut cost = Cost {
             channels: 0,
             id_blocks: 0,
@@ -612,8 +618,8 @@ impl Worker {
         mut change: impl FnMut(&mut Locked<'_>) -> Result<T, Stop>,
     ) -> Result<T, Refusal> {
         self.now = now;
-        let limits = &*self.limits;
-        let memory = self.memory();
+        let (zone, limits) = (self.zone, self.limits.clone());
+        let (memory, limits) = (&zone.memory, &*limits);
         for _ in 0..ATTEMPTS {
             let mut locked = memory.lock_with(limits);
             let entries = cost.entries(limits, locked.hot(hot::workers));
@@ -625,20 +631,42 @@ impl Worker {
                 locked.commit();
                 Ok(result)
             });
-            drop(locked);
+            let wakes = locked.unlock();
+            self.wake(wakes);
             match attempt {
                 Ok(result) => return Ok(result),
                 Err(Stop::Refused(refusal)) => return Err(refusal),
-                Err(Stop::Short) => room::make_room(memory, cost.blocks(limits) + journal, limits, now)?,
+                Err(Stop::Short) => {
+                    let blocks = cost.blocks(limits) + journal;
+                    room::make_room(memory, blocks, limits, now).inspect_err(|_| self.count_full())?;
+                }
             }
         }
         Err(refused(limits))
+    }
+
+    /// Wakes slots now, or when the series in progress is complete.
+    pub(super) fn wake(&mut self, slots: Vec<SlotRef>) {
+        match &mut self.held_wakes {
+            Some(held) => held.extend(slots),
+            None => slots.into_iter().for_each(|slot| self.memory().wake(slot)),
+        }
+    }
+
+    /// From now on wake-ups wait for [`Worker::send_wakes`].
+    pub(super) fn hold_wakes(&mut self) {
+        self.held_wakes.get_or_insert_default();
+    }
+
+    pub(super) fn send_wakes(&mut self) {
+        let held = self.held_wakes.take().unwrap_or_default();
+        self.wake(held);
     }
 }
 
 /// What a mutation may need.
 #[derive(Clone, Copy)]
-struct Cost {
+pub(super) struct Cost {
     channels: usize,
     /// Blocks for ids that do not fit into the channels' own.
     id_blocks: usize,
@@ -652,7 +680,7 @@ impl Cost {
     }
 
     /// Journal entries.
-    fn entries(self, limits: &Limits, workers: u32) -> usize {
+    pub(super) fn entries(self, limits: &Limits, workers: u32) -> usize {
         let per_limit = if limits.max_stored_per_channel.is_some() {
             ENTRIES_FOR_LIMIT
         } else {

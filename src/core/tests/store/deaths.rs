@@ -91,6 +91,30 @@ fn publishing_to_several_channels() {
 }
 
 #[test]
+fn publishing_a_series() {
+    die_everywhere("series", followed, |test, worker| {
+        let post = |ids, text| Publication {
+            ids,
+            event_id: Some(b"1"),
+            event_type: None,
+            text,
+            store: true,
+        };
+        let posts: [Publication; 4] = [
+            post(&[b"a"], b"one"),
+            post(&[b"a", b"new"], &[b'x'; 300]),
+            post(
+                &[b"a channel with an id that does not fit into one block of the zone"],
+                b"three",
+            ),
+            post(&[b"a", b"b", b"c", b"d", b"e", b"f"], &[b'y'; 100]),
+        ];
+        let (count, _) = worker.publishing().publish(&posts, test.now, &mut Vec::new());
+        assert_eq!(count, posts.len());
+    });
+}
+
+#[test]
 fn publishing_what_is_not_stored() {
     die_everywhere("unstored publish", followed, |test, worker| {
         let ids: &[&[u8]] = &[b"a", b"nobody"];

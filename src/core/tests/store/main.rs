@@ -5,5 +5,6 @@ mod basics;
 mod deaths;
 mod model;
 mod processes;
+mod publishing;
 mod room;
 mod zone;

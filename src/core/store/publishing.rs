@@ -1,0 +1,195 @@
+//! Series of messages: many under one hold of the lock, and one wake-up for all of them.
+
+use super::blocks::BLOCKS_PER_HOLD;
+use super::layout::*;
+use super::messages::Shape;
+use super::{ChannelInfo, Now, Refusal, Stop, Worker};
+
+/// Links that one hold of the lock appends: about as long as a drain or a listing holds it.
+const LINKS_PER_HOLD: usize = 64;
+/// Messages after which wake-ups are sent all the same: one drain takes no more, and a worker that has something to take and
+/// was not woken yet is not woken by other publishers either.
+const MESSAGES_PER_WAKE: usize = 1024;
+
+/// One message of a series.
+#[derive(Clone, Copy, Debug)]
+pub struct Publication<'a> {
+    /// At least one; in order, duplicates twice.
+    pub ids: &'a [&'a [u8]],
+    pub event_id: Option<&'a [u8]>,
+    pub event_type: Option<&'a [u8]>,
+    pub text: &'a [u8],
+    pub store: bool,
+}
+
+impl Publication<'_> {
+    fn shape(&self) -> Option<Shape> {
+        let mut shape = Shape::of(self.text.len(), self.event_id, self.event_type, self.ids.len())?;
+        if self.store {
+            shape.flags |= link_flag::STORED;
+        }
+        Some(shape)
+    }
+}
+
+/// A series in progress. Each message is published as if alone, to all of its channels or to none; only those who wait for
+/// them are woken when this is dropped, all at once.
+#[derive(Debug)]
+pub struct Publishing<'w> {
+    worker: &'w mut Worker,
+    /// Messages since wake-ups were last sent.
+    unannounced: usize,
+}
+
+impl<'w> Publishing<'w> {
+    pub(super) fn new(worker: &'w mut Worker) -> Publishing<'w> {
+        worker.hold_wakes();
+        Publishing { worker, unannounced: 0 }
+    }
+
+    /// Publishes `posts` in order until one is refused, of which nothing remains. Appends the figures of their channels, in
+    /// order. Returns how many were published, and why the next one was not.
+    pub fn publish(
+        &mut self,
+        posts: &[Publication<'_>],
+        now: Now,
+        figures: &mut Vec<ChannelInfo>,
+    ) -> (usize, Option<Refusal>) {
+        let mut done = 0;
+        while done < posts.len() {
+            let group = first_group(&posts[done..]);
+            let published = self.worker.publish_together(group, now, figures);
+            self.count(published);
+            done += published;
+            if published < group.len() {
+                match self.worker.publish_alone(&posts[done], now) {
+                    Ok(of_one) => figures.extend(of_one),
+                    Err(refusal) => return (done, Some(refusal)),
+                }
+                self.count(1);
+                done += 1;
+            }
+        }
+        (done, None)
+    }
+
+    fn count(&mut self, published: usize) {
+        self.unannounced += published;
+        if self.unannounced >= MESSAGES_PER_WAKE {
+            self.unannounced = 0;
+            self.worker.send_wakes();
+            self.worker.hold_wakes();
+        }
+    }
+}
+
+impl Drop for Publishing<'_> {
+    fn drop(&mut self) {
+        self.worker.send_wakes();
+    }
+}
+
+/// As many as one hold may take; at least one.
+fn first_group<'p, 'a>(posts: &'p [Publication<'a>]) -> &'p [Publication<'a>] {
+    let (mut links, mut blocks) = (0, 0);
+    let fits = posts.iter().take_while(|post| {
+        links += post.ids.len();
+        blocks += post.shape().map_or(BLOCKS_PER_HOLD, Shape::blocks);
+        links <= LINKS_PER_HOLD && blocks <= BLOCKS_PER_HOLD
+    });
+    &posts[..fits.count().max(1)]
+}
+
+impl Worker {
+    /// Publishes from the front of `posts`, under one hold, until one needs more than the zone has at hand. Returns how many
+    /// were published.
+    fn publish_together(&mut self, posts: &[Publication<'_>], now: Now, figures: &mut Vec<ChannelInfo>) -> usize {
+        let Some(shapes) = posts.iter().map(Publication::shape).collect::<Option<Vec<_>>>() else {
+            return 0;
+        };
+        self.unreserve();
+        if self
+            .reserve(shapes.iter().map(|shape| shape.blocks()).sum(), now)
+            .is_err()
+        {
+            self.unreserve();
+            return 0;
+        }
+        let ends = self.fill(posts, &shapes);
+        let hashes = self.hashes(posts.iter().flat_map(|post| post.ids).copied());
+        let first_figure = figures.len();
+        let published = self.link(posts, &shapes, &ends, &hashes, now, figures);
+        if published < posts.len() {
+            self.unreserve();
+        }
+        let mut links = 0;
+        for post in &posts[..published] {
+            let next = links + post.ids.len();
+            let of_post = &mut figures[first_figure + links..first_figure + next];
+            self.trim(&hashes[links..next], post.ids, of_post);
+            links = next;
+        }
+        published
+    }
+
+    /// Writes the messages into the reservation, one behind the other. No lock is held. Returns their last blocks.
+    fn fill(&mut self, posts: &[Publication<'_>], shapes: &[Shape]) -> Vec<BlockRef> {
+        let mut next = self.memory().peek(self.slot, slot::reserved);
+        let fill_one = |(post, &shape): (&Publication<'_>, &Shape)| {
+            let mut draft = self.start(next, shape, post.event_id, post.event_type);
+            self.write(&mut draft, post.text);
+            next = self.memory().peek(draft.block, block::next);
+            draft.block
+        };
+        posts.iter().zip(shapes).map(fill_one).collect()
+    }
+
+    /// Links what [`Worker::fill`] has written, each message by a mutation of its own. Returns how many were linked.
+    fn link(
+        &mut self,
+        posts: &[Publication<'_>],
+        shapes: &[Shape],
+        ends: &[BlockRef],
+        hashes: &[u32],
+        now: Now,
+        figures: &mut Vec<ChannelInfo>,
+    ) -> usize {
+        let (zone, limits, slot) = (self.zone, self.limits.clone(), self.slot);
+        let mut locked = zone.memory.lock_with(&limits);
+        let mut channels = Vec::new();
+        let mut hashes = hashes.iter();
+        let mut linked = 0;
+        for ((post, &shape), &end) in posts.iter().zip(shapes).zip(ends) {
+            let entries = self
+                .cost(post.ids.iter().copied())
+                .entries(&limits, locked.hot(hot::workers));
+            if locked.journal_shortage(entries) > 0 {
+                break;
+            }
+            locked.begin();
+            locked.advance_clock(now);
+            channels.clear();
+            let found = post.ids.iter().zip(&mut hashes).try_for_each(|(id, &hash)| {
+                channels.push(locked.find_or_create(hash, id, &limits)?);
+                Ok::<_, Stop>(())
+            });
+            if found.is_err() {
+                break;
+            }
+            locked.link_reserved(slot, &channels, shape, end, &limits);
+            figures.extend(channels.iter().map(|&channel| locked.info(channel)));
+            locked.commit();
+            linked += 1;
+        }
+        let wakes = locked.unlock();
+        self.wake(wakes);
+        linked
+    }
+
+    /// Publishes one as any other: room is made for it, and a refusal has its reason.
+    fn publish_alone(&mut self, post: &Publication<'_>, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+        let mut draft = self.draft(post.text.len(), post.event_id, post.event_type, post.ids.len(), now)?;
+        self.write(&mut draft, post.text);
+        self.publish(draft, post.ids, post.store, now)
+    }
+}
