@@ -38,6 +38,11 @@ pub fn is_reserved(id: &[u8]) -> bool {
     id == b"ALL" || memchr::memchr(b'*', id).is_some()
 }
 
+/// Is this text, read as a path, the channel of exactly this id?
+pub fn is_one_id(text: &[u8]) -> bool {
+    !text.is_empty() && memchr::memchr(b'/', text).is_none() && segment(text).id == text
+}
+
 fn segment(element: &[u8]) -> Segment<'_> {
     let digits = element.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     let (head, number) = element.split_at(element.len() - digits);
@@ -69,6 +74,16 @@ mod tests {
         parse(path.as_bytes())
             .map(|segment| (str::from_utf8(segment.id).unwrap(), segment.backtrack))
             .collect()
+    }
+
+    #[test]
+    fn one_id_is_a_path_of_its_own() {
+        for id in ["a", "a b", ".b", "x.b", "a.b3.c", "ALL"] {
+            assert!(is_one_id(id.as_bytes()), "{id}");
+        }
+        for path in ["", "/", "/a", "a/", "a/b", "a.b3", ".b3"] {
+            assert!(!is_one_id(path.as_bytes()), "{path}");
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Bytes in, bytes out: everything that is a format.
 
+pub mod batch;
 pub mod channel_path;
 pub mod eventsource;
 pub mod http_date;

@@ -235,11 +235,7 @@ fn push_channel(format: Format, channel: &Channel<'_>, out: &mut Vec<u8>) {
         _ => "subscribers",
     };
     out.extend_from_slice(before);
-    Record::new(format, indent, join, out)
-        .text(id, channel.id)
-        .number("published_messages", channel.published)
-        .number("stored_messages", channel.stored)
-        .number(subscribers, channel.subscribers);
+    Record::new(format, indent, join, out).channel(id, subscribers, channel);
     out.extend_from_slice(after);
 }
 
@@ -250,7 +246,7 @@ fn push_declaration(format: Format, out: &mut Vec<u8>) {
 }
 
 /// Names and values, joined.
-struct Record<'a> {
+pub(super) struct Record<'a> {
     format: Format,
     indent: &'static str,
     join: &'static str,
@@ -259,7 +255,12 @@ struct Record<'a> {
 }
 
 impl Record<'_> {
-    fn new<'a>(format: Format, indent: &'static str, join: &'static str, out: &'a mut Vec<u8>) -> Record<'a> {
+    pub(super) fn new<'a>(
+        format: Format,
+        indent: &'static str,
+        join: &'static str,
+        out: &'a mut Vec<u8>,
+    ) -> Record<'a> {
         Record {
             format,
             indent,
@@ -269,17 +270,38 @@ impl Record<'_> {
         }
     }
 
-    fn number(&mut self, name: &str, number: u64) -> &mut Self {
+    pub(super) fn number(&mut self, name: &str, number: u64) -> &mut Self {
         self.field(name, |_, out| push_number(number, out))
     }
 
-    fn text(&mut self, name: &str, text: &[u8]) -> &mut Self {
+    pub(super) fn text(&mut self, name: &str, text: &[u8]) -> &mut Self {
         self.field(name, |format, out| match format {
             Format::Plain => out.extend_from_slice(text),
             Format::Json => push_quoted(text, is_escaped_in_json, out),
             Format::Yaml if is_plain_yaml(text) => out.extend_from_slice(text),
             Format::Yaml => push_quoted(text, is_escaped_in_yaml, out),
             Format::Xml => push_xml(text, out),
+        })
+    }
+
+    /// A channel's figures, its id and its subscribers under these names.
+    pub(super) fn channel(&mut self, id: &str, subscribers: &str, channel: &Channel<'_>) -> &mut Self {
+        self.text(id, channel.id)
+            .number("published_messages", channel.published)
+            .number("stored_messages", channel.stored)
+            .number(subscribers, channel.subscribers)
+    }
+
+    /// JSON only: a list of records, each with the fields that `each` gives it.
+    pub(super) fn list<T>(&mut self, name: &str, items: &[T], each: impl Fn(&T, &mut Record<'_>)) -> &mut Self {
+        self.field(name, |format, out| {
+            out.push(b'[');
+            for (index, item) in items.iter().enumerate() {
+                out.extend_from_slice(if index == 0 { b"{" } else { b", {" });
+                each(item, &mut Record::new(format, "", ", ", out));
+                out.push(b'}');
+            }
+            out.push(b']');
         })
     }
 

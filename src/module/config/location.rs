@@ -29,6 +29,12 @@ pub static mut SLOW_READER: [ngx_conf_enum_t; 4] = [
 /// `push_stream_subscriber_queue` by default: 1 MiB.
 const SUBSCRIBER_QUEUE: usize = 1 << 20;
 
+/// `push_stream_batch_max_lines` by default.
+const BATCH_MAX_LINES: ngx_int_t = 1000;
+
+/// `push_stream_batch_max_line` by default: 64 KiB.
+const BATCH_MAX_LINE: usize = 64 * 1024;
+
 /// Default of `push_stream_websocket_max_message_size`: more than the C module's clients are known to send.
 const WEBSOCKET_MAX_MESSAGE: usize = 5 * 1024 * 1024;
 
@@ -66,12 +72,23 @@ pub enum SlowReader {
     Latest,
 }
 
+/// `push_stream_batch_max_lines` and `push_stream_batch_max_line`.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    pub lines: usize,
+    /// Without the line end.
+    pub line_bytes: usize,
+}
+
 /// One level of configuration, as written and, after merging, as inherited.
 pub struct Location {
     pub role: Option<Role>,
     pub channels_path: *mut ngx_http_complex_value_t,
     pub(super) store_messages: ngx_flag_t,
     pub(super) info_on_publish: ngx_flag_t,
+    pub(super) batch_publish: ngx_flag_t,
+    pub(super) batch_max_lines: ngx_int_t,
+    pub(super) batch_max_line: usize,
     pub(super) authorized_channels_only: ngx_flag_t,
     pub(super) header_template: ngx_str_t,
     pub(super) message_template: ngx_str_t,
@@ -188,6 +205,14 @@ impl Location {
         self.info_on_publish == 1
     }
 
+    /// What a publisher takes as one body, if it takes more than one message.
+    pub fn batch(&self) -> Option<BatchLimits> {
+        (self.batch_publish == 1).then_some(BatchLimits {
+            lines: usize::try_from(self.batch_max_lines).unwrap_or(usize::MAX),
+            line_bytes: self.batch_max_line,
+        })
+    }
+
     pub fn authorized_channels_only(&self) -> bool {
         self.authorized_channels_only == 1
     }
@@ -231,6 +256,8 @@ impl Location {
         for (inner, outer, default) in [
             (&mut self.store_messages, outer.store_messages, 0),
             (&mut self.info_on_publish, outer.info_on_publish, 1),
+            (&mut self.batch_publish, outer.batch_publish, 0),
+            (&mut self.batch_max_lines, outer.batch_max_lines, BATCH_MAX_LINES),
             (&mut self.authorized_channels_only, outer.authorized_channels_only, 0),
             (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
             (&mut self.websocket_strict, outer.websocket_strict, 0),
@@ -246,6 +273,12 @@ impl Location {
             outer.subscriber_queue,
             unset::SIZE,
             SUBSCRIBER_QUEUE,
+        );
+        settle(
+            &mut self.batch_max_line,
+            outer.batch_max_line,
+            unset::SIZE,
+            BATCH_MAX_LINE,
         );
         settle(
             &mut self.websocket_max_message,
@@ -280,6 +313,14 @@ impl Location {
         );
     }
 
+    /// What is only worth something beside a role, where it is written.
+    fn check_own(&self) -> Result<(), &'static CStr> {
+        if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
+            return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
+        }
+        Ok(())
+    }
+
     /// The checks for locations that do something.
     fn check(&self, role: Role, main: &Main) -> Result<(), &'static CStr> {
         let eventsource = role == Role::Subscriber(SubscriberMode::EventSource);
@@ -304,6 +345,8 @@ impl Location {
                 wildcard_limit.zip(wildcard_max).is_some_and(|(limit, max)| limit < max),
                 c"max number of wildcard channels cannot be smaller than value in push_stream_wildcard_channel_max_qtd.",
             ),
+            (self.batch_max_lines == 0, c"push_stream_batch_max_lines cannot be zero."),
+            (self.batch_max_line == 0, c"push_stream_batch_max_line cannot be zero."),
             (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
             (
                 self.websocket_max_message == 0,
@@ -425,6 +468,9 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         channels_path: ptr::null_mut(),
         store_messages: unset::FLAG,
         info_on_publish: unset::FLAG,
+        batch_publish: unset::FLAG,
+        batch_max_lines: unset::NUMBER,
+        batch_max_line: unset::SIZE,
         authorized_channels_only: unset::FLAG,
         header_template: ngx_str_t::empty(),
         message_template: ngx_str_t::empty(),
@@ -456,6 +502,9 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
 pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made for the two levels; they differ.
     let (outer, inner, main) = unsafe { (&*outer.cast::<Location>(), &mut *inner.cast::<Location>(), main_of(cf)) };
+    if let Err(reason) = inner.check_own() {
+        return refuse(cf, reason);
+    }
     inner.inherit(outer, main);
     let Some(role) = inner.role else {
         return ptr::null_mut();

@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 46] = [
+pub static mut COMMANDS: [ngx_command_t; 49] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -200,6 +200,27 @@ pub static mut COMMANDS: [ngx_command_t; 46] = [
         FLAG,
         ngx_conf_set_flag_slot,
         info_on_publish
+    ),
+    location!(
+        "push_stream_batch_publish",
+        LOC,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        batch_publish
+    ),
+    location!(
+        "push_stream_batch_max_lines",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_num_slot,
+        batch_max_lines
+    ),
+    location!(
+        "push_stream_batch_max_line",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_size_slot,
+        batch_max_line
     ),
     location!(
         "push_stream_authorized_channels_only",

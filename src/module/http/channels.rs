@@ -45,12 +45,15 @@ impl Path {
     }
 }
 
+/// The store counts an id's bytes in 16 bits.
+const LONGEST_ID: usize = u16::MAX as usize;
+
 /// `push_stream_max_channel_id_length`.
 pub fn check_length(id: &[u8], settings: &Settings) -> Result<(), Denial> {
-    match settings.max_channel_id_length {
-        Some(max) if id.len() > max => Err(Denial::ChannelIdTooLong),
-        _ => Ok(()),
+    if id.len() > settings.max_channel_id_length.unwrap_or(LONGEST_ID).min(LONGEST_ID) {
+        return Err(Denial::ChannelIdTooLong);
     }
+    Ok(())
 }
 
 /// A channel's figures under its id.

@@ -1,12 +1,16 @@
 //! What requests are answered.
 //!
 //! * [`publisher`], [`subscriber`], [`statistics`]: one per role of a location.
+//! * [`batch`]: many messages in one request to a publisher.
+//! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: which channels a request names, and whether it may.
 //! * [`denial`]: why a request is refused, with status and explain text, in one place.
 //! * [`answer`]: the headers and the simple answers that all of them share.
 //! * [`request`]: the request as this module sees it.
 
 pub mod answer;
+mod batch;
+mod body;
 mod channels;
 mod denial;
 mod publisher;

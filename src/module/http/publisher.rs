@@ -1,19 +1,18 @@
 //! Publisher locations: publish, ask for figures, delete.
 
 use ngx::ffi::*;
-use push_stream_core::store::{ChannelInfo, Draft, Now, Worker};
-use push_stream_core::wire::statistics;
+use push_stream_core::store::{ChannelInfo, Now, Worker};
+use push_stream_core::wire::{batch::CONTENT_TYPE, statistics};
 
 use super::answer;
+use super::batch;
+use super::body::Body;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::Request;
 use crate::config::{PublisherMode, Role};
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
-
-/// How much of a body that nginx spooled to a file is read at once.
-const FILE_PIECE: usize = 64 * 1024;
 
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
@@ -30,11 +29,17 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     answer::add_cors_headers(r, methods)?;
     answer::add_cache_headers(r)?;
     match r.method() {
-        NGX_HTTP_OPTIONS => answer::header_only(r, NGX_HTTP_OK),
+        NGX_HTTP_OPTIONS => {
+            if r.location().batch().is_some() {
+                r.add_header("Accept-Post", CONTENT_TYPE.as_bytes())?;
+            }
+            answer::header_only(r, NGX_HTTP_OK)
+        }
         NGX_HTTP_GET => {
             let path = checked_path(r)?;
             report(r, &path)
         }
+        NGX_HTTP_POST if batch::is_batch(r) => r.read_body(publish_lines),
         NGX_HTTP_POST | NGX_HTTP_PUT => {
             let path = changeable_path(r)?;
             delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
@@ -107,6 +112,11 @@ unsafe extern "C" fn publish_body(r: *mut ngx_http_request_t) {
     unsafe { go_on(r, publish) }
 }
 
+unsafe extern "C" fn publish_lines(r: *mut ngx_http_request_t) {
+    // SAFETY: as above.
+    unsafe { go_on(r, batch::publish) }
+}
+
 unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     // SAFETY: as above.
     unsafe { go_on(r, delete) }
@@ -127,11 +137,11 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let body = Body::of(r);
     let now = Now::read();
     let published = delivery::with_store(|worker| {
-        if body.len == 0 {
+        if body.len() == 0 {
             return refuse_empty(worker, &ids, now);
         }
         let (event_id, event_type) = (r.header("Event-Id"), r.header("Event-Type"));
-        let mut draft = worker.draft(body.len, event_id, event_type, ids.len(), now)?;
+        let mut draft = worker.draft(body.len(), event_id, event_type, ids.len(), now)?;
         if let Err(denial) = body.copy(worker, &mut draft) {
             worker.discard(draft);
             return Err(denial);
@@ -166,10 +176,10 @@ fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let settings = r.settings()?;
     let ids = kept_path(r)?.ids();
     let body = Body::of(r);
-    let notice = if body.len == 0 {
+    let notice = if body.len() == 0 {
         settings.channel_deleted_text.clone()
     } else {
-        body.read()?
+        body.read()?.into_owned()
     };
     let deleted =
         delivery::with_store(|worker| worker.delete(&ids, &notice, Now::read())).ok_or(Denial::Unavailable)??;
@@ -178,98 +188,4 @@ fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
     r.add_header("X-Nginx-PushStream-Explain", b"Channel deleted.")?;
     answer::header_only(r, NGX_HTTP_OK)
-}
-
-/// A request's body, in memory or in a file.
-struct Body {
-    bufs: *const ngx_chain_t,
-    /// Bytes.
-    len: usize,
-}
-
-impl Body {
-    fn of(r: Request<'_>) -> Body {
-        // SAFETY: nginx has read the body; there is no structure if there is no body.
-        let bufs = unsafe {
-            (*r.raw())
-                .request_body
-                .as_ref()
-                .map_or(std::ptr::null(), |body| body.bufs.cast_const())
-        };
-        let mut body = Body { bufs, len: 0 };
-        body.len = body.pieces().map(Piece::len).sum();
-        body
-    }
-
-    fn pieces(&self) -> impl Iterator<Item = Piece<'_>> {
-        let mut link = self.bufs;
-        std::iter::from_fn(move || {
-            // SAFETY: the chain ends with NULL, its buffers live as long as the request.
-            unsafe {
-                let chain = link.as_ref()?;
-                link = chain.next;
-                Some(Piece(&*chain.buf))
-            }
-        })
-    }
-
-    /// Writes the body into a draft.
-    fn copy(&self, worker: &mut Worker, draft: &mut Draft) -> Result<(), Denial> {
-        self.pieces()
-            .try_for_each(|piece| piece.read(|bytes| worker.write(draft, bytes)))
-    }
-
-    fn read(&self) -> Result<Vec<u8>, Denial> {
-        let mut text = Vec::with_capacity(self.len);
-        self.pieces()
-            .try_for_each(|piece| piece.read(|bytes| text.extend_from_slice(bytes)))?;
-        Ok(text)
-    }
-}
-
-/// One buffer of a body.
-#[derive(Clone, Copy)]
-struct Piece<'b>(&'b ngx_buf_t);
-
-impl Piece<'_> {
-    fn len(self) -> usize {
-        let buf = self.0;
-        if buf.in_file() != 0 {
-            (buf.file_last - buf.file_pos) as usize
-        } else {
-            // SAFETY: a memory buffer's ends are in the same allocation; both are NULL if it has none.
-            unsafe { buf.last.offset_from(buf.pos) as usize }
-        }
-    }
-
-    fn read(self, mut take: impl FnMut(&[u8])) -> Result<(), Denial> {
-        if self.0.in_file() != 0 {
-            return self.read_file(take);
-        }
-        if self.len() > 0 {
-            // SAFETY: the buffer holds that many bytes.
-            take(unsafe { std::slice::from_raw_parts(self.0.pos, self.len()) });
-        }
-        Ok(())
-    }
-
-    fn read_file(self, mut take: impl FnMut(&[u8])) -> Result<(), Denial> {
-        let mut piece = vec![0; FILE_PIECE.min(self.len())];
-        let mut offset = self.0.file_pos;
-        while offset < self.0.file_last {
-            let want = piece.len().min((self.0.file_last - offset) as usize);
-            // SAFETY: the temporary file is open as long as the request lives; `piece` has room for `want` bytes.
-            let got = unsafe { ngx_read_file(self.0.file, piece.as_mut_ptr(), want, offset) };
-            let Some(bytes) = usize::try_from(got)
-                .ok()
-                .filter(|&got| got > 0)
-                .map(|got| &piece[..got])
-            else {
-                return Err(Denial::Internal);
-            };
-            take(bytes);
-            offset += bytes.len() as off_t;
-        }
-        Ok(())
-    }
 }

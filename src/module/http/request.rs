@@ -59,20 +59,30 @@ impl<'r> Request<'r> {
 
     /// The first header of this name, in any case.
     pub fn header(self, name: &str) -> Option<&'r [u8]> {
-        // SAFETY: the header list is complete when a content handler runs; its strings are in the request's memory.
-        unsafe {
-            let mut part: *const ngx_list_part_t = &raw const (*self.raw).headers_in.headers.part;
-            while let Some(headers) = part.as_ref() {
-                for index in 0..headers.nelts {
-                    let header = &*headers.elts.cast::<ngx_table_elt_t>().add(index);
-                    if header.key.as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
-                        return Some(header.value.as_bytes());
+        self.headers(name).next()
+    }
+
+    /// All headers of this name, in any case.
+    pub fn headers(self, name: &str) -> impl Iterator<Item = &'r [u8]> {
+        // SAFETY: the request is valid.
+        let mut part: *const ngx_list_part_t = unsafe { &raw const (*self.raw).headers_in.headers.part };
+        let mut index = 0;
+        std::iter::from_fn(move || {
+            // SAFETY: the header list is complete when a content handler runs; its strings are in the request's memory.
+            unsafe {
+                while let Some(headers) = part.as_ref() {
+                    if index < headers.nelts {
+                        index += 1;
+                        let header = &*headers.elts.cast::<ngx_table_elt_t>().add(index - 1);
+                        return Some((header.key.as_bytes(), header.value.as_bytes()));
                     }
+                    (part, index) = (headers.next, 0);
                 }
-                part = headers.next;
             }
-        }
-        None
+            None
+        })
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
+        .map(|(_, value)| value)
     }
 
     /// The value of a directive with variables, percent-decoded; None if the directive is not set.

@@ -1,0 +1,253 @@
+//! Batches: many messages in one request to a publisher location, and a verdict on each.
+
+use std::collections::HashSet;
+
+use ngx::ffi::*;
+use push_stream_core::store::{ChannelInfo, Now, Publication, Publishing};
+use push_stream_core::wire::batch::{self, Line, Verdict};
+
+use super::answer;
+use super::body::Body;
+use super::channels;
+use super::denial::Denial;
+use super::request::Request;
+use crate::config::Settings;
+use crate::delivery;
+
+/// Lines that are read before they are published: as many as the store takes at once.
+const LINES_AT_ONCE: usize = 64;
+
+/// Of a line that was not tried because an earlier one for the same channel failed.
+const FAILED_DEPENDENCY: u32 = 424;
+
+/// Is this the request for a batch, in a location that takes some?
+pub fn is_batch(r: Request<'_>) -> bool {
+    r.location().batch().is_some() && r.header("Content-Type").is_some_and(batch::is_batch)
+}
+
+/// Publishes a body of lines, all of which nginx has read.
+pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    let limits = r.location().batch().ok_or(Denial::Internal)?;
+    let body = Body::of(r);
+    let body = body.read()?;
+    if let Err(too_large) = batch::check(&body, limits.lines, limits.line_bytes) {
+        r.add_header("X-Nginx-PushStream-Explain", too_large.to_string().as_bytes())?;
+        return answer::header_only(r, NGX_HTTP_REQUEST_ENTITY_TOO_LARGE);
+    }
+    let minimal = batch::prefers_minimal(r.headers("Prefer"));
+    let mut report = Report {
+        figures: r.location().info_on_publish() && !minimal,
+        successes: !minimal,
+        ..Report::default()
+    };
+    let settings = r.settings()?;
+    let now = Now::read();
+    delivery::with_store(|worker| {
+        let mut batch = Batch {
+            series: worker.publishing(),
+            settings,
+            store: r.location().store_messages(),
+            now,
+            report: &mut report,
+            broken: HashSet::new(),
+        };
+        let mut lines = batch::lines(&body).peekable();
+        while lines.peek().is_some() {
+            batch.publish(lines.by_ref().take(LINES_AT_ONCE));
+        }
+    })
+    .ok_or(Denial::Unavailable)?;
+    if minimal {
+        r.add_header("Preference-Applied", b"return=minimal")?;
+    }
+    answer::with_body(r, batch::CONTENT_TYPE, report.text(minimal))
+}
+
+/// A batch in progress.
+struct Batch<'a> {
+    series: Publishing<'a>,
+    settings: &'a Settings,
+    /// Are messages stored that do not say?
+    store: bool,
+    now: Now,
+    report: &'a mut Report,
+    /// Channels that have missed a message. They get none of the later ones either, or a client that sends the failed lines
+    /// again would change their order.
+    broken: HashSet<Vec<u8>>,
+}
+
+/// A line, and the message that it is.
+struct Entry<'b> {
+    number: usize,
+    line: Result<Line<'b>, Refused>,
+}
+
+/// Why a line is not published.
+enum Refused {
+    Malformed(String),
+    Denied(Denial),
+    /// An earlier line for one of its channels was not.
+    Broken,
+}
+
+impl Batch<'_> {
+    fn publish<'b>(&mut self, lines: impl Iterator<Item = (usize, &'b [u8])>) {
+        let mut entries: Vec<Entry<'b>> = lines
+            .map(|(number, line)| Entry {
+                number,
+                line: self.read(line),
+            })
+            .collect();
+        let mut figures = Vec::new();
+        let refused = self.publish_messages(&entries, &mut figures);
+        for (index, reason) in refused {
+            entries[index].line = Err(reason);
+        }
+        self.report.add(&entries, &figures);
+    }
+
+    /// What a single publish would check before it asks the store.
+    fn read<'b>(&self, line: &'b [u8]) -> Result<Line<'b>, Refused> {
+        let line = batch::parse(line).map_err(|malformed| Refused::Malformed(malformed.to_string()))?;
+        for id in &line.channels {
+            channels::check_length(id.as_bytes(), self.settings).map_err(Refused::Denied)?;
+            if self.settings.limits.is_events(id.as_bytes()) {
+                return Err(Refused::Denied(Denial::ToEventsChannel));
+            }
+        }
+        if line.body.is_empty() {
+            return Err(Refused::Denied(Denial::EmptyPost));
+        }
+        Ok(line)
+    }
+
+    /// Publishes the messages among `entries`, in order. Appends the figures of their channels; returns which entries were
+    /// refused, and why.
+    fn publish_messages(&mut self, entries: &[Entry<'_>], figures: &mut Vec<ChannelInfo>) -> Vec<(usize, Refused)> {
+        let messages = || {
+            entries
+                .iter()
+                .enumerate()
+                .filter_map(|(index, entry)| Some((index, entry.line.as_ref().ok()?)))
+        };
+        let ids: Vec<&[u8]> = messages()
+            .flat_map(|(_, line)| line.channels.iter().map(|id| id.as_bytes()))
+            .collect();
+        let mut ids = &ids[..];
+        let (indices, posts): (Vec<usize>, Vec<Publication<'_>>) = messages()
+            .map(|(index, line)| {
+                let own;
+                (own, ids) = ids.split_at(line.channels.len());
+                let post = Publication {
+                    ids: own,
+                    event_id: line.event_id.as_deref().map(str::as_bytes),
+                    event_type: line.event_type.as_deref().map(str::as_bytes),
+                    text: &line.body,
+                    store: line.store.unwrap_or(self.store),
+                };
+                (index, post)
+            })
+            .unzip();
+        let mut refused = Vec::new();
+        let mut next = 0;
+        while next < posts.len() {
+            let whole = posts[next..].iter().take_while(|post| !self.is_broken(post)).count();
+            let (published, refusal) = self.series.publish(&posts[next..next + whole], self.now, figures);
+            next += published;
+            let reason = match refusal {
+                Some(refusal) => Refused::Denied(refusal.into()),
+                None if next < posts.len() => Refused::Broken,
+                None => break,
+            };
+            if reason.is_missed() {
+                self.broken.extend(posts[next].ids.iter().map(|id| id.to_vec()));
+            }
+            refused.push((indices[next], reason));
+            next += 1;
+        }
+        refused
+    }
+
+    fn is_broken(&self, post: &Publication<'_>) -> bool {
+        !self.broken.is_empty() && post.ids.iter().any(|&id| self.broken.contains(id))
+    }
+}
+
+impl Refused {
+    /// Will the message be missing until the client sends it again? The client's own mistakes it will not repeat.
+    fn is_missed(&self) -> bool {
+        matches!(self, Refused::Broken) || self.status() >= NGX_HTTP_INTERNAL_SERVER_ERROR
+    }
+
+    fn status(&self) -> u32 {
+        match self {
+            Refused::Malformed(_) => NGX_HTTP_BAD_REQUEST,
+            Refused::Denied(denial) => denial.status(),
+            Refused::Broken => FAILED_DEPENDENCY,
+        }
+    }
+
+    fn explain(&self) -> Option<&str> {
+        match self {
+            Refused::Malformed(reason) => Some(reason),
+            Refused::Denied(denial) => denial.explain(),
+            Refused::Broken => Some("An earlier line for the same channel failed."),
+        }
+    }
+}
+
+/// The answer, as it grows.
+#[derive(Default)]
+struct Report {
+    /// Is every line told of, not only those that failed?
+    successes: bool,
+    /// With the figures of its channels?
+    figures: bool,
+    lines: usize,
+    failed: usize,
+    verdicts: Vec<u8>,
+}
+
+impl Report {
+    /// Adds the verdicts on `entries`; `figures` are those of all channels of the lines that were published, in order.
+    fn add(&mut self, entries: &[Entry<'_>], figures: &[ChannelInfo]) {
+        let mut figures = figures.iter();
+        let mut channels = Vec::new();
+        self.lines += entries.len();
+        for entry in entries {
+            let mut verdict = Verdict {
+                line: entry.number,
+                status: NGX_HTTP_OK,
+                explain: None,
+            };
+            match &entry.line {
+                Ok(line) => {
+                    channels.clear();
+                    let own = line.channels.iter().zip(figures.by_ref());
+                    channels.extend(own.map(|(id, &info)| channels::figures(id.as_bytes(), info)));
+                    if self.successes {
+                        let shown = if self.figures { &channels[..] } else { &[] };
+                        batch::push_verdict(verdict, shown, &mut self.verdicts);
+                    }
+                }
+                Err(refused) => {
+                    self.failed += 1;
+                    verdict.status = refused.status();
+                    verdict.explain = refused.explain();
+                    batch::push_verdict(verdict, &[], &mut self.verdicts);
+                }
+            }
+        }
+    }
+
+    /// The answer's body.
+    fn text(self, minimal: bool) -> Vec<u8> {
+        if !minimal {
+            return self.verdicts;
+        }
+        let mut text = Vec::new();
+        batch::push_summary(self.lines, self.failed, &mut text);
+        text.extend(self.verdicts);
+        text
+    }
+}
