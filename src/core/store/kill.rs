@@ -1,32 +1,61 @@
-//! Death at a chosen instruction: tests arm it in a child process and then do something to the zone.
+//! Death or a panic at a chosen instruction: tests arm it and then do something to the zone.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Points still to pass before this process dies; `u64::MAX` = not armed.
+/// Points still to pass before it happens; `u64::MAX` = not armed.
 static POINTS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// A panic, not death.
+static PANICS: AtomicBool = AtomicBool::new(false);
 
 /// This process dies after `points` more points: as SIGKILL would have it, with nothing run on the way.
 pub fn arm(points: u64) {
+    PANICS.store(false, Ordering::SeqCst);
     POINTS_LEFT.store(points, Ordering::SeqCst);
 }
 
-/// Not any more. How many points were left.
-pub fn disarm() -> u64 {
-    POINTS_LEFT.swap(u64::MAX, Ordering::SeqCst)
+/// This process panics after `points` more points of those that are inside a mutation.
+pub fn arm_panic(points: u64) {
+    PANICS.store(true, Ordering::SeqCst);
+    POINTS_LEFT.store(points, Ordering::SeqCst);
 }
 
+/// Not any more. Has it not happened?
+pub fn disarm() -> bool {
+    POINTS_LEFT.swap(u64::MAX, Ordering::SeqCst) != u64::MAX
+}
+
+/// A point at which a process can die.
 #[inline]
 pub(super) fn point() {
+    if !PANICS.load(Ordering::Relaxed) {
+        pass();
+    }
+}
+
+/// A point at which a process can die or panic: inside a mutation that can be undone.
+#[inline]
+pub(super) fn mutation_point() {
+    pass();
+}
+
+fn pass() {
     let left = POINTS_LEFT.load(Ordering::Relaxed);
     if left == u64::MAX {
         return;
     }
-    if left == 0 {
-        // SAFETY: no memory is involved; the process is gone when it returns, which it does not.
-        unsafe {
-            libc::kill(libc::getpid(), libc::SIGKILL);
-            libc::pause();
-        }
+    if left > 0 {
+        POINTS_LEFT.store(left - 1, Ordering::Relaxed);
+        return;
     }
-    POINTS_LEFT.store(left - 1, Ordering::Relaxed);
+    if PANICS.load(Ordering::Relaxed) {
+        // Only this once: undoing the mutation passes the same points.
+        POINTS_LEFT.store(u64::MAX, Ordering::Relaxed);
+        panic!("injected fault: a panic inside a mutation");
+    }
+    // SAFETY: no memory is involved; the process is gone when it returns, which it does not.
+    unsafe {
+        libc::kill(libc::getpid(), libc::SIGKILL);
+        libc::pause();
+    }
 }

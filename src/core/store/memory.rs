@@ -504,7 +504,7 @@ impl Locked<'_> {
         let at = record.offset(self.memory) + field.offset;
         if R::HOT {
             debug_assert!(self.changing);
-            kill_point();
+            mutation_point();
             // SAFETY: in bounds; the lock is held; `begin` saved the old value.
             unsafe { ptr::write_volatile(self.memory.base.add(at).cast(), value) }
         } else {
@@ -559,7 +559,7 @@ impl Locked<'_> {
             ptr::write_volatile(self.journal_entry(self.entries), entry);
             self.entries += 1;
             self.set_journal_state(1 + self.entries as u32);
-            kill_point();
+            mutation_point();
             ptr::write_volatile(target, value);
         }
     }
@@ -684,6 +684,8 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
+        // A panic from here on would leave the lock to a living process for ever. A dead one's is repaired by the next.
+        let abort = AbortOnUnwind;
         if self.changing {
             self.roll_back();
         }
@@ -693,9 +695,19 @@ impl Drop for Locked<'_> {
         kill_point();
         // SAFETY: the lock is held and what it guards is whole.
         unsafe { lock::unlock((&raw mut (*self.memory.header()).lock).cast()) }
+        std::mem::forget(abort);
         for slot in std::mem::take(&mut self.wakes) {
             self.memory.wake(slot);
         }
+    }
+}
+
+/// Ends the process if a panic drops it.
+struct AbortOnUnwind;
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        std::process::abort();
     }
 }
 
@@ -705,6 +717,13 @@ fn random_key() -> [u64; 2] {
     // SAFETY: the buffer is as long as said. Sixteen bytes never come in part once the system has entropy.
     unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
     key
+}
+
+/// With the feature `kill-points`: dies or panics here if it is this point's turn. Inside a mutation that can be undone.
+#[inline(always)]
+fn mutation_point() {
+    #[cfg(feature = "kill-points")]
+    super::kill::mutation_point();
 }
 
 /// With the feature `kill-points`: dies here if it is this point's turn. Tests walk through all of them.

@@ -1,31 +1,80 @@
-//! Death at every point of every mutation.
+//! Death, or a panic, at every point of every mutation.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use push_stream_core::store::*;
 
 use crate::zone::*;
 
-/// Runs `act` in children that die at the first, second, third ... point until one survives. After each death the zone must be
-/// whole, usable, and give everything back.
+/// Runs `act` in children that die at the first, second, third ... point until one survives, and then in children that panic at the
+/// first, second, third ... point and go on. After each time the zone must be whole, usable at once, and give everything back.
 fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act: impl Fn(&TestZone, &mut Worker)) {
+    fail_everywhere(name, &prepare, |test, point| {
+        let child = fork(|| {
+            let mut worker = test.worker();
+            kill::arm(point);
+            act(test, &mut worker);
+            kill::disarm();
+            worker.release();
+        });
+        wait(child)
+    });
+    fail_everywhere(&format!("{name}, panicking"), &prepare, |test, point| {
+        let child = fork(|| {
+            std::panic::set_hook(Box::new(|_| {}));
+            let mut worker = test.worker();
+            kill::arm_panic(point);
+            let outcome = catch_unwind(AssertUnwindSafe(|| act(test, &mut worker)));
+            assert_eq!(
+                outcome.is_err(),
+                !kill::disarm(),
+                "{name}: a panic of its own at point {point}"
+            );
+            test.assert_whole();
+            // Whoever panicked goes on.
+            assert!(publish(&mut worker, "panicked", "and lives", &evicting(), test.now).is_ok());
+            worker.release();
+            if outcome.is_err() {
+                // SAFETY: ends the child without running the parent's destructors in it.
+                unsafe { libc::_exit(PANICKED) }
+            }
+        });
+        let mut status = 0;
+        // SAFETY: `status` is valid for the call.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        // A panic that finds the lock half given back ends the process.
+        let aborted = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT;
+        let code = libc::WEXITSTATUS(status);
+        assert!(
+            aborted || code == 0 || code == PANICKED,
+            "{name}, point {point}: status {status:x}"
+        );
+        aborted || code == PANICKED
+    });
+}
+
+/// How a child ends that has panicked and was well afterwards.
+const PANICKED: i32 = 42;
+
+/// Lets `attempt` fail at each point until it says that it did not.
+fn fail_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), attempt: impl Fn(&TestZone, u64) -> bool) {
     let mut point = 0;
     loop {
         let mut test = TestZone::with_slots(128, 4);
         let mut survivor = test.worker();
         prepare(&mut test, &mut survivor);
         test.assert_whole();
-        let child = fork(|| {
-            let mut worker = test.worker();
-            kill::arm(point);
-            act(&test, &mut worker);
-            kill::disarm();
-            worker.release();
-        });
-        let died = wait(child);
+        let failed = attempt(&test, point);
         survivor.tick(test.now);
         assert_eq!(test.zone.check(), Vec::<String>::new(), "{name}, point {point}");
         assert_eq!(survivor.summary(test.now).workers.len(), 1, "{name}, point {point}");
         assert!(publish(&mut survivor, "after", "life goes on", &evicting(), test.now).is_ok());
         drain(&mut survivor);
+        let newcomer = follow(&mut survivor, &["after"], test.now);
+        assert!(publish(&mut survivor, "after", "and is told", &evicting(), test.now).is_ok());
+        assert_eq!(drain(&mut survivor), ["and is told"], "{name}, point {point}");
+        assert_eq!(survivor.channel(b"after").unwrap().subscribers, 1);
+        survivor.leave(&newcomer.memberships, true);
         test.tick(&mut survivor, 130);
         let (free, all) = test.zone.free_blocks();
         // What the survivor follows stays: its channel and membership.
@@ -35,7 +84,7 @@ fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act:
             all - free
         );
         test.assert_whole();
-        if !died {
+        if !failed {
             break;
         }
         point += 1;
@@ -197,21 +246,35 @@ fn evicting_for_a_publish() {
     });
 }
 
+/// Leaves two slots of a dead process, with all that a worker can have: the process that claims one takes it over, and the next tick
+/// of anybody finds the other.
+fn leave_two_dead_slots(test: &mut TestZone, worker: &mut Worker) {
+    followed(test, worker);
+    let child = fork(|| {
+        let mut dead = [test.worker(), test.worker()];
+        for dead in &mut dead {
+            follow(dead, &["a", "b"], test.now);
+        }
+        publish(&mut dead[0], "b", "unread", &limits(), test.now).unwrap();
+        let _lost = dead.each_mut().map(|dead| dead.draft(2000, None, None, 3, test.now));
+        // SAFETY: takes no pointers.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    });
+    assert!(wait(child));
+}
+
 #[test]
 fn reaping_the_dead() {
-    let prepare = |test: &mut TestZone, worker: &mut Worker| {
-        followed(test, worker);
-        let child = fork(|| {
-            let mut dead = test.worker();
-            follow(&mut dead, &["a", "b"], test.now);
-            publish(&mut dead, "b", "unread", &limits(), test.now).unwrap();
-            let _lost = dead.draft(2000, None, None, 3, test.now);
-            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-        });
-        assert!(wait(child));
-    };
-    die_everywhere("reap", prepare, |test, worker| {
+    die_everywhere("reap", leave_two_dead_slots, |test, worker| {
         worker.tick(test.now);
+        assert_eq!(worker.channel(b"b").unwrap().subscribers, 0);
+    });
+}
+
+#[test]
+fn taking_over_a_dead_slot() {
+    die_everywhere("claim", leave_two_dead_slots, |test, _| {
+        test.worker().release();
     });
 }
 
@@ -237,5 +300,67 @@ fn telling_events() {
         worker.leave(&joined.memberships, true);
         worker.delete(&[b"new"], b"", test.now).unwrap();
         worker.set_limits(std::rc::Rc::new(limits()), test.now);
+    });
+}
+
+#[test]
+fn evicting_what_somebody_still_waits_for() {
+    let unstored = Post {
+        ids: &[b"a"],
+        text: &[b'x'; 6000],
+        event_id: None,
+        store: false,
+    };
+    let prepare = |test: &mut TestZone, worker: &mut Worker| {
+        worker.create_channels(&[b"idle"], test.now).unwrap();
+        follow(worker, &["a"], test.now);
+        while post(worker, unstored, &limits(), test.now).is_ok() {}
+    };
+    die_everywhere("evict undelivered", prepare, |test, worker| {
+        publish(worker, "x", &"y".repeat(12_000), &evicting(), test.now).unwrap();
+        assert!(worker.summary(test.now).evicted.undelivered > 0);
+    });
+}
+
+#[test]
+fn joining_from_a_limited_address() {
+    die_everywhere("address", followed, |test, worker| {
+        let channels = [
+            JoinChannel { id: b"a", backtrack: 0 },
+            JoinChannel {
+                id: b"new",
+                backtrack: 0,
+            },
+        ];
+        let join = JoinRequest {
+            address: Some(AddressLimit {
+                key: b"192.0.2.1",
+                max: 1,
+            }),
+            ..request(&channels, Position::default(), JoinMode::LongPoll)
+        };
+        let joined = worker.join(&join, test.now).unwrap();
+        assert_eq!(worker.join(&join, test.now).unwrap_err(), Refusal::TooManyFromAddress);
+        let seats: Vec<_> = joined.memberships.iter().copied().chain(joined.address).collect();
+        worker.leave(&seats, true);
+        assert!(worker.join(&join, test.now).is_ok());
+    });
+}
+
+#[test]
+fn creating_listing_discarding_and_lowering_a_limit() {
+    die_everywhere("the rest", followed, |test, worker| {
+        let long_id = [b'l'; 300];
+        worker.create_channels(&[b"b", &long_id], test.now).unwrap();
+        let mut listed = 0;
+        worker.list(b"", &mut |_, _| listed += 1);
+        assert_eq!(listed, 3);
+        let draft = worker.draft(1000, Some(b"id"), Some(b"type"), 5, test.now).unwrap();
+        worker.discard(draft);
+        let few = Limits {
+            max_stored_per_channel: Some(1),
+            ..limits()
+        };
+        publish(worker, "a", "the only one", &few, test.now).unwrap();
     });
 }

@@ -86,6 +86,7 @@ pub fn evicting() -> Limits {
 }
 
 /// A publish with all its parts.
+#[derive(Clone, Copy)]
 pub struct Post<'a> {
     pub ids: &'a [&'a [u8]],
     pub text: &'a [u8],
