@@ -109,6 +109,8 @@ impl Phase {
 pub struct Counters {
     /// Subscribers whose response head has come (now), for publishers: connections.
     pub open: AtomicU64,
+    /// Response heads over all connections.
+    pub opened: AtomicU64,
     /// Messages received, or publishes answered with 2xx.
     pub done: AtomicU64,
     /// Bytes of unfinished messages: the sign of life while large ones come in.
@@ -218,6 +220,11 @@ impl Crew {
         self.sum(0..self.subscribing, |counters| &counters.open)
     }
 
+    /// Subscribers that ever were connected, and those that came back as often as they did.
+    pub fn opened(&self) -> u64 {
+        self.sum(0..self.subscribing, |counters| &counters.opened)
+    }
+
     pub fn received(&self) -> u64 {
         self.sum(0..self.subscribing, |counters| &counters.done)
     }
@@ -228,6 +235,7 @@ impl Crew {
         self.sum(everybody.clone(), |counters| &counters.partial_bytes)
             + self.sum(everybody.clone(), |counters| &counters.done)
             + self.sum(everybody, |counters| &counters.reconnects)
+            + self.opened()
             + self.open()
     }
 

@@ -1,11 +1,12 @@
 //! The floor: the least that a push server can do, as the reference for everything else.
 //!
-//! One epoll loop for each worker. Any GET is answered with the head of an event stream and held; any POST or PUT is
-//! answered and then sent, as one chunk and by one `send(2)`, to every subscriber of its channel. No history, no
+//! One epoll loop for each worker. Any GET is answered with the head of a stream and held; any POST or PUT is answered
+//! and then sent, as one chunk or frame and by one `send(2)`, to every subscriber of its channel. No history, no
 //! templates, no timers, no limits; twelve bytes and a list entry for a subscriber. What a real server costs beyond
 //! this is its own; what the floor costs is the kernel's.
 //!
-//! The channel is the `id` argument or the last segment of the path. `/stats` counts subscribers.
+//! The channel is the `id` argument or the last segment of the path. `/stats` counts subscribers, `/ws/` and `/stream/`
+//! are for WebSocket and plain streaming, everything else is EventSource.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
@@ -21,6 +22,7 @@ use clap::{Args, ValueEnum};
 
 use crate::crew::{Shared, die_with_parent};
 use crate::net::{self, Epoll, Interest};
+use crate::transport;
 
 #[derive(Args, Clone, Debug)]
 pub struct Floor {
@@ -42,7 +44,7 @@ pub struct Floor {
 }
 
 /// Ways to do it wrong.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Spoil {
     Lose,
     Double,
@@ -53,6 +55,10 @@ enum Spoil {
     Unframe,
     /// Close the connection.
     Cut,
+    /// Keep memory and files of those who left.
+    Leak,
+    /// Count the first one who left as if he were there.
+    Haunt,
 }
 
 /// One of so many messages is spoilt.
@@ -66,8 +72,62 @@ const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 
 const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\
     Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n3\r\n: \n\r\n";
+const PLAIN_STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\
+    Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n";
 const ACCEPTED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n";
 const REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// In which form a subscriber gets its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    EventSource,
+    Streaming,
+    WebSocket,
+}
+
+impl Format {
+    const ALL: [Self; 3] = [Self::EventSource, Self::Streaming, Self::WebSocket];
+
+    fn of_target(target: &[u8]) -> Self {
+        match target {
+            target if target.starts_with(b"/ws/") => Self::WebSocket,
+            target if target.starts_with(b"/stream/") => Self::Streaming,
+            _ => Self::EventSource,
+        }
+    }
+
+    /// The answer to a subscription. The key of a WebSocket is always that of [`crate::transport`].
+    fn head(self) -> Vec<u8> {
+        match self {
+            Self::EventSource => STREAM_HEAD.to_vec(),
+            Self::Streaming => PLAIN_STREAM_HEAD.to_vec(),
+            Self::WebSocket => format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Accept: {}\r\n\r\n",
+                transport::WEBSOCKET_ACCEPT
+            )
+            .into_bytes(),
+        }
+    }
+
+    /// The message as it goes over the wire.
+    fn frame(self, message: &Publication<'_>) -> Vec<u8> {
+        match self {
+            Self::EventSource => chunk(&message.event()),
+            Self::Streaming => chunk(&[message.body, b"\r\n"].concat()),
+            Self::WebSocket => transport::websocket_text(message.body),
+        }
+    }
+
+    /// How many bytes follow the last byte of the text.
+    fn tail(self) -> usize {
+        match self {
+            // Two line ends of the format, or one of two bytes, and the end of the chunk.
+            Self::EventSource | Self::Streaming => 4,
+            Self::WebSocket => 0,
+        }
+    }
+}
 
 impl Floor {
     pub fn run(&self) -> anyhow::Result<()> {
@@ -122,7 +182,7 @@ impl Floor {
 #[derive(Debug)]
 struct Peer {
     fd: Option<OwnedFd>,
-    /// [`NO_CHANNEL`] unless it subscribes.
+    /// [`NO_CHANNEL`] unless it subscribes: then a channel in one format.
     channel: u32,
     /// Where in its channel's list.
     place: u32,
@@ -146,7 +206,8 @@ struct Worker {
     /// Subscribers of each worker.
     counts: Shared<AtomicU64>,
     peers: Vec<Peer>,
-    names: HashMap<Vec<u8>, u32>,
+    /// The number of each channel, for each format.
+    names: [HashMap<Vec<u8>, u32>; Format::ALL.len()],
     channels: Vec<Vec<RawFd>>,
     /// Requests that came in pieces.
     partial: HashMap<RawFd, Vec<u8>>,
@@ -156,6 +217,8 @@ struct Worker {
     hopeless: Vec<RawFd>,
     spoil: Option<Spoil>,
     fan_outs: u64,
+    /// What is kept of those who left.
+    leaks: Vec<(Option<OwnedFd>, Vec<u8>)>,
     /// A message that is sent after the next one.
     held: Vec<u8>,
     buffer: Vec<u8>,
@@ -182,13 +245,14 @@ impl Worker {
             senders,
             counts,
             peers: Vec::new(),
-            names: HashMap::new(),
+            names: Default::default(),
             channels: Vec::new(),
             partial: HashMap::new(),
             unsent: HashMap::new(),
             hopeless: Vec::new(),
             spoil,
             fan_outs: 0,
+            leaks: Vec::new(),
             held: Vec::new(),
             buffer: vec![0; READ_BYTES],
         })
@@ -283,15 +347,14 @@ impl Worker {
     fn answer(&mut self, fd: RawFd, request: &Request<'_>) {
         if request.publish {
             self.send(fd, ACCEPTED);
-            let framed = frame(request);
-            self.hand_over(request.channel, &framed);
-            self.fan_out(request.channel, &framed);
+            self.hand_over(&request.message);
+            self.fan_out(&request.message);
         } else if request.statistics {
             let answer = self.statistics();
             self.send(fd, answer.as_bytes());
         } else {
-            self.subscribe(fd, request.channel);
-            self.send(fd, STREAM_HEAD);
+            self.subscribe(fd, request.format, request.message.channel);
+            self.send(fd, &request.format.head());
         }
     }
 
@@ -302,12 +365,13 @@ impl Worker {
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
     }
 
-    fn subscribe(&mut self, fd: RawFd, channel: &[u8]) {
-        let number = match self.names.get(channel) {
+    fn subscribe(&mut self, fd: RawFd, format: Format, channel: &[u8]) {
+        let names = &mut self.names[format as usize];
+        let number = match names.get(channel) {
             Some(number) => *number,
             None => {
                 let number = self.channels.len() as u32;
-                self.names.insert(channel.to_vec(), number);
+                names.insert(channel.to_vec(), number);
                 self.channels.push(Vec::new());
                 number
             }
@@ -321,7 +385,7 @@ impl Worker {
 
     fn close(&mut self, fd: RawFd) {
         let peer = &mut self.peers[fd as usize];
-        peer.fd = None;
+        let gone = peer.fd.take();
         let (channel, place) = (peer.channel, peer.place as usize);
         if channel != NO_CHANNEL {
             peer.channel = NO_CHANNEL;
@@ -330,19 +394,36 @@ impl Worker {
             if let Some(moved) = list.get(place) {
                 self.peers[*moved as usize].place = place as u32;
             }
-            self.counts[self.number].fetch_sub(1, Relaxed);
+            if self.spoil == Some(Spoil::Leak) {
+                self.leak(gone);
+            }
+            match self.spoil {
+                Some(Spoil::Haunt) if self.leaks.is_empty() => self.leaks.push((None, Vec::new())),
+                _ => drop(self.counts[self.number].fetch_sub(1, Relaxed)),
+            }
         }
         self.partial.remove(&fd);
         self.unsent.remove(&fd);
     }
 
+    /// Keeps some memory of each subscriber, and of one in a hundred the descriptor.
+    fn leak(&mut self, gone: Option<OwnedFd>) {
+        let shut = gone.filter(|_| self.leaks.len().is_multiple_of(100));
+        self.leaks.push((shut, vec![1; 500]));
+    }
+
+    fn fan_out(&mut self, message: &Publication<'_>) {
+        for format in Format::ALL {
+            if let Some(&number) = self.names[format as usize].get(message.channel) {
+                self.fan_out_to(number, format, &format.frame(message));
+            }
+        }
+    }
+
     /// The loop that everything is measured against.
-    fn fan_out(&mut self, channel: &[u8], framed: &[u8]) {
-        let Some(&number) = self.names.get(channel) else {
-            return;
-        };
+    fn fan_out_to(&mut self, number: u32, format: Format, framed: &[u8]) {
         let list = std::mem::take(&mut self.channels[number as usize]);
-        let spoilt = usize::from(self.spoil.is_some() && self.spoil_first(&list, framed));
+        let spoilt = usize::from(self.spoil.is_some() && self.spoil_first(&list, format, framed));
         for &fd in list.iter().skip(spoilt) {
             self.send(fd, framed);
         }
@@ -353,7 +434,7 @@ impl Worker {
     }
 
     /// Serves the first subscriber of a channel wrongly, if it is time for that; true if it is served.
-    fn spoil_first(&mut self, list: &[RawFd], framed: &[u8]) -> bool {
+    fn spoil_first(&mut self, list: &[RawFd], format: Format, framed: &[u8]) -> bool {
         let (Some(spoil), Some(&fd)) = (self.spoil, list.first()) else {
             return false;
         };
@@ -376,13 +457,13 @@ impl Worker {
             Spoil::Reorder => self.held = framed.to_vec(),
             Spoil::Garble => {
                 let mut garbled = framed.to_vec();
-                // The last byte of the text is followed by two line feeds and the end of the chunk.
-                let last = garbled.len().saturating_sub(5);
+                let last = garbled.len() - format.tail() - 1;
                 garbled[last] ^= 1;
                 self.send(fd, &garbled);
             }
             Spoil::Unframe => self.send(fd, b"data: hello\n\n"),
             Spoil::Cut => self.hopeless.push(fd),
+            Spoil::Leak | Spoil::Haunt => return false,
         }
         true
     }
@@ -431,17 +512,13 @@ impl Worker {
     }
 
     /// Gives a message to the other workers that have subscribers.
-    fn hand_over(&mut self, channel: &[u8], framed: &[u8]) {
+    fn hand_over(&mut self, message: &Publication<'_>) {
         let others = |worker: &usize| *worker != self.number && self.counts[*worker].load(Relaxed) > 0;
         let others: Vec<usize> = (0..self.senders.len()).filter(others).collect();
         if others.is_empty() {
             return;
         }
-        let mut packet = Vec::with_capacity(2 + channel.len() + framed.len());
-        packet.extend_from_slice(&(channel.len() as u16).to_le_bytes());
-        packet.extend_from_slice(channel);
-        packet.extend_from_slice(framed);
-        let packet = Rc::new(packet);
+        let packet = Rc::new(message.to_packet());
         for worker in others {
             self.handovers[worker].push_back(Rc::clone(&packet));
         }
@@ -466,13 +543,80 @@ impl Worker {
     fn take_over(&mut self) {
         // Packets keep their bounds; the sender's buffer limits them to about 200 kB.
         let mut packet = vec![0; 256 * 1024];
-        while let Ok(length @ 2..) = net::receive(self.receiver.as_raw_fd(), &mut packet) {
-            let name_end = 2 + usize::from(u16::from_le_bytes([packet[0], packet[1]]));
-            if name_end <= length {
-                self.fan_out(&packet[2..name_end], &packet[name_end..length]);
+        while let Ok(length @ 1..) = net::receive(self.receiver.as_raw_fd(), &mut packet) {
+            if let Some(message) = Publication::from_packet(&packet[..length]) {
+                self.fan_out(&message);
             }
         }
     }
+}
+
+/// What was published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Publication<'a> {
+    channel: &'a [u8],
+    /// Empty if there is none.
+    event_id: &'a [u8],
+    /// Empty if there is none.
+    event_type: &'a [u8],
+    body: &'a [u8],
+}
+
+impl<'a> Publication<'a> {
+    /// For another worker: the body behind the three others, each with its length in two bytes.
+    fn to_packet(self) -> Vec<u8> {
+        let mut packet = Vec::with_capacity(self.body.len() + 128);
+        for field in [self.channel, self.event_id, self.event_type] {
+            packet.extend_from_slice(&(field.len() as u16).to_le_bytes());
+            packet.extend_from_slice(field);
+        }
+        packet.extend_from_slice(self.body);
+        packet
+    }
+
+    fn from_packet(packet: &'a [u8]) -> Option<Self> {
+        let mut rest = packet;
+        let mut field = || {
+            let (length, behind) = rest.split_first_chunk::<2>()?;
+            let (field, behind) = behind.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+            rest = behind;
+            Some(field)
+        };
+        let (channel, event_id, event_type) = (field()?, field()?, field()?);
+        Some(Self {
+            channel,
+            event_id,
+            event_type,
+            body: rest,
+        })
+    }
+
+    /// As an event of an event stream.
+    fn event(&self) -> Vec<u8> {
+        let mut event = Vec::with_capacity(self.body.len() + 64);
+        for (name, value) in [(b"id: ".as_slice(), self.event_id), (b"event: ", self.event_type)] {
+            if !value.is_empty() {
+                event.extend_from_slice(name);
+                event.extend_from_slice(value);
+                event.push(b'\n');
+            }
+        }
+        for line in self.body.split(|&byte| byte == b'\n') {
+            event.extend_from_slice(b"data: ");
+            event.extend_from_slice(line);
+            event.push(b'\n');
+        }
+        event.push(b'\n');
+        event
+    }
+}
+
+/// One HTTP chunk.
+fn chunk(bytes: &[u8]) -> Vec<u8> {
+    let mut size = String::new();
+    // Writing to a string cannot fail.
+    let _ = write!(size, "{:X}\r\n", bytes.len());
+    [size.as_bytes(), bytes, b"\r\n"].concat()
 }
 
 /// A complete request.
@@ -480,10 +624,8 @@ impl Worker {
 struct Request<'a> {
     publish: bool,
     statistics: bool,
-    channel: &'a [u8],
-    event_id: Option<&'a [u8]>,
-    event_type: Option<&'a [u8]>,
-    body: &'a [u8],
+    format: Format,
+    message: Publication<'a>,
     /// The client wants the connection closed afterwards.
     close: bool,
     /// Length of head and body.
@@ -507,10 +649,13 @@ impl<'a> Request<'a> {
         let mut request = Self {
             publish,
             statistics: target.starts_with(b"/stats"),
-            channel: channel_of(target),
-            event_id: None,
-            event_type: None,
-            body: &[],
+            format: Format::of_target(target),
+            message: Publication {
+                channel: channel_of(target),
+                event_id: &[],
+                event_type: &[],
+                body: &[],
+            },
             close: false,
             bytes: end + 4,
         };
@@ -531,14 +676,14 @@ impl<'a> Request<'a> {
             } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
                 return Some(Err(()));
             } else if name.eq_ignore_ascii_case(b"event-id") {
-                request.event_id = Some(value);
+                request.message.event_id = value;
             } else if name.eq_ignore_ascii_case(b"event-type") {
-                request.event_type = Some(value);
+                request.message.event_type = value;
             } else if name.eq_ignore_ascii_case(b"connection") {
                 request.close = value.eq_ignore_ascii_case(b"close");
             }
         }
-        request.body = bytes.get(end + 4..end + 4 + length)?;
+        request.message.body = bytes.get(end + 4..end + 4 + length)?;
         request.bytes += length;
         Some(Ok(request))
     }
@@ -559,28 +704,6 @@ fn channel_of(target: &[u8]) -> &[u8] {
         })
 }
 
-/// The message as one event in one HTTP chunk.
-fn frame(request: &Request<'_>) -> Vec<u8> {
-    let mut event = Vec::with_capacity(request.body.len() + 64);
-    for (name, value) in [(b"id: ".as_slice(), request.event_id), (b"event: ", request.event_type)] {
-        if let Some(value) = value {
-            event.extend_from_slice(name);
-            event.extend_from_slice(value);
-            event.push(b'\n');
-        }
-    }
-    for line in request.body.split(|&byte| byte == b'\n') {
-        event.extend_from_slice(b"data: ");
-        event.extend_from_slice(line);
-        event.push(b'\n');
-    }
-    event.push(b'\n');
-    let mut size = String::new();
-    // Writing to a string cannot fail.
-    let _ = write!(size, "{:X}\r\n", event.len());
-    [size.as_bytes(), &event, b"\r\n"].concat()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -596,7 +719,7 @@ mod tests {
         let request = Request::parse(&more).unwrap().unwrap();
         assert!(request.publish && !request.statistics && !request.close);
         assert_eq!(
-            (request.channel, request.body, request.bytes),
+            (request.message.channel, request.message.body, request.bytes),
             (b"c1".as_slice(), b"hello".as_slice(), POST.len())
         );
     }
@@ -620,8 +743,31 @@ mod tests {
     }
 
     #[test]
-    fn a_message_is_one_event_in_one_chunk() {
-        let request = Request::parse(POST).unwrap().unwrap();
-        assert_eq!(frame(&request), b"13\r\nid: 7\ndata: hello\n\n\r\n");
+    fn a_message_is_one_chunk_or_frame_in_each_format() {
+        let message = Request::parse(POST).unwrap().unwrap().message;
+        for (format, wanted) in [
+            (Format::EventSource, b"13\r\nid: 7\ndata: hello\n\n\r\n".as_slice()),
+            (Format::Streaming, b"7\r\nhello\r\n\r\n"),
+            (Format::WebSocket, b"\x81\x05hello"),
+        ] {
+            let framed = format.frame(&message);
+            assert_eq!(framed, wanted, "{format:?}");
+            assert_eq!(framed[framed.len() - format.tail() - 1], b'o', "{format:?}");
+        }
+    }
+
+    #[test]
+    fn another_worker_gets_the_whole_message() {
+        let message = Request::parse(POST).unwrap().unwrap().message;
+        let packet = message.to_packet();
+        assert_eq!(Publication::from_packet(&packet), Some(message));
+        assert_eq!(Publication::from_packet(&packet[..5]), None);
+    }
+
+    #[test]
+    fn the_path_says_in_which_format() {
+        assert_eq!(Format::of_target(b"/ev/a"), Format::EventSource);
+        assert_eq!(Format::of_target(b"/ws/a"), Format::WebSocket);
+        assert_eq!(Format::of_target(b"/stream/a"), Format::Streaming);
     }
 }

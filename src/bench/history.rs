@@ -5,6 +5,9 @@
 //! accepted messages once, in order. Messages that were sent but never answered with 2xx may appear or not, but not
 //! twice and not out of order.
 //!
+//! A subscriber may join while messages flow. What was on its way at that moment may reach it or not; from the first
+//! message on that it saw, and from the first one on that was sent after it had joined, it must see all.
+//!
 //! A subscriber costs four bytes for each lane as long as all is well.
 
 use std::collections::HashMap;
@@ -27,18 +30,40 @@ pub enum Sighting {
 #[derive(Debug)]
 pub struct History {
     lanes: usize,
-    /// For each subscriber and lane: the sequence number that comes next.
+    /// For each subscriber and lane: the sequence number that comes next. With [`FRESH`]: nothing was seen yet, an
+    /// earlier one may come. [`ABSENT`]: the subscriber has not joined.
     next: Vec<u32>,
     /// What was jumped over, for the few that saw a jump, in ascending order.
     missing: HashMap<usize, Vec<Range<u32>>>,
 }
 
+const FRESH: u32 = 1 << 31;
+const ABSENT: u32 = u32::MAX;
+
 impl History {
+    /// Nobody has joined yet.
     pub fn new(subscribers: usize, lanes: usize) -> Self {
         Self {
             lanes,
-            next: vec![0; subscribers * lanes],
+            next: vec![ABSENT; subscribers * lanes],
             missing: HashMap::new(),
+        }
+    }
+
+    /// The subscriber must see all messages of the lane from `sequence` on.
+    pub fn join(&mut self, subscriber: usize, lane: usize, sequence: u32) {
+        self.next[subscriber * self.lanes + lane] = sequence | FRESH;
+    }
+
+    pub fn has_joined(&self, subscriber: usize) -> bool {
+        self.next[subscriber * self.lanes] != ABSENT
+    }
+
+    /// Forgets the subscriber: its place is free for another.
+    pub fn leave(&mut self, subscriber: usize) {
+        for slot in subscriber * self.lanes..(subscriber + 1) * self.lanes {
+            self.next[slot] = ABSENT;
+            self.missing.remove(&slot);
         }
     }
 
@@ -51,6 +76,10 @@ impl History {
     pub fn observe(&mut self, subscriber: usize, lane: usize, sequence: u32) -> Sighting {
         let slot = subscriber * self.lanes + lane;
         let next = &mut self.next[slot];
+        if *next & FRESH != 0 {
+            // One that was under way when the subscriber joined, or the first that it must see.
+            *next = sequence.min(*next & !FRESH);
+        }
         if sequence >= *next {
             let jumped = *next..sequence;
             *next = sequence + 1;
@@ -73,15 +102,16 @@ impl History {
 
     /// Whether the subscriber has come to the end of a lane of `published` messages, whatever it missed before.
     pub fn is_at(&self, subscriber: usize, lane: usize, published: u32) -> bool {
-        self.next[subscriber * self.lanes + lane] >= published
+        self.next[subscriber * self.lanes + lane] & !FRESH >= published
     }
 
     /// What the subscriber has not seen of a lane of `published` messages, in ascending order.
     pub fn unseen(&self, subscriber: usize, lane: usize, published: u32) -> Vec<Range<u32>> {
         let slot = subscriber * self.lanes + lane;
         let mut unseen = self.missing.get(&slot).cloned().unwrap_or_default();
-        if self.next[slot] < published {
-            unseen.push(self.next[slot]..published);
+        let next = self.next[slot] & !FRESH;
+        if next < published {
+            unseen.push(next..published);
         }
         unseen
     }
@@ -133,6 +163,7 @@ mod tests {
     /// What one subscriber of one lane makes of `sequences`.
     fn watch(sequences: &[u32]) -> (History, Vec<Sighting>) {
         let mut history = History::new(1, 1);
+        history.join(0, 0, 0);
         let sightings = sequences
             .iter()
             .map(|&sequence| history.observe(0, 0, sequence))
@@ -248,9 +279,50 @@ mod tests {
         assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
     }
 
+    /// What one subscriber that joins at `joined` makes of `sequences`, and what it has not seen of ten.
+    fn join(joined: u32, sequences: &[u32]) -> (Vec<Sighting>, Vec<Range<u32>>) {
+        let mut history = History::new(1, 1);
+        history.join(0, 0, joined);
+        let sightings = sequences
+            .iter()
+            .map(|&sequence| history.observe(0, 0, sequence))
+            .collect();
+        (sightings, history.unseen(0, 0, 10))
+    }
+
+    #[test]
+    fn who_joins_late_must_see_everything_from_then_on() {
+        assert_eq!(join(8, &[8, 9]), (vec![Sighting::Expected; 2], vec![]));
+        assert_eq!(join(8, &[9]), (vec![Sighting::Jump(1)], just(8..9)));
+        assert_eq!(join(8, &[]), (vec![], just(8..10)));
+        assert_eq!(join(10, &[]), (vec![], vec![]));
+    }
+
+    #[test]
+    fn who_joins_late_may_see_what_was_under_way_but_in_order_and_once() {
+        assert_eq!(join(8, &[6, 7, 8, 9]), (vec![Sighting::Expected; 4], vec![]));
+        assert_eq!(join(8, &[6, 8, 9]).1, just(7..8));
+        assert_eq!(join(9, &[8, 8]).0[1], Sighting::Doubled);
+        assert_eq!(join(9, &[8, 7]).0[1], Sighting::Doubled, "7 was not expected any more");
+    }
+
+    #[test]
+    fn nobody_expects_anything_who_is_not_there() {
+        let mut history = History::new(1, 1);
+        assert!(!history.has_joined(0) && history.is_at(0, 0, 5) && history.unseen(0, 0, 5).is_empty());
+        history.join(0, 0, 0);
+        history.observe(0, 0, 3);
+        assert!(history.has_joined(0) && !history.is_at(0, 0, 5));
+        history.leave(0);
+        assert!(!history.has_joined(0) && history.is_at(0, 0, 5) && history.unseen(0, 0, 5).is_empty());
+    }
+
     #[test]
     fn subscribers_and_lanes_are_kept_apart() {
         let mut history = History::new(2, 2);
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+            .into_iter()
+            .for_each(|(subscriber, lane)| history.join(subscriber, lane, 0));
         assert_eq!(history.observe(0, 1, 0), Sighting::Expected);
         assert_eq!(history.observe(1, 0, 0), Sighting::Expected);
         assert_eq!(history.observe(0, 0, 1), Sighting::Jump(1));

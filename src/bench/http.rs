@@ -80,6 +80,16 @@ impl ResponseHead {
     }
 }
 
+/// The value of the first header of this name in the bytes of a head.
+pub fn header<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    head.split(|&byte| byte == b'\n').skip(1).find_map(|line| {
+        let colon = memchr::memchr(b':', line)?;
+        line[..colon]
+            .eq_ignore_ascii_case(name.as_bytes())
+            .then(|| line[colon + 1..].trim_ascii())
+    })
+}
+
 /// The status code, and whether this is HTTP/1.0.
 fn status_line(line: &[u8]) -> Result<(u16, bool), Malformed> {
     let http10 = line.starts_with(b"HTTP/1.0 ");
@@ -286,6 +296,13 @@ mod tests {
     fn a_body_of_unknown_length_lasts_until_the_connection_closes() {
         let (head, _) = ResponseHead::parse(b"HTTP/1.0 200 OK\r\n\r\n").unwrap().unwrap();
         assert_eq!((head.body, head.close), (Body::UntilClose, true));
+    }
+
+    #[test]
+    fn headers_are_found_whatever_their_case() {
+        let head = b"HTTP/1.1 200 OK\r\nEtag: W/3\r\nX: a:b\r\n\r\n";
+        assert_eq!(header(head, "ETag"), Some(b"W/3".as_slice()));
+        assert_eq!((header(head, "x"), header(head, "y")), (Some(b"a:b".as_slice()), None));
     }
 
     #[test]

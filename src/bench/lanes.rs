@@ -63,13 +63,14 @@ impl Lanes {
         lane.channel as usize * self.per_channel as usize + lane.publisher as usize
     }
 
-    /// Message `sequence` is about to be sent. Pairs with [`Self::was_sent`]: a message cannot be received before.
+    /// Message `sequence` is about to be sent. Pairs with [`Self::sent`]: a message cannot be received before.
     pub fn sending(&self, lane: Lane, sequence: u32) {
         self.sent[self.index(lane)].store(sequence + 1, Ordering::Release);
     }
 
-    pub fn was_sent(&self, lane: Lane, sequence: u32) -> bool {
-        sequence < self.sent[self.index(lane)].load(Ordering::Acquire)
+    /// The number of the lane's message that is sent next.
+    pub fn sent(&self, lane: Lane) -> u32 {
+        self.sent[self.index(lane)].load(Ordering::Acquire)
     }
 
     /// Message `sequence` was answered with 2xx; pairs with [`Self::accepted_end`].
@@ -79,6 +80,31 @@ impl Lanes {
 
     pub fn accepted_end(&self, lane: Lane) -> u32 {
         self.accepted_end[self.index(lane)].load(Ordering::Acquire)
+    }
+}
+
+/// How subscribers spread over the channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// Equally many on each.
+    Even,
+    /// Few channels have most subscribers, as threads of a forum do: the Nth has an Nth of the first one's (Zipf).
+    Skewed,
+}
+
+impl Audience {
+    /// The channel of subscriber `number`.
+    pub fn channel(self, number: usize, channels: u32) -> u32 {
+        match self {
+            Self::Even => (number % channels as usize) as u32,
+            Self::Skewed => {
+                // Fibonacci hashing: subscribers in a row fall all over the scale.
+                let hashed = (number as u32).wrapping_mul(0x9e37_79b1);
+                let quantile = f64::from(hashed) / f64::from(u32::MAX);
+                let channel = f64::from(channels + 1).powf(quantile) as u32;
+                channel.clamp(1, channels) - 1
+            }
+        }
     }
 }
 
@@ -110,6 +136,19 @@ mod tests {
     }
 
     #[test]
+    fn a_skewed_audience_has_a_few_large_channels_and_reaches_all_parts() {
+        let mut sizes = vec![0; 1000];
+        for number in 0..100_000 {
+            sizes[Audience::Skewed.channel(number, 1000) as usize] += 1;
+        }
+        // log(2)/log(1001) of all, and a tenth of that on the tenth.
+        assert!((9_500..10_500).contains(&sizes[0]), "{}", sizes[0]);
+        assert!((900..1_500).contains(&sizes[9]), "{}", sizes[9]);
+        assert!(sizes[900..].iter().sum::<i32>() > 1_000);
+        assert_eq!(Audience::Even.channel(7, 3), 1);
+    }
+
+    #[test]
     fn progress_is_seen_by_copies() {
         let lanes = Lanes::new(2, 1).unwrap();
         let (copy, lane) = (
@@ -119,9 +158,9 @@ mod tests {
                 publisher: 0,
             },
         );
-        assert!(!copy.was_sent(lane, 0));
+        assert_eq!(copy.sent(lane), 0);
         lanes.sending(lane, 0);
-        assert!(copy.was_sent(lane, 0) && !copy.was_sent(lane, 1));
+        assert_eq!(copy.sent(lane), 1);
         lanes.accepted(lane, 0);
         assert_eq!(
             (

@@ -5,8 +5,9 @@
 //! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
 //! * [`crew`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
 //!   do, one epoll loop each; [`lanes`] is who publishes what where.
-//! * [`message`], [`history`]: what is sent, and the checker of what is received. [`latency`]: histograms.
-//! * [`http`], [`sse`], [`url`], [`net`]: protocol and sockets.
+//! * [`message`]: what is sent. [`tally`] judges what is received, with the [`history`] of each subscriber.
+//!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
+//! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`url`], [`net`]: what is below.
 //! * [`proc`]: what the server costs, from `/proc`. [`report`]: tables.
 //! * [`floor`]: the bare server that everything is compared with.
 
@@ -22,9 +23,11 @@ mod proc;
 mod publishers;
 mod report;
 mod scenario;
-mod sse;
 mod subscribers;
+mod tally;
+mod transport;
 mod url;
+mod visits;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -49,12 +52,20 @@ enum Command {
     Floor(floor::Floor),
     /// Memory per idle subscriber
     Idle(Scenario<scenario::idle::Idle>),
-    /// CPU, latency and rate of messages to many subscribers
+    /// CPU, latency and rate of messages on one channel with many subscribers
     Fanout(Scenario<scenario::fanout::Fanout>),
+    /// CPU, latency and rate of messages on very many channels with few subscribers each
+    Many(Scenario<scenario::fanout::Many>),
     /// CPU, latency and rate of publishing when nobody listens
     Publish(Scenario<scenario::publish::Publish>),
     /// CPU and latency of new subscribers at a fixed rate
     Storm(Scenario<scenario::storm::Storm>),
+    /// Very many subscribers that come and go, to find leaks
+    Churn(Scenario<scenario::churn::Churn>),
+    /// Everything at once for a long time: what grows, and how slow it gets
+    Soak(Scenario<scenario::soak::Soak>),
+    /// The day of a large comment service: subscribers, new connections and messages at once, with latencies
+    Disqus(Scenario<scenario::disqus::Disqus>),
     /// Check that every subscriber gets every message once and in order, also through kills and reloads
     Verify(Scenario<scenario::verify::Verify>),
     /// Put JSON reports side by side as a Markdown table
@@ -100,8 +111,12 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Floor(floor) => floor.run().map(|()| ExitCode::SUCCESS),
         Command::Idle(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Fanout(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Many(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Publish(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Storm(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Churn(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Soak(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Disqus(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Verify(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Table(table) => table.print().map(|()| ExitCode::SUCCESS),
     }

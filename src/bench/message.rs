@@ -7,6 +7,9 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+/// How every text begins.
+pub const PREFIX: &[u8] = b"psb ";
+
 /// Longest text without padding.
 pub const MIN_BYTES: usize = 4 + 9 + 4 * 11 + 21 + 9;
 
@@ -68,7 +71,7 @@ impl Messages {
 
     /// The mark of `text`, or `None` if it is not, byte for byte, a message of this run.
     pub fn read(&self, text: &[u8]) -> Option<Stamped> {
-        let rest = text.strip_prefix(b"psb ")?;
+        let rest = text.strip_prefix(PREFIX)?;
         let (run, rest) = number(rest, 16)?;
         let (channel, rest) = number(rest, 10)?;
         let (publisher, rest) = number(rest, 10)?;
@@ -107,6 +110,28 @@ impl Messages {
         let start = mixed as usize % STARTS;
         &self.padding[start..start + bytes]
     }
+}
+
+/// The length that a text, of which `start` has come, says it has; `Some(None)` if it is no message, `None` while that
+/// cannot be known.
+pub fn announced_length(start: &[u8]) -> Option<Option<usize>> {
+    let fields = || {
+        let mut rest = start.strip_prefix(PREFIX)?;
+        for radix in [16, 10, 10, 10, 10] {
+            (_, rest) = number(rest, radix)?;
+        }
+        number(rest, 10)
+    };
+    match fields() {
+        Some((length, _)) => Some(usize::try_from(length).ok().filter(|length| *length >= MIN_BYTES)),
+        // Every field is a number and no longer than the longest.
+        None if start.len() < MIN_BYTES && start[PREFIX.len().min(start.len())..].iter().all(is_part_of_number) => None,
+        None => Some(None),
+    }
+}
+
+fn is_part_of_number(byte: &u8) -> bool {
+    matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b' ')
 }
 
 /// The number at the start of `text` and what follows the blank after it. Every received message goes through here six

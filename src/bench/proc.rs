@@ -24,7 +24,8 @@ pub struct Cpu {
 /// Memory of all processes of a server, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// Each page divided by the number of processes that map it.
+    /// Heaps, stacks and shared zones; each page divided by the number of processes that map it. Not the pages of the
+    /// program's file: other programs map those as well, now and then.
     pub proportional: u64,
     /// Pages that only one process maps.
     pub private: u64,
@@ -85,13 +86,19 @@ impl Server {
         sum
     }
 
+    /// Open files of all processes.
+    pub fn descriptors(&self) -> u64 {
+        let of = |pid: u32| entries(&format!("/proc/{pid}/fd")).len() as u64;
+        self.pids().into_iter().map(of).sum()
+    }
+
     pub fn memory(&self) -> Memory {
         let mut sum = Memory::default();
         for pid in self.pids() {
             let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
                 continue;
             };
-            sum.proportional += kilobytes(&text, "Pss:");
+            sum.proportional += kilobytes(&text, "Pss_Anon:") + kilobytes(&text, "Pss_Shmem:");
             sum.private += kilobytes(&text, "Private_Clean:") + kilobytes(&text, "Private_Dirty:");
             sum.resident += kilobytes(&text, "Rss:");
         }

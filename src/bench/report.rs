@@ -16,6 +16,7 @@ pub enum Unit {
     Micros,
     Millis,
     Seconds,
+    Percent,
 }
 
 impl Unit {
@@ -27,6 +28,7 @@ impl Unit {
             Self::Micros => "µs",
             Self::Millis => "ms",
             Self::Seconds => "s",
+            Self::Percent => "%",
         }
     }
 
@@ -34,6 +36,7 @@ impl Unit {
     fn decimals(self) -> usize {
         match self {
             Self::Count | Self::PerSecond | Self::Bytes => 0,
+            Self::Percent => 1,
             Self::Micros | Self::Millis | Self::Seconds => 2,
         }
     }
@@ -51,7 +54,7 @@ pub struct Fact {
 /// What a scenario found.
 #[derive(Clone, Debug)]
 pub struct Report {
-    scenario: &'static str,
+    scenario: String,
     label: String,
     facts: Vec<Fact>,
     /// Why this run failed; empty if all was as it must be.
@@ -59,9 +62,9 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(scenario: &'static str, label: &str) -> Self {
+    pub fn new(scenario: &str, label: &str) -> Self {
         Self {
-            scenario,
+            scenario: scenario.to_owned(),
             label: label.to_owned(),
             facts: Vec::new(),
             problems: Vec::new(),
@@ -106,6 +109,14 @@ impl Report {
                 millis,
                 Unit::Millis,
             );
+        }
+    }
+
+    /// How long it took until those who left were gone, or why they are not.
+    pub fn left(&mut self, left: &Result<Duration, String>) {
+        match left {
+            Ok(taken) => self.seconds("leaving_s", "until the statistics were empty again", *taken),
+            Err(problem) => self.problem(problem.as_str()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The subscribing side: one process with thousands of EventSource clients in one epoll loop.
+//! The subscribing side: one process with thousands of clients in one epoll loop.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -10,28 +10,21 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::crew::{Board, Phase};
-use crate::history::{History, Sighting};
-use crate::http::{Body, ResponseHead};
-use crate::lanes::{Lane, Lanes, channel_name};
+use crate::http::{self, Body, ResponseHead};
+use crate::lanes::{Audience, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
-use crate::sse::{EventStream, Item, Message};
+use crate::tally::{Position, Tally};
+use crate::transport::{self, Feed, Item, Transport};
 use crate::url::UrlTemplate;
-
-/// What a current browser sends with an EventSource request: servers keep it in memory, so it must be of real size.
-const BROWSER_HEADERS: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
-    Chrome/140.0.0.0 Safari/537.36\r\nAccept: text/event-stream\r\nAccept-Language: en-US,en;q=0.9\r\n\
-    Cache-Control: no-cache\r\nConnection: keep-alive\r\nReferer: http://example.com/forum/thread/1234567\r\n";
+use crate::visits::{Leaving, Visits, spare_places};
 
 /// More than a socket's usual receive buffer, so that one read takes what there is.
 const READ_BYTES: usize = 256 * 1024;
-
-/// Above this the counts speak for themselves.
-const MAX_PROBLEMS: usize = 20;
 
 /// How often a client looks whether it has seen everything, once publishing is over.
 const BEHIND_CHECK: Duration = Duration::from_millis(25);
@@ -43,13 +36,15 @@ const RETRY: Duration = Duration::from_millis(25);
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub url: UrlTemplate,
+    pub transport: Transport,
     /// Number of the first subscriber among all of the run.
     pub first: usize,
     pub count: usize,
     pub lanes: Lanes,
+    pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
-    /// Messages carry event ids of ours, which must arrive.
+    /// Messages carry event ids of ours.
     pub event_ids: bool,
     /// Loopback source addresses to spread over.
     pub addresses: usize,
@@ -57,8 +52,14 @@ pub struct Plan {
     pub connect_rate: Option<f64>,
     /// Connections that may wait for their response head at a time.
     pub connect_window: usize,
-    /// A client whose stream ends comes back with `Last-Event-ID`; else it is a problem.
+    /// While messages flow, so many subscribers a second leave and others come.
+    pub visit_rate: Option<f64>,
+    /// How long one who leaves waits for what he has not seen yet.
+    pub patience: Duration,
+    /// A client whose stream ends comes back with its position; else it is a problem.
     pub reconnect: bool,
+    /// How often to look at the board when nothing else happens: many processes together must not load the machine.
+    pub glance: Duration,
 }
 
 /// The state of one client's connection.
@@ -68,149 +69,44 @@ enum State {
     Connecting,
     /// The request is sent.
     Head,
+    /// Long polling: the request is sent, and the server answers when there is a message.
+    Polling,
     Streaming,
 }
 
-/// One client. Its size and [`History::bytes_per_subscriber`] are all that an idle one costs.
+/// One client. Its size and [`crate::history::History::bytes_per_subscriber`] are all that an idle one costs.
 #[derive(Debug)]
 struct Subscriber {
     stream: Option<TcpStream>,
     state: State,
+    /// The server will close the connection behind this response.
+    last_response: bool,
+    is_leaving: bool,
+    channel: u32,
     body: Body,
-    events: EventStream,
+    feed: Feed,
     /// The last message seen: what `Last-Event-ID` says at the next connect.
-    position: Option<(u32, u32)>,
-    connect_ns: u64,
+    position: Option<Position>,
+    /// Long polling: the header lines that say where the last response ended.
+    poll_position: Option<Box<str>>,
+    /// When the connection was due.
+    due_ns: u64,
 }
 
 impl Subscriber {
-    fn new() -> Self {
+    fn new(channel: u32) -> Self {
         Self {
             stream: None,
             state: State::Closed,
+            last_response: false,
+            is_leaving: false,
+            channel,
             body: Body::Done,
-            events: EventStream::default(),
+            feed: Feed::Anything,
             position: None,
-            connect_ns: 0,
+            poll_position: None,
+            due_ns: 0,
         }
-    }
-}
-
-/// What a process found out about its subscribers.
-#[derive(Debug)]
-struct Tally {
-    lanes: Lanes,
-    messages: Messages,
-    event_ids: bool,
-    first: usize,
-    history: History,
-    latency: Latency,
-    /// From the start of a connect to the response head.
-    opening: Latency,
-    counts: Counts,
-    last_message_ns: u64,
-    problems: Vec<String>,
-    id: String,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    /// Read of messages that were not whole yet: pings, which come for ever, are no progress.
-    partial_bytes: u64,
-    messages: u64,
-    comments: u64,
-    foreign: u64,
-    doubled: u64,
-    out_of_order: u64,
-    /// Responses that were no event stream.
-    refused: u64,
-    /// Responses that were no HTTP.
-    malformed: u64,
-    disconnects: u64,
-    reconnects: u64,
-    failed_connects: u64,
-}
-
-impl Tally {
-    fn problem(&mut self, subscriber: usize, text: impl FnOnce() -> String) {
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems
-                .push(format!("subscriber {}: {}", self.first + subscriber, text()));
-        }
-    }
-
-    fn foreign(&mut self, subscriber: usize, bytes: &[u8], why: &str) {
-        self.counts.foreign += 1;
-        self.problem(subscriber, || {
-            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]).into_owned();
-            format!("{why}: {shown:?}")
-        });
-    }
-
-    /// Judges one item of the stream of a subscriber to `channel`; returns the new position.
-    fn item(&mut self, subscriber: usize, channel: u32, item: Item<'_>, now_ns: u64) -> Option<(u32, u32)> {
-        match item {
-            Item::Message(message) => self.message(subscriber, channel, &message, now_ns),
-            Item::Comment => {
-                self.counts.comments += 1;
-                None
-            }
-            Item::Foreign(line) => {
-                self.foreign(subscriber, line, "a line that is no event stream");
-                None
-            }
-        }
-    }
-
-    fn message(&mut self, subscriber: usize, channel: u32, message: &Message<'_>, now_ns: u64) -> Option<(u32, u32)> {
-        let Some(stamped) = self.messages.read(message.data) else {
-            self.foreign(subscriber, message.data, "a text that no publisher of this run sent");
-            return None;
-        };
-        let Mark {
-            channel: sent_to,
-            publisher,
-            sequence,
-        } = stamped.mark;
-        if sent_to != channel {
-            self.foreign(subscriber, message.data, "a message of another channel");
-            return None;
-        }
-        let lane = Lane { channel, publisher };
-        if publisher >= self.lanes.per_channel() || !self.lanes.was_sent(lane, sequence) {
-            self.foreign(subscriber, message.data, "a message that was never sent");
-            return None;
-        }
-        if self.event_ids {
-            self.messages.write_id(&mut self.id, stamped.mark);
-            if message.id != Some(self.id.as_bytes()) {
-                let id = message.id.unwrap_or_default().to_vec();
-                self.foreign(subscriber, &id, "a message with a wrong id");
-                return None;
-            }
-        }
-        self.counts.messages += 1;
-        self.last_message_ns = now_ns;
-        self.latency.record(now_ns.saturating_sub(stamped.due_ns));
-        match self.history.observe(subscriber, publisher as usize, sequence) {
-            Sighting::Expected => return Some((publisher, sequence)),
-            Sighting::Jump(count) => self.problem(subscriber, || {
-                format!("channel {channel}, publisher {publisher}: {count} missing before message {sequence}")
-            }),
-            Sighting::OutOfOrder => {
-                self.counts.out_of_order += 1;
-                self.problem(subscriber, || {
-                    format!("channel {channel}, publisher {publisher}: message {sequence} out of order")
-                });
-            }
-            Sighting::Doubled => {
-                self.counts.doubled += 1;
-                self.problem(subscriber, || {
-                    format!("channel {channel}, publisher {publisher}: message {sequence} once more")
-                });
-            }
-        }
-        Some((publisher, sequence))
     }
 }
 
@@ -221,7 +117,10 @@ struct Hand {
     place: usize,
     epoll: Epoll,
     subscribers: Vec<Subscriber>,
+    visits: Option<Visits>,
     tally: Tally,
+    /// Writes the ids of positions.
+    messages: Messages,
     /// Response heads that came in pieces.
     heads: HashMap<usize, Vec<u8>>,
     /// Clients that come back, by the time when they do.
@@ -232,37 +131,35 @@ struct Hand {
     /// Connects without a response head yet.
     opening: usize,
     open: usize,
+    /// How many have come after the start: their numbers choose their channels.
+    visitors: usize,
+    headers: String,
     buffer: Vec<u8>,
     decoded: Vec<u8>,
 }
 
 /// Does the subscribing work of one process, until the board says that it is over; returns its report.
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
-    let tally = Tally {
-        lanes: plan.lanes,
-        messages: Messages::new(plan.run, plan.max_message_bytes),
-        event_ids: plan.event_ids,
-        first: plan.first,
-        history: History::new(plan.count, plan.lanes.per_channel() as usize),
-        latency: Latency::new(),
-        opening: Latency::new(),
-        counts: Counts::default(),
-        last_message_ns: 0,
-        problems: Vec::new(),
-        id: String::new(),
-    };
+    let messages = || Messages::new(plan.run, plan.max_message_bytes);
+    let expects_ids = plan.event_ids && plan.transport.shows_ids();
+    let places = plan.count + plan.visit_rate.map_or(0, spare_places);
+    let channel = |index| plan.audience.channel(plan.first + index, plan.lanes.channels());
     let hand = Hand {
         board,
         place,
         epoll: Epoll::new().context("no epoll")?,
-        subscribers: (0..plan.count).map(|_| Subscriber::new()).collect(),
-        tally,
+        subscribers: (0..places).map(|index| Subscriber::new(channel(index))).collect(),
+        visits: plan.visit_rate.map(|rate| Visits::new(rate, plan.count..places)),
+        tally: Tally::new(plan.first, places, plan.lanes, messages(), expects_ids),
+        messages: messages(),
         heads: HashMap::new(),
         retries: BinaryHeap::new(),
         started: 0,
         first_connect_ns: 0,
         opening: 0,
         open: 0,
+        visitors: 0,
+        headers: plan.transport.headers(),
         buffer: vec![0; READ_BYTES],
         decoded: Vec::new(),
         plan,
@@ -275,21 +172,20 @@ impl Hand {
         let mut next_behind_check = 0;
         loop {
             let phase = self.board.phase();
-            if phase == Phase::Finish {
-                return Ok(self.report());
+            match phase {
+                Phase::Finish => return Ok(self.report()),
+                Phase::Leave => self.leave(),
+                _ => self.connect_due(),
             }
-            if phase == Phase::Leave {
-                self.leave();
-            } else {
-                self.connect_due();
-            }
+            self.exchange_visitors(phase);
             let now = net::now_ns();
             if phase == Phase::Drain && now >= next_behind_check {
                 self.board.counters(self.place).behind.store(self.behind(), Relaxed);
                 self.board.settle(self.place, phase);
                 next_behind_check = now + BEHIND_CHECK.as_nanos() as u64;
             }
-            let count = self.epoll.wait(Some(self.patience())).context("epoll_wait")?;
+            let patience = self.patience(phase);
+            let count = self.epoll.wait(Some(patience)).context("epoll_wait")?;
             for index in 0..count {
                 let ready = self.epoll.ready(index);
                 self.serve(ready);
@@ -299,20 +195,25 @@ impl Hand {
     }
 
     /// How long nothing but the sockets has to be looked at.
-    fn patience(&self) -> Duration {
-        const LONGEST: Duration = Duration::from_millis(10);
-        let waiting = self.board.phase() < Phase::Leave
-            && self.started < self.invited()
-            && self.opening < self.plan.connect_window;
-        if waiting && self.plan.connect_rate.is_none() {
-            return Duration::ZERO;
-        }
+    fn patience(&mut self, phase: Phase) -> Duration {
+        const SOON: Duration = Duration::from_millis(1);
+        let waiting = phase < Phase::Leave && self.started < self.invited() && self.opening < self.plan.connect_window;
         if waiting {
-            return Duration::from_millis(1);
+            return match self.plan.connect_rate {
+                None => Duration::ZERO,
+                Some(_) => SOON,
+            };
+        }
+        if self
+            .visits
+            .as_ref()
+            .is_some_and(|visits| phase == Phase::Publish || visits.is_anybody_leaving())
+        {
+            return SOON;
         }
         match self.retries.peek() {
-            Some(Reverse((due, _))) => Duration::from_nanos(due.saturating_sub(net::now_ns())).min(LONGEST),
-            None => LONGEST,
+            Some(Reverse((due, _))) => Duration::from_nanos(due.saturating_sub(net::now_ns())).min(self.plan.glance),
+            None => self.plan.glance,
         }
     }
 
@@ -329,32 +230,41 @@ impl Hand {
         if self.first_connect_ns == 0 && self.invited() > 0 {
             self.first_connect_ns = now;
         }
-        let paced = match self.plan.connect_rate {
-            Some(rate) => (now.saturating_sub(self.first_connect_ns) as f64 / 1e9 * rate) as usize,
-            None => usize::MAX,
-        };
-        let end = self.invited().min(paced);
-        while self.started < end && self.opening < self.plan.connect_window {
+        let invited = self.invited();
+        while self.started < invited && self.opening < self.plan.connect_window {
+            let due = match self.plan.connect_rate {
+                Some(rate) => self.first_connect_ns + (self.started as f64 / rate * 1e9) as u64,
+                None => now,
+            };
+            if due > now {
+                break;
+            }
             self.started += 1;
-            self.connect(self.started - 1);
+            self.connect(self.started - 1, due);
         }
         while let Some(&Reverse((due, index))) = self.retries.peek() {
             if due > now || self.opening >= self.plan.connect_window {
                 break;
             }
             self.retries.pop();
-            self.connect(index);
+            let subscriber = &self.subscribers[index];
+            // Meanwhile its place may be another's.
+            if subscriber.state == State::Closed && !subscriber.is_leaving {
+                let first_try = !self.tally.history.has_joined(index);
+                self.connect(index, if first_try { subscriber.due_ns } else { due });
+            }
         }
     }
 
-    fn connect(&mut self, index: usize) {
+    /// Starts the connection of a client, which was due at `due_ns`: what it takes counts from then.
+    fn connect(&mut self, index: usize, due_ns: u64) {
         let source = net::source_address(self.plan.url.address(), self.plan.first + index, self.plan.addresses);
         let opened = net::connect(self.plan.url.address(), source).and_then(|stream| {
             self.epoll.add(&stream, index as u64, Interest::ReadWrite)?;
             Ok(stream)
         });
         let subscriber = &mut self.subscribers[index];
-        subscriber.connect_ns = net::now_ns();
+        subscriber.due_ns = due_ns;
         match opened {
             Ok(stream) => {
                 subscriber.stream = Some(stream);
@@ -376,6 +286,68 @@ impl Hand {
             .push(Reverse((net::now_ns() + RETRY.as_nanos() as u64, index)));
     }
 
+    /// Lets visitors come and others go.
+    fn exchange_visitors(&mut self, phase: Phase) {
+        let Some(mut visits) = self.visits.take() else {
+            return;
+        };
+        let now = net::now_ns();
+        if phase == Phase::Publish {
+            self.welcome(&mut visits, now);
+        }
+        let may_go = |leaving: &Leaving| {
+            let state = self.subscribers[leaving.place].state;
+            state == State::Closed || now > leaving.deadline_ns || self.tally.is_at(leaving.place, &leaving.ends)
+        };
+        for gone in visits.departures(may_go) {
+            self.close(gone.place);
+            let channel = self.subscribers[gone.place].channel;
+            self.tally.leave(gone.place, channel, &gone.ends);
+        }
+        self.visits = Some(visits);
+    }
+
+    /// Connects every visitor who is due, and sends somebody else away for each.
+    fn welcome(&mut self, visits: &mut Visits, now: u64) {
+        if !visits.have_begun() {
+            // That everybody came at once at the start is not what the visitors meet with.
+            self.tally.opening = Latency::new();
+        }
+        loop {
+            let due = visits.due_ns(now);
+            if due > now {
+                return;
+            }
+            let (Some(leaver), Some(place)) = (self.draw_leaver(), visits.begin()) else {
+                return;
+            };
+            let subscriber = &mut self.subscribers[leaver];
+            subscriber.is_leaving = true;
+            visits.send_away(Leaving {
+                place: leaver,
+                ends: self.tally.ends(subscriber.channel),
+                deadline_ns: now + self.plan.patience.as_nanos() as u64,
+            });
+            self.visitors += 1;
+            // Another number than any of those who were there at the start.
+            let number = self.plan.first + self.plan.count * 7 + self.visitors;
+            let channel = self.plan.audience.channel(number, self.plan.lanes.channels());
+            self.subscribers[place] = Subscriber::new(channel);
+            self.connect(place, due);
+        }
+    }
+
+    /// Somebody who is there and not about to leave: the first one behind a place that is drawn.
+    fn draw_leaver(&self) -> Option<usize> {
+        let places = self.subscribers.len();
+        let drawn = fastrand::usize(..places);
+        let stays = |index: &usize| {
+            let subscriber = &self.subscribers[*index];
+            subscriber.state == State::Streaming && !subscriber.is_leaving
+        };
+        (drawn..places).chain(0..drawn).find(stays)
+    }
+
     /// A socket is ready.
     fn serve(&mut self, ready: Ready) {
         let index = ready.token as usize;
@@ -390,7 +362,7 @@ impl Hand {
                 return;
             }
             if ready.writable {
-                self.send_request(index);
+                self.send_first_request(index);
             }
             return;
         }
@@ -411,52 +383,58 @@ impl Hand {
         }
     }
 
+    /// The connection is there.
+    fn send_first_request(&mut self, index: usize) {
+        let subscriber = &mut self.subscribers[index];
+        if let Some(stream) = &subscriber.stream
+            && let Err(error) = self.epoll.modify(stream, index as u64, Interest::ReadEdge)
+        {
+            return self.ended(index, &error.to_string());
+        }
+        subscriber.state = State::Head;
+        subscriber.feed = self.plan.transport.feed();
+        self.send_request(index);
+        // Nothing comes back before the first message: that the request is sent must do.
+        if self.plan.transport == Transport::LongPolling && self.subscribers[index].state == State::Head {
+            self.opened(index, State::Polling);
+        }
+    }
+
     fn send_request(&mut self, index: usize) {
         let request = self.request(index);
-        let subscriber = &mut self.subscribers[index];
-        let Some(stream) = &mut subscriber.stream else {
+        let Some(stream) = &mut self.subscribers[index].stream else {
             return;
         };
-        let sent = stream
-            .write(request.as_bytes())
-            .and_then(|sent| match sent == request.len() {
-                true => self.epoll.modify(&*stream, index as u64, Interest::ReadEdge),
-                false => Err(io::Error::other("the request did not fit into an empty socket")),
-            });
-        match sent {
-            Ok(()) => subscriber.state = State::Head,
+        match stream.write(request.as_bytes()) {
+            Ok(sent) if sent == request.len() => {}
+            Ok(_) => self.ended(index, "the request did not fit into an empty socket"),
             Err(error) => self.ended(index, &error.to_string()),
         }
     }
 
     fn request(&self, index: usize) -> String {
-        let channel = self.channel(index);
+        let subscriber = &self.subscribers[index];
+        let channel = subscriber.channel;
         let path = self.plan.url.path(&channel_name(self.plan.run, channel));
-        let mut request = format!(
-            "GET {path} HTTP/1.1\r\nHost: {}\r\n{BROWSER_HEADERS}",
-            self.plan.url.authority()
-        );
-        if let Some((publisher, sequence)) = self.subscribers[index].position
+        let (host, headers) = (self.plan.url.authority(), &self.headers);
+        let mut request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}");
+        if let Some(position) = &subscriber.poll_position {
+            request.push_str(position);
+        } else if let Some((publisher, sequence)) = subscriber.position
             && self.plan.event_ids
         {
+            let mark = Mark {
+                channel,
+                publisher,
+                sequence,
+            };
             let mut id = String::new();
-            self.tally.messages.write_id(
-                &mut id,
-                Mark {
-                    channel,
-                    publisher,
-                    sequence,
-                },
-            );
+            self.messages.write_id(&mut id, mark);
             // Writing to a string cannot fail.
             let _ = write!(request, "Last-Event-ID: {id}\r\n");
         }
         request.push_str("\r\n");
         request
-    }
-
-    fn channel(&self, index: usize) -> u32 {
-        ((self.plan.first + index) % self.plan.lanes.channels() as usize) as u32
     }
 
     /// `length` bytes lie in the buffer.
@@ -482,45 +460,77 @@ impl Hand {
             Ok((None, length)) => {
                 self.heads.insert(index, self.buffer[..length].to_vec());
             }
-            Ok((Some((head, used)), length)) => self.head(index, head, used..length),
+            Ok((Some((head, used)), length)) => self.head(index, head, used, length),
             Err(error) => self.malformed(index, &error.to_string()),
         }
     }
 
-    fn head(&mut self, index: usize, head: ResponseHead, rest: Range<usize>) {
-        if head.status != 200 || !head.event_stream {
+    /// A response head takes the first `used` of the `length` bytes in the buffer.
+    fn head(&mut self, index: usize, head: ResponseHead, used: usize, length: usize) {
+        let raw = &self.buffer[..used];
+        if let Err(why) = self.plan.transport.accepts(&head, raw) {
             self.tally.counts.refused += 1;
-            self.tally.problem(index, || match head.status {
-                200 => "the answer is no event stream".to_owned(),
-                status => format!("refused with status {status}"),
-            });
+            self.tally.problem(index, || why);
             self.close(index);
             self.retry_later(index);
             return;
         }
         let subscriber = &mut self.subscribers[index];
-        subscriber.state = State::Streaming;
-        subscriber.body = head.body;
-        self.tally.opening.record(net::now_ns() - subscriber.connect_ns);
+        subscriber.last_response = head.close;
+        subscriber.body = match self.plan.transport {
+            Transport::WebSocket => Body::UntilClose,
+            _ => head.body,
+        };
+        if self.plan.transport == Transport::LongPolling {
+            subscriber.poll_position = poll_position(raw).or_else(|| subscriber.poll_position.take());
+        }
+        match subscriber.state {
+            State::Polling => subscriber.state = State::Streaming,
+            _ => self.opened(index, State::Streaming),
+        }
+        self.stream_bytes(index, used..length);
+    }
+
+    /// The client is a subscriber from now on.
+    fn opened(&mut self, index: usize, state: State) {
+        let subscriber = &mut self.subscribers[index];
+        subscriber.state = state;
+        self.tally
+            .opening
+            .record(net::now_ns().saturating_sub(subscriber.due_ns));
+        self.tally.counts.opened += 1;
         self.opening -= 1;
         self.open += 1;
-        self.stream_bytes(index, rest);
+        if self.plan.transport != Transport::Plain && !self.tally.history.has_joined(index) {
+            self.tally.join(index, subscriber.channel);
+        }
     }
 
     fn stream_bytes(&mut self, index: usize, bytes: Range<usize>) {
-        let channel = self.channel(index);
         let subscriber = &mut self.subscribers[index];
         self.decoded.clear();
         let decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
         let now_ns = net::now_ns();
-        let (tally, position) = (&mut self.tally, &mut subscriber.position);
-        subscriber.events.feed(&self.decoded, |item| {
-            if let Some(new) = tally.item(index, channel, item, now_ns) {
+        let (tally, channel, position) = (&mut self.tally, subscriber.channel, &mut subscriber.position);
+        let (mut pongs, mut closed) = (Vec::new(), false);
+        subscriber.feed.feed(&self.decoded, |item| {
+            if let Some(new) = tally.item(index, channel, &item, now_ns) {
                 *position = Some(new);
             }
+            match item {
+                Item::Ping(payload) => pongs.extend_from_slice(&transport::pong(payload)),
+                Item::Close => closed = true,
+                _ => {}
+            }
         });
-        if subscriber.events.is_inside_event() {
+        if subscriber.feed.is_inside_message() {
             self.tally.counts.partial_bytes += bytes.len() as u64;
+        }
+        if !pongs.is_empty()
+            && let Some(stream) = &mut subscriber.stream
+        {
+            // Should it fail, the next read will say why.
+            let _ = stream.write(&pongs);
         }
         match decoded {
             Err(error) => self.malformed(index, &error.to_string()),
@@ -529,8 +539,24 @@ impl Hand {
                 self.tally.foreign(index, &rest, "bytes behind the end of the response");
                 self.ended(index, "the response ended");
             }
-            Ok(_) if subscriber.body == Body::Done => self.ended(index, "the response ended"),
+            Ok(_) if closed => self.ended(index, "the server sent a close frame"),
+            Ok(_) if self.subscribers[index].body == Body::Done => self.response_ended(index),
             Ok(_) => {}
+        }
+    }
+
+    fn response_ended(&mut self, index: usize) {
+        match self.plan.transport {
+            Transport::LongPolling if self.subscribers[index].last_response => {
+                self.close(index);
+                self.connect(index, net::now_ns());
+            }
+            Transport::LongPolling => {
+                self.subscribers[index].state = State::Polling;
+                self.send_request(index);
+            }
+            Transport::Plain if !self.subscribers[index].last_response => {}
+            _ => self.ended(index, "the response ended"),
         }
     }
 
@@ -543,20 +569,17 @@ impl Hand {
     /// The stream of a client is over, whoever ended it.
     fn ended(&mut self, index: usize, why: &str) {
         let was = self.close(index);
-        if was == State::Streaming {
+        let was_open = matches!(was, State::Streaming | State::Polling);
+        if was_open {
             self.tally.counts.disconnects += 1;
         }
         if self.plan.reconnect {
             self.tally.counts.reconnects += 1;
-            let delay = if was == State::Streaming {
-                0
-            } else {
-                RETRY.as_nanos() as u64
-            };
+            let delay = if was_open { 0 } else { RETRY.as_nanos() as u64 };
             self.retries.push(Reverse((net::now_ns() + delay, index)));
         } else {
             self.tally.problem(index, || format!("stream lost: {why}"));
-            if was != State::Streaming {
+            if !was_open {
                 self.retry_later(index);
             }
         }
@@ -566,13 +589,13 @@ impl Hand {
     fn close(&mut self, index: usize) -> State {
         let subscriber = &mut self.subscribers[index];
         subscriber.stream = None;
-        subscriber.events.reset();
+        subscriber.feed = Feed::Anything;
         self.heads.remove(&index);
         let was = std::mem::replace(&mut subscriber.state, State::Closed);
         match was {
             State::Closed => {}
             State::Connecting | State::Head => self.opening -= 1,
-            State::Streaming => self.open -= 1,
+            State::Polling | State::Streaming => self.open -= 1,
         }
         was
     }
@@ -589,19 +612,16 @@ impl Hand {
 
     /// How many clients have not come to the end of what was accepted.
     fn behind(&self) -> u64 {
-        let behind = |index: &usize| {
-            let channel = self.channel(*index);
-            (0..self.plan.lanes.per_channel()).any(|publisher| {
-                let end = self.plan.lanes.accepted_end(Lane { channel, publisher });
-                !self.tally.history.is_at(*index, publisher as usize, end)
-            })
+        let behind = |(index, subscriber): &(usize, &Subscriber)| {
+            self.tally.history.has_joined(*index) && !self.tally.is_at(*index, &self.tally.ends(subscriber.channel))
         };
-        (0..self.subscribers.len()).filter(behind).count() as u64
+        self.subscribers.iter().enumerate().filter(behind).count() as u64
     }
 
     fn show(&self) {
         let (shown, counts) = (self.board.counters(self.place), &self.tally.counts);
         shown.open.store(self.open as u64, Relaxed);
+        shown.opened.store(counts.opened, Relaxed);
         shown.done.store(counts.messages, Relaxed);
         shown.partial_bytes.store(counts.partial_bytes, Relaxed);
         shown.reconnects.store(counts.reconnects, Relaxed);
@@ -609,147 +629,35 @@ impl Hand {
         shown.trouble.store(trouble, Relaxed);
     }
 
-    fn report(&self) -> Value {
-        let Tally {
-            counts, history, lanes, ..
-        } = &self.tally;
-        let mut unseen = Vec::new();
-        for index in 0..self.subscribers.len() {
-            let channel = self.channel(index);
-            for publisher in 0..lanes.per_channel() {
-                let lane = Lane { channel, publisher };
-                let ranges = history.unseen(index, publisher as usize, lanes.accepted_end(lane));
-                if !ranges.is_empty() {
-                    let ranges: Vec<_> = ranges.iter().map(|range| [range.start, range.end]).collect();
-                    unseen.push(json!({
-                        "subscriber": self.plan.first + index,
-                        "lane": lanes.index(lane),
-                        "ranges": ranges,
-                    }));
-                }
-            }
-        }
-        json!({
-            "messages": counts.messages,
-            "comments": counts.comments,
-            "foreign": counts.foreign,
-            "doubled": counts.doubled,
-            "out_of_order": counts.out_of_order,
-            "refused": counts.refused,
-            "malformed": counts.malformed,
-            "disconnects": counts.disconnects,
-            "reconnects": counts.reconnects,
-            "failed_connects": counts.failed_connects,
-            "last_message_ns": self.tally.last_message_ns,
-            "latency": self.tally.latency.to_json(),
-            "opening": self.tally.opening.to_json(),
-            "bytes_per_subscriber": size_of::<Subscriber>() + history.bytes_per_subscriber(),
-            "unseen": unseen,
-            "problems": self.tally.problems,
-        })
+    fn report(&mut self) -> Value {
+        let channels = self.subscribers.iter().map(|subscriber| subscriber.channel);
+        let mut report = self.tally.report(channels);
+        report["bytes_per_subscriber"] = (size_of::<Subscriber>() + self.tally.history.bytes_per_subscriber()).into();
+        report
     }
+}
+
+/// The header lines with which the next long poll goes on where the response with this head ended.
+fn poll_position(head: &[u8]) -> Option<Box<str>> {
+    let value = |name| std::str::from_utf8(http::header(head, name)?).ok();
+    let (time, tag) = (value("Last-Modified")?, value("Etag")?);
+    Some(format!("If-Modified-Since: {time}\r\nIf-None-Match: {tag}\r\n").into_boxed_str())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Stamped;
-
-    /// A tally for one subscriber of channel 0, of which three messages were sent.
-    fn tally() -> Tally {
-        let lanes = Lanes::new(2, 1).unwrap();
-        lanes.sending(
-            Lane {
-                channel: 0,
-                publisher: 0,
-            },
-            2,
-        );
-        lanes.sending(
-            Lane {
-                channel: 1,
-                publisher: 0,
-            },
-            2,
-        );
-        Tally {
-            lanes,
-            messages: Messages::new(1, 200),
-            event_ids: true,
-            first: 0,
-            history: History::new(1, 1),
-            latency: Latency::new(),
-            opening: Latency::new(),
-            counts: Counts::default(),
-            last_message_ns: 0,
-            problems: Vec::new(),
-            id: String::new(),
-        }
-    }
-
-    /// The subscriber of channel 0 receives a message of `channel` with the id of message `id`.
-    fn receive(tally: &mut Tally, channel: u32, sequence: u32, id: u32) -> Option<(u32, u32)> {
-        let mut text = Vec::new();
-        let mark = Mark {
-            channel,
-            publisher: 0,
-            sequence,
-        };
-        tally.messages.write(&mut text, Stamped { mark, due_ns: 5 }, 150);
-        let mut written = String::new();
-        tally.messages.write_id(&mut written, Mark { sequence: id, ..mark });
-        let message = Message {
-            id: Some(written.as_bytes()),
-            event: None,
-            data: &text,
-        };
-        tally.item(0, 0, Item::Message(message), 10)
-    }
-
-    #[test]
-    fn what_should_come_is_counted_and_moves_the_position() {
-        let mut tally = tally();
-        assert_eq!(receive(&mut tally, 0, 0, 0), Some((0, 0)));
-        assert_eq!(receive(&mut tally, 0, 1, 1), Some((0, 1)));
-        assert_eq!(
-            (tally.counts.messages, tally.counts.foreign, tally.latency.count()),
-            (2, 0, 2)
-        );
-        assert!(tally.problems.is_empty());
-    }
-
-    #[test]
-    fn everything_foreign_is_noticed() {
-        let mut tally = tally();
-        assert_eq!(receive(&mut tally, 1, 0, 0), None, "a message of another channel");
-        assert_eq!(receive(&mut tally, 0, 3, 3), None, "a message that was never sent");
-        assert_eq!(receive(&mut tally, 0, 0, 1), None, "a message with the id of another");
-        let text = Message {
-            id: None,
-            event: None,
-            data: b"hello",
-        };
-        assert_eq!(tally.item(0, 0, Item::Message(text), 10), None);
-        assert_eq!(tally.item(0, 0, Item::Foreign(b"<html>"), 10), None);
-        assert_eq!(
-            (tally.counts.foreign, tally.counts.messages, tally.problems.len()),
-            (5, 0, 5)
-        );
-    }
-
-    #[test]
-    fn lost_doubled_and_reordered_messages_are_noticed() {
-        let mut tally = tally();
-        receive(&mut tally, 0, 2, 2);
-        receive(&mut tally, 0, 0, 0);
-        receive(&mut tally, 0, 0, 0);
-        assert_eq!((tally.counts.out_of_order, tally.counts.doubled), (1, 1));
-        assert_eq!(tally.history.unseen(0, 0, 3).first(), Some(&(1..2)));
-        assert_eq!(tally.problems.len(), 3);
-    }
 
     #[test]
     fn a_subscriber_costs_less_than_300_bytes() {
         assert!(size_of::<Subscriber>() <= 128, "{} bytes", size_of::<Subscriber>());
+    }
+
+    #[test]
+    fn a_long_poll_goes_on_where_the_last_one_ended() {
+        let head = b"HTTP/1.1 200 OK\r\nLast-Modified: Thu, 26 Nov 2026 07:00:00 GMT\r\nEtag: W/3\r\n\r\n";
+        let wanted = "If-Modified-Since: Thu, 26 Nov 2026 07:00:00 GMT\r\nIf-None-Match: W/3\r\n";
+        assert_eq!(poll_position(head).as_deref(), Some(wanted));
+        assert_eq!(poll_position(b"HTTP/1.1 200 OK\r\nEtag: W/3\r\n\r\n"), None);
     }
 }

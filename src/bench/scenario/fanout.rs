@@ -1,4 +1,4 @@
-//! `fanout`: messages to many subscribers, and what each delivery costs. With more channels it is `many`.
+//! `fanout` and `many`: messages to many subscribers, and what each delivery costs.
 
 use std::time::Duration;
 
@@ -8,18 +8,45 @@ use super::{Cast, Clients, Run, Target, cpu_facts, per_second};
 use crate::message;
 use crate::report::{Report, Unit};
 
+/// One channel with all subscribers
 #[derive(Args, Debug)]
 pub struct Fanout {
-    #[command(flatten)]
-    target: Target,
-    #[command(flatten)]
-    clients: Clients,
-    /// EventSource subscribers
-    #[arg(long, default_value_t = 5_000, value_name = "N")]
+    /// Subscribers
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
     subscribers: usize,
     /// Channels they spread over
     #[arg(long, default_value_t = 1, value_name = "N")]
     channels: u32,
+    /// Messages a second (open loop: latency counts from when a message was due); full speed if not given
+    #[arg(long, value_name = "N")]
+    rate: Option<f64>,
+    #[command(flatten)]
+    flow: Flow,
+}
+
+/// Very many channels with few subscribers each
+#[derive(Args, Debug)]
+pub struct Many {
+    /// Subscribers
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    subscribers: usize,
+    /// Channels they spread over
+    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    channels: u32,
+    /// Messages a second, each to the next channel (open loop: latency counts from when a message was due)
+    #[arg(long, default_value_t = 1_000.0, value_name = "N")]
+    rate: f64,
+    #[command(flatten)]
+    flow: Flow,
+}
+
+/// What both have in common.
+#[derive(Args, Debug)]
+struct Flow {
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    clients: Clients,
     /// Keep-alive connections that publish
     #[arg(long, default_value_t = 1, value_name = "N")]
     publishers: u32,
@@ -29,9 +56,6 @@ pub struct Fanout {
     /// Publish for so long instead
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
-    /// Messages a second (open loop: latency counts from when a message was due); full speed if not given
-    #[arg(long, value_name = "N")]
-    rate: Option<f64>,
     /// Let the publishers wait while so many messages have not reached the subscribers: full speed, but no faster than
     /// they are delivered
     #[arg(long, value_name = "N")]
@@ -42,48 +66,51 @@ pub struct Fanout {
     /// Send an Event-Id with each message and check that it arrives
     #[arg(long)]
     event_ids: bool,
-    /// Name of the scenario in the report
-    #[arg(long, default_value = "fanout", value_parser = ["fanout", "flood", "many"])]
-    name: String,
 }
 
 impl Fanout {
     pub fn run(&self) -> anyhow::Result<Report> {
+        self.flow
+            .run("fanout", self.subscribers, self.channels.max(1), self.rate)
+    }
+}
+
+impl Many {
+    pub fn run(&self) -> anyhow::Result<Report> {
+        self.flow
+            .run("many", self.subscribers, self.channels.max(1), Some(self.rate))
+    }
+}
+
+impl Flow {
+    fn run(&self, scenario: &str, subscribers: usize, channels: u32, rate: Option<f64>) -> anyhow::Result<Report> {
         let cast = Cast {
-            subscribers: self.subscribers,
-            channels: self.channels.max(1),
+            subscribers,
+            channels,
             publishers: self.publishers.max(1),
             messages: self.seconds.is_none().then_some(self.messages),
             duration: self
                 .seconds
                 .map(|seconds| Duration::from_secs_f64(seconds.clamp(0.01, 86_400.0))),
-            rate: self.rate,
+            rate,
             max_ahead: self.max_ahead,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: self.event_ids,
-            reconnect: false,
-            connect_rate: None,
+            ..Cast::default()
         };
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
-        run.connect(self.subscribers)?;
+        run.connect(subscribers)?;
         std::thread::sleep(Duration::from_millis(500));
         let before = run.server.cpu();
-        run.publish(|| Ok(()))?;
+        run.publish(|_| Ok(()))?;
         run.drain()?;
         let cpu = run.server.cpu() - before;
         let known = run.server.is_known();
         let findings = run.finish()?;
 
-        let mut report = Report::new(
-            match self.name.as_str() {
-                "flood" => "flood",
-                "many" => "many",
-                _ => "fanout",
-            },
-            &self.target.label,
-        );
-        report.count("subscribers", "subscribers", self.subscribers as u64);
-        report.count("channels", "channels", u64::from(self.channels));
+        let mut report = self.target.report(scenario);
+        report.count("subscribers", "subscribers", subscribers as u64);
+        report.count("channels", "channels", u64::from(channels));
         report.count("publishers", "publishers", u64::from(self.publishers));
         report.count("published", "messages published", findings.accepted);
         report.count("deliveries", "deliveries", findings.messages);
@@ -91,6 +118,7 @@ impl Fanout {
         report.fact("deliveries_per_second", "deliveries per second", rate, Unit::PerSecond);
         let rate = per_second(findings.accepted, findings.publishing);
         report.fact("publishes_per_second", "publishes per second", rate, Unit::PerSecond);
+        report.seconds("delivering_s", "first publish to last delivery", findings.delivering);
         if known {
             cpu_facts(&mut report, cpu, findings.messages, "delivery");
         }

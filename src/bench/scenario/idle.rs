@@ -6,7 +6,6 @@ use clap::Args;
 
 use super::{Cast, Clients, Run, Target};
 use crate::crew::Phase;
-use crate::message;
 use crate::proc::{KernelMemory, Memory};
 use crate::report::{Report, Unit};
 
@@ -44,15 +43,8 @@ impl Idle {
         let cast = Cast {
             subscribers: self.subscribers,
             channels,
-            publishers: 1,
             messages: Some(self.messages * u64::from(channels)),
-            duration: None,
-            rate: None,
-            max_ahead: None,
-            message_bytes: message::MIN_BYTES,
-            event_ids: false,
-            reconnect: false,
-            connect_rate: None,
+            ..Cast::default()
         };
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let empty = self.sample(&run, 0);
@@ -63,18 +55,17 @@ impl Idle {
         let full = self.sample(&run, self.subscribers);
         let mut grown = full;
         if self.messages > 0 {
-            run.publish(|| Ok(()))?;
+            run.publish(|_| Ok(()))?;
             run.drain()?;
             grown = self.sample(&run, self.subscribers);
         }
-        run.leave()?;
-        std::thread::sleep(Duration::from_secs(1));
+        let left = run.leave()?;
         let after = self.sample(&run, 0);
         let known = run.server.is_known();
         run.crew.enter(Phase::Finish);
         let findings = run.finish()?;
 
-        let mut report = Report::new("idle", &self.target.label);
+        let mut report = self.target.report("idle");
         report.count("subscribers", "subscribers", self.subscribers as u64);
         if known {
             for (key, label, part) in PARTS {
@@ -89,7 +80,8 @@ impl Idle {
                 );
             }
             if self.messages > 0 {
-                let growth = (grown.server.private as f64 - full.server.private as f64) / self.subscribers as f64;
+                let growth =
+                    (grown.server.proportional as f64 - full.server.proportional as f64) / self.subscribers as f64;
                 let label = format!("growth by {} messages per subscriber", self.messages);
                 report.fact("growth_bytes", &label, growth, Unit::Bytes);
             }
@@ -133,6 +125,7 @@ impl Idle {
             Unit::Bytes,
         );
         report.latency("opening", "connect to response head", &findings.opening);
+        report.left(&left);
         findings.judge(&mut report, false);
         Ok(report)
     }

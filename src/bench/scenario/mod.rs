@@ -2,9 +2,13 @@
 //!
 //! Here is what they share: the target, the crew of client processes, and the sum of what the crew found.
 
+pub mod churn;
+pub mod disqus;
 pub mod fanout;
 pub mod idle;
+mod mix;
 pub mod publish;
+pub mod soak;
 pub mod storm;
 pub mod verify;
 
@@ -19,12 +23,15 @@ use serde_json::Value;
 use crate::crew::{Crew, Phase, Work};
 use crate::history::Published;
 use crate::http::ResponseHead;
-use crate::lanes::Lanes;
+use crate::lanes::{Audience, Lanes};
 use crate::latency::Latency;
+use crate::message;
 use crate::net;
 use crate::proc::{Cpu, Server};
 use crate::report::{Report, Unit};
+use crate::transport::Transport;
 use crate::url::UrlTemplate;
+use crate::visits::spare_places;
 use crate::{publishers, subscribers};
 
 /// The server under test and how it is reached.
@@ -33,9 +40,12 @@ pub struct Target {
     /// Where to publish: a URL with {channel} in it
     #[arg(long, default_value = "http://127.0.0.1:8080/pub?id={channel}", value_name = "URL")]
     pub pub_url: UrlTemplate,
-    /// Where to subscribe with EventSource: a URL with {channel} in it
+    /// Where to subscribe: a URL with {channel} in it
     #[arg(long, default_value = "http://127.0.0.1:8080/ev/{channel}", value_name = "URL")]
     pub sub_url: UrlTemplate,
+    /// How to subscribe there
+    #[arg(long, value_enum, default_value_t = Transport::EventSource)]
+    pub transport: Transport,
     /// Statistics that hold the number of subscribers; publishing begins when it shows them all
     #[arg(long, value_name = "URL")]
     pub stats_url: Option<UrlTemplate>,
@@ -45,6 +55,16 @@ pub struct Target {
     /// Name of the server in the report
     #[arg(long, default_value = "server")]
     pub label: String,
+    /// Name of the scenario in the report, to tell its variants apart
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+impl Target {
+    /// An empty report of `scenario`.
+    fn report(&self, scenario: &str) -> Report {
+        Report::new(self.name.as_deref().unwrap_or(scenario), &self.label)
+    }
 }
 
 /// The client side of the bench.
@@ -62,11 +82,18 @@ pub struct Clients {
     /// Seconds without any progress after which the run is over
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     pub patience: f64,
+    /// Seconds after which those who left must be gone from the statistics
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    pub leave_limit: f64,
 }
 
 impl Clients {
     fn patience(&self) -> Duration {
         Duration::from_secs_f64(self.patience.clamp(0.1, 3600.0))
+    }
+
+    fn leave_limit(&self) -> Duration {
+        Duration::from_secs_f64(self.leave_limit.clamp(0.1, 3600.0))
     }
 }
 
@@ -75,16 +102,47 @@ impl Clients {
 struct Cast {
     subscribers: usize,
     channels: u32,
+    audience: Audience,
     publishers: u32,
+    /// Ends when so many messages are accepted.
     messages: Option<u64>,
+    /// Ends after so long.
     duration: Option<Duration>,
+    /// Messages a second.
     rate: Option<f64>,
     max_ahead: Option<u64>,
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
+    /// New subscribers a second at the start.
     connect_rate: Option<f64>,
+    /// Subscribers a second that leave while others come.
+    visit_rate: Option<f64>,
 }
+
+impl Default for Cast {
+    /// Nobody subscribes, one publisher has nothing to say.
+    fn default() -> Self {
+        Self {
+            subscribers: 0,
+            channels: 1,
+            audience: Audience::Even,
+            publishers: 1,
+            messages: None,
+            duration: None,
+            rate: None,
+            max_ahead: None,
+            message_bytes: message::MIN_BYTES,
+            event_ids: false,
+            reconnect: false,
+            connect_rate: None,
+            visit_rate: None,
+        }
+    }
+}
+
+/// With more processes than this each looks at the board less often.
+const FEW_PROCESSES: usize = 8;
 
 /// Descriptors that a client process needs beside its connections.
 const SPARE_DESCRIPTORS: usize = 64;
@@ -100,6 +158,7 @@ struct Run {
     stats_url: Option<UrlTemplate>,
     server: Server,
     patience: Duration,
+    leave_limit: Duration,
     progress: Progress,
 }
 
@@ -108,10 +167,14 @@ impl Run {
         if cast.channels > 1 && !(target.sub_url.names_channel() && target.pub_url.names_channel()) {
             bail!("several channels need {{channel}} in --sub-url and --pub-url");
         }
+        if cast.visit_rate.is_some() && matches!(target.transport, Transport::LongPolling | Transport::Plain) {
+            bail!("visitors need a transport that tells when they are there: not long polling");
+        }
         let server = Server::new(target.server_pid.clone())?;
         let limit = net::raise_file_limit().context("cannot read the limit of open files")?;
         let most = limit.saturating_sub(SPARE_DESCRIPTORS).max(1);
-        let processes = clients.processes.unwrap_or(1).max(cast.subscribers.div_ceil(most));
+        let places = cast.subscribers + cast.visit_rate.map_or(0, spare_places);
+        let processes = clients.processes.unwrap_or(1).max(places.div_ceil(most));
         let addresses = clients
             .addresses
             .unwrap_or(cast.subscribers.div_ceil(CONNECTIONS_PER_ADDRESS))
@@ -122,20 +185,24 @@ impl Run {
         let subscribing = (0..processes).filter(|_| cast.subscribers > 0).map(|process| {
             let plan = subscribers::Plan {
                 url: target.sub_url.clone(),
+                transport: target.transport,
                 first: share(process),
                 count: share(process + 1) - share(process),
                 lanes,
+                audience: cast.audience,
                 run,
                 max_message_bytes: cast.message_bytes,
                 event_ids: cast.event_ids,
                 addresses,
                 connect_rate: cast.connect_rate.map(|rate| rate / processes as f64),
-                connect_window: if cast.connect_rate.is_some() {
-                    usize::MAX
-                } else {
-                    clients.connect_window.max(1)
+                connect_window: match cast.connect_rate.or(cast.visit_rate) {
+                    Some(_) => usize::MAX,
+                    None => clients.connect_window.max(1),
                 },
+                visit_rate: cast.visit_rate.map(|rate| rate / processes as f64),
+                patience: clients.patience(),
                 reconnect: cast.reconnect,
+                glance: Duration::from_millis(if processes > FEW_PROCESSES { 100 } else { 10 }),
             };
             Box::new(move |board, place| subscribers::work(plan, board, place)) as Work
         });
@@ -154,7 +221,7 @@ impl Run {
         };
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
-        let patience = clients.patience();
+        let (patience, leave_limit) = (clients.patience(), clients.leave_limit());
         let stats_url = target.stats_url.clone();
         Ok(Self {
             crew,
@@ -162,6 +229,7 @@ impl Run {
             stats_url,
             server,
             patience,
+            leave_limit,
             progress: Progress::new(),
         })
     }
@@ -204,18 +272,26 @@ impl Run {
     }
 
     fn await_statistics(&mut self, wanted: u64) -> anyhow::Result<()> {
-        let Some(url) = &self.stats_url else {
-            return Ok(());
-        };
+        match self.await_count(self.patience, |shown| shown >= wanted)? {
+            Count::Reached(_) => Ok(()),
+            Count::Stuck(shown) => bail!("{wanted} subscribers are connected, but the statistics say {shown}"),
+        }
+    }
+
+    /// Waits until the server's statistics, if they are known, show what is wanted.
+    fn await_count(&self, patience: Duration, wanted: impl Fn(u64) -> bool) -> anyhow::Result<Count> {
         let start = Instant::now();
+        let Some(url) = &self.stats_url else {
+            return Ok(Count::Reached(start.elapsed()));
+        };
         loop {
             let text = fetch(url)?;
             let shown = subscribers_in(&text).with_context(|| format!("no number of subscribers in {text:?}"))?;
-            if shown >= wanted {
-                return Ok(());
+            if wanted(shown) {
+                return Ok(Count::Reached(start.elapsed()));
             }
-            if start.elapsed() > self.patience {
-                bail!("{wanted} subscribers are connected, but the statistics say {shown}");
+            if start.elapsed() > patience {
+                return Ok(Count::Stuck(shown));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -246,7 +322,7 @@ impl Run {
     }
 
     /// Lets the publishers publish to their end; calls `meanwhile` every 10 ms.
-    fn publish(&mut self, mut meanwhile: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    fn publish(&mut self, mut meanwhile: impl FnMut(&Crew) -> anyhow::Result<()>) -> anyhow::Result<()> {
         self.crew.enter(Phase::Publish);
         let Self {
             crew,
@@ -262,13 +338,17 @@ impl Run {
             |crew| crew.publishers_settled(Phase::Publish),
             |crew| {
                 progress.show(|| {
-                    let (published, received, trouble) = (crew.published(), crew.received(), crew.trouble());
                     format!(
-                        "published {published}, received {received}, reconnects {}, trouble {trouble}",
-                        crew.reconnects()
+                        "subscribers {}, came {}, published {}, received {}, reconnects {}, trouble {}",
+                        crew.open(),
+                        crew.opened(),
+                        crew.published(),
+                        crew.received(),
+                        crew.reconnects(),
+                        crew.trouble()
                     )
                 });
-                meanwhile()
+                meanwhile(crew)
             },
         )?;
         if !ended {
@@ -296,12 +376,19 @@ impl Run {
         Ok(all)
     }
 
-    /// Closes all subscribers and returns when the clients have closed them.
-    fn leave(&mut self) -> anyhow::Result<()> {
+    /// Closes all subscribers and waits until the statistics no longer show them: how long that took, or a problem.
+    fn leave(&mut self) -> anyhow::Result<Result<Duration, String>> {
+        let limit = self.leave_limit;
+        let start = Instant::now();
         self.crew.enter(Phase::Leave);
         self.crew
-            .wait(self.patience, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
-        Ok(())
+            .wait(limit, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
+        Ok(match self.await_count(limit, |shown| shown == 0)? {
+            Count::Reached(_) => Ok(start.elapsed()),
+            Count::Stuck(shown) => Err(format!(
+                "all subscribers have left, but after {limit:.0?} the statistics still show {shown}"
+            )),
+        })
     }
 
     fn finish(mut self) -> anyhow::Result<Findings> {
@@ -309,6 +396,13 @@ impl Run {
         let (subscribers, publishers) = self.crew.collect()?;
         Findings::sum(&subscribers, &publishers)
     }
+}
+
+/// Whether the statistics came to show what was wanted, and after how long; else what they showed last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Count {
+    Reached(Duration),
+    Stuck(u64),
 }
 
 /// What all processes of a run found, added up.
@@ -335,6 +429,9 @@ struct Findings {
     latency: Latency,
     opening: Latency,
     publish_latency: Latency,
+    /// Connections that became subscriptions, over the whole run.
+    opened: u64,
+    departed: u64,
     bytes_per_subscriber: u64,
     /// The first few things that went wrong, in words.
     examples: Vec<String>,
@@ -393,6 +490,8 @@ impl Findings {
             latency: latency(subscribers, "latency")?,
             opening: latency(subscribers, "opening")?,
             publish_latency: latency(publishers, "latency")?,
+            opened: sum(subscribers, "opened"),
+            departed: sum(subscribers, "departed"),
             bytes_per_subscriber: subscribers
                 .iter()
                 .map(|report| number(report, "bytes_per_subscriber"))

@@ -32,37 +32,27 @@ pub struct Publish {
     /// Send an Event-Id with each message
     #[arg(long)]
     event_ids: bool,
-    /// Name of the scenario in the report
-    #[arg(long, default_value = "publish", value_parser = ["publish", "baseline"])]
-    name: String,
 }
 
 impl Publish {
     pub fn run(&self) -> anyhow::Result<Report> {
         let cast = Cast {
-            subscribers: 0,
             channels: self.channels.max(1),
             publishers: self.publishers.max(1),
-            messages: None,
             duration: Some(Duration::from_secs_f64(self.seconds.clamp(0.01, 86_400.0))),
             rate: self.rate,
-            max_ahead: None,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: self.event_ids,
-            reconnect: false,
-            connect_rate: None,
+            ..Cast::default()
         };
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let before = run.server.cpu();
-        run.publish(|| Ok(()))?;
+        run.publish(|_| Ok(()))?;
         let cpu = run.server.cpu() - before;
         let known = run.server.is_known();
         let findings = run.finish()?;
 
-        let mut report = Report::new(
-            if self.name == "baseline" { "baseline" } else { "publish" },
-            &self.target.label,
-        );
+        let mut report = self.target.report("publish");
         report.count("publishers", "publishers", u64::from(self.publishers));
         report.count("channels", "channels", u64::from(self.channels));
         report.count("published", "messages published", findings.accepted);

@@ -5,7 +5,6 @@ use std::time::Instant;
 use clap::Args;
 
 use super::{Cast, Clients, Run, Target, cpu_facts, per_second};
-use crate::message;
 use crate::report::{Report, Unit};
 
 #[derive(Args, Debug)]
@@ -30,15 +29,8 @@ impl Storm {
         let cast = Cast {
             subscribers: self.subscribers,
             channels: self.channels.max(1),
-            publishers: 1,
-            messages: Some(0),
-            duration: None,
-            rate: None,
-            max_ahead: None,
-            message_bytes: message::MIN_BYTES,
-            event_ids: false,
-            reconnect: false,
             connect_rate: Some(self.rate.max(1.0)),
+            ..Cast::default()
         };
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let before = run.server.cpu();
@@ -46,11 +38,11 @@ impl Storm {
         run.connect(self.subscribers)?;
         let taken = start.elapsed();
         let cpu = run.server.cpu() - before;
-        run.leave()?;
+        let left = run.leave()?;
         let known = run.server.is_known();
         let findings = run.finish()?;
 
-        let mut report = Report::new("storm", &self.target.label);
+        let mut report = self.target.report("storm");
         report.count("subscribers", "subscribers", self.subscribers as u64);
         report.fact("wanted_per_second", "wanted per second", self.rate, Unit::PerSecond);
         let rate = per_second(self.subscribers as u64, taken);
@@ -59,6 +51,7 @@ impl Storm {
             cpu_facts(&mut report, cpu, self.subscribers as u64, "new subscriber");
         }
         report.latency("opening", "connect to response head", &findings.opening);
+        report.left(&left);
         findings.judge(&mut report, false);
         Ok(report)
     }

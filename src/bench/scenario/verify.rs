@@ -20,7 +20,7 @@ pub struct Verify {
     target: Target,
     #[command(flatten)]
     clients: Clients,
-    /// EventSource subscribers
+    /// Subscribers
     #[arg(long, default_value_t = 2_000, value_name = "N")]
     subscribers: usize,
     /// Channels; subscriber I listens to channel I % CHANNELS
@@ -68,24 +68,22 @@ impl Verify {
             channels,
             publishers,
             messages: Some(self.messages),
-            duration: None,
             rate: self.rate,
-            max_ahead: None,
             message_bytes: self.bytes.max(message::MIN_BYTES),
             event_ids: true,
             reconnect: self.reconnect,
-            connect_rate: None,
+            ..Cast::default()
         };
         let mut trouble = Trouble::new(self);
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         run.connect(self.subscribers)?;
         run.prime()?;
-        run.publish(|| trouble.make())?;
+        run.publish(|_| trouble.make())?;
         let complete = run.drain()?;
         std::thread::sleep(AFTERMATH);
         let findings = run.finish()?;
 
-        let mut report = Report::new("verify", &self.target.label);
+        let mut report = self.target.report("verify");
         report.count("subscribers", "subscribers", self.subscribers as u64);
         report.count("channels", "channels", u64::from(channels));
         report.count("publishers", "publishers", u64::from(publishers));

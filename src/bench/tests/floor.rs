@@ -32,11 +32,21 @@ impl Floor {
     }
 
     fn bench(&self, scenario: &str, arguments: &[&str]) -> Output {
+        self.bench_over("eventsource", scenario, arguments)
+    }
+
+    fn bench_over(&self, transport: &str, scenario: &str, arguments: &[&str]) -> Output {
         let address = &self.address;
+        let path = match transport {
+            "websocket" => "ws",
+            "streaming" => "stream",
+            _ => "ev",
+        };
         Command::new(BENCH)
-            .args([scenario, "--json", "--patience", "5"])
+            .args([scenario, "--json", "--patience", "2"])
             .args(["--pub-url", &format!("http://{address}/pub?id={{channel}}")])
-            .args(["--sub-url", &format!("http://{address}/ev/{{channel}}")])
+            .args(["--sub-url", &format!("http://{address}/{path}/{{channel}}")])
+            .args(["--transport", transport])
             .args(["--stats-url", &format!("http://{address}/stats")])
             .args(["--server-pid", &self.child.id().to_string()])
             .args(arguments)
@@ -161,27 +171,152 @@ fn idle_publish_and_storm_report_their_figures() {
     );
 }
 
-/// A floor that does one thing wrong now and then makes verify fail, and say what it was.
+#[test]
+fn many_reaches_the_subscribers_of_every_channel() {
+    let floor = Floor::start(&["--workers", "2"]);
+    let arguments = ["--subscribers", "200", "--channels", "50", "--messages", "100"];
+    passes(&floor.bench("many", &arguments), "deliveries", 400.0);
+}
+
+#[test]
+fn verify_passes_over_every_transport() {
+    let floor = Floor::start(&["--workers", "2"]);
+    let arguments = ["--subscribers", "40", "--channels", "4", "--messages", "200"];
+    for transport in ["streaming", "websocket"] {
+        passes(&floor.bench_over(transport, "verify", &arguments), "deliveries", 2000.0);
+    }
+}
+
+/// Coming and going while messages flow: everybody sees everything from when he came to when he left.
+#[test]
+fn visitors_miss_nothing_while_they_are_there() {
+    let floor = Floor::start(&["--workers", "2"]);
+    let arguments = [
+        "--subscribers",
+        "100",
+        "--channels",
+        "10",
+        "--arrivals",
+        "200",
+        "--messages",
+        "200",
+    ];
+    let arguments = [&arguments[..], &["--seconds", "1", "--rest", "0"]].concat();
+    for transport in ["eventsource", "streaming", "websocket"] {
+        let report = report(&floor.bench_over(transport, "disqus", &arguments));
+        assert_eq!(report["ok"], true, "{report}");
+        assert!(
+            (190.0..=205.0).contains(&value(&report, "arrivals_per_second")),
+            "{report}"
+        );
+        assert!(value(&report, "deliveries_per_second") > 1_000.0, "{report}");
+        assert!(value(&report, "opening_p50_ms") > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn visitors_notice_what_they_lose() {
+    let floor = Floor::start(&["--spoil", "lose"]);
+    let arguments = [
+        "--subscribers",
+        "20",
+        "--channels",
+        "1",
+        "--arrivals",
+        "50",
+        "--messages",
+        "200",
+        "--seconds",
+        "1",
+        "--rest",
+        "0",
+    ];
+    let report = report(&floor.bench("disqus", &arguments));
+    // One of fifty, and the last of the 200 is due at the very end.
+    assert_eq!(report["ok"], false, "{report}");
+    assert!((3.0..=4.0).contains(&value(&report, "lost")), "{report}");
+}
+
+#[test]
+fn churn_and_soak_see_what_the_server_gives_back() {
+    let floor = Floor::start(&[]);
+    let arguments = [
+        "--subscribers",
+        "50",
+        "--arrivals",
+        "300",
+        "--seconds",
+        "1",
+        "--rest",
+        "0.2",
+    ];
+    let churn = report(&floor.bench("churn", &arguments));
+    assert_eq!(churn["ok"], true, "{churn}");
+    assert!((280.0..=310.0).contains(&value(&churn, "visits")), "{churn}");
+    assert_eq!(
+        value(&churn, "after_descriptors"),
+        value(&churn, "empty_descriptors"),
+        "{churn}"
+    );
+    assert_eq!(
+        value(&churn, "full_descriptors"),
+        value(&churn, "empty_descriptors") + 66.0,
+        "{churn}"
+    );
+    let soak = report(&floor.bench("soak", &arguments));
+    assert_eq!(soak["ok"], true, "{soak}");
+    assert!(value(&soak, "growth_percent") < 5.0, "{soak}");
+}
+
+/// A floor that keeps what it should give back is found out.
+#[test]
+fn churn_finds_leaks() {
+    let floor = Floor::start(&["--spoil", "leak"]);
+    let arguments = [
+        "--subscribers",
+        "50",
+        "--arrivals",
+        "6000",
+        "--seconds",
+        "4",
+        "--max-growth",
+        "64",
+    ];
+    let churn = report(&floor.bench("churn", &arguments));
+    let problems = churn["problems"].to_string();
+    assert!(problems.contains("of each subscriber that left"), "{churn}");
+    assert!(problems.contains("files open"), "{churn}");
+}
+
+#[test]
+fn who_stays_in_the_statistics_is_noticed() {
+    let floor = Floor::start(&["--spoil", "haunt"]);
+    let arguments = ["--subscribers", "10", "--rate", "1000", "--leave-limit", "0.3"];
+    let storm = report(&floor.bench("storm", &arguments));
+    assert!(storm["problems"].to_string().contains("still show 1"), "{storm}");
+}
+
+/// A floor that does one thing wrong now and then makes verify fail, and say what it was, over every transport.
 #[track_caller]
 fn verify_finds(spoil: &str, wanted: &str) {
-    let floor = Floor::start(&["--spoil", spoil]);
-    let output = floor.bench(
-        "verify",
-        &["--subscribers", "4", "--channels", "1", "--messages", "120"],
-    );
-    let report = report(&output);
-    assert_eq!(
-        (output.status.code(), &report["ok"]),
-        (Some(1), &Value::Bool(false)),
-        "{report}"
-    );
-    let problems = report["problems"].as_array().unwrap();
-    assert!(
-        problems
-            .iter()
-            .any(|problem| problem.as_str().unwrap().contains(wanted)),
-        "no \"{wanted}\" in {report}"
-    );
+    for transport in ["eventsource", "streaming", "websocket"] {
+        let floor = Floor::start(&["--spoil", spoil]);
+        let arguments = ["--subscribers", "4", "--channels", "1", "--messages", "120"];
+        let output = floor.bench_over(transport, "verify", &arguments);
+        let report = report(&output);
+        assert_eq!(
+            (output.status.code(), &report["ok"]),
+            (Some(1), &Value::Bool(false)),
+            "{transport}: {report}"
+        );
+        let problems = report["problems"].as_array().unwrap();
+        assert!(
+            problems
+                .iter()
+                .any(|problem| problem.as_str().unwrap().contains(wanted)),
+            "no \"{wanted}\" over {transport} in {report}"
+        );
+    }
 }
 
 #[test]
@@ -206,7 +341,7 @@ fn verify_finds_garbled_messages() {
 
 #[test]
 fn verify_finds_broken_framing() {
-    verify_finds("unframe", "responses malformed");
+    verify_finds("unframe", "messages lost");
 }
 
 #[test]

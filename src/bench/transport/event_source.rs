@@ -3,24 +3,7 @@
 //! What a browser ignores in silence (unknown fields) is handed out as [`Item::Foreign`]: in a stream that only our own
 //! publishers feed it is someone else's data or a framing error.
 
-/// One thing found in the stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item<'a> {
-    Message(Message<'a>),
-    /// A line that starts with a colon: pings and header texts.
-    Comment,
-    /// A line that no event stream holds.
-    Foreign(&'a [u8]),
-}
-
-/// A dispatched event.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message<'a> {
-    pub id: Option<&'a [u8]>,
-    pub event: Option<&'a [u8]>,
-    /// All data lines, joined by line feeds.
-    pub data: &'a [u8],
-}
+use super::{Item, Message};
 
 /// The undispatched rest of a stream: nothing on the heap as long as events arrive whole.
 #[derive(Debug, Default)]
@@ -62,11 +45,6 @@ impl EventStream {
     pub fn is_inside_event(&self) -> bool {
         !self.rest.is_empty()
     }
-
-    /// Forgets an unfinished event: a connection that ends inside one loses it, as in a browser.
-    pub fn reset(&mut self) {
-        *self = Self::default();
-    }
 }
 
 /// Hands out the complete items at the start of `text` and returns how many bytes they took.
@@ -74,7 +52,7 @@ fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
     let mut used = 0;
     let mut at = 0;
     let mut id = None;
-    let mut event = None;
+    let mut has_type = false;
     let mut data: Option<&[u8]> = None;
     let mut joined = Vec::new();
     // Comments inside an event count when it is whole: until then its lines may be read again.
@@ -92,14 +70,14 @@ fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
             b"" if line.is_empty() => {
                 if let Some(first) = data.take() {
                     let data = if joined.is_empty() { first } else { joined.as_slice() };
-                    sink(Item::Message(Message { id, event, data }));
+                    sink(Item::Message(Message { id, data }));
                 }
                 (0..comments).for_each(|_| sink(Item::Comment));
-                (id, event, comments) = (None, None, 0);
+                (id, has_type, comments) = (None, false, 0);
                 joined.clear();
                 used = at;
             }
-            b"" if data.is_none() && id.is_none() && event.is_none() => {
+            b"" if data.is_none() && id.is_none() && !has_type => {
                 sink(Item::Comment);
                 used = at;
             }
@@ -115,12 +93,12 @@ fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
                 }
             },
             b"id" => id = Some(value),
-            b"event" => event = Some(value),
+            b"event" => has_type = true,
             b"retry" => {}
             _ => {
                 sink(Item::Foreign(line));
                 used = at;
-                (id, event, data) = (None, None, None);
+                (id, has_type, data) = (None, false, None);
                 joined.clear();
             }
         }
@@ -145,7 +123,7 @@ mod tests {
     /// Everything a stream brought, in a form that can be kept and compared.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Seen {
-        messages: Vec<(Option<String>, Option<String>, String)>,
+        messages: Vec<(Option<String>, String)>,
         comments: usize,
         foreign: Vec<String>,
     }
@@ -160,11 +138,11 @@ mod tests {
         for piece in pieces {
             stream.feed(piece, |item| match item {
                 Item::Message(message) => {
-                    let text = (message.id.map(owned), message.event.map(owned), owned(message.data));
-                    seen.messages.push(text);
+                    seen.messages.push((message.id.map(owned), owned(message.data)));
                 }
                 Item::Comment => seen.comments += 1,
                 Item::Foreign(line) => seen.foreign.push(owned(line)),
+                Item::Ping(_) | Item::Close => unreachable!("an event stream has neither"),
             });
         }
         (seen, stream.rest.len())
@@ -180,9 +158,9 @@ mod tests {
         assert_eq!(
             whole.messages,
             [
-                (Some("1".into()), Some("e".into()), "one".into()),
-                (None, None, "a\nb\n".into()),
-                (Some("3".into()), None, "x:y".into()),
+                (Some("1".into()), "one".into()),
+                (None, "a\nb\n".into()),
+                (Some("3".into()), "x:y".into()),
             ]
         );
         for cut in 0..=STREAM.len() {

@@ -1,0 +1,140 @@
+//! What `disqus`, `churn` and `soak` share: subscribers who come and go while messages flow, watched all the time.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::{Cast, Clients, Findings, Run, Target};
+use crate::lanes::Audience;
+use crate::message;
+use crate::proc::{Cpu, Memory, Server};
+
+/// A crowd at work. All rates are open loops: nobody waits for the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub subscribers: usize,
+    pub channels: u32,
+    /// Subscribers a second that leave while others come.
+    pub arrivals: f64,
+    /// Messages a second, over all channels.
+    pub messages: f64,
+    pub publishers: u32,
+    pub bytes: usize,
+    pub duration: Duration,
+}
+
+/// What is the same in the arguments of all three.
+#[derive(Args, Clone, Debug)]
+pub struct Crowd {
+    #[command(flatten)]
+    pub target: Target,
+    #[command(flatten)]
+    pub clients: Clients,
+    /// Keep-alive connections that publish
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    pub publishers: u32,
+    /// Length of a message
+    #[arg(long, default_value_t = 150, value_name = "BYTES")]
+    pub bytes: usize,
+    /// Seconds of rest before memory is measured with nobody coming or going
+    #[arg(long, default_value_t = 1.5, value_name = "SECONDS")]
+    pub rest: f64,
+}
+
+/// The server's processes at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// Subscriptions so far.
+    pub opened: u64,
+    pub memory: Memory,
+    pub descriptors: u64,
+}
+
+impl Sample {
+    fn of(server: &Server, opened: u64) -> Self {
+        Self {
+            opened,
+            memory: server.memory(),
+            descriptors: server.descriptors(),
+        }
+    }
+}
+
+/// All that was seen of a crowd at work.
+#[derive(Debug)]
+pub struct Course {
+    /// Before the first subscriber.
+    pub empty: Sample,
+    /// With everybody there, while they come and go, from the start to the end.
+    pub samples: Vec<Sample>,
+    /// After everybody has left.
+    pub after: Sample,
+    /// How long it took until the statistics showed nobody any more, or why not.
+    pub left: Result<Duration, String>,
+    /// Of the server while messages flowed.
+    pub cpu: Cpu,
+    pub elapsed: Duration,
+    pub findings: Findings,
+    pub server_is_known: bool,
+}
+
+/// How often the server is looked at; a look costs it something.
+const SAMPLES: u32 = 40;
+
+impl Mix {
+    pub fn run(&self, crowd: &Crowd) -> anyhow::Result<Course> {
+        let cast = Cast {
+            subscribers: self.subscribers,
+            channels: self.channels.max(1),
+            audience: Audience::Skewed,
+            publishers: self.publishers.max(1),
+            duration: Some(self.duration),
+            rate: Some(self.messages.max(0.001)),
+            message_bytes: self.bytes.max(message::MIN_BYTES),
+            visit_rate: Some(self.arrivals.max(0.001)),
+            ..Cast::default()
+        };
+        let mut run = Run::muster(&crowd.target, &crowd.clients, cast)?;
+        let server = run.server.clone();
+        let rest = || std::thread::sleep(Duration::from_secs_f64(crowd.rest.clamp(0.0, 600.0)));
+        let empty = Sample::of(&server, 0);
+        run.connect(self.subscribers)?;
+        rest();
+
+        let every = self.duration / SAMPLES;
+        let mut samples = vec![Sample::of(&server, self.subscribers as u64)];
+        let (before, start) = (server.cpu(), Instant::now());
+        run.publish(|crew| {
+            if start.elapsed() >= every * samples.len() as u32 {
+                samples.push(Sample::of(&server, crew.opened()));
+            }
+            Ok(())
+        })?;
+        let (elapsed, cpu) = (start.elapsed(), server.cpu() - before);
+        run.drain()?;
+        samples.push(Sample::of(&server, run.crew.opened()));
+
+        let left = run.leave()?;
+        // The publishers close their connections as well.
+        let findings = run.finish()?;
+        rest();
+        Ok(Course {
+            empty,
+            samples,
+            after: Sample::of(&server, findings.opened),
+            left,
+            cpu,
+            elapsed,
+            findings,
+            server_is_known: server.is_known(),
+        })
+    }
+}
+
+impl Course {
+    /// The sample nearest to this part of the time, from 0 to 1.
+    pub fn at(&self, part: f64) -> Sample {
+        let last = self.samples.len().saturating_sub(1);
+        self.samples[((last as f64 * part).round() as usize).min(last)]
+    }
+}

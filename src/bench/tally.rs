@@ -1,0 +1,323 @@
+//! What a process found out about its subscribers: judges every item that they receive.
+
+use std::ops::Range;
+
+use serde_json::{Value, json};
+
+use crate::history::{History, Sighting};
+use crate::lanes::{Lane, Lanes};
+use crate::latency::Latency;
+use crate::message::{Mark, Messages};
+use crate::transport::{Item, Message};
+
+/// Above this the counts speak for themselves.
+const MAX_PROBLEMS: usize = 20;
+
+/// The message that a subscriber saw last: publisher and sequence.
+pub type Position = (u32, u32);
+
+#[derive(Debug)]
+pub struct Tally {
+    lanes: Lanes,
+    messages: Messages,
+    /// Messages must carry the event ids that their publishers gave them.
+    expects_ids: bool,
+    /// Number of the process' first subscriber among all of the run.
+    first: usize,
+    pub history: History,
+    pub latency: Latency,
+    /// From the start of a connect to the response head.
+    pub opening: Latency,
+    pub counts: Counts,
+    last_message_ns: u64,
+    /// What those had not seen that are gone already.
+    unseen: Vec<Value>,
+    problems: Vec<String>,
+    id: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Read of messages that were not whole yet: pings, which come for ever, are no progress.
+    pub partial_bytes: u64,
+    pub messages: u64,
+    pub comments: u64,
+    pub foreign: u64,
+    pub doubled: u64,
+    pub out_of_order: u64,
+    /// Responses that were not what was asked for.
+    pub refused: u64,
+    /// Responses that were no HTTP.
+    pub malformed: u64,
+    pub disconnects: u64,
+    pub reconnects: u64,
+    pub failed_connects: u64,
+    /// Response heads that were a yes, over all connections.
+    pub opened: u64,
+    /// Visitors that left while messages flowed.
+    pub departed: u64,
+}
+
+impl Tally {
+    pub fn new(first: usize, subscribers: usize, lanes: Lanes, messages: Messages, expects_ids: bool) -> Self {
+        Self {
+            lanes,
+            messages,
+            expects_ids,
+            first,
+            history: History::new(subscribers, lanes.per_channel() as usize),
+            latency: Latency::new(),
+            opening: Latency::new(),
+            counts: Counts::default(),
+            last_message_ns: 0,
+            unseen: Vec::new(),
+            problems: Vec::new(),
+            id: String::new(),
+        }
+    }
+
+    pub fn problem(&mut self, subscriber: usize, text: impl FnOnce() -> String) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems
+                .push(format!("subscriber {}: {}", self.first + subscriber, text()));
+        }
+    }
+
+    pub fn foreign(&mut self, subscriber: usize, bytes: &[u8], why: &str) {
+        self.counts.foreign += 1;
+        self.problem(subscriber, || {
+            let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(100)]).into_owned();
+            format!("{why}: {shown:?}")
+        });
+    }
+
+    /// Everything that anybody sends to `channel` from now on concerns the subscriber.
+    pub fn join(&mut self, subscriber: usize, channel: u32) {
+        for publisher in 0..self.lanes.per_channel() {
+            let sent = self.lanes.sent(Lane { channel, publisher });
+            self.history.join(subscriber, publisher as usize, sent);
+        }
+    }
+
+    /// The subscriber of `channel` is gone and was to see all messages below `ends`, one for each publisher.
+    pub fn leave(&mut self, subscriber: usize, channel: u32, ends: &[u32]) {
+        let mut unseen = self.unseen(subscriber, channel, ends);
+        self.unseen.append(&mut unseen);
+        self.history.leave(subscriber);
+        self.counts.departed += 1;
+    }
+
+    /// How far each publisher of `channel` has come.
+    pub fn ends(&self, channel: u32) -> Vec<u32> {
+        let end = |publisher| self.lanes.accepted_end(Lane { channel, publisher });
+        (0..self.lanes.per_channel()).map(end).collect()
+    }
+
+    /// Whether the subscriber has come to those ends.
+    pub fn is_at(&self, subscriber: usize, ends: &[u32]) -> bool {
+        let mut lanes = ends.iter().enumerate();
+        lanes.all(|(lane, end)| self.history.is_at(subscriber, lane, *end))
+    }
+
+    /// Judges one item that a subscriber of `channel` received; returns the new position.
+    pub fn item(&mut self, subscriber: usize, channel: u32, item: &Item<'_>, now_ns: u64) -> Option<Position> {
+        match item {
+            Item::Message(message) => return self.message(subscriber, channel, message, now_ns),
+            Item::Comment | Item::Ping(_) => self.counts.comments += 1,
+            Item::Foreign(bytes) => self.foreign(subscriber, bytes, "bytes that are no part of this format"),
+            Item::Close => {}
+        }
+        None
+    }
+
+    fn message(&mut self, subscriber: usize, channel: u32, message: &Message<'_>, now_ns: u64) -> Option<Position> {
+        let Some(stamped) = self.messages.read(message.data) else {
+            self.foreign(subscriber, message.data, "a text that no publisher of this run sent");
+            return None;
+        };
+        let Mark {
+            channel: sent_to,
+            publisher,
+            sequence,
+        } = stamped.mark;
+        if sent_to != channel {
+            self.foreign(subscriber, message.data, "a message of another channel");
+            return None;
+        }
+        let lane = Lane { channel, publisher };
+        if publisher >= self.lanes.per_channel() || sequence >= self.lanes.sent(lane) {
+            self.foreign(subscriber, message.data, "a message that was never sent");
+            return None;
+        }
+        if self.expects_ids {
+            self.messages.write_id(&mut self.id, stamped.mark);
+            if message.id != Some(self.id.as_bytes()) {
+                let id = message.id.unwrap_or_default().to_vec();
+                self.foreign(subscriber, &id, "a message with a wrong id");
+                return None;
+            }
+        }
+        self.counts.messages += 1;
+        self.last_message_ns = now_ns;
+        self.latency.record(now_ns.saturating_sub(stamped.due_ns));
+        match self.history.observe(subscriber, publisher as usize, sequence) {
+            Sighting::Expected => return Some((publisher, sequence)),
+            Sighting::Jump(count) => self.problem(subscriber, || {
+                format!("channel {channel}, publisher {publisher}: {count} missing before message {sequence}")
+            }),
+            Sighting::OutOfOrder => {
+                self.counts.out_of_order += 1;
+                self.problem(subscriber, || {
+                    format!("channel {channel}, publisher {publisher}: message {sequence} out of order")
+                });
+            }
+            Sighting::Doubled => {
+                self.counts.doubled += 1;
+                self.problem(subscriber, || {
+                    format!("channel {channel}, publisher {publisher}: message {sequence} once more")
+                });
+            }
+        }
+        Some((publisher, sequence))
+    }
+
+    /// Adds what those have not seen that are still there; `channels` are the subscribers' channels.
+    pub fn report(&mut self, channels: impl Iterator<Item = u32>) -> Value {
+        for (subscriber, channel) in channels.enumerate() {
+            let mut unseen = self.unseen(subscriber, channel, &self.ends(channel));
+            self.unseen.append(&mut unseen);
+        }
+        let counts = &self.counts;
+        json!({
+            "messages": counts.messages,
+            "comments": counts.comments,
+            "foreign": counts.foreign,
+            "doubled": counts.doubled,
+            "out_of_order": counts.out_of_order,
+            "refused": counts.refused,
+            "malformed": counts.malformed,
+            "disconnects": counts.disconnects,
+            "reconnects": counts.reconnects,
+            "failed_connects": counts.failed_connects,
+            "opened": counts.opened,
+            "departed": counts.departed,
+            "last_message_ns": self.last_message_ns,
+            "latency": self.latency.to_json(),
+            "opening": self.opening.to_json(),
+            "unseen": self.unseen,
+            "problems": self.problems,
+        })
+    }
+
+    fn unseen(&self, subscriber: usize, channel: u32, ends: &[u32]) -> Vec<Value> {
+        let entry = |(publisher, end): (usize, &u32)| {
+            let ranges: Vec<Range<u32>> = self.history.unseen(subscriber, publisher, *end);
+            let pairs: Vec<_> = ranges.iter().map(|range| [range.start, range.end]).collect();
+            let publisher = publisher as u32;
+            (!ranges.is_empty()).then(|| {
+                json!({
+                    "subscriber": self.first + subscriber,
+                    "lane": self.lanes.index(Lane { channel, publisher }),
+                    "ranges": pairs,
+                })
+            })
+        };
+        ends.iter().enumerate().filter_map(entry).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Stamped;
+
+    /// A tally for one subscriber of channel 0, to which three messages were sent after it had joined.
+    fn tally() -> Tally {
+        let lanes = Lanes::new(2, 1).unwrap();
+        let mut tally = Tally::new(0, 1, lanes, Messages::new(1, 200), true);
+        tally.join(0, 0);
+        for channel in [0, 1] {
+            let lane = Lane { channel, publisher: 0 };
+            lanes.sending(lane, 2);
+            lanes.accepted(lane, 2);
+        }
+        tally
+    }
+
+    /// The subscriber of channel 0 receives a message of `channel` with the id of message `id`.
+    fn receive(tally: &mut Tally, channel: u32, sequence: u32, id: u32) -> Option<Position> {
+        let mut text = Vec::new();
+        let mark = Mark {
+            channel,
+            publisher: 0,
+            sequence,
+        };
+        tally.messages.write(&mut text, Stamped { mark, due_ns: 5 }, 150);
+        let mut written = String::new();
+        tally.messages.write_id(&mut written, Mark { sequence: id, ..mark });
+        let message = Message {
+            id: Some(written.as_bytes()),
+            data: &text,
+        };
+        tally.item(0, 0, &Item::Message(message), 10)
+    }
+
+    #[test]
+    fn what_should_come_is_counted_and_moves_the_position() {
+        let mut tally = tally();
+        assert_eq!(receive(&mut tally, 0, 0, 0), Some((0, 0)));
+        assert_eq!(receive(&mut tally, 0, 1, 1), Some((0, 1)));
+        assert_eq!(
+            (tally.counts.messages, tally.counts.foreign, tally.latency.count()),
+            (2, 0, 2)
+        );
+        assert!(tally.problems.is_empty());
+    }
+
+    #[test]
+    fn everything_foreign_is_noticed() {
+        let mut tally = tally();
+        assert_eq!(receive(&mut tally, 1, 0, 0), None, "a message of another channel");
+        assert_eq!(receive(&mut tally, 0, 3, 3), None, "a message that was never sent");
+        assert_eq!(receive(&mut tally, 0, 0, 1), None, "a message with the id of another");
+        let text = Message {
+            id: None,
+            data: b"hello",
+        };
+        assert_eq!(tally.item(0, 0, &Item::Message(text), 10), None);
+        assert_eq!(tally.item(0, 0, &Item::Foreign(b"<html>"), 10), None);
+        assert_eq!(
+            (tally.counts.foreign, tally.counts.messages, tally.problems.len()),
+            (5, 0, 5)
+        );
+    }
+
+    #[test]
+    fn lost_doubled_and_reordered_messages_are_noticed() {
+        let mut tally = tally();
+        receive(&mut tally, 0, 2, 2);
+        receive(&mut tally, 0, 0, 0);
+        receive(&mut tally, 0, 0, 0);
+        assert_eq!((tally.counts.out_of_order, tally.counts.doubled), (1, 1));
+        assert_eq!(tally.problems.len(), 3);
+        let report = tally.report([0].into_iter());
+        assert_eq!(
+            report["unseen"],
+            json!([{"subscriber": 0, "lane": 0, "ranges": [[1, 2]]}])
+        );
+    }
+
+    #[test]
+    fn what_a_visitor_had_not_seen_is_kept_and_what_came_later_is_not_its_business() {
+        let mut tally = tally();
+        receive(&mut tally, 0, 0, 0);
+        assert!(!tally.is_at(0, &[2]) && tally.is_at(0, &[1]));
+        tally.leave(0, 0, &[2]);
+        let report = tally.report([0].into_iter());
+        assert_eq!(
+            report["unseen"],
+            json!([{"subscriber": 0, "lane": 0, "ranges": [[1, 2]]}])
+        );
+        assert_eq!(report["departed"], 1);
+    }
+}

@@ -1,0 +1,133 @@
+//! Streaming and long polling: the messages' texts one behind the other, with nothing but blanks and line ends between.
+//!
+//! Neither format says where a message ends, but the text does (see [`crate::message`]).
+
+use super::{Item, Message};
+use crate::message::{PREFIX, announced_length};
+
+/// The unfinished rest of a stream of texts.
+#[derive(Debug, Default)]
+pub struct Texts {
+    rest: Vec<u8>,
+    /// Bytes until the text in `rest` is whole, as far as it has told.
+    missing: usize,
+}
+
+impl Texts {
+    pub fn feed(&mut self, input: &[u8], mut sink: impl FnMut(Item<'_>)) {
+        if self.rest.is_empty() {
+            let used = self.texts(input, &mut sink);
+            self.rest.extend_from_slice(&input[used..]);
+            return;
+        }
+        self.rest.extend_from_slice(input);
+        if input.len() < self.missing {
+            self.missing -= input.len();
+            return;
+        }
+        let mut all = std::mem::take(&mut self.rest);
+        let used = self.texts(&all, &mut sink);
+        if used < all.len() {
+            all.drain(..used);
+            self.rest = all;
+        }
+    }
+
+    pub fn is_inside_text(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
+    /// Hands out the whole texts at the start of `bytes` and returns how many bytes they took.
+    fn texts(&mut self, bytes: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
+        self.missing = 0;
+        let mut used = 0;
+        loop {
+            let left = &bytes[used..];
+            let blanks = left.len() - left.trim_ascii_start().len();
+            if blanks > 0 {
+                sink(Item::Comment);
+                used += blanks;
+                continue;
+            }
+            if left.is_empty() {
+                return used;
+            }
+            if !left.starts_with(PREFIX) && !PREFIX.starts_with(left) {
+                let end = memchr::memmem::find(left, PREFIX).unwrap_or(left.len());
+                sink(Item::Foreign(&left[..end]));
+                used += end;
+                continue;
+            }
+            let Some(announced) = announced_length(left) else {
+                return used;
+            };
+            let Some(length) = announced else {
+                // Skip the prefix, so that the next one is found.
+                sink(Item::Foreign(left));
+                used += PREFIX.len();
+                continue;
+            };
+            let Some(data) = left.get(..length) else {
+                self.missing = length - left.len();
+                return used;
+            };
+            sink(Item::Message(Message { id: None, data }));
+            used += length;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Mark, Messages, Stamped};
+
+    fn text(sequence: u32, bytes: usize) -> Vec<u8> {
+        let mark = Mark {
+            channel: 0,
+            publisher: 0,
+            sequence,
+        };
+        let mut text = Vec::new();
+        Messages::new(1, 1000).write(&mut text, Stamped { mark, due_ns: 7 }, bytes);
+        text
+    }
+
+    fn seen(pieces: &[&[u8]]) -> (Vec<Vec<u8>>, usize) {
+        let mut texts = Texts::default();
+        let (mut messages, mut foreign) = (Vec::new(), 0);
+        for piece in pieces {
+            texts.feed(piece, |item| match item {
+                Item::Message(message) => messages.push(message.data.to_vec()),
+                Item::Foreign(_) => foreign += 1,
+                _ => {}
+            });
+        }
+        (messages, foreign)
+    }
+
+    #[test]
+    fn texts_are_the_same_however_they_are_cut() {
+        let wanted = vec![text(0, 150), text(1, 900), text(2, 0)];
+        let bytes = [wanted[0].as_slice(), b"\r\n", &wanted[1], &wanted[2], b" \r\n"].concat();
+        for cut in 0..=bytes.len() {
+            assert_eq!(
+                seen(&[&bytes[..cut], &bytes[cut..]]),
+                (wanted.clone(), 0),
+                "cut at {cut}"
+            );
+        }
+        let pieces: Vec<&[u8]> = bytes.chunks(1).collect();
+        assert_eq!(seen(&pieces), (wanted, 0));
+    }
+
+    #[test]
+    fn what_stands_between_texts_is_foreign() {
+        let bytes = [b"<html>".as_slice(), &text(0, 0), b"data: x\n", &text(1, 0)].concat();
+        assert_eq!(seen(&[&bytes]), (vec![text(0, 0), text(1, 0)], 2));
+        let bytes = [b"psb 1 x ".as_slice(), &text(0, 0)].concat();
+        let (messages, foreign) = seen(&[&bytes]);
+        assert_eq!(messages, [text(0, 0)]);
+        assert!(foreign > 0);
+    }
+}

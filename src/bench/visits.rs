@@ -1,0 +1,111 @@
+//! Coming and going while messages flow: an open loop of visitors of whom each takes the place of another.
+//!
+//! Somebody who is sent away stays until he has seen what was published up to then, so that nothing that he lost can
+//! hide; meanwhile his successor is on his way already. That takes a few places more than there are visitors.
+
+/// Who comes when, and which places are free. The connections are the caller's business.
+#[derive(Debug)]
+pub struct Visits {
+    /// Arrivals a second.
+    rate: f64,
+    start_ns: Option<u64>,
+    begun: u64,
+    free: Vec<usize>,
+    leaving: Vec<Leaving>,
+}
+
+/// A visitor who has been sent away.
+#[derive(Debug)]
+pub struct Leaving {
+    pub place: usize,
+    /// What he must see before he goes, one number for each publisher of his channel.
+    pub ends: Vec<u32>,
+    /// He goes at this time at the latest.
+    pub deadline_ns: u64,
+}
+
+/// For how many seconds visitors that do not get to see all that they should can be replaced.
+const SPARE_SECONDS: f64 = 2.0;
+
+/// Places beside the visitors' own.
+pub fn spare_places(rate: f64) -> usize {
+    (rate * SPARE_SECONDS) as usize + 16
+}
+
+impl Visits {
+    /// `free` are the places that nobody has at the start.
+    pub fn new(rate: f64, free: std::ops::Range<usize>) -> Self {
+        Self {
+            rate,
+            start_ns: None,
+            begun: 0,
+            free: free.rev().collect(),
+            leaving: Vec::new(),
+        }
+    }
+
+    pub fn have_begun(&self) -> bool {
+        self.start_ns.is_some()
+    }
+
+    /// When the next visitor comes. The first call starts the clock.
+    pub fn due_ns(&mut self, now_ns: u64) -> u64 {
+        let start_ns = *self.start_ns.get_or_insert(now_ns);
+        start_ns + (self.begun as f64 / self.rate * 1e9) as u64
+    }
+
+    /// A place for the visitor that is due: none while too many of those who were sent away are still there.
+    pub fn begin(&mut self) -> Option<usize> {
+        let place = self.free.pop()?;
+        self.begun += 1;
+        Some(place)
+    }
+
+    pub fn send_away(&mut self, leaving: Leaving) {
+        self.leaving.push(leaving);
+    }
+
+    pub fn is_anybody_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Those of whom `may_go` is true; their places are free from now on.
+    pub fn departures(&mut self, may_go: impl Fn(&Leaving) -> bool) -> Vec<Leaving> {
+        let gone: Vec<Leaving> = self.leaving.extract_if(.., |leaving| may_go(leaving)).collect();
+        self.free.extend(gone.iter().map(|leaving| leaving.place));
+        gone
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn visitors_come_at_their_rate_whether_there_is_a_place_or_not() {
+        let mut visits = Visits::new(1_000.0, 5..7);
+        assert_eq!((visits.due_ns(50), visits.begin()), (50, Some(5)));
+        assert_eq!((visits.due_ns(60), visits.begin()), (1_000_050, Some(6)));
+        assert_eq!((visits.due_ns(70), visits.begin()), (2_000_050, None));
+        assert_eq!(
+            visits.due_ns(9_000_000),
+            2_000_050,
+            "who waits for a place is late, not forgotten"
+        );
+    }
+
+    #[test]
+    fn a_place_is_free_when_its_visitor_has_gone() {
+        let mut visits = Visits::new(1.0, 0..0);
+        for place in [3, 4] {
+            visits.send_away(Leaving {
+                place,
+                ends: vec![1],
+                deadline_ns: 9,
+            });
+        }
+        assert_eq!(visits.departures(|leaving| leaving.place == 4).len(), 1);
+        assert_eq!((visits.begin(), visits.begin()), (Some(4), None));
+        assert!(visits.is_anybody_leaving());
+    }
+}
