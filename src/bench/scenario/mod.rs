@@ -222,7 +222,11 @@ impl Run {
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
         let (patience, leave_limit) = (clients.patience(), clients.leave_limit());
-        let stats_url = target.stats_url.clone();
+        // Whoever asks for something else than a stream is not in there.
+        let stats_url = target
+            .stats_url
+            .clone()
+            .filter(|_| target.transport != Transport::Plain);
         Ok(Self {
             crew,
             cast,
