@@ -1,5 +1,7 @@
 //! The types that callers see. No pointer and no borrow of shared memory appears in any of them.
 
+use super::Connections;
+
 /// A point in time, read once per event and passed down, so that tests can turn the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -155,6 +157,8 @@ pub struct WorkerInfo {
     pub pid: u32,
     pub subscribers: u64,
     pub uptime_secs: u64,
+    /// As the worker itself counts them.
+    pub connections: Connections,
 }
 
 /// This worker's membership in one channel. Equal for all its subscribers of that channel; valid until the last of them

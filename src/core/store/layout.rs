@@ -16,11 +16,13 @@ pub const HEAD_TEXT: usize = 64;
 pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 /// The same if it is in several: the last four bytes count its stored and queued links.
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
+/// Ways of being connected that a worker counts its subscribers by.
+pub const TALLIES: usize = 16;
 /// Age lists: one per distinct message ttl in use.
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -314,6 +316,8 @@ record! {
         /// Its next channel.
         list_next: ChannelRef,
         unused: [u32; 5],
+        /// How its subscribers are connected; not under the zone's lock.
+        tallies: [u32; TALLIES],
     }
 }
 
@@ -421,6 +425,6 @@ const _: () = {
     assert!(body::SIZE == 32 && link::SIZE == 32);
     assert!(multi::SIZE == BLOCK);
     assert!(member::SIZE <= BLOCK);
-    assert!(slot::SIZE == 128);
+    assert!(slot::SIZE == 192);
     assert!(hot::SIZE.is_multiple_of(8));
 };

@@ -9,7 +9,8 @@
 //! header │ slots │ journal │ buckets │ kinds │ blocks of 128 bytes, numbered from 1 ...
 //!
 //! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy
-//! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying
+//! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying,
+//!           how its subscribers are connected
 //! journal   old values of what the mutation in progress has written
 //! bucket    first channel of a hash chain
 //! kind      one byte per block: does it hold a channel, a message, links, a membership?
@@ -47,6 +48,7 @@ mod messages;
 mod publishing;
 mod room;
 mod slots;
+mod tally;
 mod worker;
 
 pub use api::*;
@@ -54,6 +56,7 @@ pub use layout::LAYOUT_VERSION;
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
+pub use tally::{Connection, Connections, Hold, Mode};
 pub use worker::{Draft, Worker};
 
 /// Why a mutation stopped half way; it is undone then.

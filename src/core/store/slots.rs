@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{Locked, Memory, ZoneError};
-use super::{Evictions, Limits, Now, Summary, Worker, WorkerInfo};
+use super::{Connections, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +91,7 @@ impl Zone {
             locked.commit();
             drop(locked);
             self.memory.woken(slot).store(0, Ordering::SeqCst);
+            Connections::clear(&self.memory, slot);
             return Some(Worker::new(*self, slot, limits, now));
         }
         None
@@ -142,6 +143,7 @@ impl Zone {
                 pid: locked.get(slot, slot::pid),
                 subscribers: locked.get(slot, slot::subscribers).into(),
                 uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
+                connections: Connections::of(&self.memory, slot),
             });
         }
         Summary {

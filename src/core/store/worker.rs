@@ -102,6 +102,10 @@ impl Worker {
         &self.zone.memory
     }
 
+    pub(super) fn own_slot(&self) -> SlotRef {
+        self.slot
+    }
+
     /// Slot index: which of [`Zone::wake_fds`] wakes this worker.
     pub fn slot(&self) -> u16 {
         self.slot.0

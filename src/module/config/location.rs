@@ -111,6 +111,7 @@ pub struct Location {
     pub(super) slow_reader: ngx_uint_t,
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
+    pub(super) detach: ngx_flag_t,
     /// Prepared for subscriber locations.
     pub audience: Option<Rc<Audience>>,
 }
@@ -183,8 +184,37 @@ pub struct Audience {
     pub padding: Vec<Padding>,
     /// What clients of a WebSocket location may send.
     pub incoming: Incoming,
+    /// May they do without their requests?
+    pub detach: bool,
+    /// What nginx's own directives say about their connections. The log lives as long as the configuration, which nginx
+    /// keeps as long as one of its connections is open.
+    pub send_timeout_ms: u64,
+    pub reset_timedout: bool,
+    pub lingering: Lingering,
+    pub lingering_timeout_ms: u64,
+    pub lingering_time_ms: u64,
+    pub error_log: *mut ngx_log_t,
     /// The largest minimum of the whole configuration; known when all of it was read.
     pub padding_max: Rc<Cell<u32>>,
+}
+
+/// `lingering_close`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lingering {
+    Off,
+    /// If the client may still be sending.
+    On,
+    Always,
+}
+
+impl Lingering {
+    fn of(core: &ngx_http_core_loc_conf_t) -> Lingering {
+        match core.lingering_close as u32 {
+            NGX_HTTP_LINGERING_OFF => Lingering::Off,
+            NGX_HTTP_LINGERING_ALWAYS => Lingering::Always,
+            _ => Lingering::On,
+        }
+    }
 }
 
 /// What is done with what WebSocket clients send.
@@ -263,6 +293,7 @@ impl Location {
             (&mut self.websocket_strict, outer.websocket_strict, 0),
             (&mut self.websocket_binary, outer.websocket_binary, 0),
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
+            (&mut self.detach, outer.detach, 1),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
         ] {
             settle(inner, outer, unset::FLAG, default);
@@ -359,7 +390,13 @@ impl Location {
             .unwrap_or(Ok(()))
     }
 
-    fn prepare(&self, mode: SubscriberMode, main: &mut Main, padding: Vec<Padding>) -> Audience {
+    fn prepare(
+        &self,
+        mode: SubscriberMode,
+        main: &mut Main,
+        core: &ngx_http_core_loc_conf_t,
+        padding: Vec<Padding>,
+    ) -> Audience {
         let ping_text = main
             .settings
             .as_ref()
@@ -416,6 +453,13 @@ impl Location {
                 store: self.store_messages(),
             },
             padding_max: main.padding_max.clone(),
+            detach: self.detach == 1,
+            send_timeout_ms: core.send_timeout as u64,
+            reset_timedout: core.reset_timedout_connection == 1,
+            lingering: Lingering::of(core),
+            lingering_timeout_ms: core.lingering_timeout as u64,
+            lingering_time_ms: core.lingering_time as u64,
+            error_log: core.error_log,
         }
     }
 }
@@ -493,6 +537,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         slow_reader: unset::ENUM,
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,
+        detach: unset::FLAG,
         audience: None,
     };
     // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
@@ -524,7 +569,9 @@ pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *
             .max()
             .unwrap_or(0);
         main.padding_max.set(main.padding_max.get().max(largest));
-        let audience = inner.prepare(mode, main, padding);
+        // SAFETY: as above; the core module's part of this level is merged, it comes first.
+        let core = unsafe { core_location_of(cf) };
+        let audience = inner.prepare(mode, main, core, padding);
         inner.audience = Some(Rc::new(audience));
     }
     ptr::null_mut()

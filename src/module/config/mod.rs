@@ -16,7 +16,7 @@ use std::ptr;
 use ngx::ffi::*;
 use ngx::ngx_string;
 
-pub use location::{Audience, Format, Location, PublisherMode, Role, SubscriberMode, Transport};
+pub use location::{Audience, Format, Lingering, Location, PublisherMode, Role, SubscriberMode, Transport};
 pub use main::{Main, Settings};
 pub use padding::Padding;
 
@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 49] = [
+pub static mut COMMANDS: [ngx_command_t; 50] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -386,6 +386,7 @@ pub static mut COMMANDS: [ngx_command_t; 49] = [
         ngx_conf_set_msec_slot,
         dead_peer_timeout_ms
     ),
+    location!("push_stream_detach", ALL_LEVELS, FLAG, ngx_conf_set_flag_slot, detach),
     ngx_command_t::empty(),
 ];
 

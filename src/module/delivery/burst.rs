@@ -62,6 +62,16 @@ impl Burst {
         Rc::new(burst)
     }
 
+    /// The footer and the end of a response.
+    pub fn end_of_response(footer: &[u8], framing: Framing) -> Rc<Burst> {
+        let mut burst = Burst::default();
+        frame(framing, footer, &mut burst.bytes);
+        if framing == Framing::Chunked {
+            burst.bytes.extend_from_slice(b"0\r\n\r\n");
+        }
+        Rc::new(burst)
+    }
+
     /// Appends one message of `channel`.
     pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) {
         scratch.clear();

@@ -8,7 +8,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Tick};
 
-use super::{Delivery, PROCESS, leaving, perform};
+use super::{Delivery, PROCESS, detach, leaving, perform};
 use crate::ffi::fence;
 
 /// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
@@ -157,6 +157,8 @@ fn empty(fd: i32) {
 
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     fence::event("delivery", || {
+        let settling = PROCESS.with(|delivery| std::mem::take(&mut delivery.settling));
+        settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
         let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);
         perform(actions);

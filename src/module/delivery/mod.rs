@@ -4,6 +4,7 @@
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
+//! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
 //! * [`report`]: what the error log is told.
@@ -15,6 +16,8 @@
 
 mod backlog;
 mod burst;
+mod closing;
+mod detach;
 mod events;
 mod inbox;
 mod leaving;
@@ -31,13 +34,14 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Joined, Membership, Now, Worker, Zone};
+use push_stream_core::store::{Hold, Joined, Membership, Now, Worker, Zone};
 
 use crate::config::{Audience, Main, Settings};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fence, lookup, pool, tcp};
 
 use burst::{Burst, Piece, Style};
+use detach::Neighbours;
 use events::Events;
 use inbox::{Action, Answer, Inbox, Replayed};
 use leaving::Leaving;
@@ -47,7 +51,7 @@ use report::Reported;
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
-pub use output::{filters_in_use, may_send_directly};
+pub use detach::{Contexts, may_send_directly};
 pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
 
@@ -68,6 +72,9 @@ struct Delivery {
     wheel: Wheel,
     /// Indices of subscribers whose time has come, and that are still to be looked at.
     due: VecDeque<u32>,
+    /// Subscribers that may be able to do without their requests, once no handler of these is running.
+    settling: Vec<SubscriberId>,
+    neighbours: Neighbours,
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
@@ -116,6 +123,8 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         inbox: Inbox::default(),
         wheel: Wheel::new(Now::read().monotonic_ms),
         due: VecDeque::new(),
+        settling: Vec::new(),
+        neighbours: Neighbours::find(),
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
@@ -149,6 +158,7 @@ pub fn reconfigure(main: &Main) {
                 worker.set_limits(settings.limits.clone(), Now::read());
             }
             delivery.settings = settings;
+            delivery.neighbours = Neighbours::find();
         }
     });
 }
@@ -193,8 +203,8 @@ pub struct Enlistment<'p> {
     pub joined: Joined,
     pub seat: Seat,
     pub kind: Kind,
-    /// How bytes may go past the output filters, if they may.
-    pub direct: Option<Framing>,
+    /// How bytes may go past the output filters, or why they may not.
+    pub direct: Result<Framing, Option<Hold>>,
     /// Bytes that each message is filled up to.
     pub message_min: u32,
 }
@@ -211,14 +221,14 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
             tcp::set_user_timeout((*r).connection, timeout_ms);
         }
         let flight = match enlistment.direct {
-            None => Some(pool::place((*r).pool, Flight::new())?),
-            Some(_) => None,
+            Err(_) => Some(pool::place((*r).pool, Flight::new())?),
+            Ok(_) => None,
         };
         // From here on the subscriber answers for them.
         enlistment.seat.0.clear();
         let memberships = std::mem::take(&mut enlistment.joined.memberships);
         let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships, flight))?;
-        cleanup.handler = Some(request_gone);
+        cleanup.handler = Some(detach::REQUEST_GONE);
         cleanup.data = id.to_pointer();
         *lookup::context(r) = id.to_pointer();
         watch(r, streams, socket);
@@ -329,6 +339,10 @@ fn end(id: SubscriberId, ending: Ending) {
     let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id)).flatten() else {
         return;
     };
+    if subscriber.is_detached() {
+        // SAFETY: the subscriber was registered until now, so its connection is open.
+        return unsafe { closing::close(&subscriber, ending) };
+    }
     let r = subscriber.request;
     // SAFETY: the subscriber was registered until now, so its request is alive.
     unsafe {
@@ -448,6 +462,11 @@ impl Delivery {
             message_min: enlistment.message_min,
             padding_max: audience.padding_max.get(),
         };
+        let hold = match enlistment.direct {
+            Err(hold) => hold,
+            Ok(_) if !audience.detach => Some(Hold::Directive),
+            Ok(_) => Some(Hold::Unsent),
+        };
         let replay = joined.replay.map(|replay| {
             Box::new(Replaying {
                 replay,
@@ -470,8 +489,8 @@ impl Delivery {
             replay,
             ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
             end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
-            send_timeout_ms: send_timeout(r),
             ending: false,
+            hold,
             place: Default::default(),
             audience,
         });
@@ -480,8 +499,15 @@ impl Delivery {
             subscriber.push_bytes(&opening);
         }
         let waiting = subscriber.replay.is_some() || !subscriber.backlog.is_empty();
+        let connected = subscriber.connected();
         let id = self.registry.add(subscriber, memberships, &ids);
+        if let Some(worker) = &self.worker {
+            worker.count_in(connected);
+        }
         self.schedule(id.index, now_ms);
+        if hold == Some(Hold::Unsent) {
+            self.settle(id);
+        }
         if waiting {
             self.inbox.catching_up.push_back(id);
             self.events.post_work();
@@ -490,6 +516,12 @@ impl Delivery {
             self.events.leave_in(0);
         }
         id
+    }
+
+    /// Sees whether a subscriber can do without its request when none of its handlers is running any more.
+    fn settle(&mut self, id: SubscriberId) {
+        self.settling.push(id);
+        self.events.post_work();
     }
 
     /// Puts a subscriber where its next ping or end is due.
@@ -513,7 +545,10 @@ impl Delivery {
 
     /// Forgets a subscriber; the store does, too.
     fn remove(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
-        self.registry.slab.get(id)?;
+        let connected = self.registry.slab.get(id)?.connected();
+        if let Some(worker) = &self.worker {
+            worker.count_out(connected);
+        }
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         self.counters.ended += 1;
@@ -546,13 +581,19 @@ impl Delivery {
                 Step::Drained => {}
             }
             let ends = subscriber.ending;
+            let settles = !ends && subscriber.hold == Some(Hold::Unsent);
             match self.replay(id, replays) {
                 Replayed::Some => *attempted = false,
                 Replayed::Later => {
                     self.events.post_more_work();
                     return None;
                 }
-                Replayed::Nothing => return ends.then_some(Next::End(Ending::Regular)),
+                Replayed::Nothing => {
+                    if settles {
+                        self.settle(id);
+                    }
+                    return ends.then_some(Next::End(Ending::Regular));
+                }
             }
         }
     }
@@ -638,11 +679,4 @@ impl Subscriber {
         }
         true
     }
-}
-
-/// `send_timeout` of the request's location.
-fn send_timeout(r: *mut ngx_http_request_t) -> u32 {
-    // SAFETY: the request is valid.
-    let timeout = unsafe { lookup::core_location(r) }.send_timeout;
-    u32::try_from(timeout).unwrap_or(u32::MAX)
 }

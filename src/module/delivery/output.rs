@@ -9,15 +9,13 @@
 //!
 //! [`Backlog`]: super::backlog::Backlog
 
-use std::ffi::{CStr, c_void};
 use std::ptr;
 
 use ngx::ffi::*;
 
 use super::backlog::Backlog;
-use super::burst::{Framing, Piece};
+use super::burst::Piece;
 use super::registry::Subscriber;
-use crate::ffi::lookup;
 
 /// What became of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +171,7 @@ impl Subscriber {
         unsafe {
             let event = (*self.connection).write;
             if (*event).delayed() == 0 {
-                ngx_add_timer(event, self.send_timeout_ms as ngx_msec_t);
+                ngx_add_timer(event, self.audience.send_timeout_ms as ngx_msec_t);
             }
             ngx_handle_write_event(event, 0);
         }
@@ -186,6 +184,8 @@ impl Subscriber {
             if (*event).timer_set() != 0 && (*event).delayed() == 0 {
                 ngx_del_timer(event);
             }
+            // A level-triggered event method would tell again and again.
+            ngx_handle_write_event(event, 0);
         }
     }
 }
@@ -214,56 +214,4 @@ fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress
         }
     }
     (taken, Progress::Done)
-}
-
-/// Which filters had something to do with a response at some point.
-pub struct Filters(Vec<*mut c_void>);
-
-/// The contexts that modules have attached to the request so far.
-///
-/// # Safety
-/// `r` is a valid request.
-pub unsafe fn filters_in_use(r: *mut ngx_http_request_t) -> Filters {
-    // SAFETY: a request's context array has one entry per http module.
-    unsafe { Filters(std::slice::from_raw_parts((*r).ctx, ngx_http_max_module).to_vec()) }
-}
-
-/// May bytes bypass the output filters of this request, whose head was just sent? Then in this framing.
-///
-/// # Safety
-/// `r` is a valid request.
-pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Filters) -> Option<Framing> {
-    // SAFETY: request, connection and configuration are valid.
-    unsafe {
-        let own_stream = (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t || (*r).main != r;
-        let limited = (*r).limit_rate != 0 || !lookup::core_location(r).limit_rate.is_null();
-        if own_stream || limited || !(*r).postponed.is_null() {
-            return None;
-        }
-        let harmless = [chunked_filter_index(), lookup::own_index()];
-        let now = filters_in_use(r);
-        let joined = before
-            .0
-            .iter()
-            .zip(&now.0)
-            .enumerate()
-            .any(|(index, (before, now))| before != now && !harmless.contains(&index));
-        let chunked = (*r).chunked() != 0;
-        (!joined).then_some(if chunked { Framing::Chunked } else { Framing::Raw })
-    }
-}
-
-/// nginx's chunked filter has no header file: it is found by its name.
-unsafe fn chunked_filter_index() -> usize {
-    // SAFETY: the cycle's module list ends with NULL, and names are C strings.
-    unsafe {
-        let mut module = (*ngx_cycle).modules;
-        while let Some(entry) = (*module).as_ref() {
-            if !entry.name.is_null() && CStr::from_ptr(entry.name) == c"ngx_http_chunked_filter_module" {
-                return entry.ctx_index;
-            }
-            module = module.add(1);
-        }
-        usize::MAX
-    }
 }

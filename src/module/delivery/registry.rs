@@ -6,14 +6,14 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
-use push_stream_core::store::{Membership, Replay};
+use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
 use super::output::Flight;
 use super::socket::Socket;
 use super::wheel::Place;
-use crate::config::Audience;
+use crate::config::{Audience, Transport};
 
 /// Names a subscriber, also after it is gone: its place is then empty or somebody else's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,9 +78,9 @@ pub enum Reply<'t> {
 
 /// One open request. All that it needs after its response head is here, nothing is looked up in the request.
 pub struct Subscriber {
-    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber.
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once it was given back.
     pub request: *mut ngx_http_request_t,
-    /// The request's, which is a cache line less to touch for each message.
+    /// Open as long as the subscriber is registered.
     pub connection: *mut ngx_connection_t,
     pub audience: Rc<Audience>,
     pub style: Style,
@@ -97,9 +97,10 @@ pub struct Subscriber {
     pub replay: Option<Box<Replaying>>,
     pub ping_due_ms: u64,
     pub end_due_ms: u64,
-    pub send_timeout_ms: u32,
     /// It has left its channels; once everything is sent it ends.
     pub ending: bool,
+    /// Why it keeps its request; None if it does not, or if it waits for one answer.
+    pub hold: Option<Hold>,
     pub place: Place,
 }
 
@@ -130,6 +131,26 @@ impl Subscriber {
     /// The share of the address, to be left in the store now.
     pub fn take_address(&mut self) -> Option<Membership> {
         Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
+    }
+
+    /// Has it given its request back?
+    pub fn is_detached(&self) -> bool {
+        self.request.is_null()
+    }
+
+    /// How it is connected; None if it is no subscriber any more but an answer on its way.
+    pub fn connected(&self) -> Connection {
+        let mode = match (&self.kind, self.style.format.transport) {
+            (Kind::Waiting(_) | Kind::Answer(_), _) => Mode::LongPolling,
+            (_, Transport::Plain) => Mode::Streaming,
+            (_, Transport::EventSource) => Mode::EventSource,
+            (_, Transport::WebSocket { .. }) => Mode::WebSocket,
+        };
+        if self.is_detached() {
+            Connection::Detached(mode)
+        } else {
+            Connection::Attached(mode, self.hold)
+        }
     }
 
     pub fn bound(&self, frozen: bool) -> Bound {

@@ -59,22 +59,23 @@ enum Reaction {
     End(Ending),
 }
 
-/// Bytes that came together with the handshake belong to the frames. False if the subscriber is gone.
-fn take_early_bytes(r: *mut ngx_http_request_t, id: SubscriberId) -> bool {
-    // SAFETY: the request is alive, and its header buffer holds what was read and not parsed.
-    let early = unsafe {
-        let Some(buffer) = (*r).header_in.as_mut() else {
-            return true;
-        };
-        if buffer.pos == buffer.last {
-            return true;
+/// Bytes that came together with the handshake belong to the frames.
+///
+/// # Safety
+/// `r` is a valid request.
+pub unsafe fn take_early_bytes(r: *mut ngx_http_request_t) -> Vec<u8> {
+    // SAFETY: a request's header buffer holds what was read and not parsed.
+    unsafe {
+        match (*r).header_in.as_mut() {
+            Some(buffer) if buffer.pos < buffer.last => {
+                let len = buffer.last.offset_from(buffer.pos) as usize;
+                let early = std::slice::from_raw_parts(buffer.pos, len).to_vec();
+                buffer.pos = buffer.last;
+                early
+            }
+            _ => Vec::new(),
         }
-        let len = buffer.last.offset_from(buffer.pos) as usize;
-        let early = std::slice::from_raw_parts(buffer.pos, len).to_vec();
-        buffer.pos = buffer.last;
-        early
-    };
-    react(id, &early)
+    }
 }
 
 /// The client sent something, or is gone.
@@ -82,37 +83,43 @@ pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
     fence::event("read event", || {
         // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
         let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
-        if !take_early_bytes(r, id) {
-            return;
-        }
-        let mut buffer = [0u8; READ];
-        for _ in 0..READS_PER_TURN {
-            // SAFETY: the subscriber is registered, so request and connection are alive; the buffer is as long as said.
-            let read = unsafe {
-                match (*connection).recv {
-                    Some(recv) => recv(connection, buffer.as_mut_ptr(), READ),
-                    None => NGX_ERROR as isize,
-                }
-            };
-            if read == NGX_AGAIN as isize {
-                // SAFETY: as above; a failure shows at the next event.
-                unsafe { ngx_handle_read_event((*connection).read, 0) };
-                return;
-            }
-            let Some(bytes) = usize::try_from(read).ok().filter(|&read| read > 0) else {
-                return end(id, Ending::Gone);
-            };
-            if !react(id, &buffer[..bytes]) {
-                return;
-            }
-        }
         // SAFETY: as above.
-        unsafe { ngx_post_event((*connection).read, ptr::addr_of_mut!(ngx_posted_next_events)) };
+        let early = unsafe { take_early_bytes(r) };
+        if early.is_empty() || react(id, &early) {
+            read(id, connection);
+        }
     });
 }
 
+/// Reads what a subscriber has sent.
+pub fn read(id: SubscriberId, connection: *mut ngx_connection_t) {
+    let mut buffer = [0u8; READ];
+    for _ in 0..READS_PER_TURN {
+        // SAFETY: the subscriber is registered, so its connection is open; the buffer is as long as said.
+        let read = unsafe {
+            match (*connection).recv {
+                Some(recv) => recv(connection, buffer.as_mut_ptr(), READ),
+                None => NGX_ERROR as isize,
+            }
+        };
+        if read == NGX_AGAIN as isize {
+            // SAFETY: as above; a failure shows at the next event.
+            unsafe { ngx_handle_read_event((*connection).read, 0) };
+            return;
+        }
+        let Some(bytes) = usize::try_from(read).ok().filter(|&read| read > 0) else {
+            return end(id, Ending::Gone);
+        };
+        if !react(id, &buffer[..bytes]) {
+            return;
+        }
+    }
+    // SAFETY: as above.
+    unsafe { ngx_post_event((*connection).read, ptr::addr_of_mut!(ngx_posted_next_events)) };
+}
+
 /// Does what the client's bytes ask for; false if the subscriber is gone then.
-fn react(id: SubscriberId, bytes: &[u8]) -> bool {
+pub fn react(id: SubscriberId, bytes: &[u8]) -> bool {
     let reaction = PROCESS.with(|delivery| delivery.take_input(id, bytes));
     match reaction {
         None => return false,
@@ -246,13 +253,20 @@ impl Subscriber {
         self.backlog.push(Piece::whole(Burst::of_bytes(bytes, Framing::Raw)));
     }
 
-    /// What a WebSocket client gets at the regular end; others get it with the end of the response.
+    /// What it gets last at the regular end, behind what waits; one that has its request gets it with the end of that.
     pub fn push_farewell(&mut self) {
-        if let Kind::Socket(_) = self.kind
-            && !self.ending
-        {
-            let farewell = [&self.audience.footer[..], CLOSE].concat();
-            self.push_bytes(&farewell);
+        if self.ending {
+            return;
         }
+        let farewell = match self.kind {
+            Kind::Socket(_) => Burst::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
+            Kind::Stream if self.is_detached() => Burst::end_of_response(&self.audience.footer, self.style.framing),
+            _ => return,
+        };
+        let waiting = match &mut self.replay {
+            Some(replaying) => &mut replaying.behind,
+            None => &mut self.backlog,
+        };
+        waiting.push(Piece::whole(farewell));
     }
 }

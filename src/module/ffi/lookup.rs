@@ -1,6 +1,6 @@
 //! Where nginx keeps what belongs to a module.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 
 use ngx::ffi::*;
 
@@ -16,6 +16,21 @@ pub fn own_index() -> usize {
 pub fn core_index() -> usize {
     // SAFETY: as above.
     unsafe { ngx_http_core_module.ctx_index }
+}
+
+/// The index of an http module that has no header file, by its name; None if this nginx does not have it.
+pub fn http_module_index(name: &CStr) -> Option<usize> {
+    // SAFETY: the cycle's module list ends with NULL, and names are C strings.
+    unsafe {
+        let mut module = (*ngx_cycle).modules;
+        while let Some(entry) = (*module).as_ref() {
+            if !entry.name.is_null() && CStr::from_ptr(entry.name) == name {
+                return Some(entry.ctx_index);
+            }
+            module = module.add(1);
+        }
+        None
+    }
 }
 
 /// This module's entry among what modules keep with a request.

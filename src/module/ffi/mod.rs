@@ -4,5 +4,6 @@ pub mod body;
 pub mod cell;
 pub mod fence;
 pub mod lookup;
+pub mod optional;
 pub mod pool;
 pub mod tcp;

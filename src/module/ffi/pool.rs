@@ -3,28 +3,58 @@
 use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
-use ngx::ffi::{ngx_pool_cleanup_add, ngx_pool_t};
+use ngx::ffi::{ngx_pool_cleanup_add, ngx_pool_cleanup_t, ngx_pool_t};
 
 use super::fence;
+
+/// A value in a pool, and how it is dropped: one cleanup handler for all types, so that it can be told from those of
+/// others.
+struct Placed {
+    value: *mut c_void,
+    drop: unsafe fn(*mut c_void),
+}
+
+/// The handler of every cleanup that [`place`] registers.
+static CLEANUP: unsafe extern "C" fn(*mut c_void) = clean_up;
 
 /// Moves `value` into `pool`; it is dropped when the pool is destroyed. None if there is no memory.
 ///
 /// # Safety
 /// `pool` is a valid pool. The pointer is valid until the pool is destroyed.
 pub unsafe fn place<T>(pool: *mut ngx_pool_t, value: T) -> Option<NonNull<T>> {
-    // SAFETY: the pool is valid; the cleanup record is ours until the pool runs it.
+    // SAFETY: the pool is valid; the cleanup record and its data are ours until the pool runs it.
     unsafe {
-        let cleanup = ngx_pool_cleanup_add(pool, 0).as_mut()?;
-        let place = Box::into_raw(Box::new(value));
-        cleanup.data = place.cast();
-        cleanup.handler = Some(drop_box::<T>);
-        NonNull::new(place)
+        let cleanup = ngx_pool_cleanup_add(pool, size_of::<Placed>()).as_mut()?;
+        let value = Box::into_raw(Box::new(value));
+        cleanup.data.cast::<Placed>().write(Placed {
+            value: value.cast(),
+            drop: drop_box::<T>,
+        });
+        cleanup.handler = Some(CLEANUP);
+        NonNull::new(value)
     }
 }
 
-unsafe extern "C" fn drop_box<T>(data: *mut c_void) {
-    // SAFETY: `place` registered this pointer with this type, and a pool runs each cleanup once.
-    fence::event("pool cleanup", || unsafe { drop(Box::from_raw(data.cast::<T>())) });
+/// Did [`place`] register this cleanup?
+pub fn is_own(cleanup: &ngx_pool_cleanup_t) -> bool {
+    cleanup
+        .handler
+        .is_some_and(|handler| handler as usize == CLEANUP as usize)
+}
+
+unsafe extern "C" fn clean_up(data: *mut c_void) {
+    fence::event("pool cleanup", || {
+        // SAFETY: `place` filled the record, and a pool runs each cleanup once.
+        unsafe {
+            let placed = data.cast::<Placed>().read();
+            (placed.drop)(placed.value);
+        }
+    });
+}
+
+unsafe fn drop_box<T>(value: *mut c_void) {
+    // SAFETY: `place` made the pointer from a box of this type.
+    drop(unsafe { Box::from_raw(value.cast::<T>()) });
 }
 
 /// Copies `bytes` into the pool.

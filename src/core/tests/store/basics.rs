@@ -610,3 +610,35 @@ fn an_address_has_only_so_many_subscribers() {
     );
     test.assert_whole();
 }
+
+#[test]
+fn a_worker_counts_how_its_subscribers_are_connected() {
+    let test = TestZone::new(256);
+    let [first, second] = [test.worker(), test.worker()];
+    let connections = |worker: &Worker| {
+        let workers = worker.summary(test.now).workers;
+        workers
+            .iter()
+            .find(|info| info.slot == worker.slot())
+            .unwrap()
+            .connections
+    };
+    let held = Connection::Attached(Mode::EventSource, Some(Hold::Unsent));
+    first.count_in(held);
+    first.count_in(Connection::Attached(Mode::LongPolling, None));
+    first.count_in(Connection::Detached(Mode::WebSocket));
+    assert_eq!(connections(&first).attached(Mode::EventSource), 1);
+    assert_eq!(connections(&first).attached(Mode::LongPolling), 1);
+    assert_eq!(connections(&first).held(Hold::Unsent), 1);
+    assert_eq!(connections(&first).detached(Mode::WebSocket), 1);
+    assert_eq!(connections(&second), Connections::default());
+
+    first.count_out(held);
+    first.count_in(Connection::Detached(Mode::EventSource));
+    assert_eq!(connections(&first).attached(Mode::EventSource), 0);
+    assert_eq!(connections(&first).held(Hold::Unsent), 0);
+    assert_eq!(connections(&first).detached(Mode::EventSource), 1);
+    first.release();
+    let successor = test.worker();
+    assert_eq!(connections(&successor), Connections::default());
+}

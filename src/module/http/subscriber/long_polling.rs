@@ -33,7 +33,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         joined,
         seat,
         kind: Kind::Waiting(Box::new(answer)),
-        direct: None,
+        direct: Err(None),
         message_min: 0,
     };
     delivery::enlist(candidate.r.raw(), enlistment).ok_or(Denial::Internal)

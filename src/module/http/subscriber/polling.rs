@@ -86,7 +86,7 @@ pub fn send_stored(
         joined,
         seat,
         kind,
-        direct: None,
+        direct: Err(None),
         message_min: 0,
     };
     delivery::enlist(r.raw(), enlistment).ok_or(Denial::Internal)

@@ -5,7 +5,7 @@ use push_stream_core::store::JoinMode;
 
 use super::Candidate;
 use crate::config::Padding;
-use crate::delivery::{self, Enlistment, Kind};
+use crate::delivery::{self, Contexts, Enlistment, Kind};
 use crate::http::denial::Denial;
 
 /// Starts the stream; the delivery goes on with it.
@@ -21,7 +21,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let (joined, seat) = candidate.join(JoinMode::Stream)?;
     r.set_status(NGX_HTTP_OK, None);
     // SAFETY: the request is valid.
-    let before = unsafe { delivery::filters_in_use(r.raw()) };
+    let before = unsafe { Contexts::of(r.raw()) };
     match r.send_head() {
         Ok(true) => {}
         Ok(false) => return Ok(NGX_OK as ngx_int_t),
@@ -45,7 +45,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             joined,
             seat,
             kind: Kind::Stream,
-            direct,
+            direct: direct.map_err(Some),
             message_min: padding.map_or(0, |padding| padding.message_min),
         },
     )

@@ -103,7 +103,7 @@ impl Admitted<'_> {
                 joined,
                 seat,
                 kind: Kind::Socket(Box::new(Socket::new(opening))),
-                direct: Some(Framing::Raw),
+                direct: Ok(Framing::Raw),
                 message_min: 0,
             },
         )

@@ -1,0 +1,381 @@
+//! Doing without nginx's request.
+//!
+//! Once its head is out, an idle stream over HTTP/1 needs its socket and nothing else. Its request, with all its pools and
+//! header buffers, goes back to nginx: it is logged then, as if it had ended. The connection stays, with handlers of this
+//! module; without TLS even its pool is freed. What cannot be done without the request keeps it ([`Hold`]).
+
+use std::ffi::c_void;
+use std::ptr;
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use push_stream_core::store::{Connection, Hold};
+
+use super::burst::Framing;
+use super::registry::{Kind, SubscriberId};
+use super::{Delivery, Ending, PROCESS, advance, end, request_gone, socket};
+use crate::config::Audience;
+use crate::ffi::optional::{self, Stat};
+use crate::ffi::{fence, lookup, pool};
+
+/// Modules that are known to do no harm, by their index.
+#[derive(Clone, Copy, Debug)]
+pub struct Neighbours {
+    chunked: Option<usize>,
+    realip: Option<usize>,
+}
+
+impl Neighbours {
+    /// Those of the current cycle.
+    pub fn find() -> Neighbours {
+        Neighbours {
+            chunked: lookup::http_module_index(c"ngx_http_chunked_filter_module"),
+            realip: lookup::http_module_index(c"ngx_http_realip_module"),
+        }
+    }
+}
+
+/// Which modules have a context in a request, one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contexts([u64; 8]);
+
+impl Contexts {
+    /// Those of the request so far.
+    ///
+    /// # Safety
+    /// `r` is a valid request.
+    pub unsafe fn of(r: *mut ngx_http_request_t) -> Contexts {
+        // SAFETY: a request's context array has one entry per http module.
+        let contexts = unsafe { std::slice::from_raw_parts((*r).ctx, ngx_http_max_module) };
+        let mut bits = Contexts([0; 8]);
+        for (index, context) in contexts.iter().enumerate() {
+            if !context.is_null() {
+                bits.insert(index);
+            }
+        }
+        bits
+    }
+
+    fn insert(&mut self, index: usize) {
+        if let Some(word) = self.0.get_mut(index / 64) {
+            *word |= 1 << (index % 64);
+        }
+    }
+}
+
+/// May bytes bypass the output filters of this request, whose head was just sent? Then in this framing.
+///
+/// # Safety
+/// `r` is a valid request, `before` its contexts before its head was sent.
+pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -> Result<Framing, Hold> {
+    // SAFETY: request, connection and configuration are valid.
+    unsafe {
+        if (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t {
+            return Err(Hold::Protocol);
+        }
+        if (*r).main != r || !(*r).postponed.is_null() {
+            return Err(Hold::Subrequest);
+        }
+        if (*r).limit_rate != 0 || !lookup::core_location(r).limit_rate.is_null() {
+            return Err(Hold::LimitRate);
+        }
+        let mut harmless = *before;
+        harmless.insert(lookup::own_index());
+        if let Some(Some(index)) = PROCESS.with(|delivery| delivery.neighbours.chunked) {
+            harmless.insert(index);
+        }
+        let now = Contexts::of(r);
+        if now.0.iter().zip(harmless.0).any(|(now, harmless)| now & !harmless != 0) {
+            return Err(Hold::Filter);
+        }
+        Ok(if (*r).chunked() != 0 {
+            Framing::Chunked
+        } else {
+            Framing::Raw
+        })
+    }
+}
+
+/// What must not be the case when a request is given back.
+///
+/// # Safety
+/// `r` is a valid request, and none of its handlers is running.
+unsafe fn hold(r: *mut ngx_http_request_t, neighbours: Neighbours, socket: bool) -> Option<Hold> {
+    // SAFETY: request, connection and their lists are valid; cleanups end with NULL.
+    unsafe {
+        let connection = (*r).connection;
+        if (*r).discard_body() != 0 {
+            return Some(Hold::Body);
+        }
+        if (*r).count() != 1 || (*r).blocked() != 0 || !(*r).postponed.is_null() || !(*r).posted_requests.is_null() {
+            return Some(Hold::Subrequest);
+        }
+        let early = (*r).header_in.as_ref().is_some_and(|buffer| buffer.pos < buffer.last);
+        if early && !socket {
+            return Some(Hold::Pipelined);
+        }
+        if is_claimed(r, neighbours) {
+            return Some(Hold::Cleanup);
+        }
+        if (*connection).buffered() != 0 || !(*r).out.is_null() || is_busy_with_tls(connection) {
+            return Some(Hold::Unsent);
+        }
+        None
+    }
+}
+
+/// Does another module want to be told when the request ends?
+unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool {
+    // SAFETY: as for `hold`. What realip registers is also its context: it only puts the connection's own address back.
+    unsafe {
+        let mut cleanup = (*r).cleanup;
+        while let Some(entry) = cleanup.as_ref() {
+            if entry
+                .handler
+                .is_some_and(|handler| handler as usize != REQUEST_GONE as usize)
+            {
+                return true;
+            }
+            cleanup = entry.next;
+        }
+        let realip = neighbours.realip.map(|index| (*r).ctx.add(index).read());
+        let mut cleanup = (*(*r).pool).cleanup;
+        while let Some(entry) = cleanup.as_ref() {
+            if entry.handler.is_some() && !pool::is_own(entry) && realip != Some(entry.data) {
+                return true;
+            }
+            cleanup = entry.next;
+        }
+    }
+    false
+}
+
+/// Has TLS put its own handlers into the connection's events, until it could read what it needs to write or the reverse?
+#[cfg(ngx_feature = "ssl")]
+unsafe fn is_busy_with_tls(connection: *mut ngx_connection_t) -> bool {
+    // SAFETY: the connection is open.
+    unsafe { (*connection).ssl.as_ref() }
+        .is_some_and(|ssl| ssl.saved_read_handler.is_some() || ssl.saved_write_handler.is_some())
+}
+
+/// This nginx has no TLS.
+#[cfg(not(ngx_feature = "ssl"))]
+unsafe fn is_busy_with_tls(_connection: *mut ngx_connection_t) -> bool {
+    false
+}
+
+/// One address for comparisons.
+pub static REQUEST_GONE: unsafe extern "C" fn(*mut c_void) = request_gone;
+
+/// Gives the request of a subscriber back to nginx if nothing needs it any more. Not to be called while one of the request's
+/// handlers is running.
+pub fn detach(id: SubscriberId) {
+    let Some((request, audience)) = PROCESS.with(|delivery| delivery.let_go(id)).flatten() else {
+        return;
+    };
+    // SAFETY: the request was the subscriber's until now, and nobody else needs it; the connection stays open.
+    let early = unsafe {
+        let early = socket::take_early_bytes(request);
+        adopt(release(request), id, &audience);
+        early
+    };
+    if !early.is_empty() {
+        socket::react(id, &early);
+    }
+}
+
+/// Frees the request. Returns its connection.
+unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
+    // SAFETY: `hold` found that nothing refers to the request but the connection, whose handlers are replaced next.
+    unsafe {
+        let connection = (*r).connection;
+        let http = (*r).http_connection;
+        let mut cleanup = (*r).cleanup;
+        while let Some(entry) = cleanup.as_mut() {
+            // The subscriber's own: it does not go with its request.
+            entry.handler = None;
+            cleanup = entry.next;
+        }
+        ngx_http_free_request(r, 0);
+        (*connection).set_destroyed(0);
+        if !can_do_without_pool(connection) {
+            free_header_buffers(connection, http);
+        }
+        connection
+    }
+}
+
+/// TLS lives in the connection's pool, and whoever has registered a cleanup there may, too.
+unsafe fn can_do_without_pool(connection: *mut ngx_connection_t) -> bool {
+    // SAFETY: the connection and its pool are valid.
+    unsafe { (*connection).ssl.is_null() && (*(*connection).pool).cleanup.is_null() }
+}
+
+/// The buffers that requests are read into, as nginx frees them between two requests of a connection.
+unsafe fn free_header_buffers(connection: *mut ngx_connection_t, http: *mut ngx_http_connection_t) {
+    // SAFETY: the buffers are in the connection's pool, and no request refers to them any more.
+    unsafe {
+        let pool = (*connection).pool;
+        for list in [&raw mut (*http).free, &raw mut (*http).busy] {
+            let mut link = std::mem::replace(&mut *list, ptr::null_mut());
+            while let Some(entry) = link.as_ref() {
+                ngx_pfree(pool, (*entry.buf).start.cast());
+                link = entry.next;
+            }
+        }
+        (*http).nbusy = 0;
+        if let Some(buffer) = (*connection).buffer.as_ref() {
+            ngx_pfree(pool, buffer.start.cast());
+        }
+        (*connection).buffer = ptr::null_mut();
+    }
+}
+
+/// Takes over a connection whose request is gone.
+unsafe fn adopt(connection: *mut ngx_connection_t, id: SubscriberId, audience: &Audience) {
+    // SAFETY: the connection is open; its events are valid as long as it is.
+    unsafe {
+        Stat::Writing.add(1);
+        if can_do_without_pool(connection) {
+            drop_pool(connection, audience);
+        } else if !(*connection).ssl.is_null() {
+            optional::ssl_free_buffer(connection);
+        }
+        (*connection).data = id.to_pointer();
+        (*(*connection).read).handler = Some(on_read);
+        (*(*connection).write).handler = Some(on_write);
+        if (*(*connection).read).ready() != 0 {
+            // What came meanwhile is told by no further event.
+            ngx_post_event((*connection).read, &raw mut ngx_posted_events);
+        }
+    }
+}
+
+/// Frees the pool of a connection, and forgets what lay in it.
+unsafe fn drop_pool(connection: *mut ngx_connection_t, audience: &Audience) {
+    // SAFETY: without TLS and without cleanups only these refer to the pool.
+    unsafe {
+        let connection = &mut *connection;
+        connection.log = audience.error_log;
+        (*connection.read).log = audience.error_log;
+        (*connection.write).log = audience.error_log;
+        connection.sockaddr = ptr::null_mut();
+        connection.socklen = 0;
+        connection.addr_text = ngx_str_t::empty();
+        connection.local_sockaddr = ptr::null_mut();
+        connection.local_socklen = 0;
+        connection.proxy_protocol = ptr::null_mut();
+        ngx_destroy_pool(std::mem::replace(&mut connection.pool, ptr::null_mut()));
+    }
+}
+
+/// The subscriber and the connection of an event.
+unsafe fn subject(event: *mut ngx_event_t) -> (SubscriberId, *mut ngx_connection_t) {
+    // SAFETY: nginx passes an event of a connection that `adopt` took over.
+    unsafe {
+        let connection = (*event).data.cast::<ngx_connection_t>();
+        (SubscriberId::from_pointer((*connection).data), connection)
+    }
+}
+
+/// The client sent something or is gone, or nginx wants the connection closed.
+unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
+    fence::event("read event of a detached subscriber", || {
+        // SAFETY: as for `subject`.
+        let (id, connection) = unsafe { subject(event) };
+        // SAFETY: the connection is open.
+        if unsafe { (*connection).close() } != 0 {
+            // worker_shutdown_timeout has passed.
+            return end(id, Ending::Failed);
+        }
+        let socket = PROCESS.with(|delivery| {
+            let subscriber = delivery.registry.slab.get(id)?;
+            Some(matches!(subscriber.kind, Kind::Socket(_)))
+        });
+        // SAFETY: the connection is open.
+        match socket.flatten() {
+            Some(true) => socket::read(id, connection),
+            Some(false) if unsafe { is_gone(connection) } => end(id, Ending::Gone),
+            _ => {}
+        }
+    });
+}
+
+/// Has the client closed its side? What it sends is left where it is: nobody asked for it. As `ngx_http_test_reading()`.
+unsafe fn is_gone(connection: *mut ngx_connection_t) -> bool {
+    // SAFETY: the connection and its event are valid.
+    unsafe {
+        let event = (*connection).read;
+        if is_told_about_ends() {
+            return (*event).pending_eof() != 0;
+        }
+        let mut byte = 0u8;
+        let peeked = libc::recv((*connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK);
+        if peeked == 0 {
+            return true;
+        }
+        if peeked < 0 {
+            let error = std::io::Error::last_os_error();
+            return error.kind() != std::io::ErrorKind::WouldBlock;
+        }
+        // With a level-triggered event method, that it would be told again and again.
+        ngx_handle_read_event(event, 0);
+        false
+    }
+}
+
+/// Does the event method tell that a client has closed its side?
+#[cfg(ngx_feature = "have_epollrdhup")]
+fn is_told_about_ends() -> bool {
+    // SAFETY: set before any event is handled.
+    unsafe { ngx_event_flags & NGX_USE_EPOLL_EVENT as ngx_uint_t != 0 && ngx_use_epoll_rdhup != 0 }
+}
+
+/// Does the event method tell that a client has closed its side?
+#[cfg(not(ngx_feature = "have_epollrdhup"))]
+fn is_told_about_ends() -> bool {
+    false
+}
+
+/// The socket can take more, or has taken nothing for too long.
+unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
+    fence::event("write event of a detached subscriber", || {
+        // SAFETY: as for `subject`.
+        let (id, _) = unsafe { subject(event) };
+        // SAFETY: as above.
+        if unsafe { (*event).timedout() } != 0 {
+            end(id, Ending::TimedOut);
+        } else {
+            advance(id);
+        }
+    });
+}
+
+impl Delivery {
+    /// Has the subscriber give up its request, if it can; returns the request then.
+    fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
+        let subscriber = self.registry.slab.get(id)?;
+        let before = subscriber.connected();
+        let Connection::Attached(_, Some(Hold::Unsent)) = before else {
+            return None;
+        };
+        let request = subscriber.request;
+        let socket = matches!(subscriber.kind, Kind::Socket(_));
+        // SAFETY: the subscriber is registered, so its request is alive; called from events only.
+        subscriber.hold = unsafe { hold(request, self.neighbours, socket) };
+        if subscriber.ending {
+            // It ends the way it began to.
+            subscriber.hold = Some(Hold::Unsent);
+        }
+        let released = subscriber.hold.is_none().then(|| {
+            subscriber.request = ptr::null_mut();
+            (request, subscriber.audience.clone())
+        });
+        let after = subscriber.connected();
+        if let Some(worker) = &self.worker {
+            worker.count_out(before);
+            worker.count_in(after);
+        }
+        released
+    }
+}
