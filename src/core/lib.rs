@@ -6,7 +6,8 @@
 //! * [`store`]: the shared-memory zone. Channels, messages, worker slots, counters; robust against the death of any
 //!   process at any instruction.
 //!
-//! Neither knows the other, and neither knows nginx: everything here runs under plain `cargo test`.
+//! Neither knows nginx, so everything here runs under plain `cargo test`. The store asks [`wire::event_id`] for the order of two
+//! ids; beside that they do not know each other.
 
 pub mod store;
 pub mod wire;

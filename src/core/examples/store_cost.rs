@@ -35,6 +35,9 @@ fn limits() -> Limits {
         wildcard_prefix: Vec::new(),
         on_full: OnFull::Evict,
         events: None,
+        track_ids: false,
+        auto_ids: false,
+        idempotent_window: 1024,
     }
 }
 
@@ -42,7 +45,7 @@ fn publish(worker: &mut Worker, id: &str, now: Now) {
     let mut draft = worker.draft(TEXT.len(), None, None, 1, now).expect("there is room");
     worker.write(&mut draft, TEXT);
     worker
-        .publish(draft, &[id.as_bytes()], true, now)
+        .publish(draft, &[id.as_bytes()], Terms::plain(true), now)
         .expect("there is room");
 }
 
@@ -93,6 +96,8 @@ fn main() {
             channels: &join,
             position: Position::default(),
             mode: JoinMode::Stream,
+            ordered: false,
+            gap_notices: false,
             authorized_channels_only: false,
             may_follow_events: true,
             address: None,

@@ -1,6 +1,10 @@
 //! The types that callers see. No pointer and no borrow of shared memory appears in any of them.
 
+use std::collections::VecDeque;
+
 use super::Connections;
+use super::resume::{Late, Offer};
+use crate::wire::event_id::OrderedId;
 
 /// A point in time, read once per event and passed down, so that tests can turn the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +60,12 @@ pub struct Limits {
     pub on_full: OnFull,
     /// The channel that tells what happens to the others, if there shall be one.
     pub events: Option<Events>,
+    /// Something in the configuration needs to know the order of event ids. Once begun, the zone goes on with it.
+    pub track_ids: bool,
+    /// Some messages without an id get one from the zone.
+    pub auto_ids: bool,
+    /// Accepted ids that each channel remembers where publishing is idempotent.
+    pub idempotent_window: u32,
 }
 
 /// The events channel.
@@ -104,6 +114,51 @@ pub enum Refusal {
     MayNotCreate,
     #[error("the subscriber may not follow the events channel")]
     EventsChannel,
+    #[error("a channel has had a higher event id")]
+    OutOfOrder,
+}
+
+/// What becomes of a message whose ordered id is not above the newest of its channel (`push_stream_out_of_order`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutOfOrder {
+    /// The whole publish is refused: [`Refusal::OutOfOrder`].
+    Refuse,
+    /// It is stored, and marked as [late](Message::late).
+    Store,
+}
+
+/// On which terms a message is published.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    pub store: bool,
+    /// If it brings no event id, it gets one from the zone, each copy its own.
+    pub auto_id: bool,
+    /// Channels that have accepted its event id before are skipped.
+    pub idempotent: bool,
+    pub out_of_order: OutOfOrder,
+}
+
+impl Terms {
+    /// With nothing but what the message brings.
+    pub fn plain(store: bool) -> Terms {
+        Terms {
+            store,
+            auto_id: false,
+            idempotent: false,
+            out_of_order: OutOfOrder::Store,
+        }
+    }
+}
+
+/// What became of a publish in one channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The channel's figures, counting this message.
+    pub info: ChannelInfo,
+    /// The channel had accepted this id before, and was skipped.
+    pub duplicate: bool,
+    /// The newest ordered id of the channel, if the zone keeps track of ids.
+    pub newest_id: Option<OrderedId>,
 }
 
 /// One channel's figures.
@@ -206,6 +261,10 @@ pub struct JoinRequest<'a> {
     pub channels: &'a [JoinChannel<'a>],
     pub position: Position<'a>,
     pub mode: JoinMode,
+    /// Resume by the order of ids, with the event id before all else (`push_stream_resume ordered`).
+    pub ordered: bool,
+    /// Say who has missed something, and send them all there is (`push_stream_gap_notice`).
+    pub gap_notices: bool,
     /// `push_stream_authorized_channels_only`.
     pub authorized_channels_only: bool,
     /// May it follow the events channel?
@@ -227,6 +286,19 @@ pub struct Joined {
     pub replay: Option<Replay>,
     /// For polls with something to send: (time, tag) that Last-Modified and Etag report.
     pub bound: Option<(u64, u32)>,
+    /// Channels in which something was lost since the position.
+    pub gaps: Vec<Gap>,
+    /// The zone's newest ordered id.
+    pub newest_id: Option<OrderedId>,
+}
+
+/// A channel in which something was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Index in the path.
+    pub path_index: u32,
+    /// The lowest id that is there.
+    pub first: Option<OrderedId>,
 }
 
 /// A walk over old messages that goes on from call to call ([`Worker::replay`]); what was evicted meanwhile is skipped.
@@ -234,7 +306,9 @@ pub struct Joined {
 /// It holds nothing in the zone: dropping it is free.
 #[derive(Debug)]
 pub struct Replay {
-    pub(super) parts: std::collections::VecDeque<ReplayPart>,
+    pub(super) parts: VecDeque<ReplayPart>,
+    /// Merged over all channels by event id.
+    pub(super) ordered: bool,
     /// Messages that were lost between the calls.
     pub lost: bool,
 }
@@ -245,11 +319,16 @@ pub(super) struct ReplayPart {
     pub path_index: u32,
     pub channel: u32,
     pub channel_born: u64,
-    /// The link to copy next, if it is still there, and its sequence number.
+    /// The link to copy next, if it is still there, and its sequence number; `u64::MAX` = there is none.
     pub hint: u32,
     pub next_seq: u64,
     /// The last sequence number that belongs to the replay; what follows is live.
     pub until: u64,
+    /// Only messages with a higher id.
+    pub above: Option<OrderedId>,
+    /// Messages that came out of order, the lowest id last.
+    pub late: Vec<Late>,
+    pub offer: Offer,
 }
 
 /// What kind of message it is.
@@ -273,6 +352,10 @@ pub struct Message<'a> {
     pub time: u64,
     pub tag: u32,
     pub event_id: Option<&'a [u8]>,
+    /// In an ordered replay: the next message has the same event id, so this one is no position to resume from.
+    pub repeated_id: bool,
+    /// Its event id is not above that of an earlier message of its channel, or may not be.
+    pub late: bool,
     pub event_type: Option<&'a [u8]>,
     pub text: &'a [u8],
 }
@@ -293,6 +376,10 @@ pub(super) struct Record {
     pub seq: u64,
     pub time: u64,
     pub tag: u32,
+    /// The event id is that of the zone: there is none in the payload.
+    pub auto_id: bool,
+    pub repeated_id: bool,
+    pub late: bool,
     pub event_id: Option<Span>,
     pub event_type: Option<Span>,
     pub text: Span,
@@ -319,6 +406,25 @@ impl Batch {
         self.records.len()
     }
 
+    /// Marks messages whose event id the next one has, too. `next`: the id of what follows the batch.
+    pub(super) fn mark_repeated(&mut self, next: Option<OrderedId>) {
+        let next = next.map(|id| id.to_text());
+        let bytes = |span: Option<Span>| span.map(|span| &self.bytes[span.start..span.start + span.len]);
+        let ids: Vec<_> = self
+            .records
+            .iter()
+            .map(|record| bytes(record.event_id))
+            .chain([next.as_deref()])
+            .collect();
+        let repeated: Vec<_> = ids
+            .windows(2)
+            .map(|pair| pair[0].is_some() && pair[0] == pair[1])
+            .collect();
+        for (record, repeated) in self.records.iter_mut().zip(repeated) {
+            record.repeated_id = repeated;
+        }
+    }
+
     /// The messages in order, each with where it came from: the [`Membership`]'s number after a drain (all messages of
     /// one membership are consecutive and in publish order), the index in the subscriber's path after a replay.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Message<'_>)> {
@@ -331,6 +437,9 @@ impl Batch {
                 seq,
                 time,
                 tag,
+                auto_id: _,
+                repeated_id,
+                late,
                 event_id,
                 event_type,
                 text,
@@ -342,6 +451,8 @@ impl Batch {
                 time,
                 tag,
                 event_id: event_id.map(bytes),
+                repeated_id,
+                late,
                 event_type: event_type.map(bytes),
                 text: bytes(text),
             };

@@ -146,6 +146,7 @@ impl Locked<'_> {
         let wildcard = limits.is_wildcard(id);
         let flags = if wildcard { channel_flag::WILDCARD } else { 0 };
         let created = self.create_unlisted(hash, id, flags)?;
+        self.begin_ids(created)?;
         self.set(created, channel::deadline, self.deadline(limits));
         self.push_back(order(), created);
         self.push_back(idle(), created);
@@ -189,7 +190,7 @@ impl Locked<'_> {
         self.init(created, channel::last, LinkRef::NONE);
         self.init(created, channel::members, MemberRef::NONE);
         self.init(created, channel::published, 0);
-        self.init(created, channel::lost, self.hot(hot::seq));
+        self.init(created, channel::ids, IdsRef::NONE);
         self.init(created, channel::newest_time, 0);
         self.init(created, channel::newest_tag, 0);
         self.init(created, channel::stored, 0);
@@ -312,6 +313,7 @@ impl Locked<'_> {
     /// Takes a channel out of the table and the lists: nobody finds it any more.
     fn remove(&mut self, removed: ChannelRef) {
         self.remove_from_table(removed);
+        self.hand_ids_on(removed);
         self.move_listings_past(removed);
         self.unlink(order(), removed);
         if self.has_flag(removed, channel_flag::IDLE_LISTED) {
@@ -397,6 +399,9 @@ impl Locked<'_> {
             let next = self.get(block, block::next);
             self.set(channel, channel::id_more, next);
             self.free_block(block);
+            return true;
+        }
+        if self.free_ids(channel) {
             return true;
         }
         self.unlink(channel_trash(), channel);

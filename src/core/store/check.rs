@@ -7,7 +7,7 @@ use super::Zone;
 use super::channels::{channel_trash, deleting, idle, order};
 use super::layout::*;
 use super::lists::{Item, List};
-use super::memory::{BUCKET_FIRST, Locked, Record};
+use super::memory::{BUCKET_FIRST, ENTRY_BUCKET_FIRST, Locked, Record};
 use super::messages::first_link;
 
 /// More items than any list can have: a list that closes on itself wrongly is found by it.
@@ -22,6 +22,7 @@ impl Zone {
             owners: BTreeMap::new(),
             problems: Vec::new(),
             bodies: BTreeMap::new(),
+            entries: BTreeSet::new(),
             stored: 0,
             unstored_queued: 0,
         };
@@ -42,6 +43,8 @@ struct Check<'a, 'm> {
     problems: Vec<String>,
     /// Links of each body that are queued or in the trash.
     bodies: BTreeMap<BodyRef, u32>,
+    /// Ids in windows.
+    entries: BTreeSet<EntryRef>,
     stored: u64,
     unstored_queued: u32,
 }
@@ -52,6 +55,7 @@ impl Check<'_, '_> {
         for &channel in &listed {
             self.channel(channel);
         }
+        self.entry_buckets();
         self.slots();
         self.trash();
         self.garbage();
@@ -208,6 +212,10 @@ impl Check<'_, '_> {
         let locked = self.locked;
         self.own(channel.0, "channel");
         self.chain(locked.get(channel, channel::id_more), "channel id");
+        if let Some(known) = locked.get(channel, channel::ids).some() {
+            self.own(known.0, "ids");
+            self.window(channel, known);
+        }
         let members = self.items(
             "members",
             List {
@@ -241,17 +249,69 @@ impl Check<'_, '_> {
         self.queue(channel, &members);
     }
 
+    /// The channel's window of accepted ids.
+    fn window(&mut self, channel: ChannelRef, window: IdsRef) {
+        let locked = self.locked;
+        let (mut count, mut last, mut block) = (0, EntryRef::NONE, None);
+        let mut next = locked.get(window, ids::window_first);
+        while let Some(entry) = next.some() {
+            if block != Some(entry.0 / ENTRIES_PER_BLOCK) {
+                block = Some(entry.0 / ENTRIES_PER_BLOCK);
+                self.own(entry.0 / ENTRIES_PER_BLOCK, "window");
+            }
+            if !self.entries.insert(entry) {
+                self.problems.push("a window runs in a circle".to_string());
+                break;
+            }
+            self.expect(
+                locked.in_bucket(entry),
+                &format!("an id of channel {} is not in the table", channel.0),
+            );
+            count += 1;
+            last = entry;
+            next = locked.get(entry, entry::later);
+        }
+        self.expect(
+            count == locked.get(window, ids::window_count),
+            "the count of a window's ids is wrong",
+        );
+        self.expect(last == locked.get(window, ids::window_last), "a window's end is wrong");
+    }
+
+    /// The table of ids has those of the windows, and no others.
+    fn entry_buckets(&mut self) {
+        let locked = self.locked;
+        let mut found = BTreeSet::new();
+        for bucket in 0..locked.entry_buckets {
+            let mut next = locked.get(EntryBucketRef(bucket), ENTRY_BUCKET_FIRST);
+            while let Some(entry) = next.some() {
+                if !found.insert(entry) {
+                    self.problems.push("a bucket of ids runs in a circle".to_string());
+                    break;
+                }
+                next = locked.get(entry, entry::next);
+            }
+        }
+        self.expect(found == self.entries, "the table of ids and the windows differ");
+    }
+
     fn queue(&mut self, channel: ChannelRef, members: &[MemberRef]) {
         let locked = self.locked;
         let links = self.items("queue", super::messages::queue(channel));
         let mut stored = 0;
-        let mut seq = 0;
+        let (mut seq, mut id) = (0, None);
+        let newest = locked.newest_id(channel);
         let mut behind: BTreeSet<MemberRef> = BTreeSet::new();
         let mut pinned: BTreeSet<u16> = BTreeSet::new();
         for &link in &links {
             let next_seq = locked.seq_of(link);
             self.expect(next_seq > seq, "a queue is not in order");
             seq = next_seq;
+            if let Some(next_id) = locked.ordered_id_of(link).filter(|_| !locked.is_of_unknown_order(link)) {
+                self.expect(Some(next_id) >= id, "a message came out of order and is not marked");
+                self.expect(Some(next_id) <= newest, "a channel's newest id is too low");
+                id = Some(next_id);
+            }
             self.expect(
                 locked.get(link, link::channel) == channel,
                 "a link is in another channel's queue",

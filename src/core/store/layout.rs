@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::mem::offset_of;
 
+use crate::wire::event_id::MAX_GROUPS;
+
 /// Size of a block in bytes. A message head with its first link takes 64 of them, so a comment of 64 bytes is one block;
 /// a channel with an id of up to 40 bytes is one block.
 pub const BLOCK: usize = 128;
@@ -22,7 +24,7 @@ pub const TALLIES: usize = 16;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -84,6 +86,10 @@ reference! {
     LinkRef;
     /// A worker's membership in a channel.
     MemberRef;
+    /// What a channel knows of its messages' ids.
+    IdsRef;
+    /// An id in a channel's window: block number × 4 + place in the block.
+    EntryRef;
 }
 
 /// A worker slot.
@@ -93,6 +99,14 @@ pub struct SlotRef(pub u16);
 /// A bucket of the channel table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketRef(pub u32);
+
+/// A bucket of the table of ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryBucketRef(pub u32);
+
+/// The part of the header that is about ordered ids.
+#[derive(Clone, Copy, Debug)]
+pub struct ZoneIds;
 
 /// The part of the header that every mutation touches; saved as a whole before each.
 #[derive(Clone, Copy, Debug)]
@@ -179,8 +193,9 @@ record! {
         last: LinkRef,
         members: MemberRef,
         published: u64,
-        /// Sequence number of the newest message it has lost.
-        lost: u64,
+        /// If the zone keeps track of ids.
+        ids: IdsRef,
+        unused: u32,
         newest_time: u32,
         newest_tag: u32,
         stored: u32,
@@ -250,9 +265,13 @@ pub mod link_flag {
     pub const MULTI: u16 = 16;
     pub const EVENT_ID: u16 = 32;
     pub const EVENT_TYPE: u16 = 64;
+    /// Its event id is the zone's epoch and its sequence number; it has none in its payload.
+    pub const AUTO_ID: u16 = 128;
     /// In the first link: 0 = the message is in no list, 1 = limbo, 2.. = that age list.
     pub const LIST_SHIFT: u16 = 8;
     pub const LIST_MASK: u16 = 0xf << LIST_SHIFT;
+    /// Its ordered id was not above its channel's newest when it came.
+    pub const LATE: u16 = 1 << 12;
 }
 
 pub const LIMBO: u16 = 1;
@@ -373,6 +392,51 @@ record! {
     }
 }
 
+record! {
+    /// What a channel knows of its messages' ids, in a block of its own. An ordered id is its groups and how many there are;
+    /// 0 = there is none.
+    ids of IdsRef {
+        newest: [u64; MAX_GROUPS],
+        /// Of the newest message that it has lost; begins with what the zone has lost.
+        lost: [u64; MAX_GROUPS],
+        newest_len: u32,
+        lost_len: u32,
+        /// The window: ids of accepted messages, oldest first.
+        window_first: EntryRef,
+        window_last: EntryRef,
+        window_count: u32,
+    }
+}
+
+record! {
+    /// An id in a channel's window: its keyed hash.
+    entry of EntryRef {
+        key_low: u64,
+        key_high: u64,
+        /// In the bucket.
+        next: EntryRef,
+        /// The channel's next id, which is in the same block, or the first of the next one.
+        later: EntryRef,
+        unused: [u32; 2],
+    }
+}
+
+/// Ids in a block of a window.
+pub const ENTRIES_PER_BLOCK: u32 = 4;
+
+record! {
+    /// What the zone knows of ordered ids.
+    zone_ids of ZoneIds {
+        newest: [u64; MAX_GROUPS],
+        /// The highest id of channels that left.
+        removed: [u64; MAX_GROUPS],
+        newest_len: u32,
+        removed_len: u32,
+        /// 1 + the sequence number from which on ids are kept track of; 0 = they are not.
+        since: u64,
+    }
+}
+
 /// The header, at the start of the zone. Everything up to `lock` is written once, at creation.
 #[repr(C)]
 pub struct Header {
@@ -396,6 +460,7 @@ pub struct Header {
     pub journal_more: u32,
     pub hot: [u64; HOT_WORDS],
     pub hot_saved: [u64; HOT_WORDS],
+    pub ids: [u64; zone_ids::SIZE / 8],
 }
 
 pub const HOT_WORDS: usize = hot::SIZE / 8;
@@ -424,7 +489,9 @@ const _: () = {
     assert!(channel::SIZE == 88);
     assert!(body::SIZE == 32 && link::SIZE == 32);
     assert!(multi::SIZE == BLOCK);
-    assert!(member::SIZE <= BLOCK);
+    assert!(member::SIZE <= BLOCK && ids::SIZE <= BLOCK);
+    assert!(entry::SIZE * ENTRIES_PER_BLOCK as usize == BLOCK);
+    assert!(zone_ids::SIZE.is_multiple_of(8));
     assert!(slot::SIZE == 192);
     assert!(hot::SIZE.is_multiple_of(8));
 };

@@ -9,6 +9,7 @@ use super::layout::*;
 use super::lists::{Item, List};
 use super::memory::{Locked, Memory};
 use super::{Limits, Stop};
+use crate::wire::event_id::OrderedId;
 
 /// A channel's messages, oldest first.
 pub fn queue(channel: ChannelRef) -> List<ChannelRef, LinkRef> {
@@ -80,6 +81,18 @@ impl Memory {
             rest -= part;
         }
     }
+
+    /// Reads the beginning of a message's payload. As for [`Memory::copy_payload`].
+    pub fn read_payload(&self, head: BodyRef, multi: bool, out: &mut [u8]) {
+        let (mut part, mut rest) = out.split_at_mut(out.len().min(head_room(multi)));
+        self.read(BlockRef(head.0), HEAD_TEXT, part);
+        let mut block = self.peek(head, body::chain);
+        while !rest.is_empty() {
+            (part, rest) = rest.split_at_mut(rest.len().min(CONTINUATION));
+            self.read(block, 4, part);
+            block = self.peek(block, block::next);
+        }
+    }
 }
 
 impl Locked<'_> {
@@ -110,6 +123,11 @@ impl Locked<'_> {
 
     pub fn seq_of(&self, link: LinkRef) -> u64 {
         self.get(self.body_of(link), body::seq) + u64::from(self.index_of(link))
+    }
+
+    /// Sequence number of the message's first link.
+    pub fn first_seq(&self, link: LinkRef) -> u64 {
+        self.get(self.body_of(link), body::seq)
     }
 
     pub fn tag_of(&self, link: LinkRef) -> u32 {
@@ -147,18 +165,23 @@ impl Locked<'_> {
         (time, tag, seq)
     }
 
-    /// Links the first message of the slot's reservation, which is filled up to its block `last`, into `channels`; takes it
-    /// off the reservation.
+    /// Links the first message of the slot's reservation, which is filled up to its block `last`, into `channels`, at least one and no
+    /// more than it was made for; takes it off the reservation. `id`: its event id, if that is an ordered one.
     pub fn link_reserved(
         &mut self,
         slot: SlotRef,
         channels: &[ChannelRef],
         shape: Shape,
         last: BlockRef,
+        id: Option<OrderedId>,
         limits: &Limits,
     ) {
-        let (head, link_blocks) = self.take_reservation(slot, shape, last);
-        self.link_message(head, &link_blocks, channels, shape, limits);
+        let (head, mut link_blocks) = self.take_reservation(slot, shape, last);
+        let needed = links_blocks(channels.len() as u32);
+        for block in link_blocks.drain(needed as usize..) {
+            self.free_block(block);
+        }
+        self.link_message(head, &link_blocks, channels, shape, id, limits);
     }
 
     /// Makes a message under the lock and stores it in one channel: only for what is short and made by the zone itself.
@@ -191,7 +214,7 @@ impl Locked<'_> {
         let head = self.take_block()?;
         self.init(head, block::next, chain);
         self.copy_in(head, HEAD_TEXT, inline);
-        self.link_message(BodyRef(head.0), &[], &[channel], shape, limits);
+        self.link_message(BodyRef(head.0), &[], &[channel], shape, None, limits);
         Ok(())
     }
 
@@ -201,6 +224,7 @@ impl Locked<'_> {
         link_blocks: &[BlockRef],
         channels: &[ChannelRef],
         shape: Shape,
+        id: Option<OrderedId>,
         limits: &Limits,
     ) {
         let count = channels.len() as u32;
@@ -213,7 +237,8 @@ impl Locked<'_> {
         self.init(head, body::expires, expires);
         self.init(head, body::tag, tag);
         self.init(head, body::seq, seq);
-        let mut common = shape.flags & (link_flag::EVENT_ID | link_flag::EVENT_TYPE | link_flag::NOTICE);
+        let mut common =
+            shape.flags & (link_flag::EVENT_ID | link_flag::AUTO_ID | link_flag::EVENT_TYPE | link_flag::NOTICE);
         if shape.multi() {
             common |= link_flag::MULTI;
             self.init(head, multi::stored, 0);
@@ -252,12 +277,35 @@ impl Locked<'_> {
             let list = self.choose_age_list(limits.message_ttl_secs);
             self.enlist(head, FIRST_AGE + list as u16);
         }
+        self.mark_late(head, link_blocks, channels, id);
         for (index, &channel) in channels.iter().enumerate() {
             let link = nth_link(head, link_blocks, index as u32);
+            let auto = shape.flags & link_flag::AUTO_ID != 0;
+            if let Some(id) = if auto { self.ordered_id_of(link) } else { id } {
+                self.note_newest(channel, id);
+            }
             self.append(channel, link, shape, limits);
             if !shape.notice() {
                 self.set(channel, channel::newest_time, time);
                 self.set(channel, channel::newest_tag, tag + index as u32);
+            }
+        }
+    }
+
+    /// Marks the links into channels that have had a higher id, or the same. Before any is noted: copies in one channel are equal.
+    fn mark_late(&mut self, head: BodyRef, link_blocks: &[BlockRef], channels: &[ChannelRef], id: Option<OrderedId>) {
+        if !self.tracks_ids() {
+            return;
+        }
+        for (index, &channel) in channels.iter().enumerate() {
+            let link = nth_link(head, link_blocks, index as u32);
+            let id = id.or_else(|| {
+                self.ordered_id_of(link)
+                    .filter(|_| self.link_flag(link, link_flag::AUTO_ID))
+            });
+            if id.is_some_and(|id| !self.is_in_order(channel, id)) {
+                let flags = self.get(link, link::flags);
+                self.init(link, link::flags, flags | link_flag::LATE);
             }
         }
     }
@@ -408,16 +456,13 @@ impl Locked<'_> {
     pub fn unstore(&mut self, link: LinkRef) {
         let channel = self.get(link, link::channel);
         let body = self.body_of(link);
-        let seq = self.seq_of(link);
         self.set_link_flag(link, link_flag::STORED, false);
         self.count_multi(body, multi::stored, false);
         self.sub(channel, channel::stored, 1);
         if !self.has_flag(channel, channel_flag::EVENTS) {
             self.sub(Hot, hot::stored, 1);
         }
-        if seq > self.get(channel, channel::lost) {
-            self.set(channel, channel::lost, seq);
-        }
+        self.note_lost(channel, link);
         self.add(Hot, hot::unstored_queued, 1);
         if self.get(link, link::pending) == 0 {
             self.dequeue(link);
@@ -609,10 +654,6 @@ impl Locked<'_> {
             }
             next = self.get(member, member::channel_next);
         }
-        let seq = self.seq_of(link);
-        if seq > self.get(channel, channel::lost) {
-            self.set(channel, channel::lost, seq);
-        }
         self.set(link, link::pending, 0);
         self.dequeue(link);
     }
@@ -629,12 +670,17 @@ fn nth_link(head: BodyRef, link_blocks: &[BlockRef], index: u32) -> LinkRef {
     }
 }
 
+/// Blocks for the links that do not fit into the head block.
+fn links_blocks(links: u32) -> u32 {
+    links.saturating_sub(1).div_ceil(LINKS_PER_BLOCK)
+}
+
 /// What is known of a message before it is linked: it decides which blocks it takes.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub payload_len: u32,
     pub links: u32,
-    /// [`link_flag`]s: `EVENT_ID`, `EVENT_TYPE`, `NOTICE`, `STORED`.
+    /// [`link_flag`]s: `EVENT_ID`, `AUTO_ID`, `EVENT_TYPE`, `NOTICE`, `STORED`.
     pub flags: u16,
 }
 
@@ -669,7 +715,7 @@ impl Shape {
     }
 
     pub fn link_blocks(self) -> u32 {
-        self.links.saturating_sub(1).div_ceil(LINKS_PER_BLOCK)
+        links_blocks(self.links)
     }
 
     /// All blocks: links, head and text.

@@ -6,7 +6,7 @@
 //! # The memory
 //!
 //! ```text
-//! header │ slots │ journal │ buckets │ kinds │ blocks of 128 bytes, numbered from 1 ...
+//! header │ slots │ journal │ buckets │ buckets of ids │ kinds │ blocks of 128 bytes, numbered from 1 ...
 //!
 //! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy
 //! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying,
@@ -16,6 +16,8 @@
 //! kind      one byte per block: does it hold a channel, a message, links, a membership?
 //!
 //! channel   128 bytes: figures, ends of its queue, its members, the id (long ids go on in further blocks)
+//! ids       if the zone keeps track of event ids, one block per channel: newest, lost, and its window of accepted ids, which is
+//!           four to a block
 //! message   head block: 32 bytes of what all its links share, the first link (32 bytes), 64 bytes of text;
 //!           further blocks: 4 bytes of chain, 124 of text; further links: four to a block
 //! member    a worker's membership in a channel: how many subscribers, the first message it has not taken
@@ -37,6 +39,7 @@ mod api;
 mod blocks;
 mod channels;
 mod check;
+mod ids;
 #[cfg(feature = "kill-points")]
 pub mod kill;
 mod layout;
@@ -46,9 +49,11 @@ mod members;
 mod memory;
 mod messages;
 mod publishing;
+mod resume;
 mod room;
 mod slots;
 mod tally;
+mod window;
 mod worker;
 
 pub use api::*;
@@ -57,7 +62,7 @@ pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
 pub use tally::{Connection, Connections, Hold, Mode};
-pub use worker::{Draft, Worker};
+pub use worker::{Draft, Drained, Worker};
 
 /// Why a mutation stopped half way; it is undone then.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,10 @@
 
 use super::blocks::BLOCKS_PER_HOLD;
 use super::layout::*;
+use super::memory::Locked;
 use super::messages::Shape;
-use super::{ChannelInfo, Now, Refusal, Stop, Worker};
+use super::{Limits, Now, OutOfOrder, Published, Refusal, Stop, Terms, Worker};
+use crate::wire::event_id::OrderedId;
 
 /// Links that one hold of the lock appends: about as long as a drain or a listing holds it.
 const LINKS_PER_HOLD: usize = 64;
@@ -19,16 +21,114 @@ pub struct Publication<'a> {
     pub event_id: Option<&'a [u8]>,
     pub event_type: Option<&'a [u8]>,
     pub text: &'a [u8],
-    pub store: bool,
+    pub terms: Terms,
 }
 
 impl Publication<'_> {
     fn shape(&self) -> Option<Shape> {
-        let mut shape = Shape::of(self.text.len(), self.event_id, self.event_type, self.ids.len())?;
-        if self.store {
+        Shape::of(self.text.len(), self.event_id, self.event_type, self.ids.len())
+    }
+}
+
+/// What is to be known of the event id that a message brings.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Brought {
+    /// Its place in the order, if it has one.
+    pub ordered: Option<OrderedId>,
+    /// Its key in windows.
+    pub key: Option<(u64, u64)>,
+}
+
+/// A message that is reserved and filled, and the terms on which it is published.
+#[derive(Clone, Copy, Debug)]
+pub struct Filled {
+    shape: Shape,
+    /// Its last block.
+    last: BlockRef,
+    id: Brought,
+    terms: Terms,
+}
+
+impl Filled {
+    pub fn new(mut shape: Shape, last: BlockRef, id: Brought, terms: Terms) -> Filled {
+        if terms.store {
             shape.flags |= link_flag::STORED;
         }
-        Some(shape)
+        if terms.auto_id && shape.flags & link_flag::EVENT_ID == 0 {
+            shape.flags |= link_flag::AUTO_ID;
+        }
+        Filled { shape, last, id, terms }
+    }
+}
+
+impl Locked<'_> {
+    /// Publishes the first message of the slot's reservation to all of `ids` that have not accepted its id before. Appends what became
+    /// of it in each. False if all had: then it is still in the reservation.
+    pub fn publish_reserved(
+        &mut self,
+        slot: SlotRef,
+        message: &Filled,
+        ids: &[&[u8]],
+        hashes: &[u32],
+        limits: &Limits,
+        published: &mut Vec<Published>,
+    ) -> Result<bool, Stop> {
+        let mut channels = Vec::with_capacity(ids.len());
+        for (id, &hash) in ids.iter().zip(hashes) {
+            let channel = self.find_or_create(hash, id, limits)?;
+            self.open_ids(channel)?;
+            channels.push(channel);
+        }
+        let duplicates = match message.id.key.filter(|_| message.terms.idempotent) {
+            Some(key) => self.accept(&channels, key, limits)?,
+            None => Vec::new(),
+        };
+        let is_duplicate = |index: usize| duplicates.get(index) == Some(&true);
+        let accepting: Vec<_> = channels
+            .iter()
+            .enumerate()
+            .filter(|&(index, _)| !is_duplicate(index))
+            .map(|(_, &channel)| channel)
+            .collect();
+        if let Some(id) = message
+            .id
+            .ordered
+            .filter(|_| message.terms.out_of_order == OutOfOrder::Refuse)
+            && !accepting.iter().all(|&channel| self.is_in_order(channel, id))
+        {
+            return Err(Stop::Refused(Refusal::OutOfOrder));
+        }
+        if !accepting.is_empty() {
+            self.link_reserved(
+                slot,
+                &accepting,
+                message.shape,
+                message.last,
+                message.id.ordered,
+                limits,
+            );
+        }
+        let outcomes = channels.iter().enumerate().map(|(index, &channel)| Published {
+            info: self.info(channel),
+            duplicate: is_duplicate(index),
+            newest_id: self.newest_id(channel),
+        });
+        published.extend(outcomes);
+        Ok(!accepting.is_empty())
+    }
+
+    /// In which of the publish's channels its id is known already; it is put into the windows of the others.
+    fn accept(&mut self, channels: &[ChannelRef], id: (u64, u64), limits: &Limits) -> Result<Vec<bool>, Stop> {
+        let mut duplicates = Vec::with_capacity(channels.len());
+        for &channel in channels {
+            let key = self.window_key(channel, id);
+            let known = self.is_known(key);
+            if !known {
+                self.remember(channel, key, limits)?;
+            }
+            duplicates.push(known);
+        }
+        Ok(duplicates)
     }
 }
 
@@ -53,7 +153,7 @@ impl<'w> Publishing<'w> {
         &mut self,
         posts: &[Publication<'_>],
         now: Now,
-        figures: &mut Vec<ChannelInfo>,
+        figures: &mut Vec<Published>,
     ) -> (usize, Option<Refusal>) {
         let mut done = 0;
         while done < posts.len() {
@@ -103,7 +203,7 @@ fn first_group<'p, 'a>(posts: &'p [Publication<'a>]) -> &'p [Publication<'a>] {
 impl Worker {
     /// Publishes from the front of `posts`, under one hold, until one needs more than the zone has at hand. Returns how many
     /// were published.
-    fn publish_together(&mut self, posts: &[Publication<'_>], now: Now, figures: &mut Vec<ChannelInfo>) -> usize {
+    fn publish_together(&mut self, posts: &[Publication<'_>], now: Now, figures: &mut Vec<Published>) -> usize {
         let Some(shapes) = posts.iter().map(Publication::shape).collect::<Option<Vec<_>>>() else {
             return 0;
         };
@@ -152,32 +252,36 @@ impl Worker {
         ends: &[BlockRef],
         hashes: &[u32],
         now: Now,
-        figures: &mut Vec<ChannelInfo>,
+        figures: &mut Vec<Published>,
     ) -> usize {
         let (zone, limits, slot) = (self.zone, self.limits.clone(), self.slot);
+        let messages: Vec<_> = posts
+            .iter()
+            .zip(shapes)
+            .zip(ends)
+            .map(|((post, &shape), &end)| Filled::new(shape, end, self.brought(post.event_id), post.terms))
+            .collect();
         let mut locked = zone.memory.lock_with(&limits);
-        let mut channels = Vec::new();
-        let mut hashes = hashes.iter();
+        let mut hashes = hashes;
         let mut linked = 0;
-        for ((post, &shape), &end) in posts.iter().zip(shapes).zip(ends) {
-            let entries = self
-                .cost(post.ids.iter().copied())
-                .entries(&limits, locked.hot(hot::workers));
-            if locked.journal_shortage(entries) > 0 {
+        for (post, message) in posts.iter().zip(&messages) {
+            let cost = self.cost(post.ids.iter().copied()).with_window(post.terms.idempotent);
+            if locked.journal_shortage(cost.entries(&limits, locked.hot(hot::workers))) > 0 {
                 break;
             }
             locked.begin();
             locked.advance_clock(now);
-            channels.clear();
-            let found = post.ids.iter().zip(&mut hashes).try_for_each(|(id, &hash)| {
-                channels.push(locked.find_or_create(hash, id, &limits)?);
-                Ok::<_, Stop>(())
-            });
-            if found.is_err() {
-                break;
+            let (own, rest) = hashes.split_at(post.ids.len());
+            hashes = rest;
+            let known = figures.len();
+            match locked.publish_reserved(slot, message, post.ids, own, &limits, figures) {
+                Ok(true) => {}
+                // What is left over of a message that nobody takes is given back when it is alone.
+                Ok(false) | Err(_) => {
+                    figures.truncate(known);
+                    break;
+                }
             }
-            locked.link_reserved(slot, &channels, shape, end, &limits);
-            figures.extend(channels.iter().map(|&channel| locked.info(channel)));
             locked.commit();
             linked += 1;
         }
@@ -187,9 +291,9 @@ impl Worker {
     }
 
     /// Publishes one as any other: room is made for it, and a refusal has its reason.
-    fn publish_alone(&mut self, post: &Publication<'_>, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+    fn publish_alone(&mut self, post: &Publication<'_>, now: Now) -> Result<Vec<Published>, Refusal> {
         let mut draft = self.draft(post.text.len(), post.event_id, post.event_type, post.ids.len(), now)?;
         self.write(&mut draft, post.text);
-        self.publish(draft, post.ids, post.store, now)
+        self.publish(draft, post.ids, post.terms, now)
     }
 }

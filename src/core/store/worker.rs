@@ -1,23 +1,20 @@
 //! What an nginx worker does with the zone.
 
-use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use super::api::{Record, ReplayPart, Span};
+use super::ids::ZONE_NEWEST;
 use super::layout::*;
 use super::lock::Taken;
 use super::memory::{Locked, Memory};
 use super::messages::{Shape, head_room};
+use super::publishing::{Brought, Filled};
+use super::resume::{REPLAY_BYTES, REPLAY_MESSAGES, SEEK_LINKS, Seek};
 use super::*;
+use crate::wire::event_id::OrderedId;
 
-/// Old messages that one hold of the lock selects.
-const REPLAY_MESSAGES: u32 = 100;
-/// Queue entries that one hold of the lock pins: some of them may not be stored.
-const REPLAY_LINKS: u32 = 200;
-/// Bytes of old messages after which a slice ends.
-const REPLAY_BYTES: usize = 64 * 1024;
 /// Messages that one hold of the lock selects for delivery.
 const DRAIN_MESSAGES: usize = 1024;
 /// Channels that one hold of the lock lists.
@@ -26,6 +23,16 @@ const LIST_CHANNELS: usize = 256;
 const ENTRIES_PER_CHANNEL: usize = 40;
 /// Journal entries for dropping what is over the limit of stored messages then.
 const ENTRIES_FOR_LIMIT: usize = 20;
+/// Journal entries for what is known of a channel's ids.
+const ENTRIES_FOR_IDS: usize = 24;
+/// Journal entries for an id in a channel's window, and for two that leave it.
+const ENTRIES_FOR_WINDOW: usize = 32;
+/// Blocks of a channel for what is known of its ids, and for its window.
+const BLOCKS_FOR_IDS: usize = 2;
+/// Messages, by sequence number, that a [whole drain](Worker::drain_whole) goes through at once: all of them are in memory then.
+const WHOLE_DRAIN: u64 = 512;
+/// How often a subscriber that joins goes on searching outside the lock; after that it searches to the end inside.
+const SEEKS: u32 = 16;
 /// Journal entries for telling a member.
 const ENTRIES_PER_MEMBER: usize = 5;
 /// Blocks of the message about an event, without the channel's id.
@@ -43,6 +50,7 @@ pub struct Worker {
     now: Now,
     /// Slots that are to be woken when a series of messages is complete, while there is one.
     held_wakes: Option<Vec<SlotRef>>,
+    whole_drain: Option<WholeDrain>,
     /// Locks belong to the thread that took them.
     not_send: PhantomData<*mut ()>,
 }
@@ -58,6 +66,24 @@ pub struct Draft {
     /// End of the room in that block.
     end: usize,
     missing: usize,
+    id: Brought,
+}
+
+/// A drain that goes on until everything up to a sequence number was taken.
+#[derive(Debug)]
+struct WholeDrain {
+    until: u64,
+    /// The first membership that was put back: when it is at the front again, all were looked at.
+    first_left: Option<MemberRef>,
+}
+
+/// How far a [whole drain](Worker::drain_whole) came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Up to no sequence number yet: go on at once.
+    Part,
+    /// Everything up to a sequence number. `more`: there is something behind it.
+    Whole { more: bool },
 }
 
 impl Worker {
@@ -71,19 +97,25 @@ impl Worker {
             limits,
             now,
             held_wakes: None,
+            whole_drain: None,
             not_send: PhantomData,
         };
-        worker.open_events_channel(now);
+        worker.begin(now);
         worker
     }
 
     /// Puts other limits in force: a reload in a process that lives on.
     pub fn set_limits(&mut self, limits: Rc<Limits>, now: Now) {
         self.limits = limits;
-        self.open_events_channel(now);
+        self.begin(now);
     }
 
-    fn open_events_channel(&mut self, now: Now) {
+    /// Brings about in the zone what the limits ask for.
+    fn begin(&mut self, now: Now) {
+        if self.limits.track_ids {
+            let auto = self.limits.auto_ids;
+            self.step_at(now, |locked, _| locked.begin_tracking(auto));
+        }
         let limits = self.limits.clone();
         // In a full zone there is none until the next generation finds room.
         let _ = self.mutate(
@@ -168,7 +200,9 @@ impl Worker {
             self.unreserve();
         })?;
         let first = self.memory().peek(self.slot, slot::reserved);
-        Ok(self.start(first, shape, event_id, event_type))
+        let mut draft = self.start(first, shape, event_id, event_type);
+        draft.id = self.brought(event_id);
+        Ok(draft)
     }
 
     /// Somebody was refused because the zone is full.
@@ -221,6 +255,7 @@ impl Worker {
             at: HEAD_TEXT,
             end: HEAD_TEXT + head_room(shape.multi()),
             missing: shape.payload_len as usize,
+            id: Brought::default(),
         };
         for text in [event_id, event_type].into_iter().flatten() {
             self.write(&mut draft, &(text.len() as u16).to_le_bytes());
@@ -256,43 +291,44 @@ impl Worker {
     }
 
     /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all or none.
-    /// Returns their figures in order, counting this message. On refusal the draft was discarded.
-    pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], store: bool, now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+    /// Returns what became of it in each, in order. On refusal the draft was discarded.
+    pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], terms: Terms, now: Now) -> Result<Vec<Published>, Refusal> {
         debug_assert_eq!(draft.missing, 0, "the whole text was announced");
         debug_assert_eq!(draft.shape.links as usize, ids.len());
-        let mut shape = draft.shape;
-        if store {
-            shape.flags |= link_flag::STORED;
-        }
+        let message = Filled::new(draft.shape, draft.block, draft.id, terms);
         let hashes = self.hashes(ids.iter().copied());
         let slot = self.slot;
         let limits = self.limits.clone();
-        let published: Result<Vec<_>, _> = self.mutate(self.cost(ids.iter().copied()), now, |locked| {
-            let mut channels = Vec::with_capacity(ids.len());
-            for (id, &hash) in ids.iter().zip(&hashes) {
-                channels.push(locked.find_or_create(hash, id, &limits)?);
-            }
-            locked.link_reserved(slot, &channels, shape, draft.block, &limits);
-            Ok(channels.iter().map(|&channel| locked.info(channel)).collect())
+        let cost = self.cost(ids.iter().copied()).with_window(terms.idempotent);
+        let published = self.mutate(cost, now, |locked| {
+            let mut published = Vec::with_capacity(ids.len());
+            locked.publish_reserved(slot, &message, ids, &hashes, &limits, &mut published)?;
+            Ok(published)
         });
-        match published {
-            Ok(mut channels) => {
-                self.trim(&hashes, ids, &mut channels);
-                Ok(channels)
-            }
-            Err(refusal) => {
-                self.unreserve();
-                Err(refusal)
-            }
+        // If it was linked, nothing is left of the reservation.
+        self.unreserve();
+        let mut published = published?;
+        self.trim(&hashes, ids, &mut published);
+        Ok(published)
+    }
+
+    /// What is to be known of an event id that a message brings; nothing if ids are not kept track of.
+    pub(super) fn brought(&self, event_id: Option<&[u8]>) -> Brought {
+        let Some(id) = event_id.filter(|_| self.memory().tracks_ids()) else {
+            return Brought::default();
+        };
+        Brought {
+            ordered: OrderedId::parse(id),
+            key: Some(self.memory().id_key(id)),
         }
     }
 
     /// A publish drops as many messages as it adds. If a reload has lowered the limit, the rest goes here.
-    pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [ChannelInfo]) {
+    pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [Published]) {
         let Some(max) = self.limits.max_stored_per_channel else {
             return;
         };
-        for ((&hash, id), info) in hashes.iter().zip(ids).zip(channels) {
+        for ((&hash, id), Published { info, .. }) in hashes.iter().zip(ids).zip(channels) {
             while info.stored > max.into() {
                 self.step(|locked, _| {
                     let Some(channel) = locked.find(hash, id) else {
@@ -336,7 +372,7 @@ impl Worker {
                             return Ok(false);
                         };
                         locked.delete(channel);
-                        locked.link_reserved(slot, &[channel], shape, draft.block, &limits);
+                        locked.link_reserved(slot, &[channel], shape, draft.block, None, &limits);
                         Ok(true)
                     });
                     self.unreserve();
@@ -356,45 +392,60 @@ impl Worker {
         let cost = self.cost(request.channels.iter().map(|channel| channel.id).chain(keys));
         let slot = self.slot;
         let limits = self.limits.clone();
-        self.mutate(cost, now, |locked| {
-            locked.admit(request, &hashes, &limits).map_err(Stop::Refused)?;
-            let mut channels = Vec::with_capacity(hashes.len());
-            for (channel, &hash) in request.channels.iter().zip(&hashes) {
-                channels.push(locked.find_or_create(hash, channel.id, &limits)?);
-            }
-            // What entering itself brings about, in the events channel, is live.
-            let seq = locked.hot(hot::seq);
-            let (replay, bound) = locked.select_old(request, &channels);
-            let subscribes = match request.mode {
-                JoinMode::Stream => true,
-                JoinMode::LongPoll => replay.is_none(),
-                JoinMode::Poll => false,
-            };
-            let mut memberships = Vec::new();
-            let mut address = None;
-            if let Some(limit) = request.address.filter(|_| subscribes) {
-                let entry = locked.address(address_hash, limit.key)?;
-                if locked.get(entry, channel::subscribers) >= limit.max {
-                    return Err(Stop::Refused(Refusal::TooManyFromAddress));
+        let mut seeks: Vec<Option<Seek>> = request.channels.iter().map(|_| None).collect();
+        for attempt in 1.. {
+            let budget = if attempt <= SEEKS { SEEK_LINKS } else { u32::MAX };
+            let joined = self.mutate(cost, now, |locked| {
+                locked.admit(request, &hashes, &limits).map_err(Stop::Refused)?;
+                let mut channels = Vec::with_capacity(hashes.len());
+                for (channel, &hash) in request.channels.iter().zip(&hashes) {
+                    channels.push(locked.find_or_create(hash, channel.id, &limits)?);
                 }
-                address = Some(Membership(locked.enter(entry, slot)?.0));
-            }
-            if subscribes {
-                memberships.reserve(channels.len());
-                for &channel in &channels {
-                    memberships.push(Membership(locked.enter(channel, slot)?.0));
-                    locked.touch(channel, &limits);
+                if !locked.seek_all(request, &channels, &mut seeks, budget) {
+                    return Ok(None);
                 }
-                locked.add(slot, slot::subscribers, 1);
+                // What entering itself brings about, in the events channel, is live.
+                let seq = locked.hot(hot::seq);
+                let gaps = locked.gaps(request, &channels, &seeks);
+                let (replay, bound) = locked.select_old(request, &channels, &mut seeks);
+                let subscribes = match request.mode {
+                    JoinMode::Stream => true,
+                    JoinMode::LongPoll => replay.is_none(),
+                    JoinMode::Poll => false,
+                };
+                let mut memberships = Vec::new();
+                let mut address = None;
+                if let Some(limit) = request.address.filter(|_| subscribes) {
+                    let entry = locked.address(address_hash, limit.key)?;
+                    if locked.get(entry, channel::subscribers) >= limit.max {
+                        return Err(Stop::Refused(Refusal::TooManyFromAddress));
+                    }
+                    address = Some(Membership(locked.enter(entry, slot)?.0));
+                }
+                if subscribes {
+                    memberships.reserve(channels.len());
+                    for &channel in &channels {
+                        memberships.push(Membership(locked.enter(channel, slot)?.0));
+                        locked.touch(channel, &limits);
+                    }
+                    locked.add(slot, slot::subscribers, 1);
+                }
+                Ok(Some(Joined {
+                    memberships,
+                    address,
+                    seq,
+                    replay,
+                    bound,
+                    gaps,
+                    newest_id: locked.ordered_id(ZoneIds, ZONE_NEWEST),
+                }))
+            })?;
+            if let Some(joined) = joined {
+                return Ok(joined);
             }
-            Ok(Joined {
-                memberships,
-                address,
-                seq,
-                replay,
-                bound,
-            })
-        })
+            while !self.step(|locked, _| locked.go_on_seeking(request, &mut seeks)) {}
+        }
+        unreachable!("a search without a limit comes to its end")
     }
 
     /// Ends one subscriber's memberships. `subscriber_gone` = it no longer counts as connected (false when it only lost a
@@ -434,11 +485,38 @@ impl Worker {
     /// first. True if there is more.
     pub fn replay(&mut self, replay: &mut Replay, batch: &mut Batch) -> bool {
         batch.clear();
+        if replay.ordered {
+            return self.replay_ordered(replay, batch);
+        }
         let Some(part) = replay.parts.front_mut() else {
             return false;
         };
         let (heads, done) = self.step(|locked, slot| locked.pin_old(slot, part, &mut replay.lost, batch));
         self.copy(&heads, batch);
+        self.unpin();
+        if done {
+            replay.parts.pop_front();
+        }
+        !replay.parts.is_empty()
+    }
+
+    /// Merges the channels' messages by event id: a few of one channel, then a few of another.
+    fn replay_ordered(&mut self, replay: &mut Replay, batch: &mut Batch) -> bool {
+        while batch.records.len() < REPLAY_MESSAGES && batch.bytes.len() < REPLAY_BYTES {
+            let room = REPLAY_MESSAGES - batch.records.len();
+            let Some(heads) = self.step(|locked, slot| locked.pin_ordered(slot, replay, room, batch)) else {
+                break;
+            };
+            self.copy(&heads, batch);
+            self.unpin();
+        }
+        let next = self.step(|locked, _| locked.next_offer(replay));
+        batch.mark_repeated(next);
+        !replay.parts.is_empty()
+    }
+
+    /// Lets go of what this worker has copied.
+    fn unpin(&mut self) {
         loop {
             let more = self.step(|locked, slot| {
                 for _ in 0..16 {
@@ -453,10 +531,6 @@ impl Worker {
                 break;
             }
         }
-        if done {
-            replay.parts.pop_front();
-        }
-        !replay.parts.is_empty()
     }
 
     /// Takes live messages of all channels this worker is a member of into `batch`, which is cleared first: at most about
@@ -465,11 +539,39 @@ impl Worker {
         batch.clear();
         self.memory().woken(self.slot).store(0, Ordering::SeqCst);
         let mut takes = Vec::new();
-        let heads = self.step(|locked, slot| locked.gather(slot, max_bytes, batch, &mut takes));
+        let heads = self.step(|locked, slot| locked.gather(slot, max_bytes, None, batch, &mut takes));
         if takes.is_empty() {
             return false;
         }
-        self.copy(&heads, batch);
+        self.take(&heads, takes, batch);
+        self.memory().peek(self.slot, slot::dirty_first) != MemberRef::NONE
+    }
+
+    /// As [`Worker::drain`], for whoever merges channels: the batches up to a [whole](Drained::Whole) one hold, of all channels, exactly
+    /// what was published up to some sequence number and not taken before.
+    pub fn drain_whole(&mut self, max_bytes: usize, batch: &mut Batch) -> Drained {
+        batch.clear();
+        self.memory().woken(self.slot).store(0, Ordering::SeqCst);
+        let mut drain = self.whole_drain.take();
+        let mut takes = Vec::new();
+        let heads = self.step(|locked, slot| {
+            let drain = drain.get_or_insert_with(|| locked.begin_whole_drain(slot));
+            locked.gather(slot, max_bytes, Some(drain), batch, &mut takes)
+        });
+        if !takes.is_empty() {
+            self.take(&heads, takes, batch);
+        }
+        let front = self.memory().peek(self.slot, slot::dirty_first).some();
+        if front.is_none() || drain.as_ref().is_some_and(|drain| drain.first_left == front) {
+            return Drained::Whole { more: front.is_some() };
+        }
+        self.whole_drain = drain;
+        Drained::Part
+    }
+
+    /// Copies what was gathered, and moves the memberships on.
+    fn take(&mut self, heads: &[Head], takes: Vec<Take>, batch: &mut Batch) {
+        self.copy(heads, batch);
         let mut takes = takes.into_iter().peekable();
         let mut taken = 0;
         while takes.peek().is_some() {
@@ -493,12 +595,13 @@ impl Worker {
                 }
             });
         }
-        self.memory().peek(self.slot, slot::dirty_first) != MemberRef::NONE
     }
 
     /// Copies the payloads of the records that `heads` belong to, none of which can go away meanwhile.
+    /// They are the batch's last.
     fn copy(&self, heads: &[Head], batch: &mut Batch) {
-        for (head, record) in heads.iter().zip(&mut batch.records) {
+        let first = batch.records.len() - heads.len();
+        for (head, record) in heads.iter().zip(&mut batch.records[first..]) {
             let mut at = batch.bytes.len();
             self.memory()
                 .copy_payload(head.body, head.payload_len, head.multi, &mut batch.bytes);
@@ -515,6 +618,14 @@ impl Worker {
                 start: at,
                 len: batch.bytes.len() - at,
             };
+            if record.auto_id {
+                let start = batch.bytes.len();
+                self.memory().auto_id(record.seq).write(&mut batch.bytes);
+                record.event_id = Some(Span {
+                    start,
+                    len: batch.bytes.len() - start,
+                });
+            }
         }
     }
 
@@ -591,6 +702,8 @@ impl Worker {
         let mut cost = Cost {
             channels: 0,
             id_blocks: 0,
+            ids: self.limits.track_ids || self.memory().tracks_ids(),
+            window: false,
         };
         for id in ids {
             cost.channels += 1;
@@ -674,13 +787,23 @@ pub(super) struct Cost {
     channels: usize,
     /// Blocks for ids that do not fit into the channels' own.
     id_blocks: usize,
+    /// The zone keeps track of ids.
+    ids: bool,
+    /// An id is put into windows.
+    window: bool,
 }
 
 impl Cost {
+    /// An id may be put into windows.
+    pub(super) fn with_window(self, window: bool) -> Cost {
+        Cost { window, ..self }
+    }
+
     /// Blocks, beside those that were reserved.
     fn blocks(self, limits: &Limits) -> u32 {
         let per_event = if limits.events.is_some() { 2 * EVENT_BLOCKS } else { 0 };
-        (self.id_blocks * 2 + self.channels * (2 + per_event)) as u32
+        let ids = if self.ids { BLOCKS_FOR_IDS } else { 0 };
+        (self.id_blocks * 2 + self.channels * (2 + ids + per_event)) as u32
     }
 
     /// Journal entries.
@@ -692,7 +815,9 @@ impl Cost {
         };
         let per_message = ENTRIES_PER_CHANNEL + per_limit + workers as usize * ENTRIES_PER_MEMBER;
         let messages = if limits.events.is_some() { 3 } else { 1 };
-        16 + self.id_blocks * 2 + self.channels * per_message * messages
+        let ids = if self.ids { ENTRIES_FOR_IDS } else { 0 };
+        let window = if self.window { ENTRIES_FOR_WINDOW } else { 0 };
+        16 + self.id_blocks * 2 + self.channels * (per_message * messages + ids + window)
     }
 }
 
@@ -703,9 +828,9 @@ struct Take {
 }
 
 /// What is needed to copy a message's payload without the lock.
-struct Head {
+pub(super) struct Head {
     body: BodyRef,
-    payload_len: usize,
+    pub(super) payload_len: usize,
     multi: bool,
     event_id: bool,
     event_type: bool,
@@ -759,94 +884,118 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Which old messages the request gets, and the position it is at then.
-    fn select_old(&self, request: &JoinRequest, channels: &[ChannelRef]) -> (Option<Replay>, Option<(u64, u32)>) {
-        let position = &request.position;
-        let mut parts = VecDeque::new();
-        let mut bound = (position.time.unwrap_or(0), position.tag.unwrap_or(0));
-        for (index, (&channel, wanted)) in channels.iter().zip(request.channels).enumerate() {
-            let Some(start) = self.replay_start(channel, wanted.backtrack, position) else {
+    /// Searches for where the old messages begin that the request wants. False if the budget is used up before.
+    fn seek_all(
+        &self,
+        request: &JoinRequest,
+        channels: &[ChannelRef],
+        seeks: &mut [Option<Seek>],
+        mut budget: u32,
+    ) -> bool {
+        let mut done = true;
+        for (index, (&channel, seek)) in channels.iter().zip(seeks).enumerate() {
+            let Some(aim) = self.aim(request, index, channel) else {
+                *seek = None;
                 continue;
             };
-            parts.push_back(ReplayPart {
-                path_index: index as u32,
-                channel: channel.0,
-                channel_born: self.get(channel, channel::born),
-                hint: start.0,
-                next_seq: self.seq_of(start),
-                until: self.hot(hot::seq),
-            });
+            if !seek.as_ref().is_some_and(|seek| self.is_seek_for(seek, channel, aim)) {
+                *seek = Some(self.begin_seek(channel, aim));
+            }
+            if let Some(seek) = seek {
+                done &= self.seek(request, seek, &mut budget);
+            }
+        }
+        done
+    }
+
+    /// A slice of the searches that are not over; true if all are.
+    fn go_on_seeking(&self, request: &JoinRequest, seeks: &mut [Option<Seek>]) -> bool {
+        let mut budget = SEEK_LINKS;
+        seeks
+            .iter_mut()
+            .flatten()
+            .all(|seek| self.seek(request, seek, &mut budget))
+    }
+
+    /// The channels in which the client has missed something.
+    fn gaps(&self, request: &JoinRequest, channels: &[ChannelRef], seeks: &[Option<Seek>]) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        for (index, (&channel, seek)) in channels.iter().zip(seeks).enumerate() {
+            if self.has_gap(request, channel) {
+                gaps.push(Gap {
+                    path_index: index as u32,
+                    first: seek.as_ref().and_then(|seek| seek.first_id(self)),
+                });
+            }
+        }
+        gaps
+    }
+
+    /// Which old messages the request gets, and the position it is at then.
+    fn select_old(
+        &self,
+        request: &JoinRequest,
+        channels: &[ChannelRef],
+        seeks: &mut [Option<Seek>],
+    ) -> (Option<Replay>, Option<(u64, u32)>) {
+        let position = &request.position;
+        let mut replay = Replay {
+            parts: Default::default(),
+            ordered: request.ordered,
+            lost: false,
+        };
+        let mut bound = (position.time.unwrap_or(0), position.tag.unwrap_or(0));
+        for (index, (&channel, seek)) in channels.iter().zip(seeks).enumerate() {
+            let Some(seek) = seek.take().filter(|seek| !seek.is_empty()) else {
+                continue;
+            };
+            replay.parts.push_back(ReplayPart::new(self, index, seek));
             let newest = (
                 self.get(channel, channel::newest_time).into(),
                 self.get(channel, channel::newest_tag),
             );
             bound = bound.max(newest);
         }
-        if parts.is_empty() {
+        if replay.parts.is_empty() {
             (None, None)
         } else {
-            (Some(Replay { parts, lost: false }), Some(bound))
+            (Some(replay), Some(bound))
         }
     }
 
-    /// Selects the next slice of old messages and pins it; true with it if the part is done then.
-    fn pin_old(
-        &mut self,
-        slot: SlotRef,
-        part: &mut ReplayPart,
-        lost: &mut bool,
-        batch: &mut Batch,
-    ) -> (Vec<Head>, bool) {
-        let mut heads = Vec::new();
-        let Some((first, skipped)) = self.continue_replay(part) else {
-            return (heads, true);
-        };
-        *lost |= skipped;
-        let mut next = Some(first);
-        let mut bytes = 0;
-        let mut last = first;
-        for _ in 0..REPLAY_LINKS {
-            let Some(link) = next.filter(|&link| self.seq_of(link) <= part.until) else {
-                next = None;
-                break;
-            };
-            if heads.len() as u32 == REPLAY_MESSAGES || bytes >= REPLAY_BYTES {
-                break;
-            }
-            if self.link_flag(link, link_flag::STORED) {
-                heads.push(self.head(link));
-                batch.records.push(self.record(link, part.path_index));
-                bytes += heads.last().map_or(0, |head| head.payload_len);
-            }
-            self.add(link, link::pending, 1);
-            last = link;
-            next = self.get(link, link::next).some();
+    /// Everything up to now, but not too much: the oldest is about what has been waiting longest.
+    fn begin_whole_drain(&self, slot: SlotRef) -> WholeDrain {
+        let mut until = self.hot(hot::seq);
+        if let Some(member) = self.get(slot, slot::dirty_first).some()
+            && self.get(member, member::flags) & member_flag::GONE == 0
+            && let Some(link) = self.get(member, member::next).some()
+        {
+            until = until.min(self.seq_of(link) + WHOLE_DRAIN);
         }
-        self.set(slot, slot::pin_first, first);
-        self.set(slot, slot::pin_last, last);
-        self.set(slot, slot::pin_channel, ChannelRef(part.channel));
-        // The next slice starts at the next stored message, if there is one in the range.
-        while let Some(link) = next {
-            if self.seq_of(link) > part.until {
-                next = None;
-            } else if self.link_flag(link, link_flag::STORED) {
-                break;
-            } else {
-                next = self.get(link, link::next).some();
-            }
+        WholeDrain {
+            until,
+            first_left: None,
         }
-        if let Some(link) = next {
-            part.hint = link.0;
-            part.next_seq = self.seq_of(link);
-        }
-        (heads, next.is_none())
     }
 
     /// Selects live messages of the slot's dirty memberships and keeps them from being evicted.
-    fn gather(&mut self, slot: SlotRef, max_bytes: usize, batch: &mut Batch, takes: &mut Vec<Take>) -> Vec<Head> {
+    fn gather(
+        &mut self,
+        slot: SlotRef,
+        max_bytes: usize,
+        mut whole: Option<&mut WholeDrain>,
+        batch: &mut Batch,
+        takes: &mut Vec<Take>,
+    ) -> Vec<Head> {
         let mut heads = Vec::new();
         let mut bytes = 0;
+        // Copies of one message have consecutive sequence numbers, but belong together.
+        let until = whole.as_ref().map_or(u64::MAX, |whole| whole.until);
+        let is_due = |locked: &Self, link: LinkRef| until == u64::MAX || locked.first_seq(link) <= until;
         while let Some(member) = self.get(slot, slot::dirty_first).some() {
+            if whole.as_ref().is_some_and(|whole| whole.first_left == Some(member)) {
+                break;
+            }
             if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes {
                 break;
             }
@@ -858,7 +1007,7 @@ impl Locked<'_> {
             };
             let mut count = 0;
             while let Some(link) = next {
-                if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes {
+                if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes || !is_due(self, link) {
                     break;
                 }
                 let head = self.head(link);
@@ -873,10 +1022,16 @@ impl Locked<'_> {
                 self.set_reading(member, true);
                 takes.push(Take { member, count });
             }
-            if next.is_some() {
-                break;
+            match next {
+                None => self.pop_dirty(slot),
+                Some(link) if is_due(self, link) => break,
+                Some(_) => {
+                    self.put_back(slot);
+                    if let Some(whole) = &mut whole {
+                        whole.first_left.get_or_insert(member);
+                    }
+                }
             }
-            self.pop_dirty(slot);
             if self.nearly_full() {
                 self.step();
             }
@@ -884,7 +1039,7 @@ impl Locked<'_> {
         heads
     }
 
-    fn head(&self, link: LinkRef) -> Head {
+    pub(super) fn head(&self, link: LinkRef) -> Head {
         let body = self.body_of(link);
         Head {
             body,
@@ -895,7 +1050,7 @@ impl Locked<'_> {
         }
     }
 
-    fn record(&self, link: LinkRef, source: u32) -> Record {
+    pub(super) fn record(&self, link: LinkRef, source: u32) -> Record {
         let notice = self.link_flag(link, link_flag::NOTICE);
         Record {
             source,
@@ -908,6 +1063,9 @@ impl Locked<'_> {
             seq: self.seq_of(link),
             time: self.time_of(link),
             tag: self.tag_of(link),
+            auto_id: self.link_flag(link, link_flag::AUTO_ID),
+            repeated_id: false,
+            late: self.is_of_unknown_order(link),
             event_id: None,
             event_type: None,
             text: Span { start: 0, len: 0 },

@@ -2,8 +2,10 @@
 
 pub mod batch;
 pub mod channel_path;
+pub mod event_id;
 pub mod eventsource;
 pub mod http_date;
+pub mod merge;
 pub mod percent;
 pub mod position;
 pub mod statistics;

@@ -197,6 +197,9 @@ impl Main {
                     OnFull::Refuse
                 },
                 events: events(self.events_channel_id.as_bytes()),
+                track_ids: false,
+                auto_ids: false,
+                idempotent_window: 1024,
             }),
             channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
             ping_text: text(&self.ping_text, b" "),

@@ -4,7 +4,7 @@ use std::ptr;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::Now;
+use push_stream_core::store::{Now, Terms};
 use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
 
 use super::burst::{Burst, Framing, Piece};
@@ -231,7 +231,7 @@ impl Delivery {
             .draft(text.len(), None, None, ids.len(), now)
             .and_then(|mut draft| {
                 worker.write(&mut draft, text);
-                worker.publish(draft, &ids, store, now)
+                worker.publish(draft, &ids, Terms::plain(store), now)
             });
         if let Err(refusal) = published {
             let log = ngx::log::ngx_cycle_log().as_ptr();

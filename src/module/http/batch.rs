@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use ngx::ffi::*;
-use push_stream_core::store::{ChannelInfo, Now, Publication, Publishing};
+use push_stream_core::store::{Now, Publication, Published, Publishing, Terms};
 use push_stream_core::wire::batch::{self, Line, Verdict};
 
 use super::answer;
@@ -123,7 +123,7 @@ impl Batch<'_> {
 
     /// Publishes the messages among `entries`, in order. Appends the figures of their channels; returns which entries were
     /// refused, and why.
-    fn publish_messages(&mut self, entries: &[Entry<'_>], figures: &mut Vec<ChannelInfo>) -> Vec<(usize, Refused)> {
+    fn publish_messages(&mut self, entries: &[Entry<'_>], figures: &mut Vec<Published>) -> Vec<(usize, Refused)> {
         let messages = || {
             entries
                 .iter()
@@ -143,7 +143,7 @@ impl Batch<'_> {
                     event_id: line.event_id.as_deref().map(str::as_bytes),
                     event_type: line.event_type.as_deref().map(str::as_bytes),
                     text: &line.body,
-                    store: line.store.unwrap_or(self.store),
+                    terms: Terms::plain(line.store.unwrap_or(self.store)),
                 };
                 (index, post)
             })
@@ -210,7 +210,7 @@ struct Report {
 
 impl Report {
     /// Adds the verdicts on `entries`; `figures` are those of all channels of the lines that were published, in order.
-    fn add(&mut self, entries: &[Entry<'_>], figures: &[ChannelInfo]) {
+    fn add(&mut self, entries: &[Entry<'_>], figures: &[Published]) {
         let mut figures = figures.iter();
         let mut channels = Vec::new();
         self.lines += entries.len();
@@ -224,7 +224,7 @@ impl Report {
                 Ok(line) => {
                     channels.clear();
                     let own = line.channels.iter().zip(figures.by_ref());
-                    channels.extend(own.map(|(id, &info)| channels::figures(id.as_bytes(), info)));
+                    channels.extend(own.map(|(id, published)| channels::figures(id.as_bytes(), published.info)));
                     if self.successes {
                         let shown = if self.figures { &channels[..] } else { &[] };
                         batch::push_verdict(verdict, shown, &mut self.verdicts);

@@ -25,6 +25,8 @@ pub enum Denial {
     HandshakeVersion,
     /// With the methods that are allowed.
     Method(&'static str),
+    /// A brought event id that is not above the newest of its channel.
+    OutOfOrder,
     ZoneFull,
     NothingToEvict,
     /// This worker has no slot in the zone (yet).
@@ -54,6 +56,7 @@ impl Denial {
             | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
             Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
+            Denial::OutOfOrder => NGX_HTTP_CONFLICT,
             Denial::NothingToEvict => NGX_HTTP_INSUFFICIENT_STORAGE,
             Denial::Unavailable => NGX_HTTP_SERVICE_UNAVAILABLE,
             Denial::ZoneFull | Denial::Internal | Denial::Nginx(_) => NGX_HTTP_INTERNAL_SERVER_ERROR,
@@ -80,6 +83,7 @@ impl Denial {
             }
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
+            Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
             Denial::UnknownChannel | Denial::Method(_) | Denial::Internal | Denial::Nginx(_) => return None,
@@ -97,6 +101,7 @@ impl From<Refusal> for Denial {
             Refusal::MayNotCreate => Denial::MayNotCreate,
             Refusal::EventsChannel => Denial::FromEventsChannel,
             Refusal::TooManyFromAddress => Denial::TooManyFromAddress,
+            Refusal::OutOfOrder => Denial::OutOfOrder,
         }
     }
 }

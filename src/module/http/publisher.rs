@@ -1,7 +1,7 @@
 //! Publisher locations: publish, ask for figures, delete.
 
 use ngx::ffi::*;
-use push_stream_core::store::{ChannelInfo, Now, Worker};
+use push_stream_core::store::{Now, Published, Terms, Worker};
 use push_stream_core::wire::{batch::CONTENT_TYPE, statistics};
 
 use super::answer;
@@ -146,7 +146,7 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             worker.discard(draft);
             return Err(denial);
         }
-        Ok(worker.publish(draft, &ids, r.location().store_messages(), now)?)
+        Ok(worker.publish(draft, &ids, Terms::plain(r.location().store_messages()), now)?)
     })
     .ok_or(Denial::Unavailable)??;
     if r.location().info_on_publish() {
@@ -157,16 +157,20 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 }
 
 /// A single channel comes into being all the same, as in the C module.
-fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Denial> {
+fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], now: Now) -> Result<Vec<Published>, Denial> {
     if ids.len() == 1 {
         worker.create_channels(ids, now)?;
     }
     Err(Denial::EmptyPost)
 }
 
-fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[ChannelInfo], now: Now) -> Result<ngx_int_t, Denial> {
+fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[Published], now: Now) -> Result<ngx_int_t, Denial> {
     let (format, content_type) = statistics::negotiate(r.header("Accept"));
-    let channels: Vec<_> = ids.iter().copied().zip(published.iter().copied()).collect();
+    let channels: Vec<_> = ids
+        .iter()
+        .copied()
+        .zip(published.iter().map(|published| published.info))
+        .collect();
     let body = delivery::with_store(|worker| channels::write_figures(format, worker, now, &channels));
     answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
 }

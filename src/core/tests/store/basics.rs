@@ -74,7 +74,7 @@ fn event_id_and_type_travel_with_the_message() {
         let mut draft = worker.draft(4, as_bytes(id), as_bytes(kind), 1, test.now).unwrap();
         worker.write(&mut draft, b"te");
         worker.write(&mut draft, b"xt and more than was announced");
-        worker.publish(draft, &[b"a"], true, test.now).unwrap();
+        worker.publish(draft, &[b"a"], Terms::plain(true), test.now).unwrap();
         let mut batch = Batch::default();
         worker.drain(1000, &mut batch);
         let (_, message) = batch.iter().next().unwrap();

@@ -9,7 +9,18 @@ use crate::zone::*;
 /// Runs `act` in children that die at the first, second, third ... point until one survives, and then in children that panic at the
 /// first, second, third ... point and go on. After each time the zone must be whole, usable at once, and give everything back.
 fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act: impl Fn(&TestZone, &mut Worker)) {
-    fail_everywhere(name, &prepare, |test, point| {
+    // What the survivor follows stays: its channel and membership.
+    die_everywhere_but(name, 2, prepare, act);
+}
+
+/// The same if `left` blocks may stay.
+fn die_everywhere_but(
+    name: &str,
+    left: u32,
+    prepare: impl Fn(&mut TestZone, &mut Worker),
+    act: impl Fn(&TestZone, &mut Worker),
+) {
+    fail_everywhere(name, left, &prepare, |test, point| {
         let child = fork(|| {
             let mut worker = test.worker();
             kill::arm(point);
@@ -19,7 +30,7 @@ fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act:
         });
         wait(child)
     });
-    fail_everywhere(&format!("{name}, panicking"), &prepare, |test, point| {
+    fail_everywhere(&format!("{name}, panicking"), left, &prepare, |test, point| {
         let child = fork(|| {
             std::panic::set_hook(Box::new(|_| {}));
             let mut worker = test.worker();
@@ -57,7 +68,12 @@ fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act:
 const PANICKED: i32 = 42;
 
 /// Lets `attempt` fail at each point until it says that it did not.
-fn fail_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), attempt: impl Fn(&TestZone, u64) -> bool) {
+fn fail_everywhere(
+    name: &str,
+    left: u32,
+    prepare: impl Fn(&mut TestZone, &mut Worker),
+    attempt: impl Fn(&TestZone, u64) -> bool,
+) {
     let mut point = 0;
     loop {
         let mut test = TestZone::with_slots(128, 4);
@@ -77,9 +93,8 @@ fn fail_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), att
         survivor.leave(&newcomer.memberships, true);
         test.tick(&mut survivor, 130);
         let (free, all) = test.zone.free_blocks();
-        // What the survivor follows stays: its channel and membership.
         assert!(
-            all - free <= 2,
+            all - free <= left,
             "{name}, point {point}: {} blocks are not given back",
             all - free
         );
@@ -91,6 +106,34 @@ fn fail_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), att
     }
     assert!(point > 3, "{name} has only {point} points");
     eprintln!("{name}: {point} points");
+}
+
+const ONCE: Terms = Terms {
+    store: true,
+    auto_id: true,
+    idempotent: true,
+    out_of_order: OutOfOrder::Store,
+};
+
+/// Ids in several forms, a small window, a limit of stored messages, and a channel that is there already.
+fn with_ids(test: &mut TestZone, worker: &mut Worker) {
+    worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
+    follow(worker, &["a"], test.now);
+    for id in ["1", "2", "any form", "3", "4"] {
+        send(worker, &["a"], id, Some(id), ONCE, test.now).unwrap();
+    }
+}
+
+/// Blocks that stay then: channel, membership, what is known of its ids, and a window of four that begins in the middle of a block.
+const WITH_IDS: u32 = 5;
+
+fn few_ids() -> Limits {
+    Limits {
+        idempotent_window: 4,
+        max_stored_per_channel: Some(3),
+        auto_ids: true,
+        ..tracking()
+    }
 }
 
 fn fill(_: &mut TestZone, _: &mut Worker) {}
@@ -147,7 +190,7 @@ fn publishing_a_series() {
             event_id: Some(b"1"),
             event_type: None,
             text,
-            store: true,
+            terms: Terms::plain(true),
         };
         let posts: [Publication; 4] = [
             post(&[b"a"], b"one"),
@@ -323,6 +366,16 @@ fn evicting_what_somebody_still_waits_for() {
 }
 
 #[test]
+fn publishing_with_ids() {
+    die_everywhere_but("publish with ids", WITH_IDS, with_ids, |test, worker| {
+        worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
+        // One channel knows it, one has a higher one, one is new.
+        send(worker, &["a", "b", "new"], "x", Some("2"), ONCE, test.now).unwrap();
+        send(worker, &["a", "b"], "x", None, ONCE, test.now).unwrap();
+    });
+}
+
+#[test]
 fn joining_from_a_limited_address() {
     die_everywhere("address", followed, |test, worker| {
         let channels = [
@@ -348,6 +401,33 @@ fn joining_from_a_limited_address() {
 }
 
 #[test]
+fn resuming_in_order_and_leaving() {
+    die_everywhere_but("an ordered subscriber's life", WITH_IDS, with_ids, |test, worker| {
+        worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
+        let channels = ["a", "new"].map(|id| JoinChannel {
+            id: id.as_bytes(),
+            backtrack: 0,
+        });
+        let position = Position {
+            event_id: Some(b"0"),
+            ..Position::default()
+        };
+        let join = JoinRequest {
+            ordered: true,
+            gap_notices: true,
+            ..request(&channels, position, JoinMode::Stream)
+        };
+        let joined = worker.join(&join, test.now).unwrap();
+        let mut replay = joined.replay.unwrap();
+        let mut batch = Batch::default();
+        while worker.replay(&mut replay, &mut batch) {}
+        send(worker, &["a", "new"], "x", Some("9"), ONCE, test.now).unwrap();
+        while worker.drain_whole(1, &mut batch) == Drained::Part {}
+        worker.leave(&joined.memberships, true);
+    });
+}
+
+#[test]
 fn creating_listing_discarding_and_lowering_a_limit() {
     die_everywhere("the rest", followed, |test, worker| {
         let long_id = [b'l'; 300];
@@ -363,4 +443,60 @@ fn creating_listing_discarding_and_lowering_a_limit() {
         };
         publish(worker, "a", "the only one", &few, test.now).unwrap();
     });
+}
+
+#[test]
+fn removing_a_channel_with_a_window() {
+    let prepare = |test: &mut TestZone, worker: &mut Worker| {
+        worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
+        for id in ["1", "2", "3", "4", "5", "6"] {
+            send(worker, &["a"], id, Some(id), ONCE, test.now).unwrap();
+        }
+        worker.set_limits(std::rc::Rc::new(limits()), test.now);
+    };
+    die_everywhere("removal", prepare, |test, worker| {
+        worker.delete(&[b"a"], b"", test.now).unwrap();
+        let mut now = test.now;
+        for _ in 0..4 {
+            now.monotonic_ms += 7_000;
+            worker.tick(now);
+        }
+    });
+}
+
+/// Whoever publishes dies at the first, second, third ... point; then the same is published again by somebody else.
+#[test]
+fn an_id_is_known_exactly_if_its_message_was_accepted() {
+    let mut point = 0;
+    loop {
+        let test = TestZone::with_slots(128, 4);
+        let mut survivor = test.worker_with(&few_ids());
+        let names = ["a", "b", "c"];
+        send(&mut survivor, &["b"], "x", Some("7"), ONCE, test.now).unwrap();
+        let child = fork(|| {
+            let mut worker = test.worker_with(&few_ids());
+            kill::arm(point);
+            send(&mut worker, &names, "x", Some("7"), ONCE, test.now).unwrap();
+            kill::disarm();
+            worker.release();
+        });
+        let died = wait(child);
+        let count = |worker: &Worker, name: &str| worker.channel(name.as_bytes()).map_or(0, |info| info.published);
+        let accepted = names.map(|name| count(&survivor, name) == 1);
+        assert!(accepted[0] == accepted[2] && accepted[1], "point {point}: all or none");
+        let again = send(&mut survivor, &names, "x", Some("7"), ONCE, test.now).unwrap();
+        let duplicates: Vec<_> = again.iter().map(|published| published.duplicate).collect();
+        assert_eq!(duplicates, accepted, "point {point}");
+        assert_eq!(
+            names.map(|name| count(&survivor, name)),
+            [1, 1, 1],
+            "point {point}: exactly once"
+        );
+        test.assert_whole();
+        if !died {
+            break;
+        }
+        point += 1;
+    }
+    assert!(point > 50, "only {point} points");
 }

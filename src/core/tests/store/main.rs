@@ -4,6 +4,7 @@ mod basics;
 #[cfg(feature = "kill-points")]
 mod deaths;
 mod model;
+mod order;
 mod processes;
 mod publishing;
 mod room;

@@ -9,6 +9,7 @@ use crate::zone::*;
 
 const WORKERS: usize = 3;
 const MAX_STORED: usize = 3;
+const WINDOW: usize = 3;
 
 #[derive(Clone, Debug)]
 enum Action {
@@ -17,6 +18,12 @@ enum Action {
         channels: Vec<u8>,
         len: usize,
         store: bool,
+    },
+    /// With an id that each channel accepts once.
+    PublishOnce {
+        worker: usize,
+        channels: Vec<u8>,
+        id: u8,
     },
     Follow {
         worker: usize,
@@ -51,6 +58,8 @@ fn actions() -> impl Strategy<Value = Action> {
     prop_oneof![
         6 => (worker.clone(), channels.clone(), 0..600usize, any::<bool>())
             .prop_map(|(worker, channels, len, store)| Action::Publish { worker, channels, len, store }),
+        4 => (worker.clone(), channels.clone(), 0..9u8)
+            .prop_map(|(worker, channels, id)| Action::PublishOnce { worker, channels, id }),
         3 => (worker.clone(), channels).prop_map(|(worker, channels)| Action::Follow { worker, channels }),
         2 => (worker.clone(), 0..4usize).prop_map(|(worker, which)| Action::Leave { worker, which }),
         4 => (worker.clone(), 0..2000usize).prop_map(|(worker, max_bytes)| Action::Drain { worker, max_bytes }),
@@ -69,11 +78,44 @@ struct Model {
     /// Stored texts and the second in which they expire.
     stored: BTreeMap<u8, VecDeque<(String, u64)>>,
     published: BTreeMap<u8, u64>,
+    /// Accepted ids, the oldest first.
+    windows: BTreeMap<u8, VecDeque<u8>>,
     /// Per worker and membership.
     inboxes: [BTreeMap<Membership, Inbox>; WORKERS],
     /// Which membership a worker has in a living channel.
     follows: [BTreeMap<u8, Membership>; WORKERS],
     subscribers: [Vec<Joined>; WORKERS],
+}
+
+impl Model {
+    fn publish(&mut self, channel: u8, text: &str, store: bool, now: Now) {
+        *self.published.entry(channel).or_default() += 1;
+        if store {
+            let stored = self.stored.entry(channel).or_default();
+            stored.push_back((text.to_string(), now.unix_secs() + 20));
+            if stored.len() > MAX_STORED {
+                stored.pop_front();
+            }
+        }
+        for (follows, inboxes) in self.follows.iter().zip(&mut self.inboxes) {
+            if let Some(membership) = follows.get(&channel) {
+                inboxes.get_mut(membership).unwrap().push_back(text.to_string());
+            }
+        }
+    }
+
+    /// True if the channel has accepted the id before.
+    fn is_known(&mut self, channel: u8, id: u8) -> bool {
+        let window = self.windows.entry(channel).or_default();
+        if window.contains(&id) {
+            return true;
+        }
+        window.push_back(id);
+        if window.len() > WINDOW {
+            window.pop_front();
+        }
+        false
+    }
 }
 
 fn run(history: Vec<Action>) {
@@ -82,7 +124,8 @@ fn run(history: Vec<Action>) {
         max_stored_per_channel: Some(MAX_STORED as u32),
         message_ttl_secs: 20,
         channel_inactivity_secs: 1_000_000,
-        ..limits()
+        idempotent_window: WINDOW as u32,
+        ..tracking()
     };
     let mut workers: Vec<Worker> = (0..WORKERS).map(|_| test.worker_with(&limits)).collect();
     let mut model = Model::default();
@@ -106,18 +149,32 @@ fn run(history: Vec<Action>) {
                 let published = post(&mut workers[worker], request, &limits, test.now).unwrap();
                 assert_eq!(published.len(), channels.len());
                 for channel in channels {
-                    *model.published.entry(channel).or_default() += 1;
-                    if store {
-                        let stored = model.stored.entry(channel).or_default();
-                        stored.push_back((text.clone(), test.now.unix_secs() + 20));
-                        if stored.len() > MAX_STORED {
-                            stored.pop_front();
-                        }
-                    }
-                    for (follows, inboxes) in model.follows.iter().zip(&mut model.inboxes) {
-                        if let Some(membership) = follows.get(&channel) {
-                            inboxes.get_mut(membership).unwrap().push_back(text.clone());
-                        }
+                    model.publish(channel, &text, store, test.now);
+                }
+            }
+            Action::PublishOnce { worker, channels, id } => {
+                let text = number.to_string();
+                let ids: Vec<&[u8]> = channels.iter().map(std::slice::from_ref).collect();
+                let how = Terms {
+                    idempotent: true,
+                    ..Terms::plain(true)
+                };
+                // Some have an order, some have none.
+                let event_id = if id % 2 == 0 {
+                    format!("{id}")
+                } else {
+                    format!("id {id}")
+                };
+                let worker = &mut workers[worker];
+                let draft = worker.draft(text.len(), Some(event_id.as_bytes()), None, ids.len(), test.now);
+                let mut draft = draft.unwrap();
+                worker.write(&mut draft, text.as_bytes());
+                let published = worker.publish(draft, &ids, how, test.now).unwrap();
+                for (&channel, published) in channels.iter().zip(&published) {
+                    let known = model.is_known(channel, id);
+                    assert_eq!(published.duplicate, known, "id {id} in channel {channel}");
+                    if !known {
+                        model.publish(channel, &text, true, test.now);
                     }
                 }
             }
@@ -177,6 +234,7 @@ fn run(history: Vec<Action>) {
                     .unwrap();
                 assert_eq!(count == 1, model.published.remove(&channel).is_some());
                 model.stored.remove(&channel);
+                model.windows.remove(&channel);
                 for (follows, inboxes) in model.follows.iter_mut().zip(&mut model.inboxes) {
                     if let Some(membership) = follows.remove(&channel) {
                         inboxes.get_mut(&membership).unwrap().push_back(notice.clone());

@@ -12,7 +12,7 @@ fn to<'a>(ids: &'a [&'a [u8]], text: &'a str) -> Publication<'a> {
         event_id: None,
         event_type: None,
         text: text.as_bytes(),
-        store: true,
+        terms: Terms::plain(true),
     }
 }
 
@@ -25,7 +25,8 @@ fn publish_all(
     worker.set_limits(Rc::new(limits.clone()), now);
     let mut figures = Vec::new();
     let (count, refusal) = worker.publishing().publish(posts, now, &mut figures);
-    (count, refusal, figures)
+    let infos = figures.iter().map(|published| published.info).collect();
+    (count, refusal, infos)
 }
 
 fn all(worker: &mut Worker, id: &str, now: Now) -> Vec<String> {
@@ -66,7 +67,7 @@ fn ids_types_and_several_channels_are_kept() {
             ..to(&[b"a", b"b", b"a"], "first")
         },
         Publication {
-            store: false,
+            terms: Terms::plain(false),
             ..to(&[b"b"], "second")
         },
         to(&many, "third"),

@@ -75,12 +75,23 @@ pub fn limits() -> Limits {
         wildcard_prefix: Vec::new(),
         on_full: OnFull::Refuse,
         events: None,
+        track_ids: false,
+        auto_ids: false,
+        idempotent_window: 1024,
     }
 }
 
 pub fn evicting() -> Limits {
     Limits {
         on_full: OnFull::Evict,
+        ..limits()
+    }
+}
+
+/// What turns on that the zone keeps track of ids.
+pub fn tracking() -> Limits {
+    Limits {
+        track_ids: true,
         ..limits()
     }
 }
@@ -98,7 +109,8 @@ pub fn post(worker: &mut Worker, post: Post, limits: &Limits, now: Now) -> Resul
     worker.set_limits(Rc::new(limits.clone()), now);
     let mut draft = worker.draft(post.text.len(), post.event_id, None, post.ids.len(), now)?;
     worker.write(&mut draft, post.text);
-    worker.publish(draft, post.ids, post.store, now)
+    let published = worker.publish(draft, post.ids, Terms::plain(post.store), now)?;
+    Ok(published.into_iter().map(|published| published.info).collect())
 }
 
 /// Publishes and stores a text in one channel.
@@ -122,11 +134,28 @@ pub fn publish(
     )
 }
 
+/// Publishes a text with an event id, or without, in the way that is said.
+pub fn send(
+    worker: &mut Worker,
+    ids: &[&str],
+    text: &str,
+    event_id: Option<&str>,
+    how: Terms,
+    now: Now,
+) -> Result<Vec<Published>, Refusal> {
+    let ids: Vec<_> = ids.iter().map(|id| id.as_bytes()).collect();
+    let mut draft = worker.draft(text.len(), event_id.map(str::as_bytes), None, ids.len(), now)?;
+    worker.write(&mut draft, text.as_bytes());
+    worker.publish(draft, &ids, how, now)
+}
+
 pub fn request<'a>(channels: &'a [JoinChannel<'a>], position: Position<'a>, mode: JoinMode) -> JoinRequest<'a> {
     JoinRequest {
         channels,
         position,
         mode,
+        ordered: false,
+        gap_notices: false,
         authorized_channels_only: false,
         may_follow_events: true,
         address: None,

@@ -109,6 +109,8 @@ impl<'r> Candidate<'r> {
             channels: &channels,
             position: self.resume.position(),
             mode,
+            ordered: false,
+            gap_notices: false,
             authorized_channels_only: self.r.location().authorized_channels_only(),
             may_follow_events: self.r.location().may_follow_events(),
             address: address.as_ref().map(|(key, max)| AddressLimit { key, max: *max }),

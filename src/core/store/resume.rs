@@ -1,0 +1,690 @@
+//! Old messages: where they begin for a subscriber, and in which order it gets them.
+//!
+//! A queue may be long, so nobody walks far through it while others wait for the lock. A [`Seek`] goes on from hold to hold; what
+//! is published meanwhile is behind where it began, and is looked at when the subscriber joins.
+//!
+//! *Ordered* replays are merged over all channels by event id. Messages that came out of order are not where their ids would put
+//! them, so a seek collects them on its way: nothing in front of the first message in order that is not wanted any more can be.
+
+use super::api::{Replay, ReplayPart};
+use super::layout::*;
+use super::memory::Locked;
+use super::worker::Head;
+use super::{Batch, JoinRequest, Position};
+use crate::wire::event_id::OrderedId;
+
+/// Links that one hold of the lock looks at.
+pub const SEEK_LINKS: u32 = 512;
+/// Old messages that one hold of the lock selects.
+pub const REPLAY_MESSAGES: usize = 100;
+/// Queue entries that one hold of the lock pins: some of them may not be stored.
+const REPLAY_LINKS: u32 = 200;
+/// Bytes of old messages after which a slice ends.
+pub const REPLAY_BYTES: usize = 64 * 1024;
+/// How often a seek begins again when the place where it was is gone.
+const RESTARTS: u8 = 3;
+
+/// What a subscriber wants of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// The newest so many.
+    Newest(u32),
+    /// What is newer than the position's time and tag.
+    AfterTime,
+    /// What is behind the message with the position's event id, or newer than its time.
+    AfterEventId,
+    /// What has a higher id.
+    Above(OrderedId),
+}
+
+impl Aim {
+    pub const EVERYTHING: Aim = Aim::Newest(u32::MAX);
+
+    /// What the request wants of the channel at `index` of its path.
+    fn of(request: &JoinRequest, index: usize) -> Option<Aim> {
+        let position = &request.position;
+        let backtrack = Some(request.channels[index].backtrack)
+            .filter(|&count| count > 0)
+            .map(Aim::Newest);
+        let event_id = position.event_id.map(|_| Aim::AfterEventId);
+        let time = position.time.map(|_| Aim::AfterTime);
+        if !request.ordered {
+            return backtrack.or(event_id).or(time);
+        }
+        let above = position.event_id.and_then(OrderedId::parse).map(Aim::Above);
+        above.or(event_id).or(backtrack).or(time)
+    }
+}
+
+/// A link, and the sequence number by which it is recognized.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub link: u32,
+    pub seq: u64,
+}
+
+/// A stored message that came out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Late {
+    pub id: OrderedId,
+    pub seq: u64,
+    pub link: u32,
+}
+
+/// The search for the beginning of what is wanted of one channel.
+#[derive(Debug)]
+pub struct Seek {
+    channel: ChannelRef,
+    born: u64,
+    aim: Aim,
+    /// The next link to look at; None at the queue's end.
+    at: Option<Place>,
+    /// The link before that was this one.
+    passed: u64,
+    /// The first message of what is wanted, as far as is known.
+    start: Option<Place>,
+    late: Vec<Late>,
+    /// The message of the position was met.
+    met: bool,
+    /// Messages still to be counted.
+    left: u32,
+    /// Messages up to this one are not new.
+    seen: u64,
+    done: bool,
+    restarts: u8,
+}
+
+impl Locked<'_> {
+    fn place(&self, link: LinkRef) -> Option<Place> {
+        link.some().map(|link| Place {
+            link: link.0,
+            seq: self.seq_of(link),
+        })
+    }
+
+    /// The link there, if it is still in the channel's queue.
+    fn at_place(&self, channel: ChannelRef, place: Place) -> Option<LinkRef> {
+        let link = LinkRef(place.link).some()?;
+        let there = self.is_link(link)
+            && self.link_flag(link, link_flag::QUEUED)
+            && self.get(link, link::channel) == channel
+            && self.seq_of(link) == place.seq;
+        there.then_some(link)
+    }
+
+    /// Does this place in a block hold a link? In a head block only the first does.
+    fn is_link(&self, link: LinkRef) -> bool {
+        match self.kind(link.0 / LINKS_PER_BLOCK) {
+            kind::BODY => link.0 % LINKS_PER_BLOCK == 1,
+            kind::LINKS => true,
+            _ => false,
+        }
+    }
+
+    /// Has the client that asks missed something in this channel? Only the order of ids decides.
+    pub fn has_gap(&self, request: &JoinRequest, channel: ChannelRef) -> bool {
+        if !request.ordered || !request.gap_notices || !self.tracks_ids() {
+            return false;
+        }
+        let Some(asked) = request.position.event_id.and_then(OrderedId::parse) else {
+            return false;
+        };
+        // A zone that has seen ids before it kept track of them knows its newest id only once a new one comes.
+        let newest = self.ordered_id(ZoneIds, super::ids::ZONE_NEWEST);
+        let knows_newest = newest.is_some() || self.get(ZoneIds, zone_ids::since) == 1;
+        Some(asked) < self.lost_id(channel) || knows_newest && newest < Some(asked)
+    }
+
+    /// What is wanted of the channel at `index` of the path.
+    pub fn aim(&self, request: &JoinRequest, index: usize, channel: ChannelRef) -> Option<Aim> {
+        if self.has_gap(request, channel) {
+            return Some(Aim::EVERYTHING);
+        }
+        Aim::of(request, index)
+    }
+
+    pub fn begin_seek(&self, channel: ChannelRef, aim: Aim) -> Seek {
+        let mut seek = Seek {
+            channel,
+            born: self.get(channel, channel::born),
+            aim,
+            at: None,
+            passed: 0,
+            start: None,
+            late: Vec::new(),
+            met: false,
+            left: 0,
+            seen: 0,
+            done: false,
+            restarts: 0,
+        };
+        self.restart(&mut seek);
+        seek
+    }
+
+    fn restart(&self, seek: &mut Seek) {
+        let from = if seek.aim == Aim::AfterEventId {
+            channel::first
+        } else {
+            channel::last
+        };
+        seek.at = self.place(self.get(seek.channel, from));
+        seek.start = None;
+        seek.late.clear();
+        seek.left = match seek.aim {
+            Aim::Newest(count) => count,
+            _ => 0,
+        };
+        seek.seen = self.hot(hot::seq);
+        seek.done = false;
+    }
+
+    /// Is it the search for this, in this very channel?
+    pub fn is_seek_for(&self, seek: &Seek, channel: ChannelRef, aim: Aim) -> bool {
+        seek.channel == channel && seek.aim == aim && self.get(channel, channel::born) == seek.born
+    }
+
+    /// Goes on with a search; true if it is over. It takes what it looks at off the `budget`.
+    pub fn seek(&self, request: &JoinRequest, seek: &mut Seek, budget: &mut u32) -> bool {
+        if self.kind(seek.channel.0) != kind::CHANNEL || self.get(seek.channel, channel::born) != seek.born {
+            // Whoever joins finds another channel.
+            seek.done = true;
+            return true;
+        }
+        if self.get(seek.channel, channel::stored) == 0 {
+            seek.done = true;
+        }
+        let all = matches!(seek.aim, Aim::Newest(count) if count >= self.get(seek.channel, channel::stored));
+        if all && !request.ordered && !seek.done {
+            seek.start = self.first_stored(seek.channel).and_then(|link| self.place(link));
+            seek.done = true;
+        }
+        while !seek.done {
+            let Some(place) = seek.at else {
+                seek.done = true;
+                break;
+            };
+            if *budget == 0 {
+                return false;
+            }
+            *budget -= 1;
+            match self.at_place(seek.channel, place) {
+                Some(link) => self.look_at(request, seek, link),
+                None => self.lose_place(seek),
+            }
+        }
+        self.look_at_new(request, seek);
+        true
+    }
+
+    /// The place where a search was is gone, and with it, usually, all that was older.
+    fn lose_place(&self, seek: &mut Seek) {
+        if seek.aim == Aim::AfterEventId {
+            seek.at = self.place(self.get(seek.channel, channel::first));
+            return;
+        }
+        seek.restarts += 1;
+        if seek.restarts <= RESTARTS {
+            return self.restart(seek);
+        }
+        seek.start = self.first_stored(seek.channel).and_then(|link| self.place(link));
+        seek.done = true;
+    }
+
+    fn look_at(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef) {
+        if seek.aim == Aim::AfterEventId {
+            seek.at = self.place(self.get(link, link::next));
+            let seq = self.seq_of(link);
+            if seq > seek.passed {
+                seek.passed = seq;
+                self.look_forward(request, seek, link);
+            }
+        } else {
+            seek.at = self.place(self.get(link, link::prev));
+            self.look_back(request, seek, link);
+        }
+    }
+
+    /// From the oldest on: right behind the first message with the id, or at the first that is newer than the time,
+    /// whichever comes first.
+    fn look_forward(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef) {
+        if !self.link_flag(link, link_flag::STORED) {
+            return;
+        }
+        if seek.met || self.is_after_time(link, &request.position) {
+            seek.met = true;
+            self.want(request, seek, link, false);
+            // In order, what came late is still to be found.
+            seek.done = !request.ordered && seek.start.is_some();
+        } else {
+            seek.met = self.has_event_id(link, request.position.event_id.unwrap_or_default());
+        }
+    }
+
+    /// From the newest on, as far back as needed.
+    fn look_back(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef) {
+        if !self.link_flag(link, link_flag::STORED) {
+            return;
+        }
+        match seek.aim {
+            Aim::Newest(_) => {
+                self.want(request, seek, link, true);
+                seek.left -= 1;
+                seek.done = seek.left == 0;
+            }
+            Aim::AfterTime | Aim::AfterEventId => {
+                if self.is_after_time(link, &request.position) {
+                    self.want(request, seek, link, true);
+                } else {
+                    seek.done = true;
+                }
+            }
+            Aim::Above(position) => match self.ordered_id_of(link) {
+                Some(id) if id > position => self.want(request, seek, link, true),
+                Some(_) => seek.done = !self.is_of_unknown_order(link),
+                None => {}
+            },
+        }
+    }
+
+    /// The message is wanted. Who walks back comes to the first one last.
+    fn want(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef, backward: bool) {
+        let late = request.ordered && self.is_of_unknown_order(link);
+        match self.ordered_id_of(link).filter(|_| late) {
+            Some(id) => seek.late.push(Late {
+                id,
+                seq: self.seq_of(link),
+                link: link.0,
+            }),
+            None if backward || seek.start.is_none() => seek.start = self.place(link),
+            None => {}
+        }
+    }
+
+    /// What was published since the search began.
+    fn look_at_new(&self, request: &JoinRequest, seek: &mut Seek) {
+        let mut new = Vec::new();
+        let mut next = self.get(seek.channel, channel::last);
+        while let Some(link) = next.some().filter(|&link| self.seq_of(link) > seek.seen) {
+            new.push(link);
+            next = self.get(link, link::prev);
+        }
+        for &link in new
+            .iter()
+            .rev()
+            .filter(|&&link| self.link_flag(link, link_flag::STORED))
+        {
+            match seek.aim {
+                Aim::AfterEventId if self.seq_of(link) <= seek.passed => {}
+                Aim::AfterEventId => self.look_forward(request, seek, link),
+                Aim::Above(position) if self.ordered_id_of(link) <= Some(position) => {}
+                _ => self.want(request, seek, link, false),
+            }
+        }
+        seek.seen = self.hot(hot::seq);
+        seek.done = true;
+    }
+
+    /// Is the message newer than the time and tag? Without a tag, only messages of later seconds are.
+    fn is_after_time(&self, link: LinkRef, position: &Position) -> bool {
+        let Some(time) = position.time else { return false };
+        let published = self.time_of(link);
+        published > time || published == time && position.tag.is_some_and(|tag| self.tag_of(link) > tag)
+    }
+
+    fn has_event_id(&self, link: LinkRef, wanted: &[u8]) -> bool {
+        if self.link_flag(link, link_flag::AUTO_ID) {
+            return self.auto_id(self.seq_of(link)).to_text() == wanted;
+        }
+        if !self.link_flag(link, link_flag::EVENT_ID) {
+            return false;
+        }
+        // Nearly all ids fit; for the others there is a longer way.
+        let mut short = [0; 64];
+        if let Some(id) = self.read_event_id(link, &mut short) {
+            return id == wanted;
+        }
+        let mut long = vec![0; 2 + wanted.len()];
+        long.len() > short.len() && self.read_event_id(link, &mut long) == Some(wanted)
+    }
+}
+
+/// What a part of an ordered replay has to offer next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// It has to be looked up.
+    Unknown,
+    /// A message with this id; those without one come at once.
+    Message(Option<OrderedId>),
+    End,
+}
+
+impl ReplayPart {
+    pub fn new(locked: &Locked<'_>, path_index: usize, seek: Seek) -> ReplayPart {
+        let mut late = seek.late;
+        late.sort_unstable_by(|a, b| b.cmp(a));
+        let start = seek.start.unwrap_or(Place { link: 0, seq: u64::MAX });
+        ReplayPart {
+            path_index: path_index as u32,
+            channel: seek.channel.0,
+            channel_born: seek.born,
+            hint: start.link,
+            next_seq: start.seq,
+            until: locked.hot(hot::seq),
+            above: match seek.aim {
+                Aim::Above(position) => Some(position),
+                _ => None,
+            },
+            late,
+            offer: Offer::Unknown,
+        }
+    }
+}
+
+impl Seek {
+    /// Was nothing found?
+    pub fn is_empty(&self) -> bool {
+        self.start.is_none() && self.late.is_empty()
+    }
+
+    /// The lowest id of what was found.
+    pub fn first_id(&self, locked: &Locked<'_>) -> Option<OrderedId> {
+        let first = self
+            .start
+            .and_then(|place| locked.at_place(self.channel, place))
+            .and_then(|link| locked.first_id_from(link));
+        let late = self.late.iter().map(|late| late.id).min();
+        match (first, late) {
+            (Some(first), Some(late)) => Some(first.min(late)),
+            (first, late) => first.or(late),
+        }
+    }
+}
+
+impl Replay {
+    /// The part whose turn it is, and up to which id.
+    fn turn(&self) -> Option<(usize, Option<OrderedId>)> {
+        let offers = || {
+            self.parts
+                .iter()
+                .enumerate()
+                .filter_map(|(index, part)| match part.offer {
+                    Offer::Message(id) => Some((id, index)),
+                    _ => None,
+                })
+        };
+        let (_, index) = offers().min()?;
+        let bound = offers().filter(|&(_, other)| other != index).map(|(id, _)| id).min();
+        // Against nobody, everything; what has no id waits for nobody either.
+        Some((index, bound.unwrap_or(Some(OrderedId::HIGHEST))))
+    }
+}
+
+impl Locked<'_> {
+    /// The id of the first stored message with one, near here.
+    fn first_id_from(&self, link: LinkRef) -> Option<OrderedId> {
+        let mut next = Some(link);
+        for _ in 0..SEEK_LINKS {
+            let link = next?;
+            let id = self.ordered_id_of(link);
+            if id.is_some() && self.link_flag(link, link_flag::STORED) && !self.is_of_unknown_order(link) {
+                return id;
+            }
+            next = self.get(link, link::next).some();
+        }
+        None
+    }
+
+    /// The first stored link of the replay part, and whether something before it was lost since the last call. None if there is
+    /// nothing more in it.
+    fn continue_replay(&self, part: &ReplayPart) -> Option<(LinkRef, bool)> {
+        let channel = ChannelRef(part.channel);
+        if self.kind(part.channel) != kind::CHANNEL || self.get(channel, channel::born) != part.channel_born {
+            return None;
+        }
+        let hint = Place {
+            link: part.hint,
+            seq: part.next_seq,
+        };
+        if hint.seq == u64::MAX {
+            return None;
+        }
+        let mut next = match self.at_place(channel, hint) {
+            Some(link) => link,
+            None => self.get(channel, channel::first),
+        };
+        while let Some(link) = next.some() {
+            let seq = self.seq_of(link);
+            if seq > part.until {
+                return None;
+            }
+            if seq >= part.next_seq && self.link_flag(link, link_flag::STORED) {
+                return Some((link, seq != part.next_seq));
+            }
+            next = self.get(link, link::next);
+        }
+        None
+    }
+
+    /// Selects the next slice of old messages and pins it; true with it if the part is done then.
+    pub fn pin_old(
+        &mut self,
+        slot: SlotRef,
+        part: &mut ReplayPart,
+        lost: &mut bool,
+        batch: &mut Batch,
+    ) -> (Vec<Head>, bool) {
+        let mut heads = Vec::new();
+        let Some((first, skipped)) = self.continue_replay(part) else {
+            return (heads, true);
+        };
+        *lost |= skipped;
+        let mut next = Some(first);
+        let mut bytes = 0;
+        let mut last = first;
+        for _ in 0..REPLAY_LINKS {
+            let Some(link) = next.filter(|&link| self.seq_of(link) <= part.until) else {
+                next = None;
+                break;
+            };
+            if heads.len() == REPLAY_MESSAGES || bytes >= REPLAY_BYTES {
+                break;
+            }
+            if self.link_flag(link, link_flag::STORED) {
+                heads.push(self.head(link));
+                batch.records.push(self.record(link, part.path_index));
+                bytes += heads.last().map_or(0, |head| head.payload_len);
+            }
+            self.add(link, link::pending, 1);
+            last = link;
+            next = self.get(link, link::next).some();
+        }
+        self.pin(slot, ChannelRef(part.channel), first, last);
+        // The next slice starts at the next stored message, if there is one in the range.
+        while let Some(link) = next {
+            if self.seq_of(link) > part.until {
+                next = None;
+            } else if self.link_flag(link, link_flag::STORED) {
+                break;
+            } else {
+                next = self.get(link, link::next).some();
+            }
+        }
+        if let Some(link) = next {
+            part.hint = link.0;
+            part.next_seq = self.seq_of(link);
+        }
+        (heads, next.is_none())
+    }
+
+    /// The slot's process is copying these links, each counted in `pending`.
+    fn pin(&mut self, slot: SlotRef, channel: ChannelRef, first: LinkRef, last: LinkRef) {
+        self.set(slot, slot::pin_first, first);
+        self.set(slot, slot::pin_last, last);
+        self.set(slot, slot::pin_channel, channel);
+    }
+
+    /// Is this message of the queue among those that an ordered replay takes in the queue's order?
+    fn is_in_part(&self, part: &ReplayPart, link: LinkRef, id: Option<OrderedId>) -> bool {
+        self.link_flag(link, link_flag::STORED)
+            && (part.above.is_none() || id > part.above)
+            && !(id.is_some() && self.is_of_unknown_order(link))
+    }
+
+    /// The late message that is next, if it is still there.
+    fn next_late(&self, part: &mut ReplayPart, lost: &mut bool) -> Option<(OrderedId, LinkRef)> {
+        while let Some(late) = part.late.last() {
+            let place = Place {
+                link: late.link,
+                seq: late.seq,
+            };
+            match self.at_place(ChannelRef(part.channel), place) {
+                Some(link) if self.link_flag(link, link_flag::STORED) => return Some((late.id, link)),
+                _ => {
+                    *lost = true;
+                    part.late.pop();
+                }
+            }
+        }
+        None
+    }
+
+    /// Looks up what the parts have to offer. It takes what it looks at off the budget.
+    fn look_up(&self, part: &mut ReplayPart, lost: &mut bool, budget: &mut u32) {
+        let mut next = self.continue_replay(part);
+        while let Some((link, skipped)) = next {
+            *lost |= skipped;
+            (part.hint, part.next_seq) = (link.0, self.seq_of(link));
+            let id = self.ordered_id_of(link);
+            if self.is_in_part(part, link, id) {
+                let late = self.next_late(part, lost).map(|(id, _)| id);
+                part.offer = Offer::Message(match late {
+                    Some(late) if Some(late) < id => Some(late),
+                    _ => id,
+                });
+                return;
+            }
+            if *budget == 0 {
+                return;
+            }
+            *budget -= 1;
+            (part.hint, part.next_seq) = match self.place(self.get(link, link::next)) {
+                Some(place) => (place.link, place.seq),
+                None => (0, u64::MAX),
+            };
+            next = self.continue_replay(part).map(|(link, _)| (link, false));
+        }
+        part.next_seq = u64::MAX;
+        part.offer = match self.next_late(part, lost) {
+            Some((id, _)) => Offer::Message(Some(id)),
+            None => Offer::End,
+        };
+    }
+
+    /// Selects the next messages of an ordered replay, all of one channel, and pins them: not more than `room`, and none that another
+    /// channel's should come before. None when there is nothing more; an empty slice when it must be asked again.
+    pub fn pin_ordered(
+        &mut self,
+        slot: SlotRef,
+        replay: &mut Replay,
+        room: usize,
+        batch: &mut Batch,
+    ) -> Option<Vec<Head>> {
+        let mut budget = SEEK_LINKS;
+        let channels_alive: Vec<bool> = replay.parts.iter().map(|part| self.is_alive(part)).collect();
+        for (part, alive) in replay.parts.iter_mut().zip(channels_alive) {
+            if !alive {
+                part.offer = Offer::End;
+            } else if part.offer == Offer::Unknown {
+                self.look_up(part, &mut replay.lost, &mut budget);
+                if part.offer == Offer::Unknown {
+                    return Some(Vec::new());
+                }
+            }
+        }
+        replay.parts.retain(|part| part.offer != Offer::End);
+        let (index, bound) = replay.turn()?;
+        let part = &mut replay.parts[index];
+        part.offer = Offer::Unknown;
+        Some(self.pin_run(slot, part, bound, &mut replay.lost, room, batch))
+    }
+
+    /// The lowest id that is on offer, as far as that is known.
+    pub fn next_offer(&self, replay: &mut Replay) -> Option<OrderedId> {
+        let mut budget = SEEK_LINKS;
+        for part in &mut replay.parts {
+            if part.offer == Offer::Unknown && self.is_alive(part) {
+                self.look_up(part, &mut replay.lost, &mut budget);
+            }
+        }
+        replay.parts.retain(|part| part.offer != Offer::End);
+        replay.turn().and_then(|(index, _)| match replay.parts[index].offer {
+            Offer::Message(id) => id,
+            _ => None,
+        })
+    }
+
+    fn is_alive(&self, part: &ReplayPart) -> bool {
+        self.kind(part.channel) == kind::CHANNEL
+            && self.get(ChannelRef(part.channel), channel::born) == part.channel_born
+    }
+
+    fn pin_run(
+        &mut self,
+        slot: SlotRef,
+        part: &mut ReplayPart,
+        bound: Option<OrderedId>,
+        lost: &mut bool,
+        room: usize,
+        batch: &mut Batch,
+    ) -> Vec<Head> {
+        let channel = ChannelRef(part.channel);
+        let late = self.next_late(part, lost);
+        let first = self.continue_replay(part).map(|(link, skipped)| {
+            *lost |= skipped;
+            (self.ordered_id_of(link), link)
+        });
+        if let Some((id, link)) = late.filter(|(id, _)| first.is_none_or(|(first, _)| Some(*id) < first)) {
+            if Some(id) > bound {
+                return Vec::new();
+            }
+            part.late.pop();
+            self.add(link, link::pending, 1);
+            self.pin(slot, channel, link, link);
+            batch.records.push(self.record(link, part.path_index));
+            return vec![self.head(link)];
+        }
+        let Some((_, first)) = first else { return Vec::new() };
+        let bound = late.map_or(bound, |(id, _)| bound.min(Some(id)));
+        let mut heads = Vec::new();
+        let mut bytes = 0;
+        let mut last = LinkRef::NONE;
+        let mut next = Some(first);
+        for _ in 0..REPLAY_LINKS {
+            let Some(link) = next.filter(|&link| self.seq_of(link) <= part.until) else {
+                next = None;
+                break;
+            };
+            let id = self.ordered_id_of(link);
+            if self.is_in_part(part, link, id) {
+                if heads.len() == room || bytes >= REPLAY_BYTES || id > bound {
+                    break;
+                }
+                heads.push(self.head(link));
+                batch.records.push(self.record(link, part.path_index));
+                bytes += heads.last().map_or(0, |head| head.payload_len);
+            }
+            self.add(link, link::pending, 1);
+            last = link;
+            next = self.get(link, link::next).some();
+        }
+        if last.some().is_some() {
+            self.pin(slot, channel, first, last);
+        }
+        (part.hint, part.next_seq) = match next {
+            Some(link) => (link.0, self.seq_of(link)),
+            None => (0, u64::MAX),
+        };
+        heads
+    }
+}
