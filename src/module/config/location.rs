@@ -112,6 +112,8 @@ pub struct Location {
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
     pub(super) detach: ngx_flag_t,
+    /// NULL = off.
+    pub(super) log_disconnect: *mut ngx_open_file_t,
     /// Prepared for subscriber locations.
     pub audience: Option<Rc<Audience>>,
 }
@@ -186,6 +188,8 @@ pub struct Audience {
     pub incoming: Incoming,
     /// May they do without their requests?
     pub detach: bool,
+    /// Where the end of each stream is logged; NULL = nowhere. Lives as long as the configuration.
+    pub log_disconnect: *mut ngx_open_file_t,
     /// What nginx's own directives say about their connections. The log lives as long as the configuration, which nginx
     /// keeps as long as one of its connections is open.
     pub send_timeout_ms: u64,
@@ -298,6 +302,12 @@ impl Location {
         ] {
             settle(inner, outer, unset::FLAG, default);
         }
+        settle(
+            &mut self.log_disconnect,
+            outer.log_disconnect,
+            unset::FILE,
+            ptr::null_mut(),
+        );
         settle(&mut self.slow_reader, outer.slow_reader, unset::ENUM, 0);
         settle(
             &mut self.subscriber_queue,
@@ -454,6 +464,7 @@ impl Location {
             },
             padding_max: main.padding_max.clone(),
             detach: self.detach == 1,
+            log_disconnect: self.log_disconnect,
             send_timeout_ms: core.send_timeout as u64,
             reset_timedout: core.reset_timedout_connection == 1,
             lingering: Lingering::of(core),
@@ -538,6 +549,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,
         detach: unset::FLAG,
+        log_disconnect: unset::FILE,
         audience: None,
     };
     // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
@@ -656,6 +668,34 @@ unsafe fn install(
         core.handler = Some(handler);
         core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;
     }
+}
+
+pub unsafe extern "C" fn set_log_disconnect(
+    cf: *mut ngx_conf_t,
+    _command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes this level's configuration and the directive's words, which live as long as the cycle.
+    unsafe {
+        let (location, words) = (&mut *conf.cast::<Location>(), arguments(cf));
+        if location.log_disconnect != unset::FILE {
+            return verdict(Err(c"is duplicate"));
+        }
+        if words[1].is_empty() {
+            return verdict(Err(c"wants a file or off"));
+        }
+        if words[1].as_bytes() == b"off" {
+            location.log_disconnect = ptr::null_mut();
+            return ptr::null_mut();
+        }
+        // Opened with the cycle's other files, and again when nginx gets USR1.
+        let mut name = words[1];
+        location.log_disconnect = ngx_conf_open_file((*cf).cycle, &mut name);
+        if location.log_disconnect.is_null() {
+            return REPORTED;
+        }
+    }
+    ptr::null_mut()
 }
 
 pub unsafe extern "C" fn set_header_template_file(

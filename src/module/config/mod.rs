@@ -79,7 +79,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 50] = [
+pub static mut COMMANDS: [ngx_command_t; 51] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -387,6 +387,13 @@ pub static mut COMMANDS: [ngx_command_t; 50] = [
         dead_peer_timeout_ms
     ),
     location!("push_stream_detach", ALL_LEVELS, FLAG, ngx_conf_set_flag_slot, detach),
+    location!(
+        "push_stream_log_disconnect",
+        ALL_LEVELS,
+        ONE,
+        location::set_log_disconnect,
+        log_disconnect
+    ),
     ngx_command_t::empty(),
 ];
 
@@ -478,6 +485,7 @@ mod unset {
     pub const SECONDS: time_t = -1;
     pub const MSEC: ngx_msec_t = ngx_msec_t::MAX;
     pub const SIZE: usize = usize::MAX;
+    pub const FILE: *mut ngx_open_file_t = usize::MAX as *mut ngx_open_file_t;
     pub const ENUM: ngx_uint_t = ngx_uint_t::MAX;
 }
 

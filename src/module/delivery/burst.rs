@@ -116,6 +116,11 @@ impl Burst {
         at == 0 || self.marks.binary_search_by_key(&at, |mark| mark.end).is_ok()
     }
 
+    /// How many messages end after byte `at`.
+    pub fn messages_from(&self, at: u32) -> usize {
+        self.marks.len() - self.marks.partition_point(|mark| mark.end <= at)
+    }
+
     /// Is there any message in it?
     pub fn has_messages(&self) -> bool {
         !self.marks.is_empty()

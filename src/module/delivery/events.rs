@@ -158,6 +158,7 @@ fn empty(fd: i32) {
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     fence::event("delivery", || {
         let settling = PROCESS.with(|delivery| std::mem::take(&mut delivery.settling));
+        PROCESS.with(|delivery| delivery.journal.flush(Now::read().monotonic_ms));
         settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
         let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);

@@ -8,6 +8,7 @@ use push_stream_core::store::{Batch, Membership, MessageKind, Now};
 use super::burst::{Burst, Piece, Style};
 use super::output::Progress;
 use super::registry::{Kind, Subscriber, SubscriberId};
+use super::session::Reason;
 use super::{Delivery, Ending};
 
 /// Text taken from the store at once: what comes together goes out together, one send per subscriber.
@@ -173,7 +174,12 @@ impl Delivery {
         if !subscriber.ending {
             match subscriber.deliver(Piece::tail(burst, from), now_ms) {
                 Delivered::Sent => {}
-                Delivered::Queued { dropped } => self.counters.dropped += dropped as u64,
+                Delivered::Queued { dropped } => {
+                    self.counters.dropped += dropped as u64;
+                    if let Some(session) = &mut subscriber.session {
+                        session.drop_messages(dropped);
+                    }
+                }
                 Delivered::Advance => actions.push(Action::Advance(id)),
                 Delivered::Cut(ending) => {
                     // Nothing more may be written: TLS would take it for a bad repetition.
@@ -199,6 +205,7 @@ impl Delivery {
         let gone = subscriber.seats.is_empty();
         let mut left = vec![left];
         if gone {
+            subscriber.ends(Reason::ChannelDeleted);
             left.extend(subscriber.take_address());
             subscriber.push_farewell();
             subscriber.ending = true;
@@ -238,6 +245,9 @@ impl Delivery {
             burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
         }
         self.inbox.batch.clear();
+        if let Some(session) = &mut subscriber.session {
+            session.add_messages(burst.messages_from(0));
+        }
         subscriber.backlog.push(Piece::whole(Rc::new(burst)));
         if more {
             subscriber.replay = Some(replaying);
@@ -269,6 +279,9 @@ impl Subscriber {
     /// Takes a live piece: sends it, or queues it behind what waits.
     fn deliver(&mut self, piece: Piece, now_ms: u64) -> Delivered {
         self.postpone_ping(now_ms);
+        if let Some(session) = &mut self.session {
+            session.add_messages(piece.burst.messages_from(piece.from));
+        }
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
             return queued(replaying.behind.push_bounded(piece, bound));

@@ -9,6 +9,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
 use super::registry::SubscriberId;
+use super::session::Reason;
 use super::{Delivery, PROCESS, perform};
 
 /// Subscribers ended before other events get their turn.
@@ -87,7 +88,10 @@ pub fn end_now() {
 }
 
 fn end_all(ids: &[SubscriberId]) {
-    let actions = PROCESS.with(|delivery| ids.iter().filter_map(|&id| delivery.begin_end(id)).collect());
+    let actions = PROCESS.with(|delivery| {
+        let end = |&id| delivery.begin_end(id, Reason::WorkerExit);
+        ids.iter().filter_map(end).collect()
+    });
     perform(actions.unwrap_or_default());
 }
 

@@ -7,6 +7,7 @@
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
+//! * [`session`]: what is logged when a stream ends.
 //! * [`report`]: what the error log is told.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
@@ -24,6 +25,7 @@ mod leaving;
 mod output;
 mod registry;
 mod report;
+mod session;
 mod socket;
 mod wheel;
 
@@ -34,7 +36,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Hold, Joined, Membership, Now, Worker, Zone};
+use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Worker, Zone};
 
 use crate::config::{Audience, Main, Settings};
 use crate::ffi::cell::ProcessCell;
@@ -48,6 +50,7 @@ use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
 use report::Reported;
+use session::{Journal, Reason, Session};
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
@@ -79,6 +82,7 @@ struct Delivery {
     leaving: Leaving,
     counters: Counters,
     reported: Reported,
+    journal: Journal,
 }
 
 /// What happened to slow readers in this worker.
@@ -129,6 +133,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         leaving: Leaving::default(),
         counters: Counters::default(),
         reported: Reported::default(),
+        journal: Journal::default(),
     };
     if !delivery.claim() {
         ngx_log_error!(
@@ -145,6 +150,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
 /// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
 pub fn stop() {
     leaving::end_now();
+    PROCESS.with(Delivery::log_left);
     if let Some(worker) = PROCESS.take().and_then(|delivery| delivery.worker) {
         worker.release();
     }
@@ -267,7 +273,7 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
 /// nginx frees the request, for whatever reason.
 unsafe extern "C" fn request_gone(data: *mut c_void) {
     fence::event("request cleanup", || {
-        PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data)));
+        PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
     });
 }
 
@@ -336,7 +342,7 @@ enum Next {
 
 /// Ends a subscriber's request.
 fn end(id: SubscriberId, ending: Ending) {
-    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id)).flatten() else {
+    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id, ending)).flatten() else {
         return;
     };
     if subscriber.is_detached() {
@@ -390,7 +396,7 @@ unsafe fn cut(connection: *mut ngx_connection_t) -> ngx_int_t {
 
 /// Answers a waiting long poll with a message.
 fn answer_waiting(id: SubscriberId, answer: &Answer) {
-    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id)).flatten() else {
+    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id, Ending::Regular)).flatten() else {
         return;
     };
     let text = answer.piece.bytes();
@@ -491,12 +497,22 @@ impl Delivery {
             end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
             ending: false,
             hold,
+            session: None,
             place: Default::default(),
             audience,
         });
         if let Kind::Socket(socket) = &mut subscriber.kind {
             let opening = socket.take_opening();
             subscriber.push_bytes(&opening);
+        }
+        if !subscriber.audience.log_disconnect.is_null()
+            && let (Kind::Stream | Kind::Socket(_), Connection::Attached(mode, _)) =
+                (&subscriber.kind, subscriber.connected())
+        {
+            // SAFETY: the connection has the address of its peer as text, as realip and the like have left it.
+            let client = unsafe { (*subscriber.connection).addr_text.as_bytes() };
+            let session = Session::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
+            subscriber.session = Some(Box::new(session));
         }
         let waiting = subscriber.replay.is_some() || !subscriber.backlog.is_empty();
         let connected = subscriber.connected();
@@ -544,7 +560,7 @@ impl Delivery {
     }
 
     /// Forgets a subscriber; the store does, too.
-    fn remove(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
+    fn remove(&mut self, id: SubscriberId, ending: Ending) -> Option<Box<Subscriber>> {
         let connected = self.registry.slab.get(id)?.connected();
         if let Some(worker) = &self.worker {
             worker.count_out(connected);
@@ -552,7 +568,24 @@ impl Delivery {
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         self.counters.ended += 1;
-        self.registry.take(id)
+        let mut subscriber = self.registry.take(id)?;
+        if let Some(session) = subscriber.session.take() {
+            self.journal.add(&session, ending, Now::read().monotonic_ms);
+            self.events.post_work();
+        }
+        Some(subscriber)
+    }
+
+    /// Logs the end of those who are cut with the process.
+    fn log_left(&mut self) {
+        let now_ms = Now::read().monotonic_ms;
+        for index in 0..self.registry.slab.end() {
+            let session = self.registry.slab.at(index).and_then(|left| left.session.take());
+            if let Some(session) = session {
+                self.journal.add(&session, Ending::Regular, now_ms);
+            }
+        }
+        self.journal.flush(now_ms);
     }
 
     /// The subscriber at `index` leaves all its channels; it gets no more messages.
@@ -599,8 +632,9 @@ impl Delivery {
     }
 
     /// Begins the regular end of a subscriber.
-    fn begin_end(&mut self, id: SubscriberId) -> Option<Action> {
+    fn begin_end(&mut self, id: SubscriberId, reason: Reason) -> Option<Action> {
         let subscriber = self.registry.slab.get(id)?;
+        subscriber.ends(reason);
         if let Kind::Answer(_) = subscriber.kind {
             // A poll's answer ends by itself.
             return None;
@@ -627,7 +661,7 @@ impl Delivery {
                 continue;
             };
             if subscriber.end_due_ms <= now_ms {
-                actions.extend(self.begin_end(id));
+                actions.extend(self.begin_end(id, Reason::Ttl));
                 continue;
             }
             if subscriber.ping_due_ms <= now_ms {
@@ -635,6 +669,9 @@ impl Delivery {
                 let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
                 subscriber.postpone_ping(beat);
                 let alive = subscriber.queue_ping(&mut pings, now_ms);
+                if !alive {
+                    subscriber.ends(Reason::DeadPeer);
+                }
                 actions.push(if alive {
                     Action::Advance(id)
                 } else {

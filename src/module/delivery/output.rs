@@ -117,7 +117,16 @@ impl Subscriber {
         if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() {
             return None;
         }
-        Some(send(self.connection, piece.bytes()))
+        let (taken, progress) = send(self.connection, piece.bytes());
+        self.count(taken);
+        Some((taken, progress))
+    }
+
+    /// Counts bytes that were sent.
+    fn count(&mut self, bytes: usize) {
+        if let Some(session) = &mut self.session {
+            session.add_bytes(bytes);
+        }
     }
 
     /// The next step towards an empty backlog. `attempted`: nginx's filters were called since the socket was last
@@ -137,8 +146,11 @@ impl Subscriber {
         }
         if let Some(mut flight) = self.flight {
             *attempted = true;
+            let waiting = self.backlog.bytes();
             // SAFETY: the flight lives as long as the request's pool, and nobody else refers to it now.
-            return Step::Filter(self.request, unsafe { flight.as_mut() }.load(&mut self.backlog));
+            let chain = unsafe { flight.as_mut() }.load(&mut self.backlog);
+            self.count(waiting - self.backlog.bytes());
+            return Step::Filter(self.request, chain);
         }
         match self.send_backlog() {
             Progress::Done => {
@@ -158,6 +170,7 @@ impl Subscriber {
             let (taken, progress) = send(self.connection, piece.bytes());
             self.backlog.start();
             self.backlog.advance(taken);
+            self.count(taken);
             if progress != Progress::Done {
                 return progress;
             }

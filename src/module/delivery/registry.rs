@@ -11,6 +11,7 @@ use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
 use super::output::Flight;
+use super::session::{Reason, Session};
 use super::socket::Socket;
 use super::wheel::Place;
 use crate::config::{Audience, Transport};
@@ -101,6 +102,8 @@ pub struct Subscriber {
     pub ending: bool,
     /// Why it keeps its request; None if it does not, or if it waits for one answer.
     pub hold: Option<Hold>,
+    /// Where its end is logged.
+    pub session: Option<Box<Session>>,
     pub place: Place,
 }
 
@@ -122,7 +125,7 @@ pub struct Replaying {
 }
 
 /// There may be a million of them.
-const _: () = assert!(size_of::<Subscriber>() <= 168);
+const _: () = assert!(size_of::<Subscriber>() <= 176);
 
 /// Stands for no membership.
 pub const NOWHERE: Membership = Membership(0);
@@ -131,6 +134,13 @@ impl Subscriber {
     /// The share of the address, to be left in the store now.
     pub fn take_address(&mut self) -> Option<Membership> {
         Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
+    }
+
+    /// Its end begins, if it has not already.
+    pub fn ends(&mut self, reason: Reason) {
+        if let Some(session) = &mut self.session {
+            session.ends(reason);
+        }
     }
 
     /// Has it given its request back?

@@ -9,6 +9,7 @@ use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violati
 
 use super::burst::{Burst, Framing, Piece};
 use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
+use super::session::Reason;
 use super::{Delivery, Ending, PROCESS, advance, end};
 use crate::ffi::{fence, lookup};
 
@@ -165,9 +166,9 @@ impl Delivery {
                     answered = true;
                 }
                 Ok(Received::Pong) => {}
-                Ok(Received::Close(code)) => return self.close(id, code),
-                Err(Violation::Binary) => return self.close(id, None),
-                Err(violation) => return self.close(id, Some(violation.code())),
+                Ok(Received::Close(code)) => return self.close(id, code, Reason::ClientClosing),
+                Err(Violation::Binary) => return self.close(id, None, Reason::Violation),
+                Err(violation) => return self.close(id, Some(violation.code()), Reason::Violation),
             }
         }
         if !decoder.is_idle()
@@ -191,7 +192,7 @@ impl Delivery {
     }
 
     /// The connection ends with a close frame: it counts as gone before the client sees that.
-    fn close(&mut self, id: SubscriberId, code: Option<u16>) -> Reaction {
+    fn close(&mut self, id: SubscriberId, code: Option<u16>, reason: Reason) -> Reaction {
         let farewell = match code {
             None => CLOSE.to_vec(),
             Some(code) => {
@@ -205,6 +206,7 @@ impl Delivery {
             subscriber.end_due_ms = NEVER;
             subscriber.ping_due_ms = NEVER;
             subscriber.push_bytes(&farewell);
+            subscriber.ends(reason);
         }
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);

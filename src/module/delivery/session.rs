@@ -1,0 +1,206 @@
+//! What is written when a stream ends (`push_stream_log_disconnect`): one line each, gathered, so that a storm of leavers is
+//! one write.
+
+use std::io;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::Mode;
+
+use super::Ending;
+
+/// Lines of one file that are written at once, in bytes: more are written before the event is over.
+const GATHERED: usize = 64 * 1024;
+
+/// Why a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    ClientClosed,
+    /// It sent a WebSocket close frame.
+    ClientClosing,
+    /// It broke the rules of WebSocket.
+    Violation,
+    /// It answered no ping.
+    DeadPeer,
+    TimedOut,
+    TooSlow,
+    Failed,
+    /// `push_stream_subscriber_connection_ttl`.
+    Ttl,
+    ChannelDeleted,
+    /// The nginx worker left: a reload or a stop.
+    WorkerExit,
+}
+
+impl Reason {
+    /// As it is written.
+    fn name(self) -> &'static str {
+        match self {
+            Reason::ClientClosed => "client_closed",
+            Reason::ClientClosing => "client_close_frame",
+            Reason::Violation => "protocol_error",
+            Reason::DeadPeer => "dead_peer",
+            Reason::TimedOut => "timed_out",
+            Reason::TooSlow => "too_slow",
+            Reason::Failed => "write_failed",
+            Reason::Ttl => "ttl",
+            Reason::ChannelDeleted => "channel_deleted",
+            Reason::WorkerExit => "worker_exit",
+        }
+    }
+
+    /// What an end that had not begun regularly came from.
+    fn of(ending: Ending) -> Reason {
+        match ending {
+            Ending::Regular => Reason::WorkerExit,
+            Ending::Failed => Reason::Failed,
+            Ending::Gone => Reason::ClientClosed,
+            Ending::TimedOut => Reason::TimedOut,
+            Ending::TooSlow => Reason::TooSlow,
+        }
+    }
+}
+
+/// What is known of a stream until its line is written. Only where the directive is on.
+pub struct Session {
+    /// Lives as long as the configuration that the stream's location is in.
+    file: *mut ngx_open_file_t,
+    /// Client address, mode and channels, as in the line.
+    who: Box<[u8]>,
+    began_ms: u64,
+    messages: u64,
+    bytes: u64,
+    reason: Option<Reason>,
+}
+
+impl Session {
+    pub fn new(file: *mut ngx_open_file_t, client: &[u8], mode: Mode, ids: &[&[u8]], now_ms: u64) -> Session {
+        let mut who = b"client=".to_vec();
+        push_escaped(client, &mut who);
+        who.extend_from_slice(b" mode=");
+        who.extend_from_slice(mode.name().as_bytes());
+        who.extend_from_slice(b" channels=");
+        for (index, id) in ids.iter().enumerate() {
+            if index > 0 {
+                who.push(b'/');
+            }
+            push_escaped(id, &mut who);
+        }
+        Session {
+            file,
+            who: who.into(),
+            began_ms: now_ms,
+            messages: 0,
+            bytes: 0,
+            reason: None,
+        }
+    }
+
+    /// Messages were handed to the stream.
+    pub fn add_messages(&mut self, count: usize) {
+        self.messages += count as u64;
+    }
+
+    /// Messages that were handed to it were dropped before they were sent.
+    pub fn drop_messages(&mut self, count: usize) {
+        self.messages = self.messages.saturating_sub(count as u64);
+    }
+
+    /// Bytes were sent.
+    pub fn add_bytes(&mut self, count: usize) {
+        self.bytes += count as u64;
+    }
+
+    /// Its end has begun. What began it first is the reason.
+    pub fn ends(&mut self, reason: Reason) {
+        self.reason.get_or_insert(reason);
+    }
+}
+
+/// A part of a line: nothing in it may end the line or look like the next field.
+fn push_escaped(text: &[u8], out: &mut Vec<u8>) {
+    for &byte in text {
+        if byte.is_ascii_graphic() && byte != b'\\' {
+            out.push(byte);
+        } else {
+            out.extend_from_slice(format!("\\x{byte:02X}").as_bytes());
+        }
+    }
+}
+
+/// Lines that are not written yet, by file.
+#[derive(Default)]
+pub struct Journal {
+    files: Vec<(*mut ngx_open_file_t, Vec<u8>)>,
+    /// When it was last told that a file cannot be written.
+    complained_ms: u64,
+}
+
+impl Journal {
+    /// Adds the line of a stream that has ended.
+    pub fn add(&mut self, session: &Session, ending: Ending, now_ms: u64) {
+        let index = self.files.iter().position(|(file, _)| *file == session.file);
+        let index = index.unwrap_or_else(|| {
+            self.files.push((session.file, Vec::new()));
+            self.files.len() - 1
+        });
+        let lines = &mut self.files[index].1;
+        // SAFETY: nginx keeps the time as text; this thread alone points it to another one.
+        let time = unsafe { ngx_cached_http_log_iso8601 };
+        lines.extend_from_slice(time.as_bytes());
+        lines.push(b' ');
+        lines.extend_from_slice(&session.who);
+        let duration_ms = now_ms - session.began_ms;
+        let figures = format!(
+            " seconds={}.{:03} messages={} bytes={} reason={}\n",
+            duration_ms / 1000,
+            duration_ms % 1000,
+            session.messages,
+            session.bytes,
+            session.reason.unwrap_or(Reason::of(ending)).name()
+        );
+        lines.extend_from_slice(figures.as_bytes());
+        if lines.len() > GATHERED {
+            self.flush(now_ms);
+        }
+    }
+
+    /// Writes all lines.
+    pub fn flush(&mut self, now_ms: u64) {
+        for (file, lines) in std::mem::take(&mut self.files) {
+            // SAFETY: the file belongs to a configuration that a stream referred to until now; nginx opens it again when it
+            // gets USR1, and then changes the descriptor.
+            let fd = unsafe { (*file).fd };
+            if let Err(error) = write_all(fd, &lines)
+                && now_ms >= self.complained_ms + 60_000
+            {
+                self.complained_ms = now_ms.max(1);
+                let log = ngx::log::ngx_cycle_log().as_ptr();
+                ngx_log_error!(
+                    NGX_LOG_ALERT,
+                    log,
+                    "push stream: writing the log of disconnects failed: {error}"
+                );
+            }
+        }
+    }
+}
+
+/// A file is appended to: with one write, so that lines of several workers do not mix.
+fn write_all(fd: i32, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        // SAFETY: the bytes are valid; the descriptor is the file's.
+        let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(written) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
