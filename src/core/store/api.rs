@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::Connections;
 use super::resume::{Late, Offer};
+use super::{Connections, Counts};
 use crate::wire::event_id::OrderedId;
 
 /// A point in time, read once per event and passed down, so that tests can turn the clocks.
@@ -192,6 +192,11 @@ pub struct Summary {
     pub refused_full: u64,
     pub bytes_total: u64,
     pub bytes_free: u64,
+    /// The most that was ever in use.
+    pub bytes_high_water: u64,
+    /// Workers that died and were not told to.
+    pub restarts: u64,
+    pub counts: Counts,
 }
 
 /// What was evicted to make room, ever.
@@ -214,6 +219,10 @@ pub struct WorkerInfo {
     pub uptime_secs: u64,
     /// As the worker itself counts them.
     pub connections: Connections,
+    /// Seconds since the epoch.
+    pub started_unix: u64,
+    /// Bytes that wait for slow readers, as the worker said last.
+    pub queued_bytes: u64,
 }
 
 /// This worker's membership in one channel. Equal for all its subscribers of that channel; valid until the last of them
@@ -351,6 +360,8 @@ pub struct Message<'a> {
     /// Publish time, seconds since the epoch.
     pub time: u64,
     pub tag: u32,
+    /// The same time in milliseconds, as the publisher's clock said.
+    pub unix_ms: u64,
     pub event_id: Option<&'a [u8]>,
     /// In an ordered replay: the next message has the same event id, so this one is no position to resume from.
     pub repeated_id: bool,
@@ -380,6 +391,7 @@ pub(super) struct Record {
     pub auto_id: bool,
     pub repeated_id: bool,
     pub late: bool,
+    pub unix_ms: u64,
     pub event_id: Option<Span>,
     pub event_type: Option<Span>,
     pub text: Span,
@@ -440,6 +452,7 @@ impl Batch {
                 auto_id: _,
                 repeated_id,
                 late,
+                unix_ms,
                 event_id,
                 event_type,
                 text,
@@ -450,6 +463,7 @@ impl Batch {
                 seq,
                 time,
                 tag,
+                unix_ms,
                 event_id: event_id.map(bytes),
                 repeated_id,
                 late,

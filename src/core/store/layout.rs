@@ -20,6 +20,12 @@ pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
 /// Ways of being connected that a worker counts its subscribers by.
 pub const TALLIES: usize = 16;
+/// What is counted outside of the lock: see [`super::Counter`] and [`super::Fanout`].
+pub const COUNTERS: usize = 32;
+/// Bits of a message's tag field that hold the milliseconds of its publish time.
+pub const MILLIS_BITS: u32 = 10;
+/// Tags in a second: more than the lock can be taken times.
+pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 /// Age lists: one per distinct message ttl in use.
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
@@ -226,7 +232,7 @@ record! {
         age_prev: BodyRef,
         /// In ticks.
         expires: u32,
-        /// Of the first link; the others count on.
+        /// Of the first link; the others count on. In the upper [`MILLIS_BITS`], the publish time within its second.
         tag: u32,
         /// Of the first link; the others count on.
         seq: u64,
@@ -334,7 +340,11 @@ record! {
         listing: u32,
         /// Its next channel.
         list_next: ChannelRef,
-        unused: [u32; 5],
+        /// When its process started, seconds since the epoch.
+        started_unix: u32,
+        /// Bytes that wait for slow readers; not under the zone's lock.
+        queued: u64,
+        unused: [u32; 2],
         /// How its subscribers are connected; not under the zone's lock.
         tallies: [u32; TALLIES],
     }
@@ -389,6 +399,8 @@ record! {
         evicted_channels: u64,
         evicted_undelivered: u64,
         refused_full: u64,
+        /// Processes that died with their slot in use.
+        restarts: u64,
     }
 }
 
@@ -461,6 +473,8 @@ pub struct Header {
     pub hot: [u64; HOT_WORDS],
     pub hot_saved: [u64; HOT_WORDS],
     pub ids: [u64; zone_ids::SIZE / 8],
+    /// Atomics, not under the lock.
+    pub counters: [u64; COUNTERS],
 }
 
 pub const HOT_WORDS: usize = hot::SIZE / 8;

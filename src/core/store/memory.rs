@@ -16,10 +16,11 @@
 
 use std::hash::Hasher;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use libc::pthread_mutex_t;
 
+use super::Counter;
 use super::layout::*;
 use super::lock::{self, Taken, Tried};
 
@@ -417,12 +418,26 @@ impl Memory {
         unsafe { AtomicU32::from_ptr(self.base.add(slot.offset(self) + slot::woken.offset).cast()) }
     }
 
+    /// A count that is kept outside of the lock.
+    pub fn counter(&self, index: usize) -> &AtomicU64 {
+        assert!(index < COUNTERS, "no such counter");
+        // SAFETY: in bounds, aligned, and only ever used as an atomic; the zone outlives the handle.
+        unsafe { AtomicU64::from_ptr((&raw mut (*self.header()).counters).cast::<u64>().add(index)) }
+    }
+
     /// Tells a slot's process that there is something to take.
     pub fn wake(&self, slot: SlotRef) {
         // Pairs with the store in `Worker::drain`: either that sees what was linked before this, or it is woken again.
         let asleep = self.woken(slot).swap(1, Ordering::SeqCst) == 0;
+        if !asleep {
+            return;
+        }
+        if self.own == Some(slot) {
+            return self.count(Counter::WakeupOwn, 1);
+        }
         let fd = self.peek(slot, slot::fd) as i32;
-        if asleep && self.own != Some(slot) && fd > 0 {
+        if fd > 0 {
+            self.count(Counter::WakeupSignal, 1);
             let one = 1u64.to_ne_bytes();
             // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not matter.
             unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
@@ -443,7 +458,7 @@ impl Memory {
         let mut locked = Locked {
             memory: self,
             limits: None,
-            unix_secs: 0,
+            unix_ms: 0,
             wakes: Vec::new(),
             committed_wakes: 0,
             journal_more: Vec::new(),
@@ -463,7 +478,7 @@ pub struct Locked<'m> {
     /// The limits in force; without them nothing that the events channel would tell is told.
     pub limits: Option<&'m super::Limits>,
     /// Wall clock of this hold.
-    pub unix_secs: u64,
+    pub unix_ms: u64,
     /// Slots that have something to take once this is committed and the lock is released.
     wakes: Vec<SlotRef>,
     /// How many of them belong to mutations that are final.
@@ -527,7 +542,7 @@ impl Locked<'_> {
 
     /// Moves the zone's idea of now on; it never goes back.
     pub fn advance_clock(&mut self, now: super::Now) {
-        self.unix_secs = now.unix_secs();
+        self.unix_ms = now.unix_ms;
         let ticks = self.memory.ticks(now);
         if ticks > self.hot(hot::now) {
             self.set_hot(hot::now, ticks);

@@ -131,7 +131,13 @@ impl Locked<'_> {
     }
 
     pub fn tag_of(&self, link: LinkRef) -> u32 {
-        self.get(self.body_of(link), body::tag) + self.index_of(link)
+        (self.get(self.body_of(link), body::tag) & TAG_MASK) + self.index_of(link)
+    }
+
+    /// Publish time in milliseconds since the epoch. If the clock went back, the second is that of the message before it.
+    pub fn unix_ms_of(&self, link: LinkRef) -> u64 {
+        let millis = self.get(self.body_of(link), body::tag) >> TAG_MASK.count_ones();
+        self.time_of(link) * 1000 + u64::from(millis)
     }
 
     pub fn time_of(&self, link: LinkRef) -> u64 {
@@ -156,8 +162,11 @@ impl Locked<'_> {
     /// The next (time, tag, seq) of the zone: strictly increasing, whatever the clock does. `count` of them are taken.
     fn next_stamp(&mut self, unix_secs: u64, count: u32) -> (u32, u32, u64) {
         let newest = self.hot(hot::time);
-        let time = newest.max(unix_secs as u32);
-        let tag = if time == newest { self.hot(hot::tag) + 1 } else { 1 };
+        let mut time = newest.max(unix_secs as u32);
+        let mut tag = if time == newest { self.hot(hot::tag) + 1 } else { 1 };
+        if tag + count > TAG_MASK {
+            (time, tag) = (time + 1, 1);
+        }
         let seq = self.hot(hot::seq) + 1;
         self.set_hot(hot::time, time);
         self.set_hot(hot::tag, tag + count - 1);
@@ -228,14 +237,15 @@ impl Locked<'_> {
         limits: &Limits,
     ) {
         let count = channels.len() as u32;
-        let unix_secs = self.unix_secs;
-        let (time, tag, seq) = self.next_stamp(unix_secs, count);
+        let unix_ms = self.unix_ms;
+        let (time, tag, seq) = self.next_stamp(unix_ms / 1000, count);
+        let millis = (unix_ms % 1000) as u32;
         let expires = self
             .hot(hot::now)
             .saturating_add(limits.message_ttl_secs.saturating_mul(10));
         self.init(head, body::payload_len, shape.payload_len);
         self.init(head, body::expires, expires);
-        self.init(head, body::tag, tag);
+        self.init(head, body::tag, tag | millis << TAG_MASK.count_ones());
         self.init(head, body::seq, seq);
         let mut common =
             shape.flags & (link_flag::EVENT_ID | link_flag::AUTO_ID | link_flag::EVENT_TYPE | link_flag::NOTICE);

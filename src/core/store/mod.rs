@@ -8,7 +8,8 @@
 //! ```text
 //! header │ slots │ journal │ buckets │ buckets of ids │ kinds │ blocks of 128 bytes, numbered from 1 ...
 //!
-//! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy
+//! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy;
+//!           counters outside of the lock
 //! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying,
 //!           how its subscribers are connected
 //! journal   old values of what the mutation in progress has written
@@ -39,6 +40,7 @@ mod api;
 mod blocks;
 mod channels;
 mod check;
+mod counters;
 mod ids;
 #[cfg(feature = "kill-points")]
 pub mod kill;
@@ -57,6 +59,7 @@ mod window;
 mod worker;
 
 pub use api::*;
+pub use counters::{Counter, Counts, Fanout};
 pub use layout::LAYOUT_VERSION;
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{Locked, Memory, ZoneError};
-use super::{Connections, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
+use super::{Connections, Counts, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,7 @@ impl Zone {
             let Tried::Taken(taken) = self.memory.try_alive(slot) else {
                 continue;
             };
-            self.reap(slot, &limits, now);
+            self.reap(slot, taken, &limits, now);
             if taken == Taken::OwnerDied {
                 self.memory.keep_alive(slot);
             }
@@ -85,6 +85,8 @@ impl Zone {
             locked.add(slot, slot::generation, 1);
             locked.set(slot, slot::pid, std::process::id());
             locked.set(slot, slot::started_ms, now.monotonic_ms);
+            locked.set(slot, slot::started_unix, now.unix_secs() as u32);
+            locked.set(slot, slot::queued, 0);
             locked.set(slot, slot::subscribers, 0);
             locked.set(slot, slot::live, 1);
             locked.add(Hot, hot::workers, 1);
@@ -104,7 +106,7 @@ impl Zone {
                 continue;
             }
             if let Tried::Taken(taken) = self.memory.try_alive(slot) {
-                self.reap(slot, limits, now);
+                self.reap(slot, taken, limits, now);
                 self.memory.release_alive(slot, taken);
             }
         }
@@ -112,13 +114,13 @@ impl Zone {
 
     /// Undoes what a slot's last process left behind. The caller holds the slot's liveness lock, so nobody else does.
     /// In steps, each of which leaves less: a death in here is finished by the next.
-    pub(super) fn reap(&self, slot: SlotRef, limits: &Limits, now: Now) {
+    pub(super) fn reap(&self, slot: SlotRef, taken: Taken, limits: &Limits, now: Now) {
         loop {
             let mut locked = self.memory.lock_with(limits);
             locked.begin();
             locked.advance_clock(now);
             for _ in 0..64 {
-                if !locked.reap_step(slot) {
+                if !locked.reap_step(slot, taken) {
                     locked.commit();
                     return;
                 }
@@ -130,9 +132,11 @@ impl Zone {
 
     /// The figures of the whole zone.
     pub fn summary(&self, now: Now) -> Summary {
-        let locked = self.memory.lock();
         let block = |count: u32| u64::from(count) * BLOCK as u64;
-        let mut workers = Vec::new();
+        // Whatever takes time is done outside of the lock.
+        let mut workers = Vec::with_capacity(usize::from(self.memory.slots));
+        let counts = Counts::of(&self.memory);
+        let locked = self.memory.lock();
         for slot in self
             .memory
             .all_slots()
@@ -144,6 +148,8 @@ impl Zone {
                 subscribers: locked.get(slot, slot::subscribers).into(),
                 uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
                 connections: Connections::of(&self.memory, slot),
+                started_unix: locked.get(slot, slot::started_unix).into(),
+                queued_bytes: locked.get(slot, slot::queued),
             });
         }
         Summary {
@@ -167,13 +173,16 @@ impl Zone {
             refused_full: locked.hot(hot::refused_full),
             bytes_total: block(self.memory.blocks),
             bytes_free: block(locked.available()),
+            bytes_high_water: block(locked.hot(hot::high_water) - 1),
+            restarts: locked.hot(hot::restarts),
+            counts,
         }
     }
 }
 
 impl Locked<'_> {
     /// One step of a reaping; false when there is nothing left.
-    fn reap_step(&mut self, slot: SlotRef) -> bool {
+    fn reap_step(&mut self, slot: SlotRef, taken: Taken) -> bool {
         if let Some(link) = self.get(slot, slot::pin_first).some() {
             self.unpin_first(slot, link);
         } else if self.get(slot, slot::reserved).some().is_some() {
@@ -194,6 +203,7 @@ impl Locked<'_> {
             self.set(slot, slot::live, 0);
             self.set(slot, slot::subscribers, 0);
             self.sub(Hot, hot::workers, 1);
+            self.add(Hot, hot::restarts, u64::from(taken == Taken::OwnerDied));
         } else {
             return false;
         }

@@ -149,7 +149,7 @@ impl Worker {
 
     /// Gives the slot back: all memberships end.
     pub fn release(self) {
-        self.zone.reap(self.slot, &self.limits, self.now);
+        self.zone.reap(self.slot, Taken::Clean, &self.limits, self.now);
         self.memory().release_alive(self.slot, Taken::Clean);
     }
 
@@ -1066,6 +1066,7 @@ impl Locked<'_> {
             auto_id: self.link_flag(link, link_flag::AUTO_ID),
             repeated_id: false,
             late: self.is_of_unknown_order(link),
+            unix_ms: self.unix_ms_of(link),
             event_id: None,
             event_type: None,
             text: Span { start: 0, len: 0 },

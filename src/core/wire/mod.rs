@@ -4,6 +4,7 @@ pub mod batch;
 pub mod channel_path;
 pub mod event_id;
 pub mod eventsource;
+pub mod exposition;
 pub mod http_date;
 pub mod merge;
 pub mod percent;

@@ -64,6 +64,17 @@ pub struct Worker {
     pub uptime: u64,
 }
 
+impl Format {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::Plain => "text/plain",
+            Format::Json => "application/json",
+            Format::Yaml => "application/yaml",
+            Format::Xml => "application/xml",
+        }
+    }
+}
+
 /// The words of an Accept header, with what they choose.
 const CONTENT_TYPES: [(&[u8], Format, &str); 6] = [
     (b"plain", Format::Plain, "text/plain"),
@@ -77,15 +88,32 @@ const CONTENT_TYPES: [(&[u8], Format, &str); 6] = [
 /// Chooses format and content type from an Accept header: the first word behind a slash that is one
 /// of ours. What stands before the slash and behind the word does not matter, and neither do q-values.
 pub fn negotiate(accept: Option<&[u8]>) -> (Format, &'static str) {
+    chosen(accept).unwrap_or((Format::Json, Format::Json.content_type()))
+}
+
+/// The word that chooses OpenMetrics, where figures can be had so.
+const OPENMETRICS: &[u8] = b"openmetrics-text";
+
+/// Is OpenMetrics chosen in the same way, before any of the others?
+pub fn prefers_openmetrics(accept: Option<&[u8]>) -> bool {
+    subtypes(accept)
+        .find(|subtype| subtype.starts_with(OPENMETRICS) || known(subtype).is_some())
+        .is_some_and(|subtype| subtype.starts_with(OPENMETRICS))
+}
+
+fn chosen(accept: Option<&[u8]>) -> Option<(Format, &'static str)> {
+    subtypes(accept).find_map(known)
+}
+
+/// What stands behind each slash.
+fn subtypes(accept: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
     let accept = accept.unwrap_or_default();
-    memchr::memchr_iter(b'/', accept)
-        .find_map(|slash| {
-            let subtype = &accept[slash + 1..];
-            CONTENT_TYPES.iter().find(|(word, ..)| subtype.starts_with(word))
-        })
-        .map_or((Format::Json, "application/json"), |(_, format, content_type)| {
-            (*format, content_type)
-        })
+    memchr::memchr_iter(b'/', accept).map(|slash| &accept[slash + 1..])
+}
+
+fn known(subtype: &[u8]) -> Option<(Format, &'static str)> {
+    let (_, format, content_type) = CONTENT_TYPES.iter().find(|(word, ..)| subtype.starts_with(word))?;
+    Some((*format, content_type))
 }
 
 /// One channel alone.
@@ -407,6 +435,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn openmetrics_is_one_of_the_words() {
+        let prefers = |accept: &str| prefers_openmetrics(Some(accept.as_bytes()));
+        assert!(prefers(
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+        ));
+        assert!(prefers("text/html, application/openmetrics-text"));
+        assert!(!prefers("text/plain, application/openmetrics-text"));
+        assert!(!prefers("*/*"));
+        assert!(!prefers_openmetrics(None));
+    }
 
     const FORMATS: [Format; 4] = [Format::Plain, Format::Json, Format::Yaml, Format::Xml];
 

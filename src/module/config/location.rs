@@ -9,6 +9,7 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::wire::eventsource;
+use push_stream_core::wire::statistics;
 use push_stream_core::wire::template::{Fields, Template};
 use push_stream_core::wire::websocket::{self, Opcode};
 
@@ -25,6 +26,18 @@ pub static mut SLOW_READER: [ngx_conf_enum_t; 4] = [
     word(ngx_string!("latest"), 2),
     word(ngx_str_t::empty(), 0),
 ];
+
+/// `push_stream_statistics_format`.
+pub static mut STATISTICS_FORMAT: [ngx_conf_enum_t; 6] = [
+    word(ngx_string!("json"), 0),
+    word(ngx_string!("plain"), 1),
+    word(ngx_string!("xml"), 2),
+    word(ngx_string!("yaml"), 3),
+    word(ngx_string!("prometheus"), PROMETHEUS),
+    word(ngx_str_t::empty(), 0),
+];
+
+const PROMETHEUS: ngx_uint_t = 4;
 
 /// `push_stream_subscriber_queue` by default: 1 MiB.
 const SUBSCRIBER_QUEUE: usize = 1 << 20;
@@ -80,6 +93,17 @@ pub struct BatchLimits {
     pub line_bytes: usize,
 }
 
+/// How figures are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatisticsFormat {
+    /// As the client's Accept says.
+    Negotiated,
+    /// In this form, whatever it says.
+    Fixed(statistics::Format),
+    /// The figures of the zone for monitoring systems.
+    Metrics,
+}
+
 /// One level of configuration, as written and, after merging, as inherited.
 pub struct Location {
     pub role: Option<Role>,
@@ -108,6 +132,7 @@ pub struct Location {
     pub(super) padding_text: ngx_str_t,
     pub allowed_origins: *mut ngx_http_complex_value_t,
     pub(super) allow_events_channel: ngx_flag_t,
+    pub(super) statistics_format: ngx_uint_t,
     pub(super) slow_reader: ngx_uint_t,
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
@@ -310,6 +335,12 @@ impl Location {
         );
         settle(&mut self.slow_reader, outer.slow_reader, unset::ENUM, 0);
         settle(
+            &mut self.statistics_format,
+            outer.statistics_format,
+            unset::ENUM,
+            unset::ENUM,
+        );
+        settle(
             &mut self.subscriber_queue,
             outer.subscriber_queue,
             unset::SIZE,
@@ -354,10 +385,29 @@ impl Location {
         );
     }
 
+    pub fn statistics_format(&self) -> StatisticsFormat {
+        match self.statistics_format {
+            0 => StatisticsFormat::Fixed(statistics::Format::Json),
+            1 => StatisticsFormat::Fixed(statistics::Format::Plain),
+            2 => StatisticsFormat::Fixed(statistics::Format::Xml),
+            3 => StatisticsFormat::Fixed(statistics::Format::Yaml),
+            PROMETHEUS => StatisticsFormat::Metrics,
+            _ => StatisticsFormat::Negotiated,
+        }
+    }
+
+    /// Can this location do without channels?
+    fn needs_no_path(&self, role: Role) -> bool {
+        role == Role::Statistics && self.statistics_format() == StatisticsFormat::Metrics
+    }
+
     /// What is only worth something beside a role, where it is written.
     fn check_own(&self) -> Result<(), &'static CStr> {
         if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
             return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
+        }
+        if self.statistics_format != unset::ENUM && self.role != Some(Role::Statistics) {
+            return Err(c"push_stream_statistics_format needs push_stream_channels_statistics in the same location.");
         }
         Ok(())
     }
@@ -369,7 +419,10 @@ impl Location {
         let wildcard_max = self.wildcard_max();
         let wildcard_limit = given(main.max_wildcard_channels);
         let refusals = [
-            (self.channels_path.is_null(), c"push_stream_channels_path must be set."),
+            (
+                self.channels_path.is_null() && !self.needs_no_path(role),
+                c"push_stream_channels_path must be set.",
+            ),
             (self.ping_interval_ms == 0, c"push_stream_ping_message_interval cannot be zero."),
             (self.subscriber_ttl_ms == 0, c"push_stream_subscriber_connection_ttl cannot be zero."),
             (self.longpolling_ttl_ms == 0, c"push_stream_longpolling_connection_ttl cannot be zero."),
@@ -545,6 +598,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         padding_text: ngx_str_t::empty(),
         allowed_origins: ptr::null_mut(),
         allow_events_channel: unset::FLAG,
+        statistics_format: unset::ENUM,
         slow_reader: unset::ENUM,
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,

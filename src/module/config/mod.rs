@@ -16,7 +16,9 @@ use std::ptr;
 use ngx::ffi::*;
 use ngx::ngx_string;
 
-pub use location::{Audience, Format, Lingering, Location, PublisherMode, Role, SubscriberMode, Transport};
+pub use location::{
+    Audience, Format, Lingering, Location, PublisherMode, Role, StatisticsFormat, SubscriberMode, Transport,
+};
 pub use main::{Main, Settings};
 pub use padding::Padding;
 
@@ -79,7 +81,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 51] = [
+pub static mut COMMANDS: [ngx_command_t; 52] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -100,6 +102,16 @@ pub static mut COMMANDS: [ngx_command_t; 51] = [
         NGX_CONF_NOARGS | ONE,
         location::set_subscriber,
         role
+    ),
+    with_post(
+        location!(
+            "push_stream_statistics_format",
+            LOC,
+            ONE,
+            ngx_conf_set_enum_slot,
+            statistics_format
+        ),
+        &raw mut location::STATISTICS_FORMAT as *mut c_void,
     ),
     http!(
         "push_stream_shared_memory_size",

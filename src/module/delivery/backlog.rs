@@ -1,9 +1,20 @@
 //! What waits for one slow reader, and what is done when it becomes too much.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 use super::burst::Piece;
 use crate::config::SlowReader;
+
+thread_local! {
+    /// Bytes in all backlogs of this process.
+    static QUEUED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes that wait for all slow readers of this worker together.
+pub fn queued_bytes() -> u64 {
+    QUEUED.get()
+}
 
 /// The subscriber's reader is too slow and the policy is to close its connection.
 #[derive(Debug)]
@@ -59,7 +70,7 @@ impl Backlog {
         let Some(queue) = &mut self.0 else {
             return;
         };
-        queue.bytes = queue.bytes.saturating_sub(taken);
+        queue.shrink(taken);
         if let Some(piece) = queue.pieces.front_mut() {
             piece.from += taken as u32;
             if piece.len() == 0 {
@@ -72,7 +83,7 @@ impl Backlog {
     pub fn pop(&mut self) -> Option<Piece> {
         let queue = self.0.as_mut()?;
         let piece = queue.pieces.pop_front()?;
-        queue.bytes = queue.bytes.saturating_sub(piece.len());
+        queue.shrink(piece.len());
         queue.started = false;
         if queue.pieces.is_empty() {
             self.0 = None;
@@ -84,7 +95,7 @@ impl Backlog {
     pub fn push(&mut self, piece: Piece) {
         if piece.len() > 0 {
             let queue = self.0.get_or_insert_default();
-            queue.bytes += piece.len();
+            queue.grow(piece.len());
             queue.pieces.push_back(piece);
         }
     }
@@ -107,7 +118,24 @@ impl Backlog {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
 impl Queue {
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        QUEUED.set(QUEUED.get() + bytes as u64);
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        QUEUED.set(QUEUED.get() - bytes as u64);
+    }
+
     /// Drops messages until `piece` fits, in the end some of its own. The last message of all is always kept.
     fn make_room(&mut self, piece: &mut Piece, bound: Bound) -> Result<usize, Overflow> {
         let mut dropped = 0;
@@ -145,11 +173,12 @@ impl Queue {
             return false;
         };
         let end = piece.burst.boundary_after(piece.from).min(piece.to);
-        self.bytes -= (end - piece.from) as usize;
+        let dropped = (end - piece.from) as usize;
         piece.from = end;
         if piece.len() == 0 {
             self.pieces.remove(first);
         }
+        self.shrink(dropped);
         true
     }
 

@@ -93,11 +93,12 @@ impl Burst {
         frame(framing, bytes, &mut self.bytes);
     }
 
-    /// Where the messages after `seq` start, with the first of them.
-    pub fn after(&self, seq: u64) -> Option<(u32, &Mark)> {
+    /// Where the messages after `seq` start, with the first of them and how many there are.
+    pub fn after(&self, seq: u64) -> Option<(u32, &Mark, usize)> {
         let index = self.marks.partition_point(|mark| mark.seq <= seq);
         let mark = self.marks.get(index)?;
-        Some((if index == 0 { 0 } else { self.marks[index - 1].end }, mark))
+        let start = if index == 0 { 0 } else { self.marks[index - 1].end };
+        Some((start, mark, self.marks.len() - index))
     }
 
     /// Where the message ends that byte `at` belongs to.

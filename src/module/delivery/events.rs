@@ -6,7 +6,7 @@ use std::ptr;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Now, Tick};
+use push_stream_core::store::{Counter, Now, Tick};
 
 use super::{Delivery, PROCESS, detach, leaving, perform};
 use crate::ffi::fence;
@@ -199,6 +199,10 @@ impl Delivery {
         {
             next = SOON_MS;
         }
+        if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_overlooked()) {
+            worker.count(Counter::WakeupTimer, 1);
+        }
+        self.count();
         self.report(now);
         self.forget_large_buffers();
         self.give_memory_back(now.monotonic_ms);

@@ -10,6 +10,7 @@ use super::output::Progress;
 use super::registry::{Kind, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending};
+use crate::config::SlowReader;
 
 /// Text taken from the store at once: what comes together goes out together, one send per subscriber.
 const DRAIN_BYTES: usize = 256 * 1024;
@@ -41,6 +42,8 @@ pub struct Answer {
 struct Run {
     membership: Membership,
     bursts: Vec<(Style, Rc<Burst>)>,
+    /// When they were published, in milliseconds since the epoch.
+    published_ms: Vec<u64>,
     deleted: bool,
 }
 
@@ -69,6 +72,7 @@ impl Delivery {
         }
         let turn = self.inbox.catching_up.len().min(budget.max(1));
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
+        self.count();
         !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
     }
 
@@ -103,12 +107,14 @@ impl Delivery {
                 runs.push_back(Run {
                     membership: source,
                     bursts: styles.into_iter().map(|style| (style, Rc::default())).collect(),
+                    published_ms: Vec::new(),
                     deleted: false,
                 });
             }
             let (Some(run), Some(channel)) = (runs.back_mut(), self.registry.channels.get(&source)) else {
                 continue;
             };
+            run.published_ms.push(message.unix_ms);
             run.deleted |= message.kind == MessageKind::Deleted;
             for (style, burst) in &mut run.bursts {
                 if let Some(burst) = Rc::get_mut(burst) {
@@ -133,6 +139,7 @@ impl Delivery {
             let position = channel.done;
             let Some(&index) = channel.members.get(position) else {
                 channel.done = 0;
+                self.tally.observe(&run.published_ms);
                 return;
             };
             channel.done += 1;
@@ -149,13 +156,14 @@ impl Delivery {
         let Some((_, burst)) = run.bursts.iter().find(|(style, _)| *style == subscriber.style) else {
             return;
         };
-        let Some((from, mark)) = burst.after(subscriber.joined_seq) else {
+        let Some((from, mark, count)) = burst.after(subscriber.joined_seq) else {
             return;
         };
         if let Kind::Waiting(_) = subscriber.kind {
             if subscriber.ending {
                 return;
             }
+            self.tally.delivered += 1;
             let to = mark.end();
             let answer = Answer {
                 deleted: run.deleted && mark.seq == burst.last_seq(),
@@ -172,6 +180,7 @@ impl Delivery {
             return;
         }
         if !subscriber.ending {
+            self.tally.delivered += count as u64;
             match subscriber.deliver(Piece::tail(burst, from), now_ms) {
                 Delivered::Sent => {}
                 Delivered::Queued { dropped } => {
@@ -179,12 +188,14 @@ impl Delivery {
                     if let Some(session) = &mut subscriber.session {
                         session.drop_messages(dropped);
                     }
+                    self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
                 }
                 Delivered::Advance => actions.push(Action::Advance(id)),
                 Delivered::Cut(ending) => {
                     // Nothing more may be written: TLS would take it for a bad repetition.
                     subscriber.ending = true;
                     self.counters.too_slow += u64::from(ending == Ending::TooSlow);
+                    self.tally.slow(SlowReader::Close, ending == Ending::TooSlow);
                     actions.push(Action::End(id, ending));
                 }
             }
@@ -234,6 +245,7 @@ impl Delivery {
             return Replayed::Nothing;
         };
         let more = worker.replay(&mut replaying.replay, &mut self.inbox.batch);
+        self.tally.delivered += self.inbox.batch.len() as u64;
         let mut burst = Burst::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);

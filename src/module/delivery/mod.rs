@@ -8,7 +8,7 @@
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
-//! * [`report`]: what the error log is told.
+//! * [`report`]: what the error log is told. [`tally`]: what is counted.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
 //!
@@ -27,6 +27,7 @@ mod registry;
 mod report;
 mod session;
 mod socket;
+mod tally;
 mod wheel;
 
 use std::collections::VecDeque;
@@ -36,7 +37,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Worker, Zone};
+use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary, Worker, Zone};
 
 use crate::config::{Audience, Main, Settings};
 use crate::ffi::cell::ProcessCell;
@@ -51,6 +52,7 @@ use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
 use report::Reported;
 use session::{Journal, Reason, Session};
+use tally::Tally;
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
@@ -81,6 +83,7 @@ struct Delivery {
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
+    tally: Tally,
     reported: Reported,
     journal: Journal,
 }
@@ -132,6 +135,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
+        tally: Tally::default(),
         reported: Reported::default(),
         journal: Journal::default(),
     };
@@ -180,6 +184,16 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
                 delivery.wake();
             }
             Some(result)
+        })
+        .flatten()
+}
+
+/// The figures of the whole zone, with what this worker has counted up to now.
+pub fn figures(now: Now) -> Option<Summary> {
+    PROCESS
+        .with(|delivery| {
+            delivery.count();
+            Some(delivery.worker.as_ref()?.summary(now))
         })
         .flatten()
 }

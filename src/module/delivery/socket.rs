@@ -236,6 +236,7 @@ impl Delivery {
                 worker.publish(draft, &ids, Terms::plain(store), now)
             });
         if let Err(refusal) = published {
+            worker.count_refusal(refusal);
             let log = ngx::log::ngx_cycle_log().as_ptr();
             ngx_log_error!(
                 NGX_LOG_WARN,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use ngx::ffi::*;
-use push_stream_core::store::{Now, Publication, Published, Publishing, Terms};
+use push_stream_core::store::{Counter, Now, Publication, Published, Publishing, Terms};
 use push_stream_core::wire::batch::{self, Line, Verdict};
 
 use super::answer;
@@ -57,6 +57,11 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         }
     })
     .ok_or(Denial::Unavailable)?;
+    delivery::with_store(|worker| {
+        for counter in &report.refused {
+            worker.count(*counter, 1);
+        }
+    });
     if minimal {
         r.add_header("Preference-Applied", b"return=minimal")?;
     }
@@ -187,6 +192,15 @@ impl Refused {
         }
     }
 
+    /// What it counts as in the statistics.
+    fn counter(&self) -> Option<Counter> {
+        match self {
+            Refused::Malformed(_) => Some(Counter::RefusedInvalid),
+            Refused::Denied(denial) => denial.counter(),
+            Refused::Broken => Some(Counter::RefusedDependency),
+        }
+    }
+
     fn explain(&self) -> Option<&str> {
         match self {
             Refused::Malformed(reason) => Some(reason),
@@ -205,6 +219,8 @@ struct Report {
     figures: bool,
     lines: usize,
     failed: usize,
+    /// For the statistics.
+    refused: Vec<Counter>,
     verdicts: Vec<u8>,
 }
 
@@ -232,6 +248,7 @@ impl Report {
                 }
                 Err(refused) => {
                     self.failed += 1;
+                    self.refused.extend(refused.counter());
                     verdict.status = refused.status();
                     verdict.explain = refused.explain();
                     batch::push_verdict(verdict, &[], &mut self.verdicts);

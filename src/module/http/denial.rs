@@ -1,7 +1,7 @@
 //! Why a request gets no message and no subscription: status and explain text of each reason.
 
 use ngx::ffi::*;
-use push_stream_core::store::Refusal;
+use push_stream_core::store::{Counter, Refusal};
 
 /// A refusal of this module: a header-only answer, unless nginx itself refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +88,22 @@ impl Denial {
             Denial::Unavailable => "Worker is not ready.",
             Denial::UnknownChannel | Denial::Method(_) | Denial::Internal | Denial::Nginx(_) => return None,
         })
+    }
+}
+
+impl Denial {
+    /// What a message that is refused so counts as; None if it was not this module's to refuse, or nobody can count it.
+    pub fn counter(self) -> Option<Counter> {
+        match self {
+            Denial::ZoneFull | Denial::NothingToEvict => Some(Counter::RefusedFull),
+            Denial::TooManyChannels => Some(Counter::RefusedLimit),
+            Denial::OutOfOrder => Some(Counter::RefusedOutOfOrder),
+            Denial::ToEventsChannel => Some(Counter::RefusedForbidden),
+            Denial::NoChannelId | Denial::ReservedChannelId | Denial::ChannelIdTooLong | Denial::EmptyPost => {
+                Some(Counter::RefusedInvalid)
+            }
+            _ => None,
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! * [`batch`]: many messages in one request to a publisher.
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: which channels a request names, and whether it may.
+//! * [`metrics`]: the zone's figures for monitoring systems.
 //! * [`denial`]: why a request is refused, with status and explain text, in one place.
 //! * [`answer`]: the headers and the simple answers that all of them share.
 //! * [`request`]: the request as this module sees it.
@@ -13,6 +14,7 @@ mod batch;
 mod body;
 mod channels;
 mod denial;
+mod metrics;
 mod publisher;
 pub mod request;
 mod statistics;

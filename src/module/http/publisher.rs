@@ -41,9 +41,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         }
         NGX_HTTP_POST if batch::is_batch(r) => r.read_body(publish_lines),
         NGX_HTTP_POST | NGX_HTTP_PUT => {
-            let path = changeable_path(r)?;
-            delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
-                .ok_or(Denial::Unavailable)??;
+            let path = publishable_path(r).inspect_err(count_refusal)?;
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
@@ -68,6 +66,21 @@ fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
         return Err(Denial::ToEventsChannel);
     }
     Ok(path)
+}
+
+/// A path whose channels exist or may come into being.
+fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
+    let path = changeable_path(r)?;
+    delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
+        .ok_or(Denial::Unavailable)??;
+    Ok(path)
+}
+
+/// For the statistics: a message was refused.
+fn count_refusal(denial: &Denial) {
+    if let Some(counter) = denial.counter() {
+        delivery::with_store(|worker| worker.count(counter, 1));
+    }
 }
 
 /// GET: the figures of those channels that exist.
@@ -148,7 +161,8 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         }
         Ok(worker.publish(draft, &ids, Terms::plain(r.location().store_messages()), now)?)
     })
-    .ok_or(Denial::Unavailable)??;
+    .ok_or(Denial::Unavailable)?
+    .inspect_err(count_refusal)?;
     if r.location().info_on_publish() {
         confirm(r, &ids, &published, now)
     } else {

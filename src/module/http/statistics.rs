@@ -2,12 +2,15 @@
 
 use ngx::ffi::*;
 use push_stream_core::store::{Now, Worker};
+use push_stream_core::wire::exposition::Exposition;
 use push_stream_core::wire::statistics::{self, Format};
 
 use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
+use super::metrics;
 use super::request::Request;
+use crate::config::StatisticsFormat;
 use crate::delivery;
 
 /// Answers one request.
@@ -22,11 +25,24 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
     r.add_header("X-Nginx-PushStream-Tag", env!("CARGO_PKG_VERSION").as_bytes())?;
     r.add_header("X-Nginx-PushStream-Commit", env!("PUSH_STREAM_COMMIT").as_bytes())?;
+    let accept = r.header("Accept");
+    let (format, content_type) = match r.location().statistics_format() {
+        StatisticsFormat::Metrics => return send_metrics(r, Exposition::negotiate(accept)),
+        StatisticsFormat::Fixed(format) => (format, format.content_type()),
+        StatisticsFormat::Negotiated if statistics::prefers_openmetrics(accept) => {
+            return send_metrics(r, Exposition::OpenMetrics);
+        }
+        StatisticsFormat::Negotiated => statistics::negotiate(accept),
+    };
     let path = Path::of(r)?;
-    let (format, content_type) = statistics::negotiate(r.header("Accept"));
     let question = question(r, &path)?;
     let body = delivery::with_store(|worker| question.answer(format, worker)).ok_or(Denial::Unavailable)??;
     answer::with_body(r, content_type, body)
+}
+
+fn send_metrics(r: Request<'_>, exposition: Exposition) -> Result<ngx_int_t, Denial> {
+    let summary = delivery::figures(Now::read()).ok_or(Denial::Unavailable)?;
+    answer::with_body(r, exposition.content_type(), metrics::write(exposition, &summary))
 }
 
 /// What is asked for.

@@ -1,6 +1,7 @@
 //! The store under several processes. The test process forks children that use the zone and die in it.
 
 mod basics;
+mod counters;
 #[cfg(feature = "kill-points")]
 mod deaths;
 mod model;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use ngx::ffi::*;
-use push_stream_core::store::{Batch, JoinMode, Joined};
+use push_stream_core::store::{Batch, Counter, JoinMode, Joined, Worker};
 use push_stream_core::wire::template::Fields;
 
 use super::Candidate;
@@ -48,7 +48,12 @@ pub fn send_stored(
     let (mut body, mut more, mut empty) = (envelope.opening(), false, true);
     if let Some(replay) = &mut joined.replay {
         let mut batch = Batch::default();
-        more = delivery::with_store(|worker| worker.replay(replay, &mut batch)).ok_or(Denial::Unavailable)?;
+        let replay_some = |worker: &mut Worker| {
+            let more = worker.replay(replay, &mut batch);
+            worker.count(Counter::Delivered, batch.len() as u64);
+            more
+        };
+        more = delivery::with_store(replay_some).ok_or(Denial::Unavailable)?;
         for (index, message) in batch.iter() {
             let channel = ids.get(index as usize).copied().unwrap_or_default();
             envelope.separate(&mut empty, &mut body);

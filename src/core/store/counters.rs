@@ -1,0 +1,154 @@
+//! What is counted outside of the lock: by all workers of all generations together, since the zone was made.
+//!
+//! Each count is one atomic word, so that a death loses at most what a worker had not added yet. Workers add up for
+//! themselves what happens to each subscriber, and add that here once for many.
+
+use std::sync::atomic::Ordering;
+
+use super::layout::{COUNTERS, slot};
+use super::memory::Memory;
+use super::{Refusal, Worker};
+
+/// One count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// Messages handed to a subscriber, once for each.
+    Delivered,
+    /// Subscribers that were told that they have missed something.
+    GapNotice,
+    /// Slow readers whose connection was closed.
+    SlowClose,
+    /// Slow readers that missed their oldest messages, once for each time that room was made.
+    SlowSkip,
+    /// Slow readers that missed all but the newest message.
+    SlowLatest,
+    /// Workers woken by another one.
+    WakeupSignal,
+    /// Workers that had something to take from themselves.
+    WakeupOwn,
+    /// Workers that found something although nobody had woken them.
+    WakeupTimer,
+    /// Messages refused: no room.
+    RefusedFull,
+    /// A limit, as that of channels.
+    RefusedLimit,
+    /// The request or line was no message.
+    RefusedInvalid,
+    /// The channel is not for publishers.
+    RefusedForbidden,
+    /// An earlier line of the same batch was refused.
+    RefusedDependency,
+    /// The event id was not above the channel's newest.
+    RefusedOutOfOrder,
+    /// Messages skipped because their id had been accepted before.
+    Duplicate,
+}
+
+const SCALARS: usize = Counter::Duplicate as usize + 1;
+const FANOUT_SUM: usize = SCALARS;
+const FANOUT_FIRST: usize = FANOUT_SUM + 1;
+const _: () = assert!(FANOUT_FIRST + FANOUT_BUCKETS <= COUNTERS);
+
+/// Buckets of [`Fanout`], the one without a bound included.
+const FANOUT_BUCKETS: usize = Fanout::BOUNDS_MS.len() + 1;
+
+/// How long messages took from their publication until a worker had sent them to the last of its subscribers. One
+/// observation per message and worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fanout {
+    /// Observations in each bucket: not more than its bound and more than the one before.
+    pub buckets: [u64; FANOUT_BUCKETS],
+    pub sum_ms: u64,
+}
+
+impl Fanout {
+    /// Upper bounds of all buckets but the last.
+    pub const BOUNDS_MS: [u64; 14] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 30_000];
+
+    pub fn observe(&mut self, took_ms: u64) {
+        self.buckets[Fanout::BOUNDS_MS.partition_point(|&bound| bound < took_ms)] += 1;
+        self.sum_ms += took_ms;
+    }
+}
+
+/// All counts at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts([u64; COUNTERS]);
+
+impl Counts {
+    pub(super) fn of(memory: &Memory) -> Counts {
+        // Counts that belong together may be read a moment apart: they are for people.
+        Counts(std::array::from_fn(|index| {
+            memory.counter(index).load(Ordering::Relaxed)
+        }))
+    }
+
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    pub fn fanout(&self) -> Fanout {
+        Fanout {
+            buckets: std::array::from_fn(|index| self.0[FANOUT_FIRST + index]),
+            sum_ms: self.0[FANOUT_SUM],
+        }
+    }
+}
+
+impl Memory {
+    pub fn count(&self, counter: Counter, more: u64) {
+        self.add_to(counter as usize, more);
+    }
+
+    fn add_to(&self, index: usize, more: u64) {
+        if more > 0 {
+            // Nothing else depends on the order in which others see it.
+            self.counter(index).fetch_add(more, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Refusal {
+    /// What a message that is refused so counts as.
+    pub fn counter(self) -> Counter {
+        match self {
+            Refusal::Full | Refusal::NothingToEvict => Counter::RefusedFull,
+            Refusal::TooManyChannels | Refusal::TooManySubscribers | Refusal::TooManyFromAddress => {
+                Counter::RefusedLimit
+            }
+            Refusal::OutOfOrder => Counter::RefusedOutOfOrder,
+            Refusal::MayNotCreate | Refusal::EventsChannel => Counter::RefusedForbidden,
+        }
+    }
+}
+
+impl Worker {
+    /// Counts a message that was refused.
+    pub fn count_refusal(&self, refusal: Refusal) {
+        self.count(refusal.counter(), 1);
+    }
+
+    /// Adds to a count.
+    pub fn count(&self, counter: Counter, more: u64) {
+        self.memory().count(counter, more);
+    }
+
+    /// Adds observations, and forgets them in `fanout`.
+    pub fn count_fanout(&self, fanout: &mut Fanout) {
+        let Fanout { buckets, sum_ms } = std::mem::take(fanout);
+        for (index, count) in buckets.into_iter().enumerate() {
+            self.memory().add_to(FANOUT_FIRST + index, count);
+        }
+        self.memory().add_to(FANOUT_SUM, sum_ms);
+    }
+
+    /// Says how many bytes wait for this worker's slow readers.
+    pub fn set_queued_bytes(&self, bytes: u64) {
+        self.memory().init(self.slot, slot::queued, bytes);
+    }
+
+    /// Is there something to take although nobody has said so? A publisher died before it could, or will say so in a moment.
+    pub fn is_overlooked(&self) -> bool {
+        !self.is_woken() && self.memory().peek(self.slot, slot::dirty_first).some().is_some()
+    }
+}

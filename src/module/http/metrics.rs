@@ -1,0 +1,229 @@
+//! The zone's figures for monitoring systems, each with its name and meaning. What a scrape costs does not depend on how
+//! many channels there are.
+
+use push_stream_core::store::{Connections, Counter, Fanout, Mode, Summary};
+use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
+
+/// Why messages were refused.
+const REFUSALS: [(&[u8], Counter); 6] = [
+    (b"full", Counter::RefusedFull),
+    (b"limit", Counter::RefusedLimit),
+    (b"invalid", Counter::RefusedInvalid),
+    (b"forbidden", Counter::RefusedForbidden),
+    (b"out_of_order", Counter::RefusedOutOfOrder),
+    (b"dependency", Counter::RefusedDependency),
+];
+
+const SLOW_READERS: [(&[u8], Counter); 3] = [
+    (b"close", Counter::SlowClose),
+    (b"skip", Counter::SlowSkip),
+    (b"latest", Counter::SlowLatest),
+];
+
+const WAKEUPS: [(&[u8], Counter); 3] = [
+    (b"signal", Counter::WakeupSignal),
+    (b"own", Counter::WakeupOwn),
+    (b"timer", Counter::WakeupTimer),
+];
+
+/// Writes all of them.
+pub fn write(exposition: Exposition, summary: &Summary) -> Vec<u8> {
+    let mut writer = Writer::new(exposition);
+    messages(&mut writer, summary);
+    readers(&mut writer, summary);
+    zone(&mut writer, summary);
+    workers(&mut writer, summary);
+    writer.finish()
+}
+
+fn messages(writer: &mut Writer, summary: &Summary) {
+    let counts = &summary.counts;
+    writer
+        .family(
+            "push_stream_messages_published",
+            Kind::Counter,
+            "Messages accepted, once for each channel.",
+        )
+        .sample(&[], summary.published);
+    writer
+        .family(
+            "push_stream_messages_delivered",
+            Kind::Counter,
+            "Messages handed to subscribers, once for each.",
+        )
+        .sample(&[], counts.get(Counter::Delivered));
+    writer
+        .family(
+            "push_stream_messages_duplicate",
+            Kind::Counter,
+            "Messages skipped because the channel had accepted their id before.",
+        )
+        .sample(&[], counts.get(Counter::Duplicate));
+    labelled(
+        writer,
+        ("push_stream_messages_refused", "Messages refused, by reason."),
+        "reason",
+        &REFUSALS.map(|(reason, counter)| (reason, counts.get(counter))),
+    );
+    let evicted = &summary.evicted;
+    labelled(
+        writer,
+        (
+            "push_stream_messages_evicted",
+            "Messages dropped to make room, by what they were.",
+        ),
+        "reason",
+        &[
+            (b"trash", evicted.trash),
+            (b"expired", evicted.expired),
+            (b"stored", evicted.stored),
+            (b"undelivered", evicted.undelivered),
+        ],
+    );
+    writer
+        .family("push_stream_messages_stored", Kind::Gauge, "Messages stored now.")
+        .sample(&[], summary.stored);
+    writer
+        .family(
+            "push_stream_messages_in_trash",
+            Kind::Gauge,
+            "Messages that are gone and whose memory is not back yet.",
+        )
+        .sample(&[], summary.messages_in_trash);
+    let Fanout { buckets, sum_ms } = counts.fanout();
+    writer
+        .family(
+            "push_stream_fanout_seconds",
+            Kind::Histogram,
+            "From the publication of a message until a worker had sent it to the last of its subscribers.",
+        )
+        .histogram(Histogram {
+            bounds_ms: &Fanout::BOUNDS_MS,
+            buckets: &buckets,
+            sum_ms,
+        });
+}
+
+fn readers(writer: &mut Writer, summary: &Summary) {
+    let counts = &summary.counts;
+    let mut subscribers = writer.family(
+        "push_stream_subscribers",
+        Kind::Gauge,
+        "Subscribers connected, with a request of nginx or, detached, without.",
+    );
+    for mode in Mode::ALL {
+        let name = mode.name().as_bytes();
+        let sum = |count: fn(&Connections, Mode) -> u32| {
+            let of_each = summary.workers.iter().map(|worker| count(&worker.connections, mode));
+            of_each.map(u64::from).sum::<u64>()
+        };
+        subscribers.sample(&[("mode", name), ("state", b"attached")], sum(Connections::attached));
+        subscribers.sample(&[("mode", name), ("state", b"detached")], sum(Connections::detached));
+    }
+    writer
+        .family(
+            "push_stream_gap_notices",
+            Kind::Counter,
+            "Subscribers told that they have missed messages.",
+        )
+        .sample(&[], counts.get(Counter::GapNotice));
+    labelled(
+        writer,
+        (
+            "push_stream_slow_readers",
+            "Readers whose queue was full, by what was done.",
+        ),
+        "action",
+        &SLOW_READERS.map(|(action, counter)| (action, counts.get(counter))),
+    );
+}
+
+fn zone(writer: &mut Writer, summary: &Summary) {
+    let mut bytes = writer.family(
+        "push_stream_zone_bytes",
+        Kind::Gauge,
+        "Bytes of the zone in use, free, and the most ever in use.",
+    );
+    for (state, value) in [
+        (&b"used"[..], summary.bytes_total - summary.bytes_free),
+        (b"free", summary.bytes_free),
+        (b"high_water", summary.bytes_high_water),
+    ] {
+        bytes.sample(&[("state", state)], value);
+    }
+    let mut channels = writer.family(
+        "push_stream_channels",
+        Kind::Gauge,
+        "Channels, by kind; those that were deleted until their memory is back.",
+    );
+    for (kind, value) in [
+        (&b"ordinary"[..], summary.channels),
+        (b"wildcard", summary.wildcard_channels),
+        (b"in_delete", summary.channels_in_delete),
+        (b"in_trash", summary.channels_in_trash),
+    ] {
+        channels.sample(&[("kind", kind)], value);
+    }
+    writer
+        .family(
+            "push_stream_channels_evicted",
+            Kind::Counter,
+            "Idle channels dropped to make room.",
+        )
+        .sample(&[], summary.evicted.channels);
+}
+
+fn workers(writer: &mut Writer, summary: &Summary) {
+    labelled(
+        writer,
+        (
+            "push_stream_wakeups",
+            "Workers told that there is something to deliver, by how.",
+        ),
+        "kind",
+        &WAKEUPS.map(|(kind, counter)| (kind, summary.counts.get(counter))),
+    );
+    writer
+        .family(
+            "push_stream_worker_restarts",
+            Kind::Counter,
+            "Workers that died without being told to.",
+        )
+        .sample(&[], summary.restarts);
+    let slots: Vec<String> = summary.workers.iter().map(|worker| worker.slot.to_string()).collect();
+    let figures = [
+        (
+            "push_stream_worker_subscribers",
+            "Subscribers connected to a worker.",
+            summary
+                .workers
+                .iter()
+                .map(|worker| worker.subscribers)
+                .collect::<Vec<_>>(),
+        ),
+        (
+            "push_stream_worker_queue_bytes",
+            "Bytes that wait for slow readers of a worker.",
+            summary.workers.iter().map(|worker| worker.queued_bytes).collect(),
+        ),
+        (
+            "push_stream_worker_start_time_seconds",
+            "When a worker was started, since the epoch.",
+            summary.workers.iter().map(|worker| worker.started_unix).collect(),
+        ),
+    ];
+    for (name, help, values) in figures {
+        let mut family = writer.family(name, Kind::Gauge, help);
+        for (slot, value) in slots.iter().zip(values) {
+            family.sample(&[("worker", slot.as_bytes())], value);
+        }
+    }
+}
+
+/// A counter with one label.
+fn labelled(writer: &mut Writer, (name, help): (&'static str, &str), label: &str, samples: &[(&[u8], u64)]) {
+    let mut family = writer.family(name, Kind::Counter, help);
+    for &(text, value) in samples {
+        family.sample(&[(label, text)], value);
+    }
+}
