@@ -124,6 +124,8 @@ CONF
     is_deeply [ map { $_->{labels}{alertname} } @{ ($prometheus->api('alerts') // {})->{alerts} } ], [], 'none fires: all is well';
 
     $nginx->kill_worker(($nginx->worker_pids)[0]);
+    # The old one may have gone with the worker.
+    $publisher = $nginx->connect;
     ok $under_load->(sub {
         grep { $_->{labels}{alertname} eq 'PushStreamWorkerRestarts' } @{ ($prometheus->api('alerts') // {})->{alerts} };
     }), 'a worker that dies is an alert';
