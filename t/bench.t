@@ -9,6 +9,8 @@ use JSON::PP qw(decode_json);
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_plain_http1 'its clients speak nothing else';
+
 my $root = dirname(dirname(abs_path(__FILE__)));
 my $bench = $ENV{PUSH_STREAM_BENCH} // "$root/target/release/push-stream-bench";
 

@@ -9,6 +9,8 @@ use PushStream::Test;
 
 use POSIX ();
 
+only_over_http1 'it reads chunk by chunk';
+
 my $seconds = $ENV{TEST_CHAOS_SECONDS} || 4;
 my $seed = $ENV{TEST_CHAOS_SEED} // int rand 1_000_000;
 diag "seed $seed" if $ENV{TEST_CHAOS_SECONDS};

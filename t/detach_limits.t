@@ -52,7 +52,7 @@ with_nginx $conf, sub ($nginx) {
 
     for my $case ([ '/ev', 0 ], [ '/reset', 1 ]) {
         my ($uri, $resets) = @$case;
-        my $stuck = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $stuck = $nginx->connect(receive_buffer => 4096);
         $stuck->send_request(GET => "$uri?id=b");
         $stuck->head;
         $nginx->post('/pub?id=b', 'x' x 500_000) for 1 .. 4;

@@ -67,7 +67,7 @@ CONF
         ok $unpacked->(qr/$last$/) eq $text, "$name arrives";
         my $data = join('', map { "data: $_\n" } split /\n/, $text, -1) . "\n";
         ok $unpacked_events->(qr/\n\n$/) eq $data, "$name as an event";
-        ok $plain->chunk eq $text, "$name unpacked";
+        ok(($plain->chunks_as($text))[0] eq $text, "$name unpacked");
     }
     $nginx->delete('/pub?id=a');
     is $unpacked->(qr/never/), 'Channel deletedfooter', 'the stream ends as any other';

@@ -7,6 +7,8 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+
+only_over_plain_http1 'its clients speak nothing else';
 use PushStream::WebSocket;
 
 use Socket qw(SOL_SOCKET);

@@ -11,6 +11,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_plain_http1 'its clients speak nothing else';
+
 use Cwd qw(abs_path);
 use File::Copy qw(copy);
 use JSON::PP qw(decode_json);

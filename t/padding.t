@@ -44,8 +44,7 @@ CONF
     is $events->chunk, ':' x 1099 . "\n", 'is filled up with a comment';
 
     $nginx->post('/pub?id=a', 'x' x 108);
-    is $one->chunk, 'x' x 108, 'a message';
-    is $one->chunk, $filler->(500), 'is filled up as well';
+    is_deeply [ $one->chunks_as('x' x 108, $filler->(500)) ], [ 'x' x 108, $filler->(500) ], 'a message is filled up as well';
     is $two->chunk, 'x' x 108, 'or not, if nothing is to be filled up';
     is $none->chunk, 'x' x 108, 'other agents get nothing of it';
     ok $_->is_quiet(0.05), 'indeed' for $two, $none;

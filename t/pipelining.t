@@ -5,6 +5,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_http1 'it has no pipelines';
+
 with_nginx <<'CONF', sub ($nginx) {
 %%MAIN%%
 events {}

@@ -47,7 +47,7 @@ CONF
     my $answer = $nginx->get('/poll?id=a', 'If-Modified-Since' => $epoch);
     is $answer->status, 200, 'something new';
     is $answer->header('Content-Type'), 'text/html', 'with the type that nginx gives';
-    is $answer->header('Transfer-Encoding'), 'chunked', 'chunked';
+    is $answer->header('Content-Length'), undef, 'of a length that is not told';
     is $answer->body, 'head|one|two|three|foot', 'header, messages, footer';
     my ($time, $tag) = split m{/}, $nginx->get('/stamp?id=a.b1')->body;
     is $answer->header('Last-Modified'), $time, 'Last-Modified is the time of the newest message';

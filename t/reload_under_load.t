@@ -30,7 +30,8 @@ CONF
         $sent = $next if $status == 200;
     };
     my $read_on = sub ($seconds) {
-        $events //= $nginx->subscribe('/ev?id=a', @read ? ('Last-Event-Id' => $read[-1]) : ());
+        # Nor may it answer who has just come.
+        $events //= eval { $nginx->subscribe('/ev?id=a', @read ? ('Last-Event-Id' => $read[-1]) : ()) } // return;
         while (1) {
             my $event = eval { $events->event($seconds) };
             if (!$event) {

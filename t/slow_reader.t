@@ -28,10 +28,10 @@ http {
 }
 CONF
     my $message = sub ($n) { sprintf('%06d:', $n) . chr(97 + $n % 26) x 4000 . ";\n" };
-    my $slow = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+    my $slow = $nginx->connect(receive_buffer => 4096);
     $slow->send_request(GET => '/sub?id=a');
     $slow->head;
-    my $other_slow = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+    my $other_slow = $nginx->connect(receive_buffer => 4096);
     $other_slow->send_request(GET => '/sub?id=b');
     $other_slow->head;
     my $quick = $nginx->subscribe('/sub?id=a');

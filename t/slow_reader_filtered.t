@@ -33,7 +33,7 @@ CONF
     # Does not compress, so that packed bytes pile up as well.
     my @messages = map { my $n = $_; sprintf('%04d:', $n) . join '', map { chr 33 + int rand 90 } 1 .. 4000 } 1 .. 400;
     my %client = map {
-        my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $client = $nginx->connect(receive_buffer => 4096);
         $client->send_request(GET => "/$_?id=a", headers => { 'Accept-Encoding' => 'gzip' });
         $client->head;
         ($_ => $client);

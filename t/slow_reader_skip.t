@@ -29,7 +29,7 @@ http {
 CONF
     my $message = sub ($n) { sprintf('%06d:', $n) . chr(97 + $n % 26) x 4000 };
     my %slow = map {
-        my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $client = $nginx->connect(receive_buffer => 4096);
         $client->send_request(GET => "/$_?id=a");
         $client->head;
         ($_ => $client);

@@ -339,7 +339,7 @@ fn advance(id: SubscriberId) {
         match step {
             Next::Filter(r, chain) => {
                 // SAFETY: the subscriber is registered, so its request is alive; the chain is in its flight.
-                if unsafe { ngx_http_output_filter(r, chain) } == NGX_ERROR as ngx_int_t {
+                if unsafe { output::filter(r, chain) } == NGX_ERROR as ngx_int_t {
                     return end(id, Ending::Failed);
                 }
             }

@@ -228,3 +228,21 @@ fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress
     }
     (taken, Progress::Done)
 }
+
+/// Calls the output filters with a chain; NULL = let them go on with what they have.
+///
+/// # Safety
+/// `r` is a valid request whose head was sent; what `chain` points to stays until the filters have taken it.
+pub unsafe fn filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -> ngx_int_t {
+    // SAFETY: as above.
+    unsafe {
+        let code = ngx_http_output_filter(r, chain);
+        let below = (*(*r).connection).buffered() & NGX_LOWLEVEL_BUFFERED != 0;
+        if code == NGX_ERROR as ngx_int_t || !chain.is_null() || !below {
+            return code;
+        }
+        // A filter that has nothing left itself (gzip) does not pass the call on to those below, where bytes may wait in
+        // TLS's buffer.
+        ngx_http_write_filter(r, ptr::null_mut())
+    }
+}

@@ -30,6 +30,30 @@ pub unsafe fn send(r: *mut ngx_http_request_t, bytes: Vec<u8>, last: bool) -> ng
             buf,
             next: ptr::null_mut(),
         };
-        ngx_http_output_filter(r, &mut chain)
+        let code = ngx_http_output_filter(r, &mut chain);
+        if len == 0 && !last && code != NGX_ERROR as ngx_int_t {
+            return flush_stream(r);
+        }
+        code
     }
+}
+
+/// A flush that carries no bytes does not go beyond nginx's write filter if the request is a stream of HTTP/2: what waits in TLS's
+/// buffer, the head for one, would stay there until something else is sent on the connection.
+#[cfg(ngx_feature = "http_v2")]
+unsafe fn flush_stream(r: *mut ngx_http_request_t) -> ngx_int_t {
+    // SAFETY: the request is valid, and a stream has its connection as long as it lives.
+    unsafe {
+        let Some(stream) = (*r).stream.as_ref() else {
+            return NGX_OK as ngx_int_t;
+        };
+        // A failure is met again at the next send.
+        ngx_http_v2_send_output_queue(stream.connection);
+        NGX_OK as ngx_int_t
+    }
+}
+
+#[cfg(not(ngx_feature = "http_v2"))]
+unsafe fn flush_stream(_r: *mut ngx_http_request_t) -> ngx_int_t {
+    NGX_OK as ngx_int_t
 }

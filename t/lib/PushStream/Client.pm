@@ -12,6 +12,7 @@ use Time::HiRes qw(time);
 
 sub SECONDS { return 5 * ($ENV{TEST_SLOWNESS} || 1) }
 
+# tls => the protocols to offer (ALPN); without it the connection is a plain one.
 sub new ($class, $port, %options) {
     my $socket = IO::Socket::INET->new(
         PeerAddr => '127.0.0.1',
@@ -20,7 +21,17 @@ sub new ($class, $port, %options) {
         ($options{receive_buffer} ? (Sockopts => [ [ SO_RCVBUF => $options{receive_buffer} ] ]) : ()),
     ) or croak "cannot connect: $@";
     binmode $socket;
-    return bless { socket => $socket, buffer => '', method => 'GET', text => '' }, $class;
+    $class->_start_tls($socket, $options{tls}) if $options{tls};
+    return bless { socket => $socket, buffer => '', method => 'GET', text => '', tls => !!$options{tls} }, $class;
+}
+
+# Nobody is to be convinced of anything here: the certificate is not looked at.
+sub _start_tls ($class, $socket, $protocols) {
+    require IO::Socket::SSL;
+    IO::Socket::SSL->start_SSL($socket, SSL_verify_mode => 0, SSL_alpn_protocols => $protocols, Timeout => SECONDS)
+        or croak 'no TLS: ' . IO::Socket::SSL::errstr();
+    # What makes the socket readable may be no data, and what is readable may have been read ahead.
+    $socket->blocking(0);
 }
 
 sub socket ($self) { return $self->{socket} }
@@ -31,9 +42,13 @@ sub local_port ($self) { return $self->{socket}->sockport }
 # Sends bytes as they are.
 sub send ($self, $bytes) {
     my $socket = $self->{socket};
+    # TLS would send what Perl has in memory for them.
+    utf8::downgrade($bytes);
     while (length $bytes) {
         IO::Select->new($socket)->can_write(SECONDS) or croak 'cannot send: time is up';
-        my $sent = syswrite $socket, $bytes, 65536;
+        # TLS has records of 16 KiB: what waits for the socket must be offered again as it was.
+        my $sent = syswrite $socket, $bytes, $self->{tls} ? 16384 : 65536;
+        next if !defined $sent && $self->{tls} && $!{EAGAIN};
         defined $sent or croak "cannot send: $!";
         substr $bytes, 0, $sent, '';
     }
@@ -65,14 +80,25 @@ sub request ($self, $method, $uri, %options) {
 
 # Reads more. False at the end of the connection.
 sub _fill ($self, $deadline) {
-    my $left = $deadline - time;
-    if ($left <= 0 || !IO::Select->new($self->{socket})->can_read($left)) {
-        croak 'nothing more to read in time; so far: ' . _shown($self->{buffer});
-    }
-    my $read = sysread $self->{socket}, $self->{buffer}, 65536, length $self->{buffer};
-    return 0 if !defined $read && $!{ECONNRESET};
-    defined $read or croak "cannot read: $!";
+    my $read = $self->_read($deadline) // croak 'nothing more to read in time; so far: ' . _shown($self->{buffer});
     return $read > 0;
+}
+
+# Reads what comes first: how many bytes; 0 at the end of the connection, undef when the time is up before.
+sub _read ($self, $deadline) {
+    my $socket = $self->{socket};
+    while (1) {
+        if (!$self->{tls} || !$socket->pending) {
+            my $left = $deadline - time;
+            return undef if !IO::Select->new($socket)->can_read($left > 0 ? $left : 0);
+        }
+        my $read = sysread $socket, $self->{buffer}, 65536, length $self->{buffer};
+        return $read if defined $read;
+        next if $self->{tls} && $!{EAGAIN};
+        # A peer that vanishes within TLS is an error to OpenSSL; to the tests it is an end like any other.
+        return 0 if $!{ECONNRESET} || $self->{tls};
+        croak "cannot read: $!";
+    }
 }
 
 sub _line ($self, $deadline) {
@@ -128,6 +154,12 @@ sub chunk ($self, $seconds = SECONDS) {
     my $end = $self->_line($deadline);
     croak 'a chunk does not end where it should: ' . _shown($end) if length $end;
     return $chunk;
+}
+
+# The next chunks, one for each of the texts that are expected. Over HTTP/2, where what is sent together shares a frame, as many
+# bytes as each text has.
+sub chunks_as ($self, @texts) {
+    return map { $self->chunk } @texts;
 }
 
 # The chunks up to the last one, which is left out.
@@ -194,7 +226,7 @@ sub raw_until ($self, $pattern, $seconds = SECONDS) {
 # Does nothing at all arrive?
 sub is_quiet ($self, $seconds = 0.3) {
     return 0 if length $self->{buffer};
-    return !IO::Select->new($self->{socket})->can_read($seconds);
+    return !defined $self->_read(time + $seconds);
 }
 
 # Has the server closed the connection, and sent nothing more before?
@@ -210,6 +242,7 @@ sub close ($self) {
 # Ends the connection with a reset, as a broken network does.
 sub reset ($self) {
     setsockopt $self->{socket}, SOL_SOCKET, SO_LINGER, pack 'll', 1, 0;
+    return $self->{socket}->close(SSL_no_shutdown => 1) if $self->{tls};
     $self->close;
 }
 

@@ -13,6 +13,7 @@ use POSIX ':sys_wait_h';
 use Time::HiRes qw(sleep time);
 
 use PushStream::Client;
+use PushStream::Http2;
 
 my $TOP = abs_path(dirname(__FILE__) . '/../../..');
 
@@ -31,6 +32,7 @@ sub module { return abs_path($ENV{PUSH_STREAM_MODULE} || "$TOP/target/release/li
 #     %%HTTP%%      keeps all files in the directory
 #     %%PORT%%      is a free port, the same everywhere in the text
 #     %%DIR%%       is the directory
+#     %%CERTIFICATE%%, %%KEY%%   are files for TLS
 sub start ($class, $conf, %options) {
     my $self;
     for my $attempt (1 .. 5) {
@@ -96,10 +98,40 @@ END
         PORT => $self->{port},
         DIR => $dir,
     );
+    if (transport() ne 'http1' && _to_tls(\$conf)) {
+        $text{HTTP} .= "ssl_certificate %%CERTIFICATE%%;\nssl_certificate_key %%KEY%%;\n";
+        $self->{tls} = 1;
+    }
+    $conf =~ s/%%HTTP%%/$text{HTTP}/;
+    @text{qw(CERTIFICATE KEY)} = _certificate() if $conf =~ /%%CERTIFICATE%%/;
     $conf =~ s{%%(\w+)%%}{$text{$1} // die "no such placeholder: %%$1%%\n"}ge;
     open my $file, '>', "$dir/nginx.conf" or die "cannot write nginx.conf: $!\n";
     print {$file} $conf;
     close $file or die "cannot write nginx.conf: $!\n";
+}
+
+# How requests reach nginx: plain HTTP/1.1, HTTP/1.1 over TLS, or HTTP/2 over TLS. A configuration that says itself what its
+# port speaks is left alone.
+sub transport { return $ENV{TEST_TRANSPORT} || 'http1' }
+
+# False if nothing was to be changed.
+sub _to_tls ($conf) {
+    my $words = transport() eq 'http2' ? 'ssl http2' : 'ssl';
+    $$conf =~ s{(listen\s+127\.0\.0\.1:%%PORT%%)((?:(?!\bssl\b|\bhttp2\b)[^;])*);}{$1$2 $words;}g or return 0;
+    $$conf =~ s{http://127\.0\.0\.1:%%PORT%%}{https://127.0.0.1:%%PORT%%}g;
+    return 1;
+}
+
+# One for all servers of a test: (file of the certificate, file of its key).
+sub _certificate {
+    state $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1);
+    state @files = do {
+        my @made = map { "$dir/$_.pem" } qw(certificate key);
+        qx{openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -out $made[0] -keyout $made[1] 2>&1};
+        $? == 0 or die "openssl made no certificate\n";
+        @made;
+    };
+    return @files;
 }
 
 # Those that this nginx knows: it may have been built without some of its modules.
@@ -179,14 +211,16 @@ sub _is_up ($self) {
 
 # --- requests ---
 
-# A connection.
-sub connect ($self) {
-    return PushStream::Client->new($self->{port});
+# A connection that speaks HTTP/1, over TLS if the test runs over TLS.
+sub connect ($self, %options) {
+    return PushStream::Client->new($self->{port}, ($self->{tls} ? (tls => ['http/1.1']) : ()), %options);
 }
 
-# Sends a request on a connection of its own; the caller reads when it likes.
+# Sends a request on a connection of its own; the caller reads when it likes. What only HTTP/1 has (a version, a body in
+# chunks, an upgrade) is sent over HTTP/1.
 sub open ($self, $method, $uri, %options) {
-    my $client = $self->connect;
+    my $http1 = $options{version} || grep { /^(?:Transfer-Encoding|Upgrade|Connection|Content-Length)$/i } keys %{ $options{headers} // {} };
+    my $client = $self->{tls} && transport() eq 'http2' && !$http1 ? PushStream::Http2->new($self->{port}) : $self->connect;
     $client->send_request($method, $uri, %options);
     return $client;
 }

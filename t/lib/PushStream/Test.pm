@@ -30,6 +30,7 @@ package PushStream::Test;
 #     PUSH_STREAM_MODULE   the module; default target/release/libngx_http_push_stream_module.so
 #     TEST_NGINX_BINARY    nginx; default `nginx` from PATH
 #     TEST_WORKERS         numbers of workers to run every test with; default "1 4"
+#     TEST_TRANSPORT       http1 (the default), tls (HTTP/1.1 over TLS) or http2 (over TLS)
 #     TEST_SLOWNESS        multiplies every time limit, for a loaded machine; default 1
 #     TEST_SANITIZER       set: nginx and module were built with that sanitizer, and take more memory than they need
 #     TEST_KEEP            set: leave the directory of every nginx behind
@@ -42,7 +43,7 @@ use Time::HiRes qw(sleep time);
 use PushStream::Nginx;
 
 use Exporter 'import';
-our @EXPORT = (@Test::More::EXPORT, qw(with_nginx configuration_output refuses accepts wait_until within time sleep));
+our @EXPORT = (@Test::More::EXPORT, qw(with_nginx over_http2 only_over_http1 only_over_plain_http1 configuration_output refuses accepts wait_until within time sleep));
 
 # A client that hung up is no reason to end a test.
 $SIG{PIPE} = 'IGNORE';
@@ -61,6 +62,19 @@ sub with_nginx ($conf, $body) {
             diag 'error log: ' . $nginx->log_tail unless Test::More->builder->is_passing;
         };
     }
+}
+
+# Does this run speak HTTP/2 where it can?
+sub over_http2 { return PushStream::Nginx::transport() eq 'http2' }
+
+# For tests of what HTTP/2 has not: chunks, versions, bytes as they are.
+sub only_over_http1 ($reason) {
+    plan skip_all => "not over HTTP/2: $reason" if over_http2();
+}
+
+# For tests whose clients are programs of their own.
+sub only_over_plain_http1 ($reason) {
+    plan skip_all => "only over plain HTTP/1: $reason" if PushStream::Nginx::transport() ne 'http1';
 }
 
 # What `nginx -t` says; true if it is content, as a list (content, text of stderr and error log).
