@@ -171,6 +171,12 @@ impl Worker {
         Ok(())
     }
 
+    /// Would the channels of `request` let it in, as far as they exist? Changes nothing, and does not look at its address.
+    pub fn admits(&self, request: &JoinRequest) -> Result<(), Refusal> {
+        let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
+        self.memory().lock().admit(request, &hashes, &self.limits)
+    }
+
     /// Creates those of `ids` that do not exist: all or none.
     pub fn create_channels(&mut self, ids: &[&[u8]], now: Now) -> Result<(), Refusal> {
         let hashes = self.hashes(ids.iter().copied());

@@ -31,18 +31,32 @@ impl Path {
         self.segments().map(|segment| segment.id).collect()
     }
 
-    /// What holds for publishers and subscribers alike: there is an id, and each is allowed and not too long.
-    pub fn check(&self, settings: &Settings) -> Result<(), Denial> {
+    /// Judges every id in order: by `check`, and by `admit` whether the store takes those before the first that `check` refuses,
+    /// or all of them. What is wrong with an earlier channel is told first.
+    pub fn judge(
+        &self,
+        check: impl Fn(&[u8]) -> Result<(), Denial>,
+        admit: impl FnOnce(usize) -> Result<(), Denial>,
+    ) -> Result<(), Denial> {
         if self.is_empty() {
             return Err(Denial::NoChannelId);
         }
-        self.segments().try_for_each(|segment| {
-            if channel_path::is_reserved(segment.id) {
-                return Err(Denial::ReservedChannelId);
-            }
-            check_length(segment.id, settings)
-        })
+        let mut sound = 0;
+        let refused = self.segments().map(|segment| check(segment.id)).find(|checked| {
+            sound += usize::from(checked.is_ok());
+            checked.is_err()
+        });
+        admit(sound)?;
+        refused.unwrap_or(Ok(()))
     }
+}
+
+/// What holds for publishers and subscribers alike: an id that is allowed and not too long.
+pub fn check_id(id: &[u8], settings: &Settings) -> Result<(), Denial> {
+    if channel_path::is_reserved(id) {
+        return Err(Denial::ReservedChannelId);
+    }
+    check_length(id, settings)
 }
 
 /// The store counts an id's bytes in 16 bits.

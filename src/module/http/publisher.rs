@@ -10,7 +10,7 @@ use super::body::Body;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::Request;
-use crate::config::{PublisherMode, Role};
+use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
 
@@ -36,7 +36,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             answer::header_only(r, NGX_HTTP_OK)
         }
         NGX_HTTP_GET => {
-            let path = checked_path(r)?;
+            let path = known_path(r)?;
             report(r, &path)
         }
         NGX_HTTP_POST if batch::is_batch(r) => r.read_body(publish_lines),
@@ -52,28 +52,38 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-fn checked_path(r: Request<'_>) -> Result<Path, Denial> {
-    let path = Path::of(r)?;
-    path.check(r.settings()?)?;
+/// A path of channels to ask about.
+fn known_path(r: Request<'_>) -> Result<Path, Denial> {
+    let (path, settings) = (Path::of(r)?, r.settings()?);
+    path.judge(|id| channels::check_id(id, settings), |_| Ok(()))?;
     Ok(path)
 }
 
 /// A path without the events channel.
 fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
-    let path = checked_path(r)?;
-    let limits = &r.settings()?.limits;
-    if path.segments().any(|segment| limits.is_events(segment.id)) {
-        return Err(Denial::ToEventsChannel);
-    }
+    let (path, settings) = (Path::of(r)?, r.settings()?);
+    path.judge(|id| check_changeable(id, settings), |_| Ok(()))?;
     Ok(path)
 }
 
 /// A path whose channels exist or may come into being.
 fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
-    let path = changeable_path(r)?;
-    delivery::with_store(|worker| worker.check_channels(&path.ids()).map_err(Denial::from))
-        .ok_or(Denial::Unavailable)??;
+    let (path, settings) = (Path::of(r)?, r.settings()?);
+    let may_exist = |count| {
+        let ids = path.ids();
+        let checked = delivery::with_store(|worker| worker.check_channels(&ids[..count]));
+        Ok(checked.ok_or(Denial::Unavailable)??)
+    };
+    path.judge(|id| check_changeable(id, settings), may_exist)?;
     Ok(path)
+}
+
+fn check_changeable(id: &[u8], settings: &Settings) -> Result<(), Denial> {
+    channels::check_id(id, settings)?;
+    if settings.limits.is_events(id) {
+        return Err(Denial::ToEventsChannel);
+    }
+    Ok(())
 }
 
 /// For the statistics: a message was refused.

@@ -14,7 +14,7 @@ use push_stream_core::store::{AddressLimit, JoinChannel, JoinMode, JoinRequest, 
 use push_stream_core::wire::{http_date, position};
 
 use super::answer;
-use super::channels::Path;
+use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::Request;
 use crate::config::{Audience, Role, Settings, SubscriberMode};
@@ -69,7 +69,7 @@ fn mode(r: Request<'_>) -> SubscriberMode {
     }
 }
 
-/// A request that passed every check that needs no look at the channels.
+/// A request that wants to subscribe, and what it names.
 struct Candidate<'r> {
     r: Request<'r>,
     settings: &'r Settings,
@@ -82,42 +82,72 @@ impl<'r> Candidate<'r> {
     fn of(r: Request<'r>) -> Result<Candidate<'r>, Denial> {
         let settings = r.settings()?;
         let path = Path::of(r)?;
-        path.check(settings)?;
-        check_wildcards(r, &path, settings)?;
-        Ok(Candidate {
+        let candidate = Candidate {
             r,
             settings,
             audience: r.location().audience.as_ref().ok_or(Denial::Internal)?,
             path,
             resume: Resume::of(r)?,
-        })
+        };
+        candidate.check()?;
+        Ok(candidate)
     }
 
-    /// Joins the channels of the path. Whoever drops the seat leaves them again.
-    fn join(&self, mode: JoinMode) -> Result<(Joined, Seat), Denial> {
-        let channels: Vec<_> = self
-            .path
+    /// Everything but the limit of channels and of the client's address, which joining itself looks at. The store is asked here
+    /// only if there is something else to complain of, which would have to wait for its verdict on earlier channels.
+    fn check(&self) -> Result<(), Denial> {
+        let wildcards = check_wildcards(self.r, &self.path, self.settings);
+        let count = self.path.segments().count();
+        let admit = |sound| {
+            if sound == count && wildcards.is_ok() {
+                return Ok(());
+            }
+            let channels = &self.channels()[..sound];
+            let admitted = delivery::with_store(|worker| worker.admits(&self.request(channels, JoinMode::Poll, None)));
+            Ok(admitted.ok_or(Denial::Unavailable)??)
+        };
+        self.path.judge(|id| channels::check_id(id, self.settings), admit)?;
+        wildcards
+    }
+
+    fn channels(&self) -> Vec<JoinChannel<'_>> {
+        self.path
             .segments()
             .map(|segment| JoinChannel {
                 id: segment.id,
                 backtrack: segment.backtrack,
             })
-            .collect();
+            .collect()
+    }
+
+    /// Joins the channels of the path. Whoever drops the seat leaves them again.
+    fn join(&self, mode: JoinMode) -> Result<(Joined, Seat), Denial> {
+        let channels = self.channels();
         let max = self.settings.max_subscribers_per_address;
         let address = max.and_then(|max| Some((self.r.address_key()?, max)));
-        let request = JoinRequest {
-            channels: &channels,
+        let address = address.as_ref().map(|(key, max)| AddressLimit { key, max: *max });
+        let request = self.request(&channels, mode, address);
+        let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
+        let seat = Seat::new(&joined);
+        Ok((joined, seat))
+    }
+
+    fn request<'a>(
+        &'a self,
+        channels: &'a [JoinChannel<'a>],
+        mode: JoinMode,
+        address: Option<AddressLimit<'a>>,
+    ) -> JoinRequest<'a> {
+        JoinRequest {
+            channels,
             position: self.resume.position(),
             mode,
             ordered: false,
             gap_notices: false,
             authorized_channels_only: self.r.location().authorized_channels_only(),
             may_follow_events: self.r.location().may_follow_events(),
-            address: address.as_ref().map(|(key, max)| AddressLimit { key, max: *max }),
-        };
-        let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
-        let seat = Seat::new(&joined);
-        Ok((joined, seat))
+            address,
+        }
     }
 }
 
