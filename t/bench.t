@@ -31,7 +31,7 @@ sub run_bench ($nginx, $scenario, %options) {
     my $transport = delete $options{transport} // 'eventsource';
     my $publish = delete $options{publish} // 'pub';
     my $url = 'http://127.0.0.1:' . $nginx->port;
-    my @options = map { ("--$_", $options{$_}) } sort keys %options;
+    my @options = map { ("--$_", $options{$_} // ()) } sort keys %options;
     open my $out, '-|', $bench, $scenario, '--json', '--transport', $transport, '--server-pid', $nginx->master,
         '--pub-url', "$url/$publish?id={channel}", '--sub-url', "$url/$path{$transport}/{channel}",
         '--stats-url', "$url/stats", '--patience', 5 * PushStream::Nginx::slowness(), @options
@@ -67,6 +67,14 @@ with_nginx $conf, sub ($nginx) {
     is passes($nginx, 'many', 'many', subscribers => 100, channels => 50, messages => 100)->{deliveries}, 200,
         'all delivered';
     ok passes($nginx, 'publish', 'publish', seconds => 0.3)->{cpu_us} > 0, 'a publish takes time';
+    my $all = passes $nginx, 'million, in small', 'million', subscribers => 300, steps => 3, 'max-kept' => 1_000_000;
+    is $all->{deliveries}, 300, 'a broadcast reaches everybody';
+    ok passes($nginx, 'publish in batches', 'publish', publish => 'batch', batch => 50, seconds => 0.3)->{published} > 50,
+        'of several messages';
+    my $refused = run_bench($nginx, 'publish', batch => 50, seconds => 0.3);
+    like "@{ $refused->{problems} }", qr/no report/, 'no batches where the server offers none';
+    my $filled = passes $nginx, 'publish to many channels', 'publish', channels => 2000, seconds => 0.3, fill => undef;
+    ok $filled->{channel_bytes} > 0 && $filled->{message_bytes} > 0, 'channels and messages take memory';
     is passes($nginx, 'storm', 'storm', subscribers => 100, rate => 1000)->{subscribers}, 100, 'all came';
     is passes($nginx, 'storm of plain requests', 'storm', transport => 'plain', subscribers => 100,
         rate => 1000)->{subscribers}, 100, 'all came';

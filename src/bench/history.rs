@@ -67,11 +67,6 @@ impl History {
         }
     }
 
-    /// Heap bytes that one subscriber costs while all is well.
-    pub fn bytes_per_subscriber(&self) -> usize {
-        self.lanes * size_of::<u32>()
-    }
-
     /// The subscriber saw message `sequence` of one of its lanes.
     pub fn observe(&mut self, subscriber: usize, lane: usize, sequence: u32) -> Sighting {
         let slot = subscriber * self.lanes + lane;
@@ -128,22 +123,29 @@ fn take_out(ranges: &mut Vec<Range<u32>>, sequence: u32) -> bool {
     true
 }
 
-/// What became of the messages of one lane at its publisher.
+/// The messages of one lane that got no 2xx: they may have arrived or not.
 #[derive(Clone, Debug, Default)]
-pub struct Published {
-    /// How many were sent: their numbers are below this.
-    pub sent: u32,
-    /// Those that got no 2xx, in ascending order: they may have arrived or not.
-    pub unanswered: Vec<u32>,
+pub struct Unanswered {
+    /// In ascending order.
+    sequences: Vec<u32>,
 }
 
-impl Published {
+impl Unanswered {
+    pub fn new(mut sequences: Vec<u32>) -> Self {
+        sequences.sort_unstable();
+        Self { sequences }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.sequences.len() as u64
+    }
+
     /// How many of the `unseen` were accepted: these are lost.
     pub fn lost(&self, unseen: &[Range<u32>]) -> u64 {
         unseen
             .iter()
             .map(|range| {
-                let below = |bound: u32| self.unanswered.partition_point(|&sequence| sequence < bound);
+                let below = |bound: u32| self.sequences.partition_point(|&sequence| sequence < bound);
                 u64::from(range.end - range.start) - (below(range.end) - below(range.start)) as u64
             })
             .sum()
@@ -152,7 +154,7 @@ impl Published {
     /// The first of the `unseen` that was accepted.
     pub fn first_lost(&self, unseen: &[Range<u32>]) -> Option<u32> {
         let mut all = unseen.iter().cloned().flatten();
-        all.find(|sequence| self.unanswered.binary_search(sequence).is_err())
+        all.find(|sequence| self.sequences.binary_search(sequence).is_err())
     }
 }
 
@@ -171,8 +173,9 @@ mod tests {
         (history, sightings)
     }
 
-    fn lost(history: &History, published: &Published) -> u64 {
-        published.lost(&history.unseen(0, 0, published.sent))
+    /// What is lost of `sent` messages.
+    fn lost(history: &History, sent: u32, unanswered: &Unanswered) -> u64 {
+        unanswered.lost(&history.unseen(0, 0, sent))
     }
 
     fn just(range: Range<u32>) -> Vec<Range<u32>> {
@@ -191,12 +194,9 @@ mod tests {
     fn a_lost_message_is_found() {
         let (history, sightings) = watch(&[0, 2, 3]);
         assert_eq!(sightings, [Sighting::Expected, Sighting::Jump(1), Sighting::Expected]);
-        let published = Published {
-            sent: 4,
-            unanswered: vec![],
-        };
-        assert_eq!(lost(&history, &published), 1);
-        assert_eq!(published.first_lost(&history.unseen(0, 0, 4)), Some(1));
+        let unanswered = Unanswered::default();
+        assert_eq!(lost(&history, 4, &unanswered), 1);
+        assert_eq!(unanswered.first_lost(&history.unseen(0, 0, 4)), Some(1));
     }
 
     #[test]
@@ -205,27 +205,9 @@ mod tests {
         assert_eq!(sightings, [Sighting::Jump(2)]);
         assert!(!history.is_at(0, 0, 5));
         assert_eq!(history.unseen(0, 0, 5), [0..2, 3..5]);
-        assert_eq!(
-            lost(
-                &history,
-                &Published {
-                    sent: 5,
-                    unanswered: vec![]
-                }
-            ),
-            4
-        );
+        assert_eq!(lost(&history, 5, &Unanswered::default()), 4);
         let (silent, _) = watch(&[]);
-        assert_eq!(
-            lost(
-                &silent,
-                &Published {
-                    sent: 5,
-                    unanswered: vec![]
-                }
-            ),
-            5
-        );
+        assert_eq!(lost(&silent, 5, &Unanswered::default()), 5);
     }
 
     #[test]
@@ -248,16 +230,7 @@ mod tests {
                 Sighting::Expected
             ]
         );
-        assert_eq!(
-            lost(
-                &history,
-                &Published {
-                    sent: 5,
-                    unanswered: vec![]
-                }
-            ),
-            0
-        );
+        assert_eq!(lost(&history, 5, &Unanswered::default()), 0);
     }
 
     #[test]
@@ -268,14 +241,11 @@ mod tests {
 
     #[test]
     fn unanswered_messages_may_be_missing_but_not_doubled() {
-        let published = Published {
-            sent: 6,
-            unanswered: vec![1, 2, 5],
-        };
-        assert_eq!(lost(&watch(&[0, 3, 4]).0, &published), 0);
-        assert_eq!(lost(&watch(&[0, 1, 2, 3, 4, 5]).0, &published), 0);
-        assert_eq!(lost(&watch(&[0, 4]).0, &published), 1);
-        assert_eq!(published.first_lost(&watch(&[0, 4]).0.unseen(0, 0, 6)), Some(3));
+        let unanswered = Unanswered::new(vec![5, 1, 2]);
+        assert_eq!(lost(&watch(&[0, 3, 4]).0, 6, &unanswered), 0);
+        assert_eq!(lost(&watch(&[0, 1, 2, 3, 4, 5]).0, 6, &unanswered), 0);
+        assert_eq!(lost(&watch(&[0, 4]).0, 6, &unanswered), 1);
+        assert_eq!(unanswered.first_lost(&watch(&[0, 4]).0.unseen(0, 0, 6)), Some(3));
         assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
     }
 
@@ -329,6 +299,5 @@ mod tests {
         assert_eq!(history.unseen(0, 0, 2), just(0..1));
         assert_eq!(history.unseen(0, 1, 2), just(1..2));
         assert_eq!(history.unseen(1, 1, 2), just(0..2));
-        assert_eq!(history.bytes_per_subscriber(), 8);
     }
 }

@@ -5,12 +5,13 @@
 //! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
 //! * [`crew`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
 //!   do, one epoll loop each; [`lanes`] is who publishes what where.
-//! * [`message`]: what is sent. [`tally`] judges what is received, with the [`history`] of each subscriber.
+//! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`url`], [`net`]: what is below.
 //! * [`proc`]: what the server costs, from `/proc`. [`report`]: tables.
 //! * [`floor`]: the bare server that everything is compared with.
 
+mod batch;
 mod crew;
 mod floor;
 mod history;
@@ -66,6 +67,8 @@ enum Command {
     Soak(Scenario<scenario::soak::Soak>),
     /// The day of a large comment service: subscribers, new connections and messages at once, with latencies
     Disqus(Scenario<scenario::disqus::Disqus>),
+    /// As many subscribers as the machine holds: memory, one broadcast to all, and what is left when they have gone
+    Million(Scenario<scenario::million::Million>),
     /// Check that every subscriber gets every message once and in order, also through kills and reloads
     Verify(Scenario<scenario::verify::Verify>),
     /// Put JSON reports side by side as a Markdown table
@@ -117,6 +120,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Churn(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Soak(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Disqus(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Million(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Verify(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Table(table) => table.print().map(|()| ExitCode::SUCCESS),
     }

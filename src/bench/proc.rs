@@ -21,17 +21,6 @@ pub struct Cpu {
     pub user: Duration,
 }
 
-/// Memory of all processes of a server, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
-    /// Heaps, stacks and shared zones; each page divided by the number of processes that map it. Not the pages of the
-    /// program's file: other programs map those as well, now and then.
-    pub proportional: u64,
-    /// Pages that only one process maps.
-    pub private: u64,
-    pub resident: u64,
-}
-
 impl std::ops::Sub for Cpu {
     type Output = Self;
 
@@ -92,17 +81,14 @@ impl Server {
         self.pids().into_iter().map(of).sum()
     }
 
-    pub fn memory(&self) -> Memory {
-        let mut sum = Memory::default();
-        for pid in self.pids() {
-            let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else {
-                continue;
-            };
-            sum.proportional += kilobytes(&text, "Pss_Anon:") + kilobytes(&text, "Pss_Shmem:");
-            sum.private += kilobytes(&text, "Private_Clean:") + kilobytes(&text, "Private_Dirty:");
-            sum.resident += kilobytes(&text, "Rss:");
-        }
-        sum
+    /// Bytes of all heaps, stacks and shared zones; each page divided by the number of processes that map it. Not the
+    /// pages of the program's file: other programs map those as well, now and then.
+    pub fn memory(&self) -> u64 {
+        let of = |pid: u32| {
+            let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            kilobytes(&text, "Pss_Anon:") + kilobytes(&text, "Pss_Shmem:")
+        };
+        self.pids().into_iter().map(of).sum()
     }
 }
 
@@ -135,6 +121,24 @@ impl KernelMemory {
             socket_buffers: socket_pages(&sockstat) * 4096,
         }
     }
+}
+
+/// Memory of the machine that is free or can be freed, in bytes.
+pub fn available_memory() -> Option<u64> {
+    let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
+    Some(kilobytes(&meminfo, "MemAvailable:"))
+}
+
+const FILE_MAX: &str = "/proc/sys/fs/file-max";
+
+/// How many files all processes of the machine may have open together.
+pub fn open_files_limit() -> Option<u64> {
+    fs::read_to_string(FILE_MAX).ok()?.trim().parse().ok()
+}
+
+/// Only root may.
+pub fn raise_open_files_limit(limit: u64) -> std::io::Result<()> {
+    fs::write(FILE_MAX, limit.to_string())
 }
 
 fn children(pid: u32) -> Vec<u32> {
@@ -220,7 +224,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(server.pids().len(), 2);
-        assert!(server.memory().resident > 100_000);
+        assert!(server.memory() > 50_000);
         let grandchild = server.pids().into_iter().find(|pid| *pid != child.id()).unwrap();
         std::process::Command::new("kill")
             .arg(grandchild.to_string())

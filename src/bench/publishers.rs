@@ -1,4 +1,5 @@
-//! The publishing side: keep-alive connections in one epoll loop, each with one message under way at a time.
+//! The publishing side: keep-alive connections in one epoll loop, each with one message, or one batch of them, under way
+//! at a time.
 //!
 //! With a rate the loop is open: each message has a time when it is due, and all latencies count from then, whether the
 //! server was ready for it or not. Without one each connection publishes as fast as it gets answers.
@@ -11,8 +12,8 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+use crate::batch;
 use crate::crew::{Board, Phase};
-use crate::history::Published;
 use crate::http::{Body, ResponseHead};
 use crate::lanes::{Lane, Lanes, channel_name};
 use crate::latency::Latency;
@@ -51,6 +52,8 @@ pub struct Plan {
     pub max_ahead: Option<u64>,
     /// Subscribers that get each message, on average.
     pub audience: f64,
+    /// Messages in one request; more than one only if the server takes batches.
+    pub batch: usize,
 }
 
 /// A message on its way.
@@ -59,7 +62,6 @@ struct Flight {
     lane: Lane,
     sequence: u32,
     due_ns: u64,
-    deadline_ns: u64,
 }
 
 /// One keep-alive connection and its share of the lanes.
@@ -67,16 +69,21 @@ struct Flight {
 struct Courier {
     stream: Option<TcpStream>,
     interest: Interest,
-    /// What is still waited for when [`Self::flight`] is set.
+    /// What is still waited for while there are [`Self::flights`].
     progress: Progress,
-    flight: Option<Flight>,
+    /// The messages of the request that is under way.
+    flights: Vec<Flight>,
+    deadline_ns: u64,
     lanes: Vec<Lane>,
+    /// So many of the lanes have their first message.
+    primed: usize,
     /// How many messages were started: the next one's lane and due time follow from it.
     started: u64,
     /// No earlier than this, after a broken connection.
     not_before_ns: u64,
     request: Vec<u8>,
     response: Vec<u8>,
+    answer: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +104,8 @@ struct Hand {
     couriers: Vec<Courier>,
     published: Vec<Published>,
     accepted: u64,
+    /// Of those, first messages of a lane.
+    primed: u64,
     in_flight: u64,
     start_ns: u64,
     last_answer_ns: u64,
@@ -107,8 +116,18 @@ struct Hand {
     problems: Vec<String>,
     text: Vec<u8>,
     id: String,
+    /// The body of a batch.
+    lines: Vec<u8>,
     buffer: Vec<u8>,
-    discarded: Vec<u8>,
+}
+
+/// What became of the messages of one lane.
+#[derive(Clone, Debug, Default)]
+struct Published {
+    /// How many were sent: the number of the next one.
+    sent: u32,
+    /// Those that got no 2xx.
+    unanswered: Vec<u32>,
 }
 
 /// The timer's token; couriers have their number.
@@ -122,12 +141,15 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         stream: None,
         interest: Interest::Read,
         progress: Progress::Head,
-        flight: None,
+        flights: Vec::new(),
+        deadline_ns: u64::MAX,
         lanes: plan.lanes.of_publisher(publisher),
+        primed: 0,
         started: 0,
         not_before_ns: 0,
         request: Vec::new(),
         response: Vec::new(),
+        answer: Vec::new(),
     };
     let lanes = (plan.lanes.channels() * plan.lanes.per_channel()) as usize;
     let hand = Hand {
@@ -139,6 +161,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         couriers: (0..plan.publishers).map(courier).collect(),
         published: vec![Published::default(); lanes],
         accepted: 0,
+        primed: 0,
         in_flight: 0,
         start_ns: 0,
         last_answer_ns: 0,
@@ -149,8 +172,8 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         problems: Vec::new(),
         text: Vec::new(),
         id: String::new(),
+        lines: Vec::new(),
         buffer: vec![0; 64 * 1024],
-        discarded: Vec::new(),
         plan,
     };
     hand.run()
@@ -193,14 +216,14 @@ impl Hand {
                 .context("timerfd_settime");
         }
         for index in 0..self.couriers.len() {
-            while self.couriers[index].flight.is_none() && self.wants_more(index, phase, now) {
+            while self.couriers[index].flights.is_empty() && self.wants_more(index, phase, now) {
                 left = true;
                 let due_ns = self.due_ns(index, phase, now).max(self.couriers[index].not_before_ns);
                 if due_ns > now {
                     next_ns = next_ns.min(due_ns);
                     break;
                 }
-                self.start(index, phase);
+                self.start(index, phase, now);
             }
         }
         if !left && self.in_flight == 0 {
@@ -225,10 +248,7 @@ impl Hand {
     fn wants_more(&self, index: usize, phase: Phase, now_ns: u64) -> bool {
         let courier = &self.couriers[index];
         if phase == Phase::Prime {
-            return courier
-                .lanes
-                .iter()
-                .any(|lane| self.plan.lanes.accepted_end(*lane) == 0);
+            return courier.primed + courier.flights.len() < courier.lanes.len();
         }
         let enough = self
             .plan
@@ -252,20 +272,31 @@ impl Hand {
         }
     }
 
-    fn start(&mut self, index: usize, phase: Phase) {
-        let now = net::now_ns();
-        let due_ns = self.due_ns(index, phase, now);
+    /// Sends the courier's next message, or as many as are due and fit into a batch.
+    fn start(&mut self, index: usize, phase: Phase, now: u64) {
+        self.lines.clear();
+        while self.couriers[index].flights.len() < self.plan.batch && self.wants_more(index, phase, now) {
+            let due_ns = self.due_ns(index, phase, now);
+            if due_ns > now {
+                break;
+            }
+            self.board_message(index, phase, due_ns);
+        }
+        self.write_request(index);
+        let courier = &mut self.couriers[index];
+        courier.deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
+        courier.response.clear();
+        courier.answer.clear();
+        courier.progress = Progress::Sending(0);
+        self.send(index);
+    }
+
+    /// Writes the courier's next message; in a batch, its line as well.
+    fn board_message(&mut self, index: usize, phase: Phase, due_ns: u64) {
         let courier = &mut self.couriers[index];
         let lane = match phase {
-            Phase::Prime => courier
-                .lanes
-                .iter()
-                .find(|lane| self.plan.lanes.accepted_end(**lane) == 0)
-                .copied(),
-            _ => Some(courier.lanes[courier.started as usize % courier.lanes.len()]),
-        };
-        let Some(lane) = lane else {
-            return;
+            Phase::Prime => courier.lanes[courier.primed + courier.flights.len()],
+            _ => courier.lanes[courier.started as usize % courier.lanes.len()],
         };
         if phase == Phase::Publish {
             courier.started += 1;
@@ -274,6 +305,9 @@ impl Hand {
         let sequence = published.sent;
         published.sent += 1;
         self.plan.lanes.sending(lane, sequence);
+        courier.flights.push(Flight { lane, sequence, due_ns });
+        self.in_flight += 1;
+
         let mark = Mark {
             channel: lane.channel,
             publisher: lane.publisher,
@@ -281,31 +315,46 @@ impl Hand {
         };
         self.messages
             .write(&mut self.text, Stamped { mark, due_ns }, self.plan.message_bytes);
-        let path = self.plan.url.path(&channel_name(self.plan.run, lane.channel));
-        let (host, length) = (self.plan.url.authority(), self.text.len());
+        self.messages.write_id(&mut self.id, mark);
+        if self.plan.batch > 1 {
+            let id = self.plan.event_ids.then_some(self.id.as_str());
+            batch::write_line(
+                &mut self.lines,
+                &channel_name(self.plan.run, lane.channel),
+                &self.text,
+                id,
+            );
+        }
+    }
+
+    fn write_request(&mut self, index: usize) {
+        let courier = &mut self.couriers[index];
+        let is_batch = self.plan.batch > 1;
+        let channel = match courier.flights.first() {
+            Some(flight) if !is_batch => channel_name(self.plan.run, flight.lane.channel),
+            _ => String::new(),
+        };
+        let body = if is_batch { &self.lines } else { &self.text };
+        let (path, host, length) = (self.plan.url.path(&channel), self.plan.url.authority(), body.len());
         courier.request.clear();
         // Writing to a vector cannot fail.
         let _ = write!(
             courier.request,
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n"
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
         );
-        if self.plan.event_ids {
-            self.messages.write_id(&mut self.id, mark);
-            let _ = write!(courier.request, "Event-Id: {}\r\n", self.id);
-        }
+        let _ = match is_batch {
+            true => write!(
+                courier.request,
+                "Content-Type: {}\r\nPrefer: return=minimal\r\n",
+                batch::CONTENT_TYPE
+            ),
+            false if self.plan.event_ids => {
+                write!(courier.request, "Content-Type: text/plain\r\nEvent-Id: {}\r\n", self.id)
+            }
+            false => write!(courier.request, "Content-Type: text/plain\r\n"),
+        };
         courier.request.extend_from_slice(b"\r\n");
-        courier.request.extend_from_slice(&self.text);
-        courier.response.clear();
-        courier.progress = Progress::Sending(0);
-        let deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
-        courier.flight = Some(Flight {
-            lane,
-            sequence,
-            due_ns,
-            deadline_ns,
-        });
-        self.in_flight += 1;
-        self.send(index);
+        courier.request.extend_from_slice(body);
     }
 
     /// Sends what is left of the request, over a new connection if there is none.
@@ -357,16 +406,16 @@ impl Hand {
         let Some(stream) = &mut courier.stream else {
             return;
         };
-        if courier.flight.is_some() && matches!(courier.progress, Progress::Sending(_)) {
+        if !courier.flights.is_empty() && matches!(courier.progress, Progress::Sending(_)) {
             if let Ok(Some(error)) = stream.take_error() {
                 return self.failed(index, &error);
             }
             return self.send(index);
         }
         match stream.read(&mut self.buffer) {
-            Ok(0) if courier.flight.is_none() => courier.stream = None,
+            Ok(0) if courier.flights.is_empty() => courier.stream = None,
             Ok(0) => self.failed(index, &io::Error::from(io::ErrorKind::UnexpectedEof)),
-            Ok(_) if courier.flight.is_none() => {
+            Ok(_) if courier.flights.is_empty() => {
                 courier.stream = None;
                 self.problem("a publisher got bytes that it had not asked for".to_owned());
                 self.broken += 1;
@@ -376,7 +425,7 @@ impl Hand {
                 self.answer(index, phase);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if courier.flight.is_some() => self.failed(index, &error),
+            Err(error) if !courier.flights.is_empty() => self.failed(index, &error),
             Err(_) => courier.stream = None,
         }
     }
@@ -397,8 +446,7 @@ impl Hand {
         let Progress::Body(head) = &mut courier.progress else {
             return;
         };
-        self.discarded.clear();
-        let decoded = head.body.decode(&courier.response, &mut self.discarded);
+        let decoded = head.body.decode(&courier.response, &mut courier.answer);
         match decoded {
             Err(error) => return self.failed(index, &io::Error::other(error)),
             Ok(used) if used < courier.response.len() => {
@@ -412,41 +460,74 @@ impl Hand {
         }
     }
 
+    /// The whole answer has come.
     fn answered(&mut self, index: usize, head: ResponseHead, phase: Phase) {
         let courier = &mut self.couriers[index];
-        let Some(flight) = courier.flight.take() else {
-            return;
-        };
         if head.close {
             courier.stream = None;
         }
-        self.in_flight -= 1;
-        let now = net::now_ns();
-        if (200..300).contains(&head.status) {
-            self.accepted += 1;
-            self.plan.lanes.accepted(flight.lane, flight.sequence);
-            if phase == Phase::Publish {
-                self.latency.record(now - flight.due_ns);
-                self.last_answer_ns = now;
-            }
-        } else {
-            self.refused += 1;
-            courier.not_before_ns = now + RETRY.as_nanos() as u64;
-            self.unanswered(flight);
-            self.problem(format!("a publish was refused with status {}", head.status));
+        let flights = courier.flights.len();
+        let good = (200..300).contains(&head.status);
+        let failures = match self.plan.batch {
+            _ if !good => Ok((0..flights).map(|line| (line, u64::from(head.status))).collect()),
+            1 => Ok(Vec::new()),
+            _ => batch::failures(&courier.answer, flights),
+        };
+        match failures {
+            Ok(failures) => self.landed(index, &failures, phase),
+            Err(error) => self.failed(index, &io::Error::other(error)),
         }
     }
 
-    /// The connection broke before the answer: the message may have been accepted or not.
+    /// The messages under way are accepted, but for `failures`: their places in the batch and the reasons.
+    fn landed(&mut self, index: usize, failures: &[(usize, u64)], phase: Phase) {
+        let now = net::now_ns();
+        let mut flights = std::mem::take(&mut self.couriers[index].flights);
+        self.in_flight -= flights.len() as u64;
+        for (place, status) in failures {
+            self.refused += 1;
+            self.unanswered(flights[*place]);
+            self.problem(format!("a publish was refused with status {status}"));
+        }
+        for (place, flight) in flights.iter().enumerate() {
+            if failures.iter().any(|(failed, _)| *failed == place) {
+                continue;
+            }
+            self.accepted += 1;
+            self.plan.lanes.accepted(flight.lane, flight.sequence);
+            if phase == Phase::Publish {
+                self.latency.record(now.saturating_sub(flight.due_ns));
+                self.last_answer_ns = now;
+            }
+        }
+        if !failures.is_empty() {
+            self.couriers[index].not_before_ns = now + RETRY.as_nanos() as u64;
+        }
+        if phase == Phase::Prime {
+            self.count_primed(index);
+        }
+        flights.clear();
+        self.couriers[index].flights = flights;
+    }
+
+    /// Lanes are primed in their order; one whose first message was refused gets another.
+    fn count_primed(&mut self, index: usize) {
+        let courier = &mut self.couriers[index];
+        let is_primed = |lane: &&Lane| self.plan.lanes.accepted_end(**lane) > 0;
+        let more = courier.lanes[courier.primed..].iter().take_while(is_primed).count();
+        courier.primed += more;
+        self.primed += more as u64;
+    }
+
+    /// The connection broke before the answer: the messages may have been accepted or not.
     fn failed(&mut self, index: usize, error: &io::Error) {
         let courier = &mut self.couriers[index];
         courier.stream = None;
         courier.not_before_ns = net::now_ns() + RETRY.as_nanos() as u64;
         self.broken += 1;
-        if let Some(flight) = courier.flight.take() {
-            self.in_flight -= 1;
-            self.unanswered(flight);
-        }
+        let flights = std::mem::take(&mut courier.flights);
+        self.in_flight -= flights.len() as u64;
+        flights.into_iter().for_each(|flight| self.unanswered(flight));
         self.problem(format!("a publish got no answer: {error}"));
     }
 
@@ -459,10 +540,7 @@ impl Hand {
     fn give_up_overdue(&mut self) {
         let now = net::now_ns();
         for index in 0..self.couriers.len() {
-            if self.couriers[index]
-                .flight
-                .is_some_and(|flight| now > flight.deadline_ns)
-            {
+            if !self.couriers[index].flights.is_empty() && now > self.couriers[index].deadline_ns {
                 self.timeouts += 1;
                 self.failed(index, &io::Error::from(io::ErrorKind::TimedOut));
             }
@@ -477,20 +555,23 @@ impl Hand {
     }
 
     fn report(&self) -> Value {
-        let lanes: Vec<_> = self
+        let unanswered: Vec<_> = self
             .published
             .iter()
-            .map(|lane| json!([lane.sent, lane.unanswered]))
+            .enumerate()
+            .filter(|(_, published)| !published.unanswered.is_empty())
+            .map(|(lane, published)| json!([lane, published.unanswered]))
             .collect();
         json!({
             "accepted": self.accepted,
+            "primed": self.primed,
             "refused": self.refused,
             "broken": self.broken,
             "timeouts": self.timeouts,
             "start_ns": self.start_ns,
             "last_answer_ns": self.last_answer_ns,
             "latency": self.latency.to_json(),
-            "lanes": lanes,
+            "unanswered": unanswered,
             "problems": self.problems,
         })
     }

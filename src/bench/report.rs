@@ -196,7 +196,7 @@ fn number(value: f64, decimals: usize) -> String {
 
 /// The rows of the Markdown table: scenario, fact, text, whether a ratio says something.
 const ROWS: &[(&str, &str, &str, bool)] = &[
-    ("idle", "private_bytes", "private memory per idle subscriber", false),
+    ("idle", "pss_bytes", "private memory per idle subscriber", false),
     (
         "idle",
         "kernel_slab_bytes",

@@ -32,8 +32,8 @@ pub struct Churn {
     max_growth: f64,
 }
 
-/// With fewer visits than this, pages and not leaks make the growth.
-const MIN_VISITS: u64 = 10_000;
+/// A heap that grows by less than this has found its size a little late.
+const MIN_LEAK_BYTES: f64 = 262_144.0;
 
 impl Churn {
     pub fn run(&self) -> anyhow::Result<Report> {
@@ -63,7 +63,7 @@ impl Churn {
         if course.server_is_known {
             let (middle, end) = (course.at(0.5), course.at(1.0));
             let visits = end.opened.saturating_sub(middle.opened);
-            let grown = end.memory.proportional as f64 - middle.memory.proportional as f64;
+            let grown = end.memory as f64 - middle.memory as f64;
             let growth = grown / visits.max(1) as f64;
             report.fact("growth_bytes", "growth per new subscriber", growth, Unit::Bytes);
             for (key, label, sample) in [
@@ -71,12 +71,12 @@ impl Churn {
                 ("full", "at the end", end),
                 ("after", "after all have left", course.after),
             ] {
-                let bytes = sample.memory.proportional as f64;
+                let bytes = sample.memory as f64;
                 report.fact(&format!("{key}_bytes"), &format!("server {label}"), bytes, Unit::Bytes);
                 let files = format!("its open files {label}");
                 report.count(&format!("{key}_descriptors"), &files, sample.descriptors);
             }
-            if growth > self.max_growth && visits >= MIN_VISITS {
+            if growth > self.max_growth && grown > MIN_LEAK_BYTES {
                 report.problem(format!(
                     "the server keeps {growth:.0} bytes of each subscriber that left"
                 ));

@@ -76,7 +76,7 @@ impl Disqus {
                 busy * 100.0,
                 Unit::Percent,
             );
-            let memory = course.at(1.0).memory.proportional as f64 - course.empty.memory.proportional as f64;
+            let memory = course.at(1.0).memory as f64 - course.empty.memory as f64;
             report.fact(
                 "pss_bytes",
                 "server memory per subscriber, channels included",

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Cast, Clients, Run, Target};
 use crate::crew::Phase;
-use crate::proc::{KernelMemory, Memory};
+use crate::proc::{KernelMemory, Server};
 use crate::report::{Report, Unit};
 
 #[derive(Args, Debug)]
@@ -15,8 +15,8 @@ pub struct Idle {
     target: Target,
     #[command(flatten)]
     clients: Clients,
-    /// Idle EventSource subscribers
-    #[arg(long, default_value_t = 10_000, value_name = "N")]
+    /// Idle subscribers; the price of one is the slope between half of them and all
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
     subscribers: usize,
     /// Channels they spread over
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -33,7 +33,8 @@ pub struct Idle {
 #[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     subscribers: usize,
-    server: Memory,
+    server: u64,
+    clients: u64,
     kernel: KernelMemory,
 }
 
@@ -67,63 +68,32 @@ impl Idle {
 
         let mut report = self.target.report("idle");
         report.count("subscribers", "subscribers", self.subscribers as u64);
+        let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
         if known {
-            for (key, label, part) in PARTS {
-                let label = format!("{label} per subscriber");
-                report.fact(&format!("{key}_bytes"), &label, slope(empty, full, part), Unit::Bytes);
-                let label = format!("{label}, second half alone");
-                report.fact(
-                    &format!("{key}_slope_bytes"),
-                    &label,
-                    slope(half, full, part),
-                    Unit::Bytes,
-                );
-            }
+            bytes(
+                "pss_bytes",
+                "server memory per subscriber",
+                slope(half, full, |sample| sample.server),
+            );
+            let first = slope(empty, half, |sample| sample.server);
+            bytes("first_half_bytes", "of the first half", first);
             if self.messages > 0 {
-                let growth =
-                    (grown.server.proportional as f64 - full.server.proportional as f64) / self.subscribers as f64;
-                let label = format!("growth by {} messages per subscriber", self.messages);
-                report.fact("growth_bytes", &label, growth, Unit::Bytes);
+                let label = format!("growth by {} messages each, per subscriber", self.messages);
+                let growth = grown.server as f64 - full.server as f64;
+                bytes("growth_bytes", &label, growth / self.subscribers.max(1) as f64);
             }
-            report.fact(
-                "empty_private_bytes",
-                "server before, private",
-                empty.server.private as f64,
-                Unit::Bytes,
-            );
-            report.fact(
-                "full_private_bytes",
-                "server with all, private",
-                full.server.private as f64,
-                Unit::Bytes,
-            );
-            report.fact(
-                "after_private_bytes",
-                "server after they left, private",
-                after.server.private as f64,
-                Unit::Bytes,
-            );
+            let kept = (after.server as f64 - empty.server as f64) / self.subscribers.max(1) as f64;
+            bytes("kept_bytes", "kept per subscriber after they left", kept);
+            bytes("empty_bytes", "server before", empty.server as f64);
+            bytes("full_bytes", "server with all", full.server as f64);
+            bytes("after_bytes", "server after they left", after.server as f64);
         }
         let slab = slope(empty, full, |sample| sample.kernel.slab);
-        report.fact(
-            "kernel_slab_bytes",
-            "kernel slab per connection, both ends",
-            slab,
-            Unit::Bytes,
-        );
+        bytes("kernel_slab_bytes", "kernel slab per connection, both ends", slab);
         let buffers = slope(empty, full, |sample| sample.kernel.socket_buffers);
-        report.fact(
-            "kernel_buffer_bytes",
-            "kernel socket buffers per connection",
-            buffers,
-            Unit::Bytes,
-        );
-        report.fact(
-            "client_bytes",
-            "the bench's own per connection",
-            findings.bytes_per_subscriber as f64,
-            Unit::Bytes,
-        );
+        bytes("kernel_buffer_bytes", "kernel socket buffers per connection", buffers);
+        let clients = slope(half, full, |sample| sample.clients);
+        bytes("client_bytes", "the bench's own per connection", clients);
         report.latency("opening", "connect to response head", &findings.opening);
         report.left(&left);
         findings.judge(&mut report, false);
@@ -132,21 +102,16 @@ impl Idle {
 
     fn sample(&self, run: &Run, subscribers: usize) -> Sample {
         std::thread::sleep(Duration::from_secs_f64(self.rest.clamp(0.0, 600.0)));
+        // Without processes of its own there is nothing to look at, and no error that could be of interest.
+        let clients = Server::new(vec![std::process::id()]).unwrap_or_default();
         Sample {
             subscribers,
             server: run.server.memory(),
+            clients: clients.memory(),
             kernel: KernelMemory::now(),
         }
     }
 }
-
-type Part = fn(Sample) -> u64;
-
-const PARTS: [(&str, &str, Part); 3] = [
-    ("private", "private memory", |sample| sample.server.private),
-    ("pss", "proportional memory", |sample| sample.server.proportional),
-    ("rss", "resident memory", |sample| sample.server.resident),
-];
 
 /// What each of the subscribers that came between two samples added.
 fn slope(from: Sample, to: Sample, part: impl Fn(Sample) -> u64) -> f64 {
@@ -160,19 +125,13 @@ mod tests {
 
     #[test]
     fn a_slope_ignores_what_was_there_before() {
-        let sample = |subscribers, private| {
-            let server = Memory {
-                private,
-                ..Memory::default()
-            };
-            Sample {
-                subscribers,
-                server,
-                ..Sample::default()
-            }
+        let sample = |subscribers, server| Sample {
+            subscribers,
+            server,
+            ..Sample::default()
         };
         let slope = slope(sample(5_000, 12_000_000), sample(10_000, 12_640_000), |sample| {
-            sample.server.private
+            sample.server
         });
         assert_eq!(slope, 128.0);
     }

@@ -7,7 +7,7 @@ use clap::Args;
 use super::{Cast, Clients, Findings, Run, Target};
 use crate::lanes::Audience;
 use crate::message;
-use crate::proc::{Cpu, Memory, Server};
+use crate::proc::{Cpu, Server};
 
 /// A crowd at work. All rates are open loops: nobody waits for the server.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ pub struct Crowd {
 pub struct Sample {
     /// Subscriptions so far.
     pub opened: u64,
-    pub memory: Memory,
+    pub memory: u64,
     pub descriptors: u64,
 }
 

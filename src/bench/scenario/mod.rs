@@ -6,12 +6,14 @@ pub mod churn;
 pub mod disqus;
 pub mod fanout;
 pub mod idle;
+pub mod million;
 mod mix;
 pub mod publish;
 pub mod soak;
 pub mod storm;
 pub mod verify;
 
+use std::collections::HashMap;
 use std::io::{IsTerminal, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -21,7 +23,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::crew::{Crew, Phase, Work};
-use crate::history::Published;
+use crate::history::Unanswered;
 use crate::http::ResponseHead;
 use crate::lanes::{Audience, Lanes};
 use crate::latency::Latency;
@@ -111,6 +113,8 @@ struct Cast {
     /// Messages a second.
     rate: Option<f64>,
     max_ahead: Option<u64>,
+    /// Messages in one request.
+    batch: usize,
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
@@ -132,6 +136,7 @@ impl Default for Cast {
             duration: None,
             rate: None,
             max_ahead: None,
+            batch: 1,
             message_bytes: message::MIN_BYTES,
             event_ids: false,
             reconnect: false,
@@ -218,6 +223,7 @@ impl Run {
             rate: cast.rate,
             max_ahead: cast.max_ahead,
             audience: cast.subscribers as f64 / f64::from(cast.channels),
+            batch: cast.batch.max(1),
         };
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
@@ -310,10 +316,20 @@ impl Run {
             u64::from(self.cast.publishers)
         };
         let wanted = self.cast.subscribers as u64 * lanes;
-        let all = self.crew.wait(
+        let Self { crew, progress, .. } = self;
+        let all = crew.wait(
             self.patience,
             |crew| crew.publishers_settled(Phase::Prime) && crew.received() >= wanted,
-            |_| Ok(()),
+            |crew| {
+                progress.show(|| {
+                    format!(
+                        "preparing: {} published, {} received",
+                        crew.published(),
+                        crew.received()
+                    )
+                });
+                Ok(())
+            },
         )?;
         if !all {
             let received = self.crew.received();
@@ -423,6 +439,8 @@ struct Findings {
     disconnects: u64,
     reconnects: u64,
     accepted: u64,
+    /// Of those, the first ones on their lanes, which only prepare.
+    primed: u64,
     refused_publishes: u64,
     unanswered: u64,
     timeouts: u64,
@@ -436,7 +454,6 @@ struct Findings {
     /// Connections that became subscriptions, over the whole run.
     opened: u64,
     departed: u64,
-    bytes_per_subscriber: u64,
     /// The first few things that went wrong, in words.
     examples: Vec<String>,
     publish_examples: Vec<String>,
@@ -460,10 +477,11 @@ impl Findings {
                 .take(10)
                 .collect::<Vec<_>>()
         };
-        let lanes: Vec<Published> = publishers
+        let unanswered: HashMap<u64, Unanswered> = publishers
             .iter()
-            .filter_map(|report| lanes(&report["lanes"]))
+            .filter_map(|report| report["unanswered"].as_array())
             .flatten()
+            .filter_map(unanswered)
             .collect();
         let start = publishers
             .iter()
@@ -487,7 +505,8 @@ impl Findings {
             reconnects: sum(subscribers, "reconnects"),
             accepted: sum(publishers, "accepted"),
             refused_publishes: sum(publishers, "refused"),
-            unanswered: lanes.iter().map(|lane| lane.unanswered.len() as u64).sum(),
+            primed: sum(publishers, "primed"),
+            unanswered: unanswered.values().map(Unanswered::count).sum(),
             timeouts: sum(publishers, "timeouts"),
             publishing: last(publishers, "last_answer_ns"),
             delivering: last(subscribers, "last_message_ns"),
@@ -496,30 +515,26 @@ impl Findings {
             publish_latency: latency(publishers, "latency")?,
             opened: sum(subscribers, "opened"),
             departed: sum(subscribers, "departed"),
-            bytes_per_subscriber: subscribers
-                .iter()
-                .map(|report| number(report, "bytes_per_subscriber"))
-                .max()
-                .unwrap_or(0),
             examples: examples(subscribers),
             publish_examples: examples(publishers),
         };
-        findings.count_lost(subscribers, &lanes)?;
+        findings.count_lost(subscribers, &unanswered);
         Ok(findings)
     }
 
     /// Lost is what was accepted and not seen.
-    fn count_lost(&mut self, subscribers: &[Value], lanes: &[Published]) -> anyhow::Result<()> {
+    fn count_lost(&mut self, subscribers: &[Value], unanswered: &HashMap<u64, Unanswered>) {
+        let all_answered = Unanswered::default();
         let unseen = subscribers
             .iter()
             .filter_map(|report| report["unseen"].as_array())
             .flatten();
         for entry in unseen {
-            let lane = number(entry, "lane") as usize;
-            let published = lanes.get(lane).context("a lane that nobody published to")?;
+            let lane = number(entry, "lane");
+            let unanswered = unanswered.get(&lane).unwrap_or(&all_answered);
             let ranges = ranges(&entry["ranges"]);
-            let lost = published.lost(&ranges);
-            if let Some(first) = published.first_lost(&ranges)
+            let lost = unanswered.lost(&ranges);
+            if let Some(first) = unanswered.first_lost(&ranges)
                 && self.examples.len() < 20
             {
                 let subscriber = number(entry, "subscriber");
@@ -529,7 +544,6 @@ impl Findings {
             }
             self.lost += lost;
         }
-        Ok(())
     }
 
     /// Puts what must be zero into the report, as facts and, where it is not zero, as problems.
@@ -579,17 +593,10 @@ fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or(0)
 }
 
-/// `[[sent, [unanswered, …]], …]`
-fn lanes(value: &Value) -> Option<Vec<Published>> {
-    let lane = |lane: &Value| {
-        let mut unanswered: Vec<u32> = lane[1].as_array()?.iter().filter_map(as_u32).collect();
-        unanswered.sort_unstable();
-        Some(Published {
-            sent: as_u32(&lane[0])?,
-            unanswered,
-        })
-    };
-    value.as_array()?.iter().map(lane).collect()
+/// `[lane, [unanswered, …]]`
+fn unanswered(lane: &Value) -> Option<(u64, Unanswered)> {
+    let sequences = lane[1].as_array()?.iter().filter_map(as_u32);
+    Some((lane[0].as_u64()?, Unanswered::new(sequences.collect())))
 }
 
 /// `[[start, end], …]`
@@ -621,28 +628,50 @@ fn per_second(count: u64, time: Duration) -> f64 {
     count as f64 / time.as_secs_f64().max(1e-9)
 }
 
-/// The body of a plain GET.
-fn fetch(url: &UrlTemplate) -> anyhow::Result<String> {
-    let request = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nAccept: application/json\r\nConnection: close\r\n\r\n",
-        url.path(""),
-        url.authority()
-    );
-    let answer = || -> anyhow::Result<String> {
+/// A complete answer to a request without a body.
+struct Answer {
+    status: u16,
+    /// The bytes of its head.
+    head: Vec<u8>,
+    body: Vec<u8>,
+}
+
+/// Sends one request and waits for its answer.
+fn ask(method: &str, url: &UrlTemplate) -> anyhow::Result<Answer> {
+    let (path, host) = (url.path(""), url.authority());
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nAccept: application/json\r\nConnection: close\r\n\r\n");
+    let answer = || -> anyhow::Result<Answer> {
         let mut stream = TcpStream::connect(url.address())?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         stream.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes)?;
         let (mut head, length) = ResponseHead::parse(&bytes)?.context("an answer without an end of its head")?;
-        if head.status != 200 {
-            bail!("status {}", head.status);
-        }
         let mut body = Vec::new();
         head.body.decode(&bytes[length..], &mut body)?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
+        bytes.truncate(length);
+        Ok(Answer {
+            status: head.status,
+            head: bytes,
+            body,
+        })
     };
-    answer().with_context(|| format!("no statistics from {}{}", url.authority(), url.path("")))
+    answer().with_context(|| format!("no answer to {method} {host}{path}"))
+}
+
+/// The body of the statistics.
+fn fetch(url: &UrlTemplate) -> anyhow::Result<String> {
+    let answer = ask("GET", url)?;
+    if answer.status != 200 {
+        bail!(
+            "status {} for the statistics at {}{}",
+            answer.status,
+            url.authority(),
+            url.path("")
+        );
+    }
+    Ok(String::from_utf8_lossy(&answer.body).into_owned())
 }
 
 /// The first number that follows the word "subscribers", whatever stands between: all servers' statistics have it.
@@ -681,6 +710,12 @@ impl Progress {
         }
     }
 
+    /// A line that stays.
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        self.end();
+        eprintln!("{}", text());
+    }
+
     fn end(&mut self) {
         if self.terminal && self.shown {
             eprint!("\r\x1b[K");
@@ -708,7 +743,7 @@ mod tests {
     }
 
     fn publisher() -> Value {
-        json!({"accepted": 4, "broken": 2, "latency": Latency::new().to_json(), "lanes": [[6, [3, 2]]], "problems": []})
+        json!({"accepted": 4, "broken": 2, "latency": Latency::new().to_json(), "unanswered": [[0, [3, 2]]], "problems": []})
     }
 
     #[test]

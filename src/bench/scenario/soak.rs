@@ -61,12 +61,12 @@ impl Soak {
                 (0.5, "half", "after half"),
                 (1.0, "end", "at the end"),
             ] {
-                let bytes = course.at(part).memory.proportional as f64;
+                let bytes = course.at(part).memory as f64;
                 report.fact(&format!("{key}_bytes"), &format!("server {label}"), bytes, Unit::Bytes);
             }
-            let after = course.after.memory.proportional as f64;
+            let after = course.after.memory as f64;
             report.fact("after_bytes", "server after all have left", after, Unit::Bytes);
-            let (quarter, end) = (course.at(0.25).memory.proportional, course.at(1.0).memory.proportional);
+            let (quarter, end) = (course.at(0.25).memory, course.at(1.0).memory);
             let growth = (end as f64 / quarter.max(1) as f64 - 1.0) * 100.0;
             report.fact("growth_percent", "growth since a quarter", growth, Unit::Percent);
             if growth > self.max_growth {

@@ -268,6 +268,56 @@ fn churn_and_soak_see_what_the_server_gives_back() {
     assert!(value(&soak, "growth_percent") < 5.0, "{soak}");
 }
 
+#[test]
+fn a_broadcast_reaches_all_of_a_million_in_small() {
+    let floor = Floor::start(&["--workers", "3"]);
+    let arguments = [
+        "--subscribers",
+        "600",
+        "--steps",
+        "3",
+        "--processes",
+        "12",
+        "--max-kept",
+        "100000",
+    ];
+    let report = passes(&floor.bench("million", &arguments), "deliveries", 600.0);
+    assert!(value(&report, "client_bytes") > 0.0, "{report}");
+}
+
+#[test]
+fn a_machine_without_memory_is_not_driven_to_its_end() {
+    let floor = Floor::start(&[]);
+    let arguments = ["--subscribers", "100", "--reserve", "1000000000"];
+    let output = floor.bench("million", &arguments);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("0 subscribers are connected"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_broadcast_that_does_not_reach_all_is_noticed() {
+    let floor = Floor::start(&["--spoil", "haunt"]);
+    let arguments = [
+        "--subscribers",
+        "60",
+        "--broadcast-limit",
+        "0",
+        "--leave-limit",
+        "0.3",
+        "--max-kept",
+        "100000",
+    ];
+    let report = report(&floor.bench("million", &arguments));
+    let problems = report["problems"].to_string();
+    assert!(
+        problems.contains("took longer than 0 s") && problems.contains("still show 1"),
+        "{report}"
+    );
+}
+
 /// A floor that keeps what it should give back is found out.
 #[test]
 fn churn_finds_leaks() {
@@ -276,7 +326,7 @@ fn churn_finds_leaks() {
         "--subscribers",
         "50",
         "--arrivals",
-        "6000",
+        "2000",
         "--seconds",
         "4",
         "--max-growth",
