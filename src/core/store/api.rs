@@ -219,6 +219,8 @@ pub struct WorkerInfo {
     pub uptime_secs: u64,
     /// As the worker itself counts them.
     pub connections: Connections,
+    /// The longest that it did not look for events while it delivered, in microseconds.
+    pub longest_stretch_us: u32,
     /// Seconds since the epoch.
     pub started_unix: u64,
     /// Bytes that wait for slow readers, as the worker said last.

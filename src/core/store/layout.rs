@@ -30,7 +30,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -344,7 +344,9 @@ record! {
         started_unix: u32,
         /// Bytes that wait for slow readers; not under the zone's lock.
         queued: u64,
-        unused: [u32; 2],
+        /// The longest it did not look for events while it delivered, in microseconds; not under the zone's lock.
+        stretch_us: u32,
+        unused: u32,
         /// How its subscribers are connected; not under the zone's lock.
         tallies: [u32; TALLIES],
     }

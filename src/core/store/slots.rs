@@ -148,6 +148,7 @@ impl Zone {
                 subscribers: locked.get(slot, slot::subscribers).into(),
                 uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
                 connections: Connections::of(&self.memory, slot),
+                longest_stretch_us: locked.get(slot, slot::stretch_us),
                 started_unix: locked.get(slot, slot::started_unix).into(),
                 queued_bytes: locked.get(slot, slot::queued),
             });

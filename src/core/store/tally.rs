@@ -2,6 +2,8 @@
 //!
 //! Only the slot's own process writes them, one aligned word at a time, so any other may read them at any moment.
 
+use std::time::Duration;
+
 use super::Worker;
 use super::layout::{SlotRef, TALLIES, slot};
 use super::memory::Memory;
@@ -124,6 +126,7 @@ impl Connections {
         for index in 0..TALLIES {
             memory.init(slot, slot::tallies.nth(index), 0);
         }
+        memory.init(slot, slot::stretch_us, 0);
     }
 }
 
@@ -136,6 +139,14 @@ impl Worker {
     /// Forgets one that [`Worker::count_in`] counted.
     pub fn count_out(&self, connection: Connection) {
         self.tally(connection, |count| count.saturating_sub(1));
+    }
+
+    /// Tells how long this worker did not look for events while it delivered; the longest is kept.
+    pub fn note_stretch(&self, stretch: Duration) {
+        let stretch_us = u32::try_from(stretch.as_micros()).unwrap_or(u32::MAX);
+        if stretch_us > self.memory().peek(self.own_slot(), slot::stretch_us) {
+            self.memory().init(self.own_slot(), slot::stretch_us, stretch_us);
+        }
     }
 
     fn tally(&self, connection: Connection, change: impl Fn(u32) -> u32) {

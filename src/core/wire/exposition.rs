@@ -113,6 +113,13 @@ impl Family<'_> {
     }
 
     /// The samples of a histogram, in seconds.
+    /// A sample in microseconds, written in seconds.
+    pub fn sample_us(&mut self, labels: &[Label<'_>], value_us: u64) -> &mut Self {
+        self.named(self.suffix, labels, |out| {
+            out.extend_from_slice(format!("{}.{:06}", value_us / 1_000_000, value_us % 1_000_000).as_bytes());
+        })
+    }
+
     pub fn histogram(&mut self, histogram: Histogram<'_>) -> &mut Self {
         let mut count = 0;
         for (index, &in_bucket) in histogram.buckets.iter().enumerate() {

@@ -117,6 +117,11 @@ impl Burst {
         at == 0 || self.marks.binary_search_by_key(&at, |mark| mark.end).is_ok()
     }
 
+    /// Its bytes from byte `from` on.
+    pub fn bytes_from(&self, from: u32) -> &[u8] {
+        self.bytes.get(from as usize..).unwrap_or_default()
+    }
+
     /// How many messages end after byte `at`.
     pub fn messages_from(&self, at: u32) -> usize {
         self.marks.len() - self.marks.partition_point(|mark| mark.end <= at)

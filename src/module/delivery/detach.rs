@@ -369,6 +369,11 @@ impl Delivery {
         }
         let released = subscriber.hold.is_none().then(|| {
             subscriber.request = ptr::null_mut();
+            // SAFETY: the connection is open.
+            let connection = unsafe { &*subscriber.connection };
+            if connection.ssl.is_null() {
+                subscriber.socket = connection.fd;
+            }
             (request, subscriber.audience.clone())
         });
         let after = subscriber.connected();

@@ -3,6 +3,7 @@
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
 use std::ptr;
+use std::time::Instant;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -157,15 +158,19 @@ fn empty(fd: i32) {
 
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     fence::event("delivery", || {
+        let started = Instant::now();
         let settling = PROCESS.with(|delivery| std::mem::take(&mut delivery.settling));
         PROCESS.with(|delivery| delivery.journal.flush(Now::read().monotonic_ms));
         settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
         let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);
         perform(actions);
-        if more {
-            PROCESS.with(|delivery| delivery.events.post_more_work());
-        }
+        PROCESS.with(|delivery| {
+            delivery.pace(started, more);
+            if more {
+                delivery.events.post_more_work();
+            }
+        });
     });
 }
 
@@ -208,6 +213,15 @@ impl Delivery {
         self.give_memory_back(now.monotonic_ms);
         self.wake();
         add_timer(&self.events.tick, next);
+    }
+
+    /// Notes how long nginx did not look for events: from one slice to the next, if it did not sleep in between.
+    fn pace(&mut self, started: Instant, more: bool) {
+        let before = std::mem::replace(&mut self.slice_before, more.then_some(started));
+        let stretch = before.map_or(started.elapsed(), |before| started.duration_since(before));
+        if let Some(worker) = &self.worker {
+            worker.note_stretch(stretch.max(started.elapsed()));
+        }
     }
 
     /// glibc keeps what was freed; after many have left, it is asked to return it.

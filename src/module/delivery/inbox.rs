@@ -2,12 +2,15 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
 
 use push_stream_core::store::{Batch, Membership, MessageKind, Now};
 
-use super::burst::{Burst, Piece, Style};
+use super::burst::{Burst, Mark, Piece, Style};
 use super::output::Progress;
-use super::registry::{Kind, Subscriber, SubscriberId};
+use super::registry::{Kind, Registry, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
@@ -15,8 +18,14 @@ use crate::config::SlowReader;
 /// Text taken from the store at once: what comes together goes out together, one send per subscriber.
 const DRAIN_BYTES: usize = 256 * 1024;
 
-/// Sends before other events get their turn.
-const SENDS_PER_SLICE: usize = 512;
+/// What handing out may take before other events get their turn: new readers and publishers do not wait for a broadcast.
+const SLICE: Duration = Duration::from_millis(2);
+
+/// Sends of one channel before another channel gets its turn, and between two looks at the clock.
+const TURN: usize = 64;
+
+/// Whatever takes more than a send: so many of them in a slice.
+const ACTIONS_PER_SLICE: usize = 64;
 
 /// Slices of old messages for one subscriber before others get their turn.
 const REPLAYS_PER_TURN: usize = 4;
@@ -41,10 +50,39 @@ pub struct Answer {
 /// Messages of one channel that are being handed out.
 struct Run {
     membership: Membership,
-    bursts: Vec<(Style, Rc<Burst>)>,
+    bursts: SmallVec<[(Rc<Style>, Rc<Burst>); 1]>,
     /// When they were published, in milliseconds since the epoch.
     published_ms: Vec<u64>,
     deleted: bool,
+}
+
+impl Run {
+    /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
+    fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Burst>, u32, &Mark, usize)> {
+        let (_, burst) = self
+            .bursts
+            .iter()
+            .find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
+        let (from, mark, count) = burst.after(subscriber.joined_seq)?;
+        Some((burst, from, mark, count))
+    }
+}
+
+/// How far a run was handed out.
+enum Handed {
+    All,
+    /// Up to the end of its turn.
+    Turn,
+    /// Up to one whose socket did not take it all.
+    Outcome {
+        index: u32,
+        delivered: Delivered,
+    },
+    /// Up to one that needs more than a send, and was not given anything.
+    Special {
+        index: u32,
+        position: u32,
+    },
 }
 
 /// What was taken from the store and is not handed out yet.
@@ -63,14 +101,14 @@ impl Delivery {
     /// One slice of work; true if there is more.
     pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
         let now = Now::read();
-        let mut budget = SENDS_PER_SLICE;
-        while budget > 0 {
-            if self.inbox.runs.is_empty() && !self.take_messages() {
+        let end = Instant::now() + SLICE;
+        while actions.len() < ACTIONS_PER_SLICE && (!self.inbox.runs.is_empty() || self.take_messages()) {
+            self.hand_out(now.monotonic_ms, actions);
+            if Instant::now() >= end {
                 break;
             }
-            self.hand_out(&mut budget, now.monotonic_ms, actions);
         }
-        let turn = self.inbox.catching_up.len().min(budget.max(1));
+        let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
         !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
@@ -98,15 +136,11 @@ impl Delivery {
             let source = Membership(source);
             if membership != Some(source) {
                 membership = Some(source);
-                let styles = self
-                    .registry
-                    .channels
-                    .get(&source)
-                    .map(|channel| channel.styles().cloned().collect());
-                let styles: Vec<Style> = styles.unwrap_or_default();
+                let channel = self.registry.channels.get(&source);
+                let styles = channel.into_iter().flat_map(|channel| channel.styles());
                 runs.push_back(Run {
                     membership: source,
-                    bursts: styles.into_iter().map(|style| (style, Rc::default())).collect(),
+                    bursts: styles.map(|style| (style.clone(), Rc::default())).collect(),
                     published_ms: Vec::new(),
                     deleted: false,
                 });
@@ -127,36 +161,70 @@ impl Delivery {
         taken
     }
 
-    /// Hands the first run out, as far as the budget goes.
-    fn hand_out(&mut self, budget: &mut usize, now_ms: u64, actions: &mut Vec<Action>) {
+    /// Hands the first run out for one turn. If there is more of it, it goes on behind the others.
+    fn hand_out(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let Some(run) = self.inbox.runs.pop_front() else {
             return;
         };
-        while *budget > 0 {
-            let Some(channel) = self.registry.channels.get_mut(&run.membership) else {
-                return;
-            };
+        let mut left = TURN;
+        loop {
+            match self.hand_out_quickly(&run, &mut left, now_ms) {
+                Handed::All => return self.tally.observe(&run.published_ms),
+                Handed::Turn => break,
+                Handed::Outcome { index, delivered } => self.account(index, delivered, actions),
+                Handed::Special { index, position } => self.hand_to(index, position, &run, now_ms, actions),
+            }
+        }
+        self.inbox.runs.push_back(run);
+    }
+
+    /// Hands a run to all who only need a send, up to the first who needs more.
+    fn hand_out_quickly(&mut self, run: &Run, left: &mut usize, now_ms: u64) -> Handed {
+        let Registry { slab, channels, .. } = &mut self.registry;
+        let Some(channel) = channels.get_mut(&run.membership) else {
+            return Handed::All;
+        };
+        loop {
             let position = channel.done;
             let Some(&index) = channel.members.get(position) else {
                 channel.done = 0;
-                self.tally.observe(&run.published_ms);
-                return;
+                return Handed::All;
             };
+            if *left == 0 {
+                return Handed::Turn;
+            }
+            *left -= 1;
             channel.done += 1;
-            *budget -= 1;
-            self.hand_to(index, position as u32, &run, now_ms, actions);
+            if let Some(&next) = channel.members.get(channel.done) {
+                slab.prefetch(next);
+            }
+            let special = Handed::Special {
+                index,
+                position: position as u32,
+            };
+            let Some(subscriber) = slab.at(index).filter(|_| !run.deleted) else {
+                return special;
+            };
+            if !subscriber.is_quick() {
+                return special;
+            }
+            let Some((burst, from, _, count)) = run.part_for(subscriber) else {
+                continue;
+            };
+            self.tally.delivered += count as u64;
+            subscriber.postpone_ping(now_ms);
+            match subscriber.send_quickly(burst, from) {
+                Delivered::Sent => {}
+                delivered => return Handed::Outcome { index, delivered },
+            }
         }
-        self.inbox.runs.push_front(run);
     }
 
     fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
-        let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+        let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        let Some((_, burst)) = run.bursts.iter().find(|(style, _)| *style == subscriber.style) else {
-            return;
-        };
-        let Some((from, mark, count)) = burst.after(subscriber.joined_seq) else {
+        let Some((burst, from, mark, count)) = run.part_for(subscriber) else {
             return;
         };
         if let Kind::Waiting(_) = subscriber.kind {
@@ -181,27 +249,36 @@ impl Delivery {
         }
         if !subscriber.ending {
             self.tally.delivered += count as u64;
-            match subscriber.deliver(Piece::tail(burst, from), now_ms) {
-                Delivered::Sent => {}
-                Delivered::Queued { dropped } => {
-                    self.counters.dropped += dropped as u64;
-                    if let Some(session) = &mut subscriber.session {
-                        session.drop_messages(dropped);
-                    }
-                    self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
-                }
-                Delivered::Advance => actions.push(Action::Advance(id)),
-                Delivered::Cut(ending) => {
-                    // Nothing more may be written: TLS would take it for a bad repetition.
-                    subscriber.ending = true;
-                    self.counters.too_slow += u64::from(ending == Ending::TooSlow);
-                    self.tally.slow(SlowReader::Close, ending == Ending::TooSlow);
-                    actions.push(Action::End(id, ending));
-                }
-            }
+            let delivered = subscriber.deliver(Piece::tail(burst, from), now_ms);
+            self.account(index, delivered, actions);
         }
         if run.deleted {
             self.lose_channel(index, position, run.membership, actions);
+        }
+    }
+
+    /// Counts what became of a live piece, and leaves to be done what it asks for.
+    fn account(&mut self, index: u32, delivered: Delivered, actions: &mut Vec<Action>) {
+        let Some((id, subscriber)) = self.registry.slab.named(index) else {
+            return;
+        };
+        match delivered {
+            Delivered::Sent => {}
+            Delivered::Queued { dropped } => {
+                self.counters.dropped += dropped as u64;
+                if let Some(session) = &mut subscriber.session {
+                    session.drop_messages(dropped);
+                }
+                self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
+            }
+            Delivered::Advance => actions.push(Action::Advance(id)),
+            Delivered::Cut(ending) => {
+                // Nothing more may be written: TLS would take it for a bad repetition.
+                subscriber.ending = true;
+                self.counters.too_slow += u64::from(ending == Ending::TooSlow);
+                self.tally.slow(SlowReader::Close, ending == Ending::TooSlow);
+                actions.push(Action::End(id, ending));
+            }
         }
     }
 
@@ -210,7 +287,7 @@ impl Delivery {
         let Some(left) = self.registry.unseat(index, Some((membership, position))) else {
             return;
         };
-        let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+        let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
         let gone = subscriber.seats.is_empty();
@@ -280,7 +357,8 @@ pub enum Replayed {
     Later,
 }
 
-enum Delivered {
+/// What became of a live piece.
+pub enum Delivered {
     Sent,
     Queued { dropped: usize },
     Advance,
@@ -288,6 +366,29 @@ enum Delivered {
 }
 
 impl Subscriber {
+    /// Does a live piece need nothing but a send?
+    pub fn is_quick(&self) -> bool {
+        self.socket >= 0 && !self.ending && self.backlog.is_empty() && self.replay.is_none() && self.session.is_none()
+    }
+
+    /// Sends a burst from byte `from` on to one that is [quick](Subscriber::is_quick).
+    pub fn send_quickly(&mut self, burst: &Rc<Burst>, from: u32) -> Delivered {
+        match self.send_to_socket(burst.bytes_from(from)) {
+            (_, Progress::Done) => Delivered::Sent,
+            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken),
+            (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
+        }
+    }
+
+    /// The socket is full: the rest of a piece waits until it is not.
+    fn keep_rest(&mut self, piece: Piece, taken: usize) -> Delivered {
+        self.backlog.push(piece);
+        self.backlog.start();
+        self.backlog.advance(taken);
+        self.wait_writable();
+        Delivered::Queued { dropped: 0 }
+    }
+
     /// Takes a live piece: sends it, or queues it behind what waits.
     fn deliver(&mut self, piece: Piece, now_ms: u64) -> Delivered {
         self.postpone_ping(now_ms);
@@ -301,13 +402,7 @@ impl Subscriber {
         match self.send_now(&piece) {
             Some((_, Progress::Done)) => Delivered::Sent,
             Some((_, Progress::Failed)) => Delivered::Cut(Ending::Failed),
-            Some((taken, Progress::Blocked)) => {
-                self.backlog.push(piece);
-                self.backlog.start();
-                self.backlog.advance(taken);
-                self.wait_writable();
-                Delivered::Queued { dropped: 0 }
-            }
+            Some((taken, Progress::Blocked)) => self.keep_rest(piece, taken),
             None => {
                 let idle = self.flight.is_some() && self.backlog.is_empty();
                 match queued(self.backlog.push_bounded(piece, bound)) {

@@ -13,7 +13,7 @@ use super::session::Reason;
 use super::{Delivery, PROCESS, perform};
 
 /// Subscribers ended before other events get their turn.
-const ENDS_PER_SLICE: u32 = 512;
+const ENDS_PER_SLICE: u32 = 256;
 
 /// Between two slices while ends are spread over time, and while what cannot be ended yet is waited for.
 const PACE_MS: u64 = 50;

@@ -34,9 +34,12 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::rc::Rc;
+use std::time::Instant;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
+use smallvec::SmallVec;
+
 use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary, Worker, Zone};
 
 use crate::config::{Audience, Main, Settings};
@@ -46,7 +49,7 @@ use crate::ffi::{body, fence, lookup, pool, tcp};
 use burst::{Burst, Piece, Style};
 use detach::Neighbours;
 use events::Events;
-use inbox::{Action, Answer, Inbox, Replayed};
+use inbox::{Action, Answer, Delivered, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
@@ -61,7 +64,7 @@ pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
 
 /// Pings and ends before other events get their turn.
-const DUE_PER_SLICE: usize = 512;
+const DUE_PER_SLICE: usize = 256;
 
 /// Everything this worker knows.
 static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
@@ -80,6 +83,8 @@ struct Delivery {
     /// Subscribers that may be able to do without their requests, once no handler of these is running.
     settling: Vec<SubscriberId>,
     neighbours: Neighbours,
+    /// When the slice of work began after which there was more to do.
+    slice_before: Option<Instant>,
     events: &'static Events,
     leaving: Leaving,
     counters: Counters,
@@ -132,6 +137,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         due: VecDeque::new(),
         settling: Vec::new(),
         neighbours: Neighbours::find(),
+        slice_before: None,
         events,
         leaving: Leaving::default(),
         counters: Counters::default(),
@@ -495,15 +501,17 @@ impl Delivery {
                 first: false,
             })
         });
-        let mut subscriber = Box::new(Subscriber {
+        let style = self.registry.styles.intern(style);
+        let mut subscriber = Subscriber {
             request: r,
+            socket: -1,
             // SAFETY: the request is valid, and keeps its connection.
             connection: unsafe { (*r).connection },
             style,
             kind,
             flight,
             joined_seq: joined.seq,
-            seats: Vec::with_capacity(memberships.len()),
+            seats: SmallVec::new(),
             address: joined.address.unwrap_or(NOWHERE),
             backlog: Default::default(),
             replay,
@@ -514,7 +522,7 @@ impl Delivery {
             session: None,
             place: Default::default(),
             audience,
-        });
+        };
         if let Kind::Socket(socket) = &mut subscriber.kind {
             let opening = socket.take_opening();
             subscriber.push_bytes(&opening);
@@ -574,7 +582,7 @@ impl Delivery {
     }
 
     /// Forgets a subscriber; the store does, too.
-    fn remove(&mut self, id: SubscriberId, ending: Ending) -> Option<Box<Subscriber>> {
+    fn remove(&mut self, id: SubscriberId, ending: Ending) -> Option<Subscriber> {
         let connected = self.registry.slab.get(id)?.connected();
         if let Some(worker) = &self.worker {
             worker.count_out(connected);
@@ -671,7 +679,7 @@ impl Delivery {
             let Some(index) = self.due.pop_front() else {
                 break;
             };
-            let (Some(id), Some(subscriber)) = (self.registry.slab.id(index), self.registry.slab.at(index)) else {
+            let Some((id, subscriber)) = self.registry.slab.named(index) else {
                 continue;
             };
             if subscriber.end_due_ms <= now_ms {
@@ -682,15 +690,11 @@ impl Delivery {
                 // From when it was due, or slots would add up.
                 let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
                 subscriber.postpone_ping(beat);
-                let alive = subscriber.queue_ping(&mut pings, now_ms);
-                if !alive {
-                    subscriber.ends(Reason::DeadPeer);
+                match subscriber.ping(&mut pings, now_ms) {
+                    Pinged::Sent => {}
+                    Pinged::Queued => actions.push(Action::Advance(id)),
+                    Pinged::Lost(ending) => actions.push(Action::End(id, ending)),
                 }
-                actions.push(if alive {
-                    Action::Advance(id)
-                } else {
-                    Action::End(id, Ending::Gone)
-                });
             }
             self.schedule(index, now_ms);
         }
@@ -704,11 +708,11 @@ impl Delivery {
 
 /// The pings of one turn of the wheel, by style.
 #[derive(Default)]
-struct Pings(Vec<(Style, Rc<Burst>)>);
+struct Pings(Vec<(Rc<Style>, Rc<Burst>)>);
 
 impl Pings {
-    fn of(&mut self, style: &Style) -> Rc<Burst> {
-        if let Some((_, ping)) = self.0.iter().find(|(known, _)| known == style) {
+    fn of(&mut self, style: &Rc<Style>) -> Rc<Burst> {
+        if let Some((_, ping)) = self.0.iter().find(|(known, _)| Rc::ptr_eq(known, style)) {
             return ping.clone();
         }
         let ping = Burst::of_bytes(&style.format.ping, style.framing);
@@ -717,17 +721,32 @@ impl Pings {
     }
 }
 
+/// What became of a ping.
+enum Pinged {
+    Sent,
+    Queued,
+    /// The peer has left earlier ones unanswered, or cannot be written to.
+    Lost(Ending),
+}
+
 impl Subscriber {
-    /// Nobody who does not read what waits for it needs a ping. False if the peer has left earlier ones unanswered.
-    fn queue_ping(&mut self, pings: &mut Pings, now_ms: u64) -> bool {
+    /// Nobody who does not read what waits for it needs a ping.
+    fn ping(&mut self, pings: &mut Pings, now_ms: u64) -> Pinged {
         if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
             && !socket.ping(now_ms, interval)
         {
-            return false;
+            self.ends(Reason::DeadPeer);
+            return Pinged::Lost(Ending::Gone);
+        }
+        if self.is_quick() {
+            return match self.send_quickly(&pings.of(&self.style), 0) {
+                Delivered::Cut(ending) => Pinged::Lost(ending),
+                _ => Pinged::Sent,
+            };
         }
         if self.backlog.is_empty() && self.replay.is_none() {
             self.backlog.push(Piece::whole(pings.of(&self.style)));
         }
-        true
+        Pinged::Queued
     }
 }

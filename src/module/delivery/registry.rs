@@ -1,11 +1,17 @@
 //! This worker's subscribers, and which of them are in which channel.
 
-use std::collections::HashMap;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ffi::c_void;
+#[cfg(target_arch = "x86_64")]
+use std::ptr;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
 use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
 use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 
 use super::backlog::{Backlog, Bound};
@@ -77,33 +83,39 @@ pub enum Reply<'t> {
     TimedOut,
 }
 
-/// One open request. All that it needs after its response head is here, nothing is looked up in the request.
+/// One open stream or waiting request. All that it needs after its response head is here, nothing is looked up in the request.
+///
+/// What every message touches comes first and is one cache line.
+#[repr(C)]
 pub struct Subscriber {
-    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once it was given back.
-    pub request: *mut ngx_http_request_t,
-    /// Open as long as the subscriber is registered.
-    pub connection: *mut ngx_connection_t,
-    pub audience: Rc<Audience>,
-    pub style: Style,
-    pub kind: Kind,
-    /// None: bytes go straight to the connection. Otherwise what is in nginx's output filters; it belongs to the
-    /// request's pool, which is destroyed after the subscriber is removed.
-    pub flight: Option<NonNull<Flight>>,
     /// Messages up to this sequence number are not for it.
     pub joined_seq: u64,
-    pub seats: Vec<Seated>,
-    /// Its share of its client's address if that is limited; else number 0, which no membership has.
-    pub address: Membership,
+    pub style: Rc<Style>,
     pub backlog: Backlog,
     pub replay: Option<Box<Replaying>>,
+    /// Where its end is logged.
+    pub session: Option<Box<Session>>,
     pub ping_due_ms: u64,
-    pub end_due_ms: u64,
+    pub audience: Rc<Audience>,
+    /// The socket, if bytes may go straight to it: no request, no TLS. Else -1.
+    pub socket: i32,
     /// It has left its channels; once everything is sent it ends.
     pub ending: bool,
     /// Why it keeps its request; None if it does not, or if it waits for one answer.
     pub hold: Option<Hold>,
-    /// Where its end is logged.
-    pub session: Option<Box<Session>>,
+
+    /// Open as long as the subscriber is registered.
+    pub connection: *mut ngx_connection_t,
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once it was given back.
+    pub request: *mut ngx_http_request_t,
+    /// None: bytes go straight to the connection. Otherwise what is in nginx's output filters; it belongs to the
+    /// request's pool, which is destroyed after the subscriber is removed.
+    pub flight: Option<NonNull<Flight>>,
+    pub kind: Kind,
+    pub seats: SmallVec<[Seated; 2]>,
+    pub end_due_ms: u64,
+    /// Its share of its client's address if that is limited; else number 0, which no membership has.
+    pub address: Membership,
     pub place: Place,
 }
 
@@ -124,8 +136,11 @@ pub struct Replaying {
     pub first: bool,
 }
 
-/// There may be a million of them.
-const _: () = assert!(size_of::<Subscriber>() <= 176);
+/// There may be a million of them. With the generation that the slab keeps with each: three cache lines.
+const _: () = {
+    assert!(size_of::<Entry>() <= 176);
+    assert!(std::mem::offset_of!(Subscriber, connection) <= 64);
+};
 
 /// Stands for no membership.
 pub const NOWHERE: Membership = Membership(0);
@@ -178,83 +193,183 @@ impl Subscriber {
 
     /// A message was delivered: silence begins anew.
     pub fn postpone_ping(&mut self, now_ms: u64) {
-        if let Some(interval) = self.audience.ping_interval_ms.filter(|_| self.ping_due_ms != NEVER) {
+        if self.ping_due_ms != NEVER
+            && let Some(interval) = self.audience.ping_interval_ms
+        {
             self.ping_due_ms = now_ms + interval;
         }
     }
 }
 
-/// All subscribers by index.
+/// Subscribers in one piece of memory.
+const CHUNK: usize = 256;
+
+/// All subscribers by index. They lie next to each other in the order of their arrival, which is that of their channels'
+/// lists; memory for them comes and goes in chunks.
 #[derive(Default)]
 pub struct Slab {
-    entries: Vec<Entry>,
-    free: Vec<u32>,
+    chunks: Vec<Option<Box<Chunk>>>,
+    /// All chunks before this one are full.
+    first_with_room: usize,
+    len: usize,
+    /// Of the subscriber that came last.
+    generation: u32,
+}
+
+struct Chunk {
+    entries: Box<[Entry]>,
+    /// One bit for each entry: is it taken?
+    taken: [u64; CHUNK / 64],
 }
 
 struct Entry {
     generation: u32,
-    subscriber: Option<Box<Subscriber>>,
+    subscriber: Option<Subscriber>,
+}
+
+impl Chunk {
+    fn new() -> Box<Chunk> {
+        let entry = || Entry {
+            generation: 0,
+            subscriber: None,
+        };
+        Box::new(Chunk {
+            entries: std::iter::repeat_with(entry).take(CHUNK).collect(),
+            taken: [0; CHUNK / 64],
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.taken == [0; CHUNK / 64]
+    }
+
+    /// A free place.
+    fn room(&self) -> Option<usize> {
+        let word = self.taken.iter().position(|&word| word != u64::MAX)?;
+        Some(word * 64 + self.taken[word].trailing_ones() as usize)
+    }
 }
 
 impl Slab {
+    fn entry(&mut self, index: u32) -> Option<&mut Entry> {
+        let chunk = self.chunks.get_mut(index as usize / CHUNK)?.as_deref_mut()?;
+        chunk.entries.get_mut(index as usize % CHUNK)
+    }
+
     /// Whoever is at this index.
     pub fn at(&mut self, index: u32) -> Option<&mut Subscriber> {
-        self.entries.get_mut(index as usize)?.subscriber.as_deref_mut()
+        self.entry(index)?.subscriber.as_mut()
+    }
+
+    /// Whoever is at this index, and its name.
+    pub fn named(&mut self, index: u32) -> Option<(SubscriberId, &mut Subscriber)> {
+        let Entry { generation, subscriber } = self.entry(index)?;
+        let id = SubscriberId {
+            index,
+            generation: *generation,
+        };
+        Some((id, subscriber.as_mut()?))
     }
 
     /// The subscriber of this name, if it is still there.
     pub fn get(&mut self, id: SubscriberId) -> Option<&mut Subscriber> {
-        let entry = self.entries.get_mut(id.index as usize)?;
-        if entry.generation == id.generation {
-            entry.subscriber.as_deref_mut()
-        } else {
-            None
-        }
+        let entry = self.entry(id.index).filter(|entry| entry.generation == id.generation)?;
+        entry.subscriber.as_mut()
     }
 
     /// The name of whoever is at this index.
-    pub fn id(&self, index: u32) -> Option<SubscriberId> {
-        let entry = self.entries.get(index as usize)?;
-        entry.subscriber.as_ref().map(|_| SubscriberId {
-            index,
-            generation: entry.generation,
-        })
+    pub fn id(&mut self, index: u32) -> Option<SubscriberId> {
+        self.named(index).map(|(id, _)| id)
+    }
+
+    /// Has the processor fetch what every message touches of a subscriber, while it is busy with another one.
+    pub fn prefetch(&self, index: u32) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(Some(chunk)) = self.chunks.get(index as usize / CHUNK)
+            && let Some(entry) = chunk.entries.get(index as usize % CHUNK)
+        {
+            // SAFETY: fetching has no effect but on the cache.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(entry).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = index;
     }
 
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.len
     }
 
     /// How far indices go.
     pub fn end(&self) -> u32 {
-        self.entries.len() as u32
+        (self.chunks.len() * CHUNK) as u32
     }
 
-    fn insert(&mut self, subscriber: Box<Subscriber>) -> SubscriberId {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(Entry {
-                generation: 1,
-                subscriber: None,
-            });
-            self.entries.len() as u32 - 1
-        });
-        let entry = &mut self.entries[index as usize];
-        entry.subscriber = Some(subscriber);
+    fn insert(&mut self, subscriber: Subscriber) -> SubscriberId {
+        let (number, place) = self.room();
+        // Names are not used again for so long that nobody remembers them.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let generation = self.generation;
+        let chunk = self.chunks[number].get_or_insert_with(Chunk::new);
+        chunk.taken[place / 64] |= 1 << (place % 64);
+        chunk.entries[place] = Entry {
+            generation,
+            subscriber: Some(subscriber),
+        };
+        self.len += 1;
         SubscriberId {
-            index,
-            generation: entry.generation,
+            index: (number * CHUNK + place) as u32,
+            generation,
         }
     }
 
-    fn take(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
-        let entry = self.entries.get_mut(id.index as usize)?;
-        if entry.generation != id.generation {
-            return None;
+    /// The first free place: its chunk's number, and where in it.
+    fn room(&mut self) -> (usize, usize) {
+        while let Some(chunk) = self.chunks.get(self.first_with_room) {
+            match chunk {
+                None => return (self.first_with_room, 0),
+                Some(chunk) => {
+                    if let Some(place) = chunk.room() {
+                        return (self.first_with_room, place);
+                    }
+                }
+            }
+            self.first_with_room += 1;
         }
+        self.chunks.push(None);
+        (self.first_with_room, 0)
+    }
+
+    fn take(&mut self, id: SubscriberId) -> Option<Subscriber> {
+        let entry = self.entry(id.index).filter(|entry| entry.generation == id.generation)?;
         let subscriber = entry.subscriber.take()?;
-        entry.generation = entry.generation.checked_add(1).unwrap_or(1);
-        self.free.push(id.index);
+        let (number, place) = (id.index as usize / CHUNK, id.index as usize % CHUNK);
+        if let Some(chunk) = &mut self.chunks[number] {
+            chunk.taken[place / 64] &= !(1 << (place % 64));
+            if chunk.is_empty() {
+                self.chunks[number] = None;
+            }
+        }
+        self.first_with_room = self.first_with_room.min(number);
+        self.len -= 1;
         Some(subscriber)
+    }
+}
+
+/// Ways of writing that are in use. Equal ones are one, so that comparing them is comparing pointers.
+#[derive(Default)]
+pub struct Styles(Vec<Rc<Style>>);
+
+impl Styles {
+    /// The one that is equal to `style`.
+    pub fn intern(&mut self, style: Style) -> Rc<Style> {
+        if let Some(known) = self.0.iter().find(|known| ***known == style) {
+            return known.clone();
+        }
+        // Those of earlier configurations go when nobody uses them any more.
+        self.0.retain(|known| Rc::strong_count(known) > 1);
+        let style = Rc::new(style);
+        self.0.push(style.clone());
+        style
     }
 }
 
@@ -266,23 +381,23 @@ pub struct LocalChannel {
     /// How many of them, from the front, have got what is being delivered.
     pub done: usize,
     /// The members' styles, with how many have each.
-    styles: Vec<(Style, usize)>,
+    styles: SmallVec<[(Rc<Style>, usize); 1]>,
 }
 
 impl LocalChannel {
-    pub fn styles(&self) -> impl Iterator<Item = &Style> {
+    pub fn styles(&self) -> impl Iterator<Item = &Rc<Style>> {
         self.styles.iter().map(|(style, _)| style)
     }
 
-    fn add_style(&mut self, style: &Style) {
-        match self.styles.iter_mut().find(|(known, _)| known == style) {
+    fn add_style(&mut self, style: &Rc<Style>) {
+        match self.styles.iter_mut().find(|(known, _)| Rc::ptr_eq(known, style)) {
             Some((_, count)) => *count += 1,
             None => self.styles.push((style.clone(), 1)),
         }
     }
 
-    fn remove_style(&mut self, style: &Style) {
-        if let Some(index) = self.styles.iter().position(|(known, _)| known == style) {
+    fn remove_style(&mut self, style: &Rc<Style>) {
+        if let Some(index) = self.styles.iter().position(|(known, _)| Rc::ptr_eq(known, style)) {
             self.styles[index].1 -= 1;
             if self.styles[index].1 == 0 {
                 self.styles.swap_remove(index);
@@ -295,12 +410,13 @@ impl LocalChannel {
 #[derive(Default)]
 pub struct Registry {
     pub slab: Slab,
-    pub channels: HashMap<Membership, LocalChannel>,
+    pub channels: FxHashMap<Membership, LocalChannel>,
+    pub styles: Styles,
 }
 
 impl Registry {
     /// Adds a subscriber to the channels it has joined: `memberships[i]` is the channel `ids[i]`.
-    pub fn add(&mut self, subscriber: Box<Subscriber>, memberships: &[Membership], ids: &[&[u8]]) -> SubscriberId {
+    pub fn add(&mut self, subscriber: Subscriber, memberships: &[Membership], ids: &[&[u8]]) -> SubscriberId {
         let id = self.slab.insert(subscriber);
         for (&membership, &channel_id) in memberships.iter().zip(ids) {
             self.seat(id.index, membership, channel_id);
@@ -316,7 +432,7 @@ impl Registry {
             id: channel_id.into(),
             members: Vec::new(),
             done: 0,
-            styles: Vec::new(),
+            styles: SmallVec::new(),
         });
         subscriber.seats.push(Seated {
             membership,
@@ -327,7 +443,7 @@ impl Registry {
     }
 
     /// Forgets a subscriber that has no seat any more.
-    pub fn take(&mut self, id: SubscriberId) -> Option<Box<Subscriber>> {
+    pub fn take(&mut self, id: SubscriberId) -> Option<Subscriber> {
         self.slab.take(id)
     }
 

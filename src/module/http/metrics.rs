@@ -1,7 +1,7 @@
 //! The zone's figures for monitoring systems, each with its name and meaning. What a scrape costs does not depend on how
 //! many channels there are.
 
-use push_stream_core::store::{Connections, Counter, Fanout, Mode, Summary};
+use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
 /// Why messages were refused.
@@ -33,6 +33,7 @@ pub fn write(exposition: Exposition, summary: &Summary) -> Vec<u8> {
     readers(&mut writer, summary);
     zone(&mut writer, summary);
     workers(&mut writer, summary);
+    stretches(&mut writer, summary);
     writer.finish()
 }
 
@@ -119,6 +120,16 @@ fn readers(writer: &mut Writer, summary: &Summary) {
         };
         subscribers.sample(&[("mode", name), ("state", b"attached")], sum(Connections::attached));
         subscribers.sample(&[("mode", name), ("state", b"detached")], sum(Connections::detached));
+    }
+    let mut attached = writer.family(
+        "push_stream_subscribers_attached",
+        Kind::Gauge,
+        "Streams that could do without their request of nginx and keep it, by reason.",
+    );
+    for hold in Hold::ALL {
+        let of_each = summary.workers.iter().map(|worker| worker.connections.held(hold));
+        let sum = of_each.map(u64::from).sum();
+        attached.sample(&[("reason", hold.name().as_bytes())], sum);
     }
     writer
         .family(
@@ -217,6 +228,19 @@ fn workers(writer: &mut Writer, summary: &Summary) {
         for (slot, value) in slots.iter().zip(values) {
             family.sample(&[("worker", slot.as_bytes())], value);
         }
+    }
+}
+
+/// How long workers were busy with nothing but delivery.
+fn stretches(writer: &mut Writer, summary: &Summary) {
+    let mut family = writer.family(
+        "push_stream_worker_longest_stretch_seconds",
+        Kind::Gauge,
+        "The longest that a worker did not look for events while it delivered, since it was started.",
+    );
+    for worker in &summary.workers {
+        let slot = worker.slot.to_string();
+        family.sample_us(&[("worker", slot.as_bytes())], worker.longest_stretch_us.into());
     }
 }
 
