@@ -74,7 +74,9 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     fence::fence(
         "init_process",
-        || NGX_ERROR as ngx_int_t,
+        // With an error nginx would end the process and never start another. Without a delivery only this module's locations
+        // answer 503.
+        || NGX_OK as ngx_int_t,
         || {
             // SAFETY: set before the process started its work.
             let serves =

@@ -13,10 +13,10 @@ use push_stream_core::store::{Connection, Hold};
 
 use super::burst::Framing;
 use super::registry::{Kind, SubscriberId};
-use super::{Delivery, Ending, PROCESS, advance, end, request_gone, socket};
+use super::{Delivery, Ending, PROCESS, advance, end, request_gone, socket, subscriber_event};
 use crate::config::Audience;
 use crate::ffi::optional::{self, Stat};
-use crate::ffi::{fence, lookup, pool};
+use crate::ffi::{lookup, pool};
 
 /// Modules that are known to do no harm, by their index.
 #[derive(Clone, Copy, Debug)]
@@ -280,9 +280,9 @@ unsafe fn subject(event: *mut ngx_event_t) -> (SubscriberId, *mut ngx_connection
 
 /// The client sent something or is gone, or nginx wants the connection closed.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
-    fence::event("read event of a detached subscriber", || {
-        // SAFETY: as for `subject`.
-        let (id, connection) = unsafe { subject(event) };
+    // SAFETY: as for `subject`.
+    let (id, connection) = unsafe { subject(event) };
+    subscriber_event("read event of a detached subscriber", id, || {
         // SAFETY: the connection is open.
         if unsafe { (*connection).close() } != 0 {
             // worker_shutdown_timeout has passed.
@@ -339,9 +339,9 @@ fn is_told_about_ends() -> bool {
 
 /// The socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
-    fence::event("write event of a detached subscriber", || {
-        // SAFETY: as for `subject`.
-        let (id, _) = unsafe { subject(event) };
+    // SAFETY: as for `subject`.
+    let (id, _) = unsafe { subject(event) };
+    subscriber_event("write event of a detached subscriber", id, || {
         // SAFETY: as above.
         if unsafe { (*event).timedout() } != 0 {
             end(id, Ending::TimedOut);

@@ -9,7 +9,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Counter, Now, Tick};
 
-use super::{Delivery, PROCESS, detach, leaving, perform};
+use super::{Delivery, PROCESS, detach, leaving, perform, recovery};
 use crate::ffi::fence;
 
 /// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
@@ -157,7 +157,7 @@ fn empty(fd: i32) {
 }
 
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
-    fence::event("delivery", || {
+    fence::fence("delivery", recovery::start_over, || {
         let started = Instant::now();
         let settling = PROCESS.with(|delivery| std::mem::take(&mut delivery.settling));
         PROCESS.with(|delivery| delivery.journal.flush(Now::read().monotonic_ms));
@@ -175,7 +175,7 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
 }
 
 unsafe extern "C" fn on_wheel(_event: *mut ngx_event_t) {
-    fence::event("timer wheel", || {
+    fence::fence("timer wheel", recovery::start_over, || {
         let mut actions = Vec::new();
         PROCESS.with(|delivery| delivery.turn_wheel(&mut actions));
         perform(actions);
@@ -183,11 +183,14 @@ unsafe extern "C" fn on_wheel(_event: *mut ngx_event_t) {
 }
 
 unsafe extern "C" fn on_leave(_event: *mut ngx_event_t) {
-    fence::event("leaving", leaving::go_on);
+    fence::fence("leaving", recovery::start_over, leaving::go_on);
 }
 
 unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {
-    fence::event("tick", || {
+    let tick_again = || {
+        PROCESS.with(|delivery| add_timer(&delivery.events.tick, TICK_MS));
+    };
+    fence::fence("tick", tick_again, || {
         PROCESS.with(Delivery::tick);
     });
 }

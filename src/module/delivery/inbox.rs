@@ -14,6 +14,7 @@ use super::registry::{Kind, Registry, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
+use crate::ffi::fault;
 
 /// Text taken from the store at once: what comes together goes out together, one send per subscriber.
 const DRAIN_BYTES: usize = 256 * 1024;
@@ -97,6 +98,16 @@ pub struct Inbox {
     pub catching_up: VecDeque<SubscriberId>,
 }
 
+impl Inbox {
+    /// Drops what is not handed out.
+    pub fn forget(&mut self) {
+        *self = Inbox {
+            dirty: true,
+            ..Inbox::default()
+        };
+    }
+}
+
 impl Delivery {
     /// One slice of work; true if there is more.
     pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
@@ -150,6 +161,7 @@ impl Delivery {
             };
             run.published_ms.push(message.unix_ms);
             run.deleted |= message.kind == MessageKind::Deleted;
+            fault::point("render");
             for (style, burst) in &mut run.bursts {
                 if let Some(burst) = Rc::get_mut(burst) {
                     burst.push(style, &channel.id, &message, scratch);
@@ -227,6 +239,7 @@ impl Delivery {
         let Some((burst, from, mark, count)) = run.part_for(subscriber) else {
             return;
         };
+        fault::point("hand out");
         if let Kind::Waiting(_) = subscriber.kind {
             if subscriber.ending {
                 return;

@@ -11,6 +11,7 @@
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
 //! * [`leaving`]: the end of the worker.
 //! * [`events`]: what nginx calls, and when.
+//! * [`recovery`]: after a panic.
 //!
 //! The state of all this is one value, borrowed for short steps. Whatever may come back into this module (the output
 //! filters, finalizing a request) happens between the steps.
@@ -23,6 +24,7 @@ mod events;
 mod inbox;
 mod leaving;
 mod output;
+mod recovery;
 mod registry;
 mod report;
 mod session;
@@ -44,7 +46,7 @@ use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary
 
 use crate::config::{Audience, Main, Settings};
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::{body, fence, lookup, pool, tcp};
+use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
 use burst::{Burst, Piece, Style};
 use detach::Neighbours;
@@ -185,7 +187,7 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
     PROCESS
         .with(|delivery| {
             let worker = delivery.worker.as_mut()?;
-            let result = work(worker);
+            let result = fault::in_store(|| work(worker));
             if worker.is_woken() {
                 delivery.wake();
             }
@@ -292,21 +294,29 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
 
 /// nginx frees the request, for whatever reason.
 unsafe extern "C" fn request_gone(data: *mut c_void) {
-    fence::event("request cleanup", || {
+    let remove = || {
         PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
-    });
+    };
+    // A subscriber without its request must not stay.
+    let or_abort = || fence::fence("request cleanup again", || std::process::abort(), remove);
+    fence::fence("request cleanup", or_abort, remove);
+}
+
+/// The fence for what concerns one subscriber: after a panic its connection ends.
+fn subscriber_event(entry: &str, id: SubscriberId, body: impl FnOnce()) {
+    fence::fence(entry, || fence::event("end", || end(id, Ending::Failed)), body);
 }
 
 /// The socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
-    fence::event("write event", || {
-        // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
-        let (id, event) = unsafe {
-            (
-                SubscriberId::from_pointer(*lookup::context(r)),
-                (*(*r).connection).write,
-            )
-        };
+    // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
+    let (id, event) = unsafe {
+        (
+            SubscriberId::from_pointer(*lookup::context(r)),
+            (*(*r).connection).write,
+        )
+    };
+    subscriber_event("write event", id, || {
         // SAFETY: a connection has a write event.
         let (timed_out, delayed) = unsafe { ((*event).timedout() != 0, (*event).delayed() != 0) };
         if timed_out {
@@ -384,7 +394,7 @@ fn end(id: SubscriberId, ending: Ending) {
                     }
                     NGX_OK as ngx_int_t
                 }
-                Kind::Waiting(respond) => respond(r, Reply::TimedOut),
+                Kind::Waiting(respond) => fence::request("time-out", || respond(r, Reply::TimedOut)),
                 // The end of its text was in the backlog.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
@@ -430,7 +440,8 @@ fn answer_waiting(id: SubscriberId, answer: &Answer) {
         }
     };
     if let Kind::Waiting(respond) = subscriber.kind {
-        finalize(subscriber.request, respond(subscriber.request, reply));
+        let code = fence::request("answer", || respond(subscriber.request, reply));
+        finalize(subscriber.request, code);
     }
 }
 
@@ -618,7 +629,7 @@ impl Delivery {
             left.extend(subscriber.take_address());
         }
         if let Some(worker) = self.worker.as_mut().filter(|_| !left.is_empty()) {
-            worker.leave(&left, true);
+            fence::twice("leave", || fault::in_store(|| worker.leave(&left, true)));
         }
     }
 

@@ -10,8 +10,8 @@ use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violati
 use super::burst::{Burst, Framing, Piece};
 use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
 use super::session::Reason;
-use super::{Delivery, Ending, PROCESS, advance, end};
-use crate::ffi::{fence, lookup};
+use super::{Delivery, Ending, PROCESS, advance, end, subscriber_event};
+use crate::ffi::lookup;
 
 /// Bytes read at once.
 const READ: usize = 16 * 1024;
@@ -81,9 +81,9 @@ pub unsafe fn take_early_bytes(r: *mut ngx_http_request_t) -> Vec<u8> {
 
 /// The client sent something, or is gone.
 pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
-    fence::event("read event", || {
-        // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
-        let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
+    // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
+    let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
+    subscriber_event("read event", id, || {
         // SAFETY: as above.
         let early = unsafe { take_early_bytes(r) };
         if early.is_empty() || react(id, &early) {

@@ -6,14 +6,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ngx::ffi::{NGX_HTTP_INTERNAL_SERVER_ERROR, NGX_LOG_ALERT, ngx_int_t};
 use ngx::ngx_log_error;
 
+use super::fault;
+
 /// Runs `body`; a panic is logged and answered by `fallback`. The process lives.
 ///
 /// A panic while the shared zone is half-written has undone what was written when it gets here.
 pub fn fence<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
+    let body = || {
+        fault::point(entry);
+        body()
+    };
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         report(entry, panic);
         fallback()
     })
+}
+
+/// Runs `body` once more if it panics: for mutations of the store, which are undone then, and that must not stay undone.
+pub fn twice(entry: &str, mut body: impl FnMut()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(&mut body)) {
+        report(entry, panic);
+        body();
+    }
 }
 
 /// The fence for handlers of a request: a panic is a 500.

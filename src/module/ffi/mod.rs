@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod cell;
+pub mod fault;
 pub mod fence;
 pub mod lookup;
 pub mod optional;

@@ -1,0 +1,45 @@
+//! What is left to do after a panic while messages were handed out.
+//!
+//! Nobody knows then who got what. A subscriber that silently misses a message is worse off than one whose connection breaks: it
+//! comes back and resumes. So everybody of this worker is cut off, and the work begins anew.
+
+use ngx::ffi::NGX_LOG_ALERT;
+use ngx::ngx_log_error;
+
+use super::registry::SubscriberId;
+use super::{Delivery, Ending, PROCESS, end};
+use crate::ffi::fence;
+
+/// Cuts everybody off. A panic in here ends the process: then the master starts another, and the others repair the zone.
+pub fn start_over() {
+    fence::fence(
+        "recovery",
+        || std::process::abort(),
+        || {
+            let everybody = PROCESS.with(Delivery::forget_work).unwrap_or_default();
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_ALERT,
+                log,
+                "push stream: {} subscribers closed after a panic",
+                everybody.len()
+            );
+            for id in everybody {
+                end(id, Ending::Failed);
+            }
+        },
+    );
+}
+
+impl Delivery {
+    /// Forgets what was being done; returns all subscribers.
+    fn forget_work(&mut self) -> Vec<SubscriberId> {
+        self.inbox.forget();
+        self.due.clear();
+        for channel in self.registry.channels.values_mut() {
+            channel.done = 0;
+        }
+        let slab = &self.registry.slab;
+        (0..slab.end()).filter_map(|index| slab.id(index)).collect()
+    }
+}
