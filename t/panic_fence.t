@@ -34,6 +34,8 @@ http {
         location /pub { push_stream_publisher admin; }
         location /sub { push_stream_subscriber; push_stream_ping_message_interval 400ms; }
         location /ws { push_stream_subscriber websocket; }
+        location /attached/sub { push_stream_subscriber; push_stream_detach off; }
+        location /attached/ws { push_stream_subscriber websocket; push_stream_detach off; }
         location /lp { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 10s; }
         location /short { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 300ms; }
         location /poll { push_stream_subscriber polling; }
@@ -104,13 +106,14 @@ CONF
     }
 
     # --- one connection ---
-    {
-        my $socket = PushStream::WebSocket->new($nginx, '/ws?id=a');
-        $arm->('read event');
+    for my $case ([ 'read event', '/attached/ws' ], [ 'read event of a detached subscriber', '/ws' ]) {
+        my ($entry, $uri) = @$case;
+        my $socket = PushStream::WebSocket->new($nginx, "$uri?id=a");
+        $arm->($entry);
         $socket->send(PushStream::WebSocket::PING, 'x');
-        ok $socket->client->is_closed, 'read event: the client is cut off';
-        $has_happened->('read event');
-        $goes_on->('read event');
+        ok $socket->client->is_closed, "$entry: the client is cut off";
+        $has_happened->($entry);
+        $goes_on->($entry);
     }
     for my $case ([ 'answer', '/lp', 1 ], [ 'time-out', '/short', 0 ]) {
         my ($entry, $uri, $publishes) = @$case;
@@ -123,23 +126,24 @@ CONF
         $goes_on->($entry);
     }
     {
-        my $stream = $nginx->subscribe('/sub?id=a');
+        my $stream = $nginx->subscribe('/attached/sub?id=a');
         $arm->('request cleanup');
         $stream->close;
         $has_happened->('request cleanup');
         $goes_on->('request cleanup');
     }
 
-    {
+    for my $case ([ 'write event', '/attached/sub' ], [ 'write event of a detached subscriber', '/sub' ]) {
+        my ($entry, $uri) = @$case;
         my $slow = PushStream::Client->new($nginx->port, receive_buffer => 4096);
-        $slow->send_request(GET => '/sub?id=slow');
+        $slow->send_request(GET => "$uri?id=slow");
         $slow->head;
         $nginx->post('/pub?id=slow', 'x' x 900_000);
         sleep 0.2;
-        $arm->('write event');
-        like eval { $slow->chunks_to_end; 1 } ? '' : $@, qr/ended/, 'write event: the client is cut off';
-        $has_happened->('write event');
-        $goes_on->('write event');
+        $arm->($entry);
+        like eval { $slow->chunks_to_end; 1 } ? '' : $@, qr/ended/, "$entry: the client is cut off";
+        $has_happened->($entry);
+        $goes_on->($entry);
     }
 
     # --- what concerns all: they are cut off, for who got what is not known ---

@@ -186,8 +186,9 @@ sub _launch ($self) {
 
 # nginx as a daemon is the process of its pid file, which another may be after an upgrade of the binary.
 sub follow_pid_file ($self) {
-    ($self->{master}) = _slurp($self->dir . '/nginx.pid') =~ /(\d+)/;
-    return $self->{master};
+    my ($master) = _slurp($self->dir . '/nginx.pid') =~ /(\d+)/;
+    push @{ $self->{former} }, $self->{master} if $self->{master} && $self->{master} != ($master // 0);
+    return $self->{master} = $master;
 }
 
 # Starts it again after its end, with the same files.
@@ -347,10 +348,9 @@ sub wait_for_exit ($self, $seconds = 10) {
 
 # Whatever happens to a test, no nginx of it stays behind.
 sub _destroy ($self) {
-    return if !$self->is_running;
-    my @pids = ($self->{master}, $self->worker_pids(leaving => 1));
-    kill KILL => @pids;
-    waitpid $self->{master}, 0;
+    my @masters = ($self->is_running ? $self->{master} : (), grep { is_alive($_) } @{ $self->{former} // [] });
+    kill KILL => @masters, map { _children($_) } @masters;
+    waitpid $_, 0 for @masters;
     $self->{master} = undef;
 }
 
