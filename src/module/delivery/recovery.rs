@@ -39,7 +39,7 @@ impl Delivery {
         for channel in self.registry.channels.values_mut() {
             channel.done = 0;
         }
-        let slab = &self.registry.slab;
+        let slab = &mut self.registry.slab;
         (0..slab.end()).filter_map(|index| slab.id(index)).collect()
     }
 }
