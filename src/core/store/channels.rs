@@ -314,7 +314,6 @@ impl Locked<'_> {
     fn remove(&mut self, removed: ChannelRef) {
         self.remove_from_table(removed);
         self.hand_ids_on(removed);
-        self.move_listings_past(removed);
         self.unlink(order(), removed);
         if self.has_flag(removed, channel_flag::IDLE_LISTED) {
             self.unlink(idle(), removed);
@@ -331,18 +330,6 @@ impl Locked<'_> {
             1,
         );
         self.set_flag(removed, channel_flag::DELETED, true);
-    }
-
-    fn move_listings_past(&mut self, channel: ChannelRef) {
-        if self.hot(hot::listings) == 0 {
-            return;
-        }
-        let next = self.get(channel, channel::order_next);
-        for slot in self.all_slots() {
-            if self.get(slot, slot::list_next) == channel {
-                self.set(slot, slot::list_next, next);
-            }
-        }
     }
 
     fn trash_channel(&mut self, channel: ChannelRef) {

@@ -336,17 +336,13 @@ record! {
         pin_first: LinkRef,
         pin_last: LinkRef,
         pin_channel: ChannelRef,
-        /// Is a listing in progress?
-        listing: u32,
-        /// Its next channel.
-        list_next: ChannelRef,
         /// When its process started, seconds since the epoch.
         started_unix: u32,
         /// Bytes that wait for slow readers; not under the zone's lock.
         queued: u64,
         /// The longest it did not look for events while it delivered, in microseconds; not under the zone's lock.
         stretch_us: u32,
-        unused: u32,
+        unused: [u32; 3],
         /// How its subscribers are connected; not under the zone's lock.
         tallies: [u32; TALLIES],
     }
@@ -386,10 +382,8 @@ record! {
         /// Links not stored but still queued for somebody.
         unstored_queued: u32,
         garbage: BodyRef,
-        listings: u32,
         /// The channel that tells what happens to the others, if there is one.
         events: ChannelRef,
-        unused: u32,
         age_first: [BodyRef; AGE_LISTS],
         age_last: [BodyRef; AGE_LISTS],
         age_ttl: [u32; AGE_LISTS],

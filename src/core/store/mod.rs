@@ -45,6 +45,7 @@ mod ids;
 #[cfg(feature = "kill-points")]
 pub mod kill;
 mod layout;
+mod listing;
 mod lists;
 mod lock;
 mod members;
@@ -61,6 +62,7 @@ mod worker;
 pub use api::*;
 pub use counters::{Counter, Counts, Fanout};
 pub use layout::LAYOUT_VERSION;
+pub use listing::{Landmark, Listed, Listing};
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;

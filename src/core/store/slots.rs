@@ -196,10 +196,6 @@ impl Locked<'_> {
             }
         } else if self.get(slot, slot::dirty_first).some().is_some() {
             self.pop_dirty(slot);
-        } else if self.get(slot, slot::listing) != 0 {
-            self.set(slot, slot::listing, 0);
-            self.set(slot, slot::list_next, ChannelRef::NONE);
-            self.sub(Hot, hot::listings, 1);
         } else if self.get(slot, slot::live) != 0 {
             self.set(slot, slot::live, 0);
             self.set(slot, slot::subscribers, 0);

@@ -17,8 +17,6 @@ use crate::wire::event_id::OrderedId;
 
 /// Messages that one hold of the lock selects for delivery.
 const DRAIN_MESSAGES: usize = 1024;
-/// Channels that one hold of the lock lists.
-const LIST_CHANNELS: usize = 256;
 /// Journal entries for finding or creating a channel and appending a message to it, without its members.
 const ENTRIES_PER_CHANNEL: usize = 40;
 /// Journal entries for dropping what is over the limit of stored messages then.
@@ -652,51 +650,6 @@ impl Worker {
     /// The figures of the whole zone.
     pub fn summary(&self, now: Now) -> Summary {
         self.zone.summary(now)
-    }
-
-    /// Calls `each` for all channels whose id starts with `prefix`, in creation order. The lock is released every few hundred
-    /// channels, and while `each` runs.
-    pub fn list(&mut self, prefix: &[u8], each: &mut dyn FnMut(&[u8], ChannelInfo)) {
-        self.step(|locked, slot| {
-            let first = locked.hot(hot::order_first);
-            locked.set(slot, slot::list_next, first);
-            if locked.get(slot, slot::listing) == 0 {
-                locked.set(slot, slot::listing, 1);
-                locked.add(Hot, hot::listings, 1);
-            }
-        });
-        let mut ids = Vec::new();
-        let mut found = Vec::with_capacity(LIST_CHANNELS);
-        loop {
-            ids.clear();
-            found.clear();
-            let more = self.step(|locked, slot| {
-                let mut next = locked.get(slot, slot::list_next);
-                for _ in 0..LIST_CHANNELS {
-                    let Some(channel) = next.some() else { break };
-                    locked.copy_id(channel, &mut ids);
-                    found.push((ids.len(), locked.info(channel)));
-                    next = locked.get(channel, channel::order_next);
-                }
-                locked.set(slot, slot::list_next, next);
-                if next == ChannelRef::NONE {
-                    locked.set(slot, slot::listing, 0);
-                    locked.sub(Hot, hot::listings, 1);
-                }
-                next != ChannelRef::NONE
-            });
-            let mut start = 0;
-            for &(end, info) in &found {
-                let id = &ids[start..end];
-                start = end;
-                if id.starts_with(prefix) {
-                    each(id, info);
-                }
-            }
-            if !more {
-                return;
-            }
-        }
     }
 
     pub(super) fn hashes<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) -> Vec<u32> {

@@ -9,6 +9,7 @@ pub mod http_date;
 pub mod merge;
 pub mod percent;
 pub mod position;
+pub mod query;
 pub mod statistics;
 pub mod template;
 pub mod websocket;

@@ -5,6 +5,7 @@
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: which channels a request names, and whether it may.
 //! * [`metrics`]: the zone's figures for monitoring systems.
+//! * [`pieces`]: long answers, a piece at a time.
 //! * [`denial`]: why a request is refused, with status and explain text, in one place.
 //! * [`answer`]: the headers and the simple answers that all of them share.
 //! * [`request`]: the request as this module sees it.
@@ -15,6 +16,7 @@ mod body;
 mod channels;
 mod denial;
 mod metrics;
+mod pieces;
 mod publisher;
 pub mod request;
 mod statistics;

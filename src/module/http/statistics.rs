@@ -1,7 +1,7 @@
 //! Statistics locations.
 
 use ngx::ffi::*;
-use push_stream_core::store::{Now, Worker};
+use push_stream_core::store::{Listing, Now, Worker};
 use push_stream_core::wire::exposition::Exposition;
 use push_stream_core::wire::statistics::{self, Format};
 
@@ -9,9 +9,13 @@ use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::metrics;
+use super::pieces::{self, Source};
 use super::request::Request;
 use crate::config::StatisticsFormat;
 use crate::delivery;
+
+/// Slices of a list, each a few hundred channels, that make one piece.
+const LISTS_PER_PIECE: usize = 4;
 
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
@@ -35,9 +39,13 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         StatisticsFormat::Negotiated => statistics::negotiate(accept),
     };
     let path = Path::of(r)?;
-    let question = question(r, &path)?;
-    let body = delivery::with_store(|worker| question.answer(format, worker)).ok_or(Denial::Unavailable)??;
-    answer::with_body(r, content_type, body)
+    let now = Now::read();
+    let body = match question(r, &path)? {
+        Question::Group(prefix) => return pieces::answer(r, content_type, group(format, prefix.to_vec())),
+        Question::Summary => delivery::with_store(|worker| Ok(summary(format, worker, now))),
+        Question::Channels(ids) => delivery::with_store(|worker| known(format, worker, now, &ids)),
+    };
+    answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)??)
 }
 
 fn send_metrics(r: Request<'_>, exposition: Exposition) -> Result<ngx_int_t, Denial> {
@@ -73,17 +81,6 @@ fn question<'p>(r: Request<'_>, path: &'p Path) -> Result<Question<'p>, Denial> 
     Ok(Question::Channels(ids))
 }
 
-impl Question<'_> {
-    fn answer(&self, format: Format, worker: &mut Worker) -> Result<Vec<u8>, Denial> {
-        let now = Now::read();
-        match self {
-            Question::Summary => Ok(summary(format, worker, now)),
-            Question::Group(prefix) => Ok(group(format, worker, now, prefix)),
-            Question::Channels(ids) => known(format, worker, now, ids),
-        }
-    }
-}
-
 fn known(format: Format, worker: &Worker, now: Now, ids: &[&[u8]]) -> Result<Vec<u8>, Denial> {
     let known: Vec<_> = ids.iter().filter_map(|id| Some((*id, worker.channel(id)?))).collect();
     if known.is_empty() {
@@ -93,14 +90,29 @@ fn known(format: Format, worker: &Worker, now: Now, ids: &[&[u8]]) -> Result<Vec
     Ok(channels::write_figures(format, worker, now, &known))
 }
 
-fn group(format: Format, worker: &mut Worker, now: Now, prefix: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let mut group = channels::start_group(format, &worker.summary(now), now, &mut out);
-    worker.list(prefix, &mut |id, info| {
-        group.channel(&channels::figures(id, info), &mut out)
-    });
-    group.finish(&mut out);
-    out
+/// All channels whose id starts so.
+fn group(format: Format, prefix: Vec<u8>) -> Source {
+    let mut listing = Listing::default();
+    let mut group = None;
+    Box::new(move |worker, out| {
+        let now = Now::read();
+        let writer = group.get_or_insert_with(|| channels::start_group(format, &worker.summary(now), now, out));
+        let mut more = true;
+        for _ in 0..LISTS_PER_PIECE {
+            more = worker.list(&mut listing, |_| true, &mut |listed| {
+                if listed.id.starts_with(&prefix) {
+                    writer.channel(&channels::figures(listed.id, listed.info), out);
+                }
+            });
+            if !more {
+                break;
+            }
+        }
+        if let Some(writer) = group.take_if(|_| !more) {
+            writer.finish(out);
+        }
+        Ok(more)
+    })
 }
 
 fn summary(format: Format, worker: &Worker, now: Now) -> Vec<u8> {

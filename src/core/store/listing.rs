@@ -1,0 +1,148 @@
+//! Walks over all channels, in creation order and in slices. A walk holds nothing in the zone: what comes and goes between its
+//! slices is there or not there when it gets to it, and nothing else is missed or met twice.
+
+use super::layout::*;
+use super::memory::Locked;
+use super::{ChannelInfo, Worker};
+
+/// Channels that one hold of the lock visits.
+const CHANNELS_PER_HOLD: usize = 256;
+
+/// A walk in progress; the default is at its start.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The channel that comes next, if there is one and it is still there.
+    next: Option<Place>,
+    /// Those of the last slice. Behind the last of them that is still there it goes on, if `next` is not.
+    passed: Vec<Place>,
+    /// Number of creation of the last one that was visited.
+    visited: u64,
+    done: bool,
+}
+
+/// A channel, and the number of its creation by which it is known again.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    channel: ChannelRef,
+    born: u64,
+}
+
+/// Names a channel to walk on from, also when it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landmark {
+    /// Number of its creation.
+    pub born: u64,
+    /// Where it was.
+    pub block: u32,
+}
+
+impl Listing {
+    /// Starts behind this channel.
+    pub fn after(landmark: Landmark) -> Listing {
+        Listing {
+            passed: vec![Place {
+                channel: ChannelRef(landmark.block),
+                born: landmark.born,
+            }],
+            visited: landmark.born,
+            ..Listing::default()
+        }
+    }
+}
+
+/// A channel as a walk finds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    pub id: &'a [u8],
+    pub info: ChannelInfo,
+    pub landmark: Landmark,
+}
+
+impl Worker {
+    /// Visits the next few hundred channels; true if there are more. Calls `each` for those whose figures are `wanted`, once
+    /// the lock is released.
+    pub fn list(
+        &self,
+        listing: &mut Listing,
+        wanted: impl Fn(ChannelInfo) -> bool,
+        each: &mut dyn FnMut(Listed<'_>),
+    ) -> bool {
+        let mut ids = Vec::new();
+        let mut found = Vec::with_capacity(CHANNELS_PER_HOLD);
+        let mut passed = std::mem::take(&mut listing.passed);
+        let locked = self.memory().lock();
+        let mut next = locked.go_on(listing.next, &passed);
+        passed.clear();
+        while passed.len() < CHANNELS_PER_HOLD
+            && let Some(channel) = next.some()
+        {
+            let place = locked.place_of(channel);
+            passed.push(place);
+            let info = locked.info(channel);
+            // After a new start, some have had their turn.
+            if place.born > listing.visited && wanted(info) {
+                locked.copy_id(channel, &mut ids);
+                found.push((ids.len(), info, place));
+            }
+            next = locked.get(channel, channel::order_next);
+        }
+        listing.next = next.some().map(|channel| locked.place_of(channel));
+        drop(locked);
+        listing.visited = listing.visited.max(passed.last().map_or(0, |place| place.born));
+        listing.done = listing.next.is_none();
+        listing.passed = passed;
+        let mut start = 0;
+        for (end, info, place) in found {
+            each(Listed {
+                id: &ids[start..end],
+                info,
+                landmark: Landmark {
+                    born: place.born,
+                    block: place.channel.0,
+                },
+            });
+            start = end;
+        }
+        !listing.done
+    }
+
+    /// The living channel with this id, to walk on from.
+    pub fn landmark(&self, id: &[u8]) -> Option<Landmark> {
+        let hash = self.memory().hash(id);
+        let locked = self.memory().lock();
+        let place = locked.place_of(locked.find(hash, id)?);
+        Some(Landmark {
+            born: place.born,
+            block: place.channel.0,
+        })
+    }
+}
+
+impl Locked<'_> {
+    fn place_of(&self, channel: ChannelRef) -> Place {
+        Place {
+            channel,
+            born: self.get(channel, channel::born),
+        }
+    }
+
+    /// The channel where a walk goes on: `next`, else the one behind what was passed last, else the first of all.
+    fn go_on(&self, next: Option<Place>, passed: &[Place]) -> ChannelRef {
+        if let Some(next) = next.filter(|&place| self.is_listed(place)) {
+            return next.channel;
+        }
+        match passed.iter().rev().find(|&&place| self.is_listed(place)) {
+            Some(last) => self.get(last.channel, channel::order_next),
+            None => self.hot(hot::order_first),
+        }
+    }
+
+    /// Is the channel still there?
+    fn is_listed(&self, place: Place) -> bool {
+        let block = place.channel.0;
+        (1..=self.blocks).contains(&block)
+            && self.kind(block) == kind::CHANNEL
+            && self.get(place.channel, channel::born) == place.born
+            && !self.has_flag(place.channel, channel_flag::DELETED | channel_flag::ADDRESS)
+    }
+}

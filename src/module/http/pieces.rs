@@ -1,0 +1,190 @@
+//! Answers that are made piece by piece: a long list never keeps other requests, or publishers in other workers, waiting.
+//!
+//! A [`Source`] makes one piece at a time. What is short goes out whole, with its length. Otherwise the answer starts when
+//! enough has come together, and the next piece is made when the client has taken the one before, after other events have
+//! had their turn.
+
+use std::ffi::c_void;
+use std::ptr;
+
+use ngx::ffi::*;
+use push_stream_core::store::Worker;
+
+use super::answer;
+use super::denial::Denial;
+use super::request::Request;
+use crate::delivery;
+use crate::ffi::{fence, lookup, pool};
+
+/// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two hundred.
+pub type Source = Box<dyn FnMut(&mut Worker, &mut Vec<u8>) -> Result<bool, Denial>>;
+
+/// Bytes that come together before an answer starts without knowing its length.
+const PIECE: usize = 64 * 1024;
+
+/// An answer in progress.
+struct Pieces {
+    source: Source,
+    content_type: &'static str,
+    /// Made, and not yet given to nginx.
+    ready: Vec<u8>,
+    started: bool,
+}
+
+/// Answers with what `source` makes. The request's body was read, or is not wanted.
+pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Result<ngx_int_t, Denial> {
+    let mut pieces = Pieces {
+        source,
+        content_type,
+        ready: Vec::new(),
+        started: false,
+    };
+    // Most answers are short.
+    if pieces.make()? == Made::Last {
+        return answer::with_body(r, content_type, pieces.ready);
+    }
+    r.discard_body()?;
+    // SAFETY: the request is valid; it keeps the answer until it is freed, and its context entry of this module is ours.
+    unsafe {
+        let raw = r.raw();
+        let place = pool::place((*raw).pool, pieces).ok_or(Denial::Internal)?;
+        *lookup::context(raw) = place.as_ptr().cast::<c_void>();
+        if (*raw).discard_body() == 0 {
+            (*raw).read_event_handler = Some(ngx_http_test_reading);
+        }
+        (*raw).write_event_handler = Some(go_on);
+        (*(*raw).main).set_count((*(*raw).main).count() + 1);
+        go_on_later(raw);
+    }
+    Ok(NGX_DONE as ngx_int_t)
+}
+
+/// What [`Pieces::make`] has made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    Some,
+    Last,
+}
+
+impl Pieces {
+    fn make(&mut self) -> Result<Made, Denial> {
+        let Pieces { source, ready, .. } = self;
+        let more = delivery::with_store(|worker| source(worker, ready)).ok_or(Denial::Unavailable)??;
+        Ok(if more { Made::Some } else { Made::Last })
+    }
+
+    /// Makes a piece and gives nginx what is enough. Returns what the request is to be finalized with, if it is over.
+    fn turn(&mut self, r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
+        let last = self.make()? == Made::Last;
+        if !self.started {
+            if last {
+                let code = answer::with_body(r, self.content_type, std::mem::take(&mut self.ready))?;
+                return Ok(Some(code));
+            }
+            if self.ready.len() < PIECE {
+                return Ok(None);
+            }
+            self.started = true;
+            r.set_status(NGX_HTTP_OK, None);
+            r.set_content_type(self.content_type);
+            match r.send_head() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Some(NGX_OK as ngx_int_t)),
+                Err(code) => return Ok(Some(code)),
+            }
+        }
+        if !last && self.ready.len() < PIECE {
+            return Ok(None);
+        }
+        let code = r.send_body(std::mem::take(&mut self.ready), last);
+        Ok((last || code == NGX_ERROR as ngx_int_t).then_some(code))
+    }
+}
+
+/// nginx calls this when the client can take more, when it has not for too long, and when its turn has come again.
+unsafe extern "C" fn go_on(r: *mut ngx_http_request_t) {
+    let over = fence::fence(
+        "answer in pieces",
+        || Some(NGX_ERROR as ngx_int_t),
+        // SAFETY: nginx passes a valid request whose answer is in pieces.
+        || unsafe { next_turn(r) },
+    );
+    if let Some(code) = over {
+        // SAFETY: the request is valid; nothing is done with it afterwards.
+        unsafe { ngx_http_finalize_request(r, code) };
+    }
+}
+
+/// Returns what the request is to be finalized with, if it is over.
+unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
+    // SAFETY: request and connection are valid; the context entry was set by `answer`.
+    unsafe {
+        let connection = (*r).connection;
+        let event = (*connection).write;
+        if (*event).timedout() != 0 {
+            (*connection).set_timedout(1);
+            return Some(NGX_HTTP_REQUEST_TIME_OUT as ngx_int_t);
+        }
+        if (*event).delayed() != 0 {
+            // limit_rate: nginx's timer comes again.
+            ngx_handle_write_event(event, 0);
+            return None;
+        }
+        if is_full(r) {
+            if ngx_http_output_filter(r, ptr::null_mut()) == NGX_ERROR as ngx_int_t {
+                return Some(NGX_ERROR as ngx_int_t);
+            }
+            if is_full(r) {
+                wait(r);
+                return None;
+            }
+        }
+        let pieces = lookup::context(r).cast::<Pieces>().as_mut()?;
+        match pieces.turn(Request::new(r)) {
+            Ok(Some(code)) => return Some(code),
+            Ok(None) => {}
+            // Half an answer has no other end.
+            Err(_) if pieces.started => return Some(NGX_ERROR as ngx_int_t),
+            Err(denial) => return Some(answer::conclude(Request::new(r), Err(denial))),
+        }
+        if is_full(r) {
+            wait(r);
+        } else {
+            go_on_later(r);
+        }
+        None
+    }
+}
+
+/// Has nginx not yet sent what it was given, or does it want to wait before more (limit_rate)?
+unsafe fn is_full(r: *mut ngx_http_request_t) -> bool {
+    // SAFETY: request and connection are valid.
+    unsafe {
+        let connection = (*r).connection;
+        let held = (*r).buffered() != 0 || !(*r).postponed.is_null() || (*connection).buffered() != 0;
+        held || (*(*connection).write).delayed() != 0
+    }
+}
+
+/// Goes on when the client can take more.
+unsafe fn wait(r: *mut ngx_http_request_t) {
+    // SAFETY: request and connection are valid.
+    unsafe {
+        let event = (*(*r).connection).write;
+        if (*event).delayed() == 0 {
+            ngx_add_timer(event, lookup::core_location(r).send_timeout);
+        }
+        ngx_handle_write_event(event, 0);
+    }
+}
+
+/// Goes on after other events had their turn.
+unsafe fn go_on_later(r: *mut ngx_http_request_t) {
+    // SAFETY: request and connection are valid; nginx takes the event off the queue if the connection is closed before.
+    unsafe {
+        let event = (*(*r).connection).write;
+        // A worker that is told to leave waits for it.
+        ngx_add_timer(event, lookup::core_location(r).send_timeout);
+        ngx_post_event(event, &raw mut ngx_posted_next_events);
+    }
+}
