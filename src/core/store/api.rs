@@ -369,6 +369,8 @@ pub struct Message<'a> {
     pub repeated_id: bool,
     /// Its event id is not above that of an earlier message of its channel, or may not be.
     pub late: bool,
+    /// It came as binary data ([`Draft::mark_binary`](super::Draft::mark_binary)).
+    pub binary: bool,
     pub event_type: Option<&'a [u8]>,
     pub text: &'a [u8],
 }
@@ -393,6 +395,7 @@ pub(super) struct Record {
     pub auto_id: bool,
     pub repeated_id: bool,
     pub late: bool,
+    pub binary: bool,
     pub unix_ms: u64,
     pub event_id: Option<Span>,
     pub event_type: Option<Span>,
@@ -454,6 +457,7 @@ impl Batch {
                 auto_id: _,
                 repeated_id,
                 late,
+                binary,
                 unix_ms,
                 event_id,
                 event_type,
@@ -469,6 +473,7 @@ impl Batch {
                 event_id: event_id.map(bytes),
                 repeated_id,
                 late,
+                binary,
                 event_type: event_type.map(bytes),
                 text: bytes(text),
             };

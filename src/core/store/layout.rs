@@ -278,6 +278,8 @@ pub mod link_flag {
     pub const LIST_MASK: u16 = 0xf << LIST_SHIFT;
     /// Its ordered id was not above its channel's newest when it came.
     pub const LATE: u16 = 1 << 12;
+    /// It came as binary data.
+    pub const BINARY: u16 = 1 << 13;
 }
 
 pub const LIMBO: u16 = 1;

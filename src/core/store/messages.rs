@@ -247,8 +247,12 @@ impl Locked<'_> {
         self.init(head, body::expires, expires);
         self.init(head, body::tag, tag | millis << TAG_MASK.count_ones());
         self.init(head, body::seq, seq);
-        let mut common =
-            shape.flags & (link_flag::EVENT_ID | link_flag::AUTO_ID | link_flag::EVENT_TYPE | link_flag::NOTICE);
+        let mut common = shape.flags
+            & (link_flag::EVENT_ID
+                | link_flag::AUTO_ID
+                | link_flag::EVENT_TYPE
+                | link_flag::NOTICE
+                | link_flag::BINARY);
         if shape.multi() {
             common |= link_flag::MULTI;
             self.init(head, multi::stored, 0);

@@ -67,6 +67,13 @@ pub struct Draft {
     id: Brought,
 }
 
+impl Draft {
+    /// Says that the text is binary data, for those who tell the two apart.
+    pub fn mark_binary(&mut self) {
+        self.shape.flags |= link_flag::BINARY;
+    }
+}
+
 /// A drain that goes on until everything up to a sequence number was taken.
 #[derive(Debug)]
 struct WholeDrain {
@@ -1025,6 +1032,7 @@ impl Locked<'_> {
             auto_id: self.link_flag(link, link_flag::AUTO_ID),
             repeated_id: false,
             late: self.is_of_unknown_order(link),
+            binary: self.link_flag(link, link_flag::BINARY),
             unix_ms: self.unix_ms_of(link),
             event_id: None,
             event_type: None,

@@ -276,8 +276,13 @@ impl Decoder {
                 header[mask_at + 3],
             ]
         });
-        // RFC 6455 §5.2: the most significant bit of a 64-bit length is 0.
-        if len >> 63 != 0 {
+        // RFC 6455 §5.2: the shortest form must be used, and the most significant bit of a 64-bit length is 0.
+        let longest_of_shorter_form = match mask_at {
+            2 => None,
+            4 => Some(125),
+            _ => Some(0xffff),
+        };
+        if len >> 63 != 0 || longest_of_shorter_form.is_some_and(|longest| len <= longest) {
             return Err(Violation::Protocol);
         }
         if opcode.is_control() {

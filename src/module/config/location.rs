@@ -151,7 +151,7 @@ pub enum Transport {
     EventSource,
     /// One text frame per message.
     WebSocket {
-        /// Texts that are not UTF-8 go out as they are, in binary frames.
+        /// Binary messages, and texts that are not UTF-8, go out as they are, in binary frames.
         binary: bool,
     },
 }
@@ -167,7 +167,7 @@ pub struct Format {
 
 impl Format {
     /// Appends one message; returns the length that padding is computed from.
-    pub fn render(&self, fields: &Fields<'_>, out: &mut Vec<u8>) -> usize {
+    pub fn render(&self, fields: &Fields<'_>, is_binary: bool, out: &mut Vec<u8>) -> usize {
         match self.transport {
             Transport::Plain => {
                 let start = out.len();
@@ -177,7 +177,7 @@ impl Format {
             Transport::EventSource => eventsource::render(&self.template, fields, out),
             Transport::WebSocket { binary } => {
                 let start = out.len();
-                if binary && str::from_utf8(fields.text).is_err() {
+                if binary && (is_binary || str::from_utf8(fields.text).is_err()) {
                     websocket::push_frame(Opcode::Binary, fields.text, out);
                 } else {
                     self.template.render(fields, out);

@@ -75,7 +75,7 @@ impl Burst {
     /// Appends one message of `channel`.
     pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) {
         scratch.clear();
-        let length = style.format.render(&fields(channel, message), scratch);
+        let length = style.format.render(&fields(channel, message), message.binary, scratch);
         frame(style.framing, scratch, &mut self.bytes);
         if let Some(filler) = filler(style.format.transport, length, style.message_min, style.padding_max) {
             frame(style.framing, &filler, &mut self.bytes);

@@ -154,9 +154,10 @@ impl Delivery {
         let mut answered = false;
         while let Some(received) = decoder.next(&mut bytes) {
             match received {
-                Ok(Received::Text(text) | Received::Binary(text)) => {
-                    if incoming.publish && !text.is_empty() {
-                        self.publish(id, text, incoming.store);
+                Ok(message @ (Received::Text(bytes) | Received::Binary(bytes))) => {
+                    if incoming.publish && !bytes.is_empty() {
+                        let binary = matches!(message, Received::Binary(_));
+                        self.publish(id, bytes, binary, incoming.store);
                     }
                 }
                 Ok(Received::Ping(payload)) => {
@@ -214,7 +215,7 @@ impl Delivery {
     }
 
     /// Publishes to every channel of the connection, except the events channel.
-    fn publish(&mut self, id: SubscriberId, text: &[u8], store: bool) {
+    fn publish(&mut self, id: SubscriberId, bytes: &[u8], binary: bool, store: bool) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
         };
@@ -230,9 +231,12 @@ impl Delivery {
         };
         let now = Now::read();
         let published = worker
-            .draft(text.len(), None, None, ids.len(), now)
+            .draft(bytes.len(), None, None, ids.len(), now)
             .and_then(|mut draft| {
-                worker.write(&mut draft, text);
+                if binary {
+                    draft.mark_binary();
+                }
+                worker.write(&mut draft, bytes);
                 worker.publish(draft, &ids, Terms::plain(store), now)
             });
         if let Err(refusal) = published {

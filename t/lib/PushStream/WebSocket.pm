@@ -63,8 +63,8 @@ sub send_bytes ($self, $bytes) {
 sub next_frame ($self, @seconds) {
     my ($first, $length) = unpack 'CC', $self->{client}->bytes(2, @seconds);
     croak sprintf('a frame that begins with %02x', $first) if ($first & 0xf0) != 0x80 || $length & 0x80;
-    $length = unpack 'n', $self->{client}->bytes(2, @seconds) if $length == 126;
-    $length = unpack 'Q>', $self->{client}->bytes(8, @seconds) if $length == 127;
+    if ($length == 126) { $length = unpack 'n', $self->{client}->bytes(2, @seconds) }
+    elsif ($length == 127) { $length = unpack 'Q>', $self->{client}->bytes(8, @seconds) }
     return ($first & 0xf, $self->{client}->bytes($length, @seconds));
 }
 

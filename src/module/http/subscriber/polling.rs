@@ -60,7 +60,7 @@ pub fn send_stored(
             envelope
                 .audience
                 .format
-                .render(&delivery::fields(channel, &message), &mut body);
+                .render(&delivery::fields(channel, &message), message.binary, &mut body);
         }
     }
     envelope.set_content_type(r)?;
@@ -174,7 +174,7 @@ impl Envelope {
             event_id: None,
             event_type: None,
         };
-        self.audience.format.render(&fields, &mut message);
+        self.audience.format.render(&fields, false, &mut message);
         self.wrap(&message)
     }
 }
