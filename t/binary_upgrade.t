@@ -129,6 +129,7 @@ subtest 'an upgrade that is taken back' => sub {
         $nginx->signal(WINCH => $old);
         ok wait_until { $nginx->figures->{stored_messages} == 0 }, 'has a zone of its own';
         my $all = $audience->($nginx);
+        ok wait_until { $nginx->figures->{subscribers} == $count }, 'whom its audience goes to';
         $nginx->signal(HUP => $old);
         my $new = $nginx->master;
         $nginx->signal(QUIT => $new);

@@ -4,6 +4,8 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+
+only_over_http1 'it keeps its requests';
 use PushStream::WebSocket;
 
 plan skip_all => 'this nginx has no auth_request' if !PushStream::Nginx->has_module('http_auth_request');

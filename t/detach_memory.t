@@ -5,6 +5,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_plain_http1 'TLS takes memory of its own';
+
 use constant READERS => 2000;
 
 with_nginx <<'CONF', sub ($nginx) {

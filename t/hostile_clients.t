@@ -160,7 +160,7 @@ with_nginx $conf, sub ($nginx) {
     # --- crowds ---
     {
         my @crowd = map {
-            my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+            my $client = $nginx->connect(receive_buffer => 4096);
             $client->send_request(GET => '/sub?id=crowd');
             $client;
         } 1 .. $crowd;

@@ -4,6 +4,8 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+
+only_over_plain_http1 'the bytes are counted';
 use PushStream::WebSocket;
 
 my $conf = <<'CONF';
@@ -99,7 +101,7 @@ with_nginx $conf, sub ($nginx) {
     like $line->('s\x20p\x0Aq'), qr/reason=client_closed$/, 'an id cannot forge a line';
 
     my @slow = map {
-        my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $client = $nginx->connect(receive_buffer => 4096);
         $client->send_request(GET => "/$_?id=x/$_");
         $client->head;
         $client;

@@ -5,6 +5,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_plain_http1 'the figures are those of detached streams';
+
 use File::Temp ();
 use JSON::PP ();
 
@@ -121,7 +123,7 @@ CONF
     is_deeply [ map { $_->[1] } @buckets ], [ sort { $a <=> $b } map { $_->[1] } @buckets ], 'each bucket holds the ones before it';
 
     # A slow reader.
-    my $slow = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+    my $slow = $nginx->connect(receive_buffer => 4096);
     $slow->send("GET /skip/slow HTTP/1.1\r\nHost: x\r\n\r\n");
     is $slow->head->status, 200, 'a reader that does not read';
     my $queued = sub { my $all = $metrics->(); my $sum = 0; $sum += $all->{$_} for grep { /^push_stream_worker_queue_bytes/ } keys %$all; $sum };

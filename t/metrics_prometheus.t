@@ -6,6 +6,8 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 
+only_over_plain_http1 'Prometheus scrapes plain HTTP here';
+
 use File::Basename qw(dirname);
 use File::Copy ();
 use File::Temp ();

@@ -135,7 +135,7 @@ CONF
 
     for my $case ([ 'write event', '/attached/sub' ], [ 'write event of a detached subscriber', '/sub' ]) {
         my ($entry, $uri) = @$case;
-        my $slow = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $slow = $nginx->connect(receive_buffer => 4096);
         $slow->send_request(GET => "$uri?id=slow");
         $slow->head;
         $nginx->post('/pub?id=slow', 'x' x 900_000);

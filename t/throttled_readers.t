@@ -136,7 +136,7 @@ CONF
     my $sse = sub ($bytes) { my ($text, $cut) = $dechunk->($bytes); return ($events->($text), $cut) };
     my %reader;
     my $open = sub ($name, $uri, $decode, %options) {
-        my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $client = $nginx->connect(receive_buffer => 4096);
         $client->send_request(GET => $uri, %options);
         $reader{$name} = { socket => $client->socket, client => $client, raw => '', decode => $decode };
     };

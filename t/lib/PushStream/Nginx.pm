@@ -220,7 +220,7 @@ sub connect ($self, %options) {
 # Sends a request on a connection of its own; the caller reads when it likes. What only HTTP/1 has (a version, a body in
 # chunks, an upgrade) is sent over HTTP/1.
 sub open ($self, $method, $uri, %options) {
-    my $http1 = $options{version} || grep { /^(?:Transfer-Encoding|Upgrade|Connection|Content-Length)$/i } keys %{ $options{headers} // {} };
+    my $http1 = $options{version} || grep { /^(?:Transfer-Encoding|Upgrade|Connection|Content-Length|Expect)$/i } keys %{ $options{headers} // {} };
     my $client = $self->{tls} && transport() eq 'http2' && !$http1 ? PushStream::Http2->new($self->{port}) : $self->connect;
     $client->send_request($method, $uri, %options);
     return $client;
