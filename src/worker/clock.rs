@@ -1,7 +1,7 @@
 //! Wall-clock time in UTC: RFC 3339 text for events and strftime patterns for file names.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const MILLIS_PER_DAY: u64 = 86_400_000;
 
@@ -13,6 +13,11 @@ impl Timestamp {
     pub fn now() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Zero for a moment in the future: clocks differ.
+    pub fn elapsed(self) -> Duration {
+        Duration::from_millis(Self::now().0.saturating_sub(self.0))
     }
 
     /// Expands a pattern checked by [`check_pattern`]: `%Y %m %d %H %M %S %%`.

@@ -68,6 +68,11 @@ impl Credit {
         })
     }
 
+    /// Events that may still enter.
+    pub fn room(&self) -> usize {
+        self.events.available_permits()
+    }
+
     /// Events in flight now.
     pub fn in_flight(&self) -> usize {
         self.max_events.saturating_sub(self.events.available_permits())

@@ -1,37 +1,72 @@
 //! What flows through a pipeline: an [`Event`] and its [`EventId`].
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::Value;
 
 use crate::clock::Timestamp;
+use crate::fence::Fence;
 
-/// `<epoch>-<seq>`, or `<epoch>-<seq>-<part>` for a piece of a split event.
+/// What nginx gets as `Event-Id`.
 ///
 /// The id is fixed when the source claims the event and is the same whenever that event is delivered again, by this
 /// process or the next one. nginx gets it as `Event-Id` and can drop what it has already stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EventId {
-    /// Unix milliseconds at which the source started counting.
-    pub epoch: u64,
-    /// Counts from 1 within the epoch.
-    pub seq: u64,
-    /// Set on the pieces of a split event, counting from 1.
-    pub part: Option<u32>,
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum EventId {
+    /// `<epoch>-<seq>`, or `<epoch>-<seq>-<part>` for a piece of a split event. These have an order.
+    Numbered {
+        /// Unix milliseconds at which the source started counting, or the first half of a stream's own id.
+        epoch: u64,
+        /// Grows within the epoch.
+        seq: u64,
+        /// Set on the pieces of a split event, counting from 1.
+        part: Option<u32>,
+    },
+    /// The producer's own, such as the `message_id` of AMQP.
+    Brought(Arc<str>),
+    /// The source has none to give: a redelivery cannot be told from a new event.
+    Unknown,
 }
 
 impl EventId {
     pub fn new(epoch: u64, seq: u64) -> Self {
-        Self { epoch, seq, part: None }
+        Self::Numbered { epoch, seq, part: None }
+    }
+
+    /// The id of a piece. A piece that is split again would repeat an id, so it keeps counting on.
+    pub fn part(&self, number: u32) -> Self {
+        match self {
+            Self::Numbered { epoch, seq, part } => Self::Numbered {
+                epoch: *epoch,
+                seq: *seq,
+                part: Some(
+                    part.map_or(0, |outer| outer.saturating_mul(1000))
+                        .saturating_add(number),
+                ),
+            },
+            Self::Brought(id) => Self::Brought(format!("{id}-{number}").into()),
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
+    pub fn is_known(&self) -> bool {
+        *self != Self::Unknown
     }
 }
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.epoch, self.seq)?;
-        self.part.map_or(Ok(()), |part| write!(f, "-{part}"))
+        match self {
+            Self::Numbered { epoch, seq, part } => {
+                write!(f, "{epoch}-{seq}")?;
+                part.map_or(Ok(()), |part| write!(f, "-{part}"))
+            }
+            Self::Brought(id) => f.write_str(id),
+            Self::Unknown => f.write_str("without id"),
+        }
     }
 }
 
@@ -39,9 +74,9 @@ impl fmt::Display for EventId {
 #[derive(Clone, Debug)]
 pub struct Event {
     pub id: EventId,
-    /// When the source took it in. It is the `_event.time` of templates and the start of `max_age`.
+    /// When it was put into its queue, else when the source took it in. It is the `_event.time` of templates.
     pub received: Timestamp,
-    /// The same moment on the monotonic clock.
+    /// When the source took it in: the start of `max_age`.
     pub received_at: Instant,
     /// As it came, without the line end.
     pub raw: Bytes,
@@ -53,6 +88,8 @@ pub struct Event {
     pub channels: Vec<String>,
     /// The EventSource event type.
     pub event_type: Option<String>,
+    /// The claim under which this worker holds it, where a source has such a thing.
+    pub fence: Option<Arc<Fence>>,
 }
 
 impl Event {
@@ -66,7 +103,13 @@ impl Event {
             body: None,
             channels: Vec::new(),
             event_type: None,
+            fence: None,
         }
+    }
+
+    /// Has another worker the right to this event by now? Then this one must not send it any more.
+    pub fn is_fenced(&self) -> bool {
+        self.fence.as_ref().is_some_and(|fence| !fence.is_held())
     }
 
     /// The bytes to publish: the formatted body, else the fields as JSON, else the raw bytes.
@@ -91,15 +134,9 @@ mod tests {
     #[test]
     fn an_id_is_groups_of_digits() {
         assert_eq!(EventId::new(1700000000000, 7).to_string(), "1700000000000-7");
-        assert_eq!(
-            EventId {
-                epoch: 1,
-                seq: 2,
-                part: Some(3)
-            }
-            .to_string(),
-            "1-2-3"
-        );
+        assert_eq!(EventId::new(1, 2).part(3).to_string(), "1-2-3");
+        assert_eq!(EventId::new(1, 2).part(3).part(4).to_string(), "1-2-3004");
+        assert_eq!(EventId::Brought("a".into()).part(2).to_string(), "a-2");
     }
 
     #[test]

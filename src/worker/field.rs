@@ -71,6 +71,23 @@ impl FieldPath {
         }
     }
 
+    /// Puts a value there, in objects that are made as needed. Where something else than an object is in the way, nothing happens.
+    pub fn set(&self, fields: &mut Value, value: Value) {
+        let Some((last, outer)) = self.parts.split_last() else {
+            return;
+        };
+        let holder = outer.iter().try_fold(fields, |holder, part| {
+            let map = holder.as_object_mut()?;
+            Some(
+                map.entry(part.clone())
+                    .or_insert_with(|| Value::Object(serde_json::Map::new())),
+            )
+        });
+        if let Some(Value::Object(map)) = holder {
+            map.insert(last.clone(), value);
+        }
+    }
+
     fn find<'v>(&self, fields: &'v Value) -> Option<&'v Value> {
         self.parts.iter().try_fold(fields, |value, part| match value {
             Value::Object(map) => map.get(part),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::credit::Permit;
 
@@ -20,7 +20,7 @@ pub enum Outcome {
     Accepted = 0,
     /// A stage left it out on purpose.
     Dropped = 1,
-    /// It is durably in the dead-letter file.
+    /// It is durably with the dead letters, or its source will put it there.
     Parked = 2,
     /// Nothing is known; it must be delivered again.
     Released = 3,
@@ -42,7 +42,21 @@ pub struct Ack {
     pub ticket: u64,
     pub outcome: Outcome,
     /// Why it was parked.
-    pub reason: Option<String>,
+    pub parked: Option<Box<Parked>>,
+}
+
+/// Why an event was parked, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Empty if it came that far.
+    pub pipeline: String,
+    /// The id it had.
+    pub id: String,
+    /// The stage or sink, or `source`.
+    pub component: String,
+    pub text: String,
+    /// How often it was tried.
+    pub attempts: u32,
 }
 
 /// Where the verdict goes.
@@ -50,10 +64,14 @@ pub struct Ack {
 pub enum AckTo {
     /// To a source that keeps order over its acknowledgements.
     Queue(mpsc::UnboundedSender<Ack>),
+    /// To a source that stores what is parked itself, with its broker, before it acknowledges.
+    Broker(mpsc::UnboundedSender<Ack>),
     /// To whoever waits for this very event.
     Reply(oneshot::Sender<Ack>),
     /// Nobody wants to know.
     Nobody,
+    /// Nobody wants to know, and there is room for so many of these.
+    Dark(OwnedSemaphorePermit),
 }
 
 /// One share in an event.
@@ -67,7 +85,7 @@ pub struct Handle {
 struct Shared {
     ticket: u64,
     worst: AtomicU8,
-    reason: Mutex<Option<String>>,
+    parked: Mutex<Option<Box<Parked>>>,
     to: AckTo,
     /// Credit that ends with the event, for sources that do not hold it until a durable acknowledgement.
     _permit: Option<Permit>,
@@ -78,7 +96,7 @@ impl Handle {
         let shared = Shared {
             ticket,
             worst: AtomicU8::new(Outcome::Accepted as u8),
-            reason: Mutex::new(None),
+            parked: Mutex::new(None),
             to,
             _permit: permit,
         };
@@ -102,9 +120,14 @@ impl Handle {
     }
 
     /// [`Outcome::Parked`], with the reason for whoever waits.
-    pub fn resolve_parked(self, reason: &str) {
-        self.shared.reason.lock().get_or_insert_with(|| reason.to_owned());
+    pub fn resolve_parked(self, parked: Parked) {
+        self.shared.parked.lock().get_or_insert_with(|| Box::new(parked));
         self.resolve(Outcome::Parked);
+    }
+
+    /// Does the source itself store what is parked?
+    pub fn is_parked_by_source(&self) -> bool {
+        matches!(self.shared.to, AckTo::Broker(_))
     }
 }
 
@@ -129,13 +152,13 @@ impl Drop for Shared {
         let ack = Ack {
             ticket: self.ticket,
             outcome,
-            reason: self.reason.get_mut().take(),
+            parked: self.parked.get_mut().take(),
         };
         // A receiver that is gone has stopped caring.
         match std::mem::replace(&mut self.to, AckTo::Nobody) {
-            AckTo::Queue(queue) => drop(queue.send(ack)),
+            AckTo::Queue(queue) | AckTo::Broker(queue) => drop(queue.send(ack)),
             AckTo::Reply(reply) => drop(reply.send(ack)),
-            AckTo::Nobody => {}
+            AckTo::Nobody | AckTo::Dark(_) => {}
         }
     }
 }
@@ -153,13 +176,20 @@ mod tests {
     fn the_worst_outcome_of_all_shares_is_told_once() {
         let (first, mut acks) = pair();
         let second = first.share();
-        second.resolve_parked("no channel");
+        let parked = Parked {
+            pipeline: "p".into(),
+            id: "1-1".into(),
+            component: "stage route".into(),
+            text: "no channel".into(),
+            attempts: 1,
+        };
+        second.resolve_parked(parked.clone());
         assert!(acks.try_recv().is_err(), "one share is still open");
         first.resolve(Outcome::Accepted);
         let ack = acks.try_recv().unwrap();
         assert_eq!(
-            (ack.ticket, ack.outcome, ack.reason.as_deref()),
-            (9, Outcome::Parked, Some("no channel"))
+            (ack.ticket, ack.outcome, ack.parked.as_deref()),
+            (9, Outcome::Parked, Some(&parked))
         );
         assert!(acks.try_recv().is_err());
     }

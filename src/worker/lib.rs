@@ -10,25 +10,32 @@
 //!   [`source`], [`stage`], [`sink`].
 //! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `order` finds the order key, `park` is the dead-letter file,
 //!   `pipeline` what a lane works through.
-//! * Delivery: [`finalizer`] (who is told how an event went), [`credit`] (how much is in flight), [`watermark`] (how far all
+//! * Delivery: [`finalizer`] (who is told how an event went), [`fence`] (who may still send it), [`credit`] (how much is in flight), [`watermark`] (how far all
 //!   is settled), [`checkpoint`] (durable positions), [`retry`] (back-off).
-//! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`.
+//! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the client under sinks, alerts and
+//!   commands. [`switch`]: what can be turned on and off while it runs. [`pipeline_test`]: tests in the
+//!   configuration.
 
 pub mod checkpoint;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod credit;
 pub mod engine;
 pub mod event;
+pub mod fence;
 pub mod field;
 pub mod finalizer;
 pub mod ops;
+pub mod pipeline_test;
+pub mod redis_link;
 pub mod retry;
 pub mod server;
 pub mod sink;
 pub mod source;
 pub mod stage;
+pub mod switch;
 pub mod watermark;
 
 #[cfg(test)]

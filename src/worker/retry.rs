@@ -11,7 +11,8 @@ pub struct Policy {
     pub initial: Duration,
     /// The longest pause; each is twice the one before up to here.
     pub max: Duration,
-    /// An event that is older than this after a failed attempt is given up, that is, parked.
+    /// An event that is older than this after a failed attempt is given up, that is, parked. Where events wait for each other, the
+    /// time of an event begins with its first attempt.
     pub max_age: Duration,
 }
 

@@ -1,5 +1,6 @@
 //! The small HTTP server under `http_in` and the admin address.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -36,10 +37,11 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until a stop is requested, then until the requests under way are answered or the stop is final.
-pub async fn serve<H, F>(listener: TcpListener, max_connections: usize, mut stop: Stop, handler: H)
+pub async fn serve<H, F, B>(listener: TcpListener, max_connections: usize, mut stop: Stop, handler: H)
 where
     H: Fn(Request<Incoming>) -> F + 'static,
-    F: Future<Output = Answer> + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + 'static,
 {
     let slots = Arc::new(Semaphore::new(max_connections));
     let handler = Rc::new(handler);
@@ -69,16 +71,17 @@ where
     }
 }
 
-async fn serve_connection<H, F>(stream: TcpStream, mut stop: Stop, handler: Rc<H>)
+async fn serve_connection<H, F, B>(stream: TcpStream, mut stop: Stop, handler: Rc<H>)
 where
     H: Fn(Request<Incoming>) -> F + 'static,
-    F: Future<Output = Answer> + 'static,
+    F: Future<Output = Response<B>> + 'static,
+    B: Body<Data = Bytes, Error = Infallible> + 'static,
 {
     // Without it an answer may wait for the acknowledgement of the one before. Failure costs only that time.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let answer = handler(request);
-        async move { Ok::<_, std::convert::Infallible>(answer.await) }
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

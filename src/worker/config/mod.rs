@@ -14,9 +14,14 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::ops::alert::Alert;
+use crate::ops::statsd::Statsd;
+use crate::pipeline_test::PipelineTest;
 use crate::sink::{self, Sink};
 use crate::source::{self, Source};
+use crate::stage::gate::Gate;
 use crate::stage::{self, Stage};
+use crate::switch::{Live, State, Switch, Switches};
 use section::{Located, Problem, Problems, Section};
 
 /// Lanes are threads; more than this is a slip of the finger.
@@ -24,6 +29,8 @@ const MAX_LANES: usize = 256;
 
 /// A configuration that can run.
 pub struct Config {
+    /// What it was read from.
+    pub text: String,
     /// Where checkpoints, spools and the lock are: `state_dir = "state"`.
     pub state_dir: PathBuf,
     /// Threads that run stages and deliver: `[engine] lanes`. Default: one less than processors, at least 1.
@@ -34,6 +41,14 @@ pub struct Config {
     pub park_path: PathBuf,
     /// Where metrics are: `[admin] listen`. Default: nowhere.
     pub admin: Option<SocketAddr>,
+    /// `[statsd]`
+    pub statsd: Option<Statsd>,
+    /// `[alert.*]`
+    pub alerts: Vec<Alert>,
+    /// `[switch.*]` and `[switches]`
+    pub switches: Arc<Switches>,
+    /// `[test.*]`
+    pub tests: Vec<PipelineTest>,
     pub sources: Vec<Named<Box<dyn Source>>>,
     pub stages: Vec<Named<Arc<dyn Stage>>>,
     pub sinks: Vec<Named<Arc<dyn Sink>>>,
@@ -56,6 +71,10 @@ pub struct PipelineSpec {
     pub source: usize,
     pub stages: Vec<usize>,
     pub sinks: Vec<usize>,
+    /// Put before every channel: `prefix = "dark."`
+    pub prefix: String,
+    /// `mode = "dark"`: the source does not wait for it.
+    pub is_dark: bool,
 }
 
 /// Why there is no configuration.
@@ -101,14 +120,14 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     }
     let root = Section::root(&problems, table.get_ref());
     // After a syntax error keys may be missing that are there; what is there can still be checked.
-    let config = read(&root, &problems, errors.is_empty());
+    let config = read(text, &root, &problems, errors.is_empty());
     match (config, problems.into_sorted()) {
         (Some(config), list) if list.is_empty() => Ok(config),
         (_, list) => Err(list),
     }
 }
 
-fn read(root: &Section<'_>, problems: &Problems, is_whole: bool) -> Option<Config> {
+fn read(text: &str, root: &Section<'_>, problems: &Problems, is_whole: bool) -> Option<Config> {
     let state_dir = root.or("state_dir", PathBuf::from("state"));
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let default_lanes = processors.saturating_sub(1).max(1);
@@ -122,6 +141,8 @@ fn read(root: &Section<'_>, problems: &Problems, is_whole: bool) -> Option<Confi
     let (lanes, drain) = engine.unwrap_or((default_lanes, Duration::from_secs(10)));
     let park_path = root.table("park", |park| park.optional("path")).flatten();
     let admin = root.table("admin", |admin| admin.required("listen")).flatten();
+    let statsd = root.table("statsd", Statsd::read);
+    let alerts = read_all(root, "alert", Alert::read);
 
     let sources = read_kind(
         root,
@@ -157,18 +178,34 @@ fn read(root: &Section<'_>, problems: &Problems, is_whole: bool) -> Option<Confi
     if specs.as_ref().is_none_or(Vec::is_empty) && is_whole {
         root.complain("there is no [pipeline]");
     }
+    let switches = read_switches(root, problems);
+    let pipeline_names: Vec<String> = specs
+        .iter()
+        .flatten()
+        .flatten()
+        .map(|located| located.spec.name.clone())
+        .collect();
+    let tests = read_all(root, "test", |section| PipelineTest::read(section, &pipeline_names));
     root.refuse_unknown();
 
     let complete = (sources.complete(), stages.complete(), sinks.complete());
     let pipelines: Option<Vec<LocatedSpec>> = specs.unwrap_or_default().into_iter().collect();
-    let ((Some(sources), Some(stages), Some(sinks)), Some(pipelines)) = (complete, pipelines) else {
+    let ((Some(sources), Some(mut stages), Some(sinks)), Some(mut pipelines)) = (complete, pipelines) else {
         return None;
     };
     for pipeline in &pipelines {
-        check_pipeline(pipeline, &stages, &sinks, problems);
+        check_pipeline(pipeline, &sources, &stages, &sinks, problems);
     }
     let warnings = check_use(root, &pipelines, &sources, &stages, &sinks);
+    for pipeline in &mut pipelines {
+        insert_gate(pipeline, &mut stages);
+    }
     Some(Config {
+        text: text.to_owned(),
+        statsd: statsd.flatten(),
+        alerts: alerts?,
+        switches: Arc::new(switches?),
+        tests: tests?,
         park_path: park_path.unwrap_or_else(|| state_dir.join("parked.ndjson")),
         state_dir,
         lanes,
@@ -236,6 +273,45 @@ fn read_component<T>(section: &Section<'_>, kinds: &Lookup<T>) -> Option<Named<T
     })
 }
 
+/// All tables below a key; `None` if one has mistakes.
+fn read_all<T>(root: &Section<'_>, key: &'static str, read: impl Fn(&Section<'_>) -> Option<T>) -> Option<Vec<T>> {
+    let all = root.table(key, |table| {
+        let sections = table.named_tables().into_iter().map(|section| {
+            let item = read(&section);
+            section.refuse_unknown();
+            item
+        });
+        sections.collect::<Vec<_>>()
+    });
+    all.unwrap_or_default().into_iter().collect()
+}
+
+/// `[switch.*]` for what asked for them, and `[switches]`.
+fn read_switches(root: &Section<'_>, problems: &Problems) -> Option<Switches> {
+    let live = root.table("switches", Live::read).flatten();
+    let mut all = BTreeMap::new();
+    let defined = read_all(root, "switch", |section| {
+        let (state, by) = State::read(section);
+        Some((section.name().to_owned(), state, by))
+    })?;
+    let asked = problems.switches();
+    for (switch, at, key) in &asked {
+        match defined.iter().find(|(name, ..)| name == switch.name()) {
+            Some((name, state, by)) => {
+                switch.define(state.clone(), by.clone());
+                all.insert(name.clone(), Arc::clone(switch));
+            }
+            None => problems.add(*at, key.clone(), format!("there is no [switch.{}]", switch.name())),
+        }
+    }
+    for (name, ..) in &defined {
+        if !all.contains_key(name) {
+            root.complain_at("switch", format!("nothing asks for switch \"{name}\""));
+        }
+    }
+    Some(Switches { all, live })
+}
+
 struct Names {
     sources: Vec<String>,
     stages: Vec<String>,
@@ -245,8 +321,11 @@ struct Names {
 /// A pipeline and where its parts are named.
 struct LocatedSpec {
     spec: PipelineSpec,
+    from: Located<String>,
     stages: Vec<Located<String>>,
     sinks: Vec<Located<String>>,
+    /// Which events enter.
+    gate: Option<Arc<Switch>>,
 }
 
 fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> Option<LocatedSpec> {
@@ -273,7 +352,13 @@ fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> O
     if to.as_ref().is_some_and(Vec::is_empty) {
         section.complain_at("to", "needs at least one sink");
     }
-    let source = from.and_then(|from| find("source", &names.sources, &from));
+    let source = from.as_ref().and_then(|from| find("source", &names.sources, from));
+    let is_dark = section.choice("mode", &[("live", false), ("dark", true)], false);
+    let prefix = section.or("prefix", String::new());
+    if prefix.contains(['/', '*']) || prefix.contains(char::is_control) {
+        section.complain_at("prefix", "cannot be part of a channel id");
+    }
+    let gate = section.switch("gate");
     let stage_indexes = all("stage", &names.stages, &stages);
     let sinks = to.unwrap_or_default();
     let sink_indexes = all("sink", &names.sinks, &sinks);
@@ -282,23 +367,54 @@ fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> O
         source: source?,
         stages: stage_indexes?,
         sinks: sink_indexes?,
+        prefix,
+        is_dark,
     };
-    Some(LocatedSpec { spec, stages, sinks })
+    Some(LocatedSpec {
+        spec,
+        from: from?,
+        stages,
+        sinks,
+        gate,
+    })
+}
+
+/// A gate stands as soon as the fields are known.
+fn insert_gate(pipeline: &mut LocatedSpec, stages: &mut Vec<Named<Arc<dyn Stage>>>) {
+    let Some(switch) = pipeline.gate.take() else { return };
+    let parsed = pipeline
+        .spec
+        .stages
+        .iter()
+        .position(|&stage| stages[stage].component.gives_fields());
+    stages.push(Named {
+        name: format!("gate:{}", switch.name()),
+        component_type: "gate",
+        component: Arc::new(Gate::new(switch)),
+    });
+    pipeline
+        .spec
+        .stages
+        .insert(parsed.map_or(0, |at| at + 1), stages.len() - 1);
 }
 
 /// Do the parts of a pipeline fit together?
 fn check_pipeline(
     pipeline: &LocatedSpec,
+    sources: &[Named<Box<dyn Source>>],
     stages: &[Named<Arc<dyn Stage>>],
     sinks: &[Named<Arc<dyn Sink>>],
     problems: &Problems,
 ) {
     let LocatedSpec {
         spec,
+        from,
         stages: stage_names,
         sinks: sink_names,
+        ..
     } = pipeline;
-    let (mut has_fields, mut has_channels) = (false, false);
+    let source = &sources[spec.source].component;
+    let (mut has_fields, mut has_channels) = (false, source.gives_channels());
     for (&index, name) in spec.stages.iter().zip(stage_names) {
         let stage = &stages[index].component;
         if stage.needs_fields() && !has_fields {
@@ -309,6 +425,10 @@ fn check_pipeline(
             );
             // Once is enough.
             has_fields = true;
+        }
+        if stage.needs_ids() && !source.gives_ids() {
+            let text = format!("\"{}\" needs ids, and source \"{}\" gives none", name.value, from.value);
+            problems.add(name.at, name.key.clone(), text);
         }
         has_fields |= stage.gives_fields();
         has_channels |= stage.gives_channels();
@@ -321,6 +441,13 @@ fn check_pipeline(
                 name.key.clone(),
                 format!("\"{}\" needs a route stage before it", name.value),
             );
+        }
+        if sinks[index].component.needs_ids() && !source.gives_ids() {
+            let text = format!(
+                "\"{}\" is ordered, and source \"{}\" gives no ids: duplicates are possible",
+                name.value, from.value
+            );
+            problems.add(name.at, name.key.clone(), text);
         }
         if seen.contains(&index) {
             problems.add(name.at, name.key.clone(), format!("\"{}\" is there twice", name.value));
@@ -390,6 +517,8 @@ p = { from = "a", stages = ["parse", "route"], to = ["nginx"] }
             source: 0,
             stages: vec![0, 1],
             sinks: vec![0],
+            prefix: String::new(),
+            is_dark: false,
         };
         assert_eq!(config.pipelines, [spec]);
         assert!(config.warnings.is_empty());
@@ -434,7 +563,7 @@ type = "rabbit"
 [stage]
 fmt = { type = "format" }
 [sink]
-n = { type = "http_push", nodes = ["https://x"], retry = { initail = "1s" } }
+n = { type = "http_push", nodes = ["ftp://x"], retry = { initail = "1s" } }
 [pipeline]
 p = { from = "a", to = [] }
 "#;
@@ -445,9 +574,9 @@ p = { from = "a", to = [] }
                 "3: engine.lanes: must be from 1 to 256",
                 "4: source.a.path: is missing",
                 "6: source.a.max_in_flight: \"many\" is not a whole number from 0",
-                "8: source.b.type: \"rabbit\" is not one of \"file\", \"http_in\", \"stdin\"",
+                "8: source.b.type: \"rabbit\" is not one of \"file\", \"http_in\", \"redis_streams\", \"stdin\", \"thoonk\"",
                 "10: stage.fmt: needs exactly one of fields, template, template_file",
-                "12: sink.n.nodes[0]: \"https://x\": TLS is not supported; use http or unix",
+                "12: sink.n.nodes[0]: \"ftp://x\" is not a server (examples: \"http://127.0.0.1:8080\", \"https://push.example.com\", \"unix:/run/nginx/pub.sock\")",
                 "12: sink.n.retry.initail: unknown key, did you mean \"initial\"?",
                 "14: pipeline.p.to: needs at least one sink",
             ]

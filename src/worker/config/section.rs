@@ -5,16 +5,18 @@
 //! [`Problems`] with its line and full key, and whatever key nobody asked for is a complaint, too.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::value::{self, ByteSize};
+use crate::switch::Switch;
 
 /// One mistake in a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,10 +28,15 @@ pub struct Problem {
     pub text: String,
 }
 
+/// A switch, and the place and key where it was asked for first.
+pub type Wanted = (Arc<Switch>, usize, String);
+
 /// Collects every mistake of one file.
 pub struct Problems {
     line_starts: Vec<usize>,
     list: RefCell<Vec<Problem>>,
+    /// Switches that something asked for, and where.
+    switches: RefCell<BTreeMap<String, Wanted>>,
 }
 
 impl Problems {
@@ -40,6 +47,7 @@ impl Problems {
         Self {
             line_starts,
             list: RefCell::default(),
+            switches: RefCell::default(),
         }
     }
 
@@ -51,6 +59,11 @@ impl Problems {
             key: key.into(),
             text: text.into(),
         });
+    }
+
+    /// The switches that were asked for.
+    pub fn switches(&self) -> Vec<Wanted> {
+        self.switches.borrow().values().cloned().collect()
     }
 
     /// All mistakes in the order of the file.
@@ -150,6 +163,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A key that names a switch; it must be defined somewhere in the file.
+    pub fn switch(&self, key: &'static str) -> Option<Arc<Switch>> {
+        let name: String = self.optional(key)?;
+        let (at, _) = self.find(key)?;
+        let mut switches = self.problems.switches.borrow_mut();
+        let entry = switches.entry(name.clone());
+        let (switch, ..) = entry.or_insert_with(|| (Switch::new(&name), at, self.key(key)));
+        Some(Arc::clone(switch))
+    }
+
     /// A table below this one, read by `read`, its unknown keys refused.
     pub fn table<T>(&self, key: &'static str, read: impl FnOnce(&Section<'a>) -> T) -> Option<T> {
         self.known.borrow_mut().insert(key);
@@ -235,6 +258,19 @@ pub struct Item<'a> {
 impl<'a> Item<'a> {
     pub fn complain(&self, text: impl Into<String>) {
         self.problems.add(self.at, self.path.clone(), text);
+    }
+
+    /// The number, if it is written as one.
+    pub fn integer(&self) -> Option<usize> {
+        match self.value {
+            DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
+            _ => None,
+        }
+    }
+
+    /// The value as JSON; `None` if it holds what JSON has not, such as a date.
+    pub fn to_json(&self) -> Option<serde_json::Value> {
+        json_of(self.value)
     }
 
     pub fn is_list(&self) -> bool {
@@ -439,6 +475,24 @@ impl fmt::Display for Problem {
             key => write!(f, "{}: {key}: {}", self.line, self.text),
         }
     }
+}
+
+fn json_of(value: &DeValue<'_>) -> Option<serde_json::Value> {
+    use serde_json::Value;
+    Some(match value {
+        DeValue::String(text) => Value::from(text.as_ref()),
+        DeValue::Integer(number) => Value::from(i64::from_str_radix(number.as_str(), number.radix()).ok()?),
+        DeValue::Float(number) => Value::from(number.as_str().parse::<f64>().ok()?),
+        DeValue::Boolean(flag) => Value::from(*flag),
+        DeValue::Datetime(_) => return None,
+        DeValue::Array(list) => Value::Array(list.iter().map(|item| json_of(item.get_ref())).collect::<Option<_>>()?),
+        DeValue::Table(table) => {
+            let members = table
+                .iter()
+                .map(|(key, value)| Some((key.get_ref().to_string(), json_of(value.get_ref())?)));
+            Value::Object(members.collect::<Option<_>>()?)
+        }
+    })
 }
 
 fn indefinite(kind: &str) -> String {

@@ -1,14 +1,17 @@
 //! A lane: one thread that runs all stages inline and delivers with its own connections.
 //!
 //! The order key has chosen the lane, so events that must not overtake each other meet here, in the order of the source. A
-//! lane runs the stages of an event as soon as it comes, then lets it wait for those before it with the same key: one in
-//! flight per key, others go on. There is no lock on the way and no work stealing.
+//! lane runs the stages of an event as soon as it comes. If all sinks of its pipeline keep the order in which they are handed events, it goes
+//! there at once; else it waits for those before it with the same key: one in flight per key, others go on. There is no
+//! work stealing, and no lock but those of the sinks.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
@@ -17,11 +20,12 @@ use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::park::{ParkingLot, Reason};
 use super::pipeline::{Pipeline, SinkSlot};
+use super::turn::Turn;
 use crate::event::{Event, EventId};
 use crate::finalizer::{Handle, Outcome};
 use crate::ops::metrics::{Component, Metrics};
-use crate::sink::{LaneSink, RunningSink, Verdict};
-use crate::stage::Flow;
+use crate::sink::{Delivery, LaneSink, RunningSink, Verdict};
+use crate::stage::{Flow, Stage};
 
 /// How often an event may panic a stage before it is parked.
 const PANIC_TRIES: u32 = 2;
@@ -35,13 +39,19 @@ pub struct Job {
     pub event: Event,
     pub key: OrderKey,
     pub handle: Handle,
+    /// Its turns at those sinks of the pipeline that keep the order of the source.
+    pub turns: Turns,
 }
+
+/// With the index of the sink in its pipeline.
+pub type Turns = Vec<(usize, Turn)>;
 
 /// An event that has been through its stages.
 struct Ready {
     pipeline: Arc<Pipeline>,
-    event: Event,
+    event: Arc<Event>,
     handle: Handle,
+    turns: Turns,
 }
 
 pub struct Lane {
@@ -74,17 +84,22 @@ impl Lane {
                 event,
                 key,
                 handle,
+                turns,
             } = job;
             let slot = (pipeline.index, key);
+            let keeps_order = pipeline.keeps_order();
             self.process(&pipeline, event, &handle, |event, handle| {
-                self.enqueue(
-                    slot,
-                    Ready {
-                        pipeline: Arc::clone(&pipeline),
-                        event,
-                        handle,
-                    },
-                );
+                let ready = Ready {
+                    pipeline: Arc::clone(&pipeline),
+                    event: Arc::new(event),
+                    handle,
+                    turns: turns.clone(),
+                };
+                if keeps_order {
+                    spawn_local(Rc::clone(&self).settle(ready));
+                } else {
+                    self.enqueue(slot, ready);
+                }
             });
             // Whatever the stages made of it holds its own share.
             handle.resolve(Outcome::Accepted);
@@ -139,7 +154,7 @@ impl Lane {
         spawn_local(async move {
             let mut next = Some(ready);
             while let Some(ready) = next {
-                lane.settle(ready).await;
+                Rc::clone(&lane).settle(ready).await;
                 next = lane.next_of(slot);
             }
         });
@@ -154,92 +169,171 @@ impl Lane {
         next
     }
 
-    /// Delivers to all sinks of the pipeline and tells the finaliser.
-    async fn settle(&self, ready: Ready) {
+    /// Hands the event to all sinks of the pipeline, at once; the future waits for them and tells the finaliser.
+    fn settle(self: Rc<Self>, ready: Ready) -> impl Future<Output = ()> + 'static {
         let Ready {
             pipeline,
             event,
             handle,
+            mut turns,
         } = ready;
-        let event = Rc::new(event);
-        pipeline
-            .sinks
-            .iter()
-            .filter(|sink| !sink.required)
-            .for_each(|sink| self.deliver_aside(sink, &event));
-        let mut required = pipeline.sinks.iter().filter(|sink| sink.required);
-        let refusal = match (required.next(), required.next()) {
-            (None, _) => None,
-            (Some(only), None) => self.deliver(only, &event).await,
-            (Some(_), Some(_)) => {
-                let all = pipeline.sinks.iter().filter(|sink| sink.required);
-                join_all(all.map(|sink| self.deliver(sink, &event)))
-                    .await
-                    .into_iter()
-                    .flatten()
-                    .next()
+        let mut deliveries = Vec::with_capacity(pipeline.sinks.len());
+        for (index, slot) in pipeline.sinks.iter().enumerate() {
+            let turn = turns.iter().position(|(at, _)| *at == index);
+            let turn = turn.map(|at| turns.swap_remove(at).1);
+            if slot.required {
+                let delivery = deliver_counted(&*self.sinks[slot.sink], &slot.metrics, &event, turn);
+                deliveries.push((index, delivery));
+            } else {
+                self.deliver_aside(slot, &event);
             }
-        };
-        match refusal {
-            None => {
-                self.metrics.event_age.observe(event.received_at.elapsed());
-                handle.resolve(Outcome::Accepted);
-            }
-            Some(reason) => self.parking.park(&pipeline.name, &event, &reason, handle),
+        }
+        async move {
+            let verdicts = if deliveries.len() == 1 {
+                let (index, delivery) = deliveries.remove(0);
+                vec![(index, delivery.await)]
+            } else {
+                let wait = |(index, delivery): (usize, Delivery)| async move { (index, delivery.await) };
+                join_all(deliveries.into_iter().map(wait)).await
+            };
+            self.conclude(&pipeline, &event, verdicts, handle);
         }
     }
 
-    /// `None` is success.
-    async fn deliver(&self, slot: &SinkSlot, event: &Event) -> Option<Reason> {
-        let verdict = deliver_counted(&*self.sinks[slot.sink], &slot.metrics, event).await;
-        match verdict {
-            Verdict::Accepted => None,
-            Verdict::Refused { reason, attempts } => {
-                slot.metrics.park();
-                Some(Reason {
-                    component: format!("sink {}", slot.name),
-                    text: reason,
-                    attempts,
-                })
+    fn conclude(&self, pipeline: &Pipeline, event: &Event, verdicts: Vec<(usize, Verdict)>, handle: Handle) {
+        let mut refusal = None;
+        let mut released = false;
+        for (index, verdict) in verdicts {
+            match verdict {
+                Verdict::Accepted => {}
+                Verdict::Released => released = true,
+                Verdict::Refused { reason, attempts } => {
+                    let component = format!("sink {}", pipeline.sinks[index].name);
+                    refusal.get_or_insert(Reason {
+                        component,
+                        text: reason,
+                        attempts,
+                    });
+                }
             }
+        }
+        match refusal {
+            // Whoever has the claim by now settles it.
+            _ if released => handle.resolve(Outcome::Released),
+            None => {
+                self.metrics.event_age.observe(event.received.elapsed());
+                handle.resolve(Outcome::Accepted);
+            }
+            Some(reason) => self.parking.park(&pipeline.name, event, &reason, handle),
         }
     }
 
     /// For a sink that nobody waits for.
-    fn deliver_aside(&self, slot: &SinkSlot, event: &Rc<Event>) {
+    fn deliver_aside(&self, slot: &SinkSlot, event: &Arc<Event>) {
         let metrics = Arc::clone(&slot.metrics);
         let Ok(room) = Arc::clone(&self.optional).try_acquire_owned() else {
             metrics.receive();
             metrics.discard(false, "backlog_full");
             return;
         };
-        let (sink, event, name) = (Rc::clone(&self.sinks[slot.sink]), Rc::clone(event), slot.name.clone());
+        let delivery = deliver_counted(&*self.sinks[slot.sink], &metrics, event, None);
+        let (id, name) = (event.id.clone(), slot.name.clone());
         spawn_local(async move {
-            if let Verdict::Refused { reason, .. } = deliver_counted(&*sink, &metrics, &event).await {
-                tracing::warn!("sink {name} (not required): event {} is not there: {reason}", event.id);
-                metrics.discard(false, "refused");
+            if let Verdict::Refused { reason, .. } = delivery.await {
+                tracing::warn!("sink {name} (not required): event {id} is not there: {reason}");
             }
             drop(room);
         });
     }
 }
 
-/// Counts the event in and, if it is accepted, out. A panic is a refusal.
-async fn deliver_counted(sink: &dyn LaneSink, metrics: &Component, event: &Event) -> Verdict {
+/// Hands the event over, counts it in and, by the verdict, out. A panic is a refusal.
+fn deliver_counted(sink: &dyn LaneSink, metrics: &Arc<Component>, event: &Arc<Event>, turn: Option<Turn>) -> Delivery {
     metrics.receive();
-    let start = std::time::Instant::now();
-    let verdict = catch_panic(sink.deliver(event)).await.unwrap_or_else(|panic| {
-        metrics.error("panic");
-        Verdict::Refused {
-            reason: format!("the sink panicked: {panic}"),
-            attempts: 1,
+    let start = Instant::now();
+    let refuse = |panic: &str| Verdict::Refused {
+        reason: format!("the sink panicked: {panic}"),
+        attempts: 1,
+    };
+    let handed = catch_unwind(AssertUnwindSafe(|| sink.deliver(Arc::clone(event), turn)));
+    let metrics = Arc::clone(metrics);
+    Box::pin(async move {
+        let verdict = match handed {
+            Ok(delivery) => catch_panic(delivery).await.unwrap_or_else(|panic| refuse(&panic)),
+            Err(panic) => refuse(&panic_text(&*panic)),
+        };
+        match &verdict {
+            Verdict::Accepted => {
+                metrics.send(1);
+                metrics.latency.observe(start.elapsed());
+            }
+            Verdict::Released => metrics.discard(false, "released"),
+            Verdict::Refused { .. } => metrics.park(),
         }
-    });
-    if verdict == Verdict::Accepted {
-        metrics.send(1);
-        metrics.latency.observe(start.elapsed());
+        verdict
+    })
+}
+
+/// How an event, or a piece of it, came out of the stages.
+#[derive(Debug)]
+pub enum Ending {
+    Out(Event),
+    Dropped { stage: String, reason: &'static str },
+    Parked { stage: String, reason: String },
+}
+
+/// Runs stages for their result alone: nothing is counted, nothing delivered.
+pub fn try_stages(stages: &[(&str, &dyn Stage)], prefix: &str, mut event: Event) -> Vec<Ending> {
+    for (index, (name, stage)) in stages.iter().enumerate() {
+        let stage_name = (*name).to_owned();
+        match catch_unwind(AssertUnwindSafe(|| stage.run(&mut event))) {
+            Ok(Flow::Next | Flow::Doubtful(_)) => {}
+            Ok(Flow::Drop(reason)) => {
+                return vec![Ending::Dropped {
+                    stage: stage_name,
+                    reason,
+                }];
+            }
+            Ok(Flow::Park(reason)) => {
+                return vec![Ending::Parked {
+                    stage: stage_name,
+                    reason,
+                }];
+            }
+            Ok(Flow::Split(parts)) => {
+                let rest = &stages[index + 1..];
+                let parts = number_parts(parts, &event.id);
+                return parts.flat_map(|part| try_stages(rest, prefix, part)).collect();
+            }
+            Err(panic) => {
+                let reason = format!("a stage panicked: {}", panic_text(&*panic));
+                return vec![Ending::Parked {
+                    stage: stage_name,
+                    reason,
+                }];
+            }
+        }
     }
-    verdict
+    finish(&mut event, prefix);
+    vec![Ending::Out(event)]
+}
+
+fn number_parts(parts: Vec<Event>, whole: &EventId) -> impl Iterator<Item = Event> {
+    parts.into_iter().zip(1..).map(move |(mut part, number)| {
+        part.id = whole.part(number);
+        part
+    })
+}
+
+/// From here on an event does not change any more.
+fn finish(event: &mut Event, prefix: &str) {
+    event.seal();
+    if !prefix.is_empty() {
+        event
+            .channels
+            .iter_mut()
+            .for_each(|channel| channel.insert_str(0, prefix));
+    }
 }
 
 enum StageResult {
@@ -259,7 +353,15 @@ fn run_stages(pipeline: &Pipeline, mut event: Event, first: usize) -> Vec<StageR
         let flow = slot.stage.run(&mut event);
         running.done = true;
         match flow {
-            Flow::Next => slot.metrics.send(1),
+            Flow::Next => {
+                slot.metrics.send(1);
+                slot.metrics.tap.show(&event);
+            }
+            Flow::Doubtful(kind) => {
+                slot.metrics.error(kind);
+                slot.metrics.send(1);
+                slot.metrics.tap.show(&event);
+            }
             Flow::Drop(reason) => {
                 slot.metrics.discard(true, reason);
                 return vec![StageResult::Dropped];
@@ -275,17 +377,16 @@ fn run_stages(pipeline: &Pipeline, mut event: Event, first: usize) -> Vec<StageR
             }
             Flow::Split(parts) => {
                 slot.metrics.send(parts.len() as u64);
-                let numbered = parts
-                    .into_iter()
-                    .zip(1..)
-                    .map(|(part, number)| number_part(part, event.id, number));
-                return numbered
-                    .flat_map(|part| run_stages(pipeline, part, index + 1))
+                return number_parts(parts, &event.id)
+                    .flat_map(|part| {
+                        slot.metrics.tap.show(&part);
+                        run_stages(pipeline, part, index + 1)
+                    })
                     .collect();
             }
         }
     }
-    event.seal();
+    finish(&mut event, &pipeline.prefix);
     vec![StageResult::Out(event)]
 }
 
@@ -304,16 +405,6 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Ids have at most one part number: a piece that is split again would repeat an id, so it keeps counting on.
-fn number_part(mut part: Event, whole: EventId, number: u32) -> Event {
-    let base = whole.part.map_or(0, |outer| outer.saturating_mul(1000));
-    part.id = EventId {
-        part: Some(base.saturating_add(number)),
-        ..whole
-    };
-    part
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,8 +412,8 @@ mod tests {
     use crate::engine::pipeline::StageSlot;
     use crate::finalizer::{Ack, AckTo};
     use crate::sink::Delivery;
+    use crate::stage::Order;
     use crate::stage::parse_json::{OnError, ParseJson};
-    use crate::stage::{Order, Stage};
     use crate::testing::TempDir;
     use std::time::Duration;
 
@@ -340,18 +431,29 @@ mod tests {
 
     /// Records what it gets; the first delivery of each key is the slowest.
     #[derive(Default)]
-    struct Recorder(RefCell<Vec<String>>);
+    struct Recorder(Rc<RefCell<Vec<String>>>);
 
     impl LaneSink for Recorder {
-        fn deliver<'a>(&'a self, event: &'a Event) -> Delivery<'a> {
+        fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+            let seen = Rc::clone(&self.0);
             Box::pin(async move {
-                let pause = 20_u64.saturating_sub(event.id.seq);
-                tokio::time::sleep(Duration::from_millis(pause)).await;
+                let EventId::Numbered { seq, .. } = event.id else {
+                    unreachable!()
+                };
+                tokio::time::sleep(Duration::from_millis(20_u64.saturating_sub(seq))).await;
                 let text = format!("{} {}", event.id, String::from_utf8_lossy(&event.payload()));
                 assert!(!text.contains("sink panic"), "sink panic");
-                self.0.borrow_mut().push(text);
+                seen.borrow_mut().push(text);
                 Verdict::Accepted
             })
+        }
+    }
+
+    struct Unused;
+
+    impl RunningSink for Unused {
+        fn open(&self) -> Rc<dyn LaneSink> {
+            Rc::<Recorder>::default()
         }
     }
 
@@ -376,10 +478,13 @@ mod tests {
             sinks: vec![SinkSlot {
                 name: "k".into(),
                 sink: 0,
+                running: Arc::new(Unused),
                 required: true,
                 metrics: Arc::default(),
             }],
             order: Order::Source,
+            prefix: String::new(),
+            dark: None,
         });
         let recorder = Rc::<Recorder>::default();
         let (acks, mut acked) = mpsc::unbounded_channel();
@@ -400,6 +505,7 @@ mod tests {
                     event,
                     key: OrderKey(key),
                     handle,
+                    turns: Vec::new(),
                 })
                 .unwrap();
             }
@@ -450,6 +556,8 @@ mod tests {
             stages,
             sinks: vec![],
             order: Order::Source,
+            prefix: String::new(),
+            dark: None,
         };
         // 730 bytes; every second one holds markup.
         let post = |n: u32| {

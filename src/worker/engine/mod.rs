@@ -14,38 +14,40 @@ pub mod lane;
 pub mod order;
 pub mod park;
 pub mod pipeline;
+pub mod turn;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::LocalSet;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credit::Credit;
 use crate::engine::lane::{Job, Lane};
 use crate::engine::order::OrderKey;
 use crate::engine::park::{ParkingLot, Reason};
-use crate::engine::pipeline::{Pipeline, SinkSlot, StageSlot};
+use crate::engine::pipeline::{DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
 use crate::event::Event;
-use crate::finalizer::Handle;
+use crate::finalizer::{AckTo, Handle};
 use crate::ops::admin;
+use crate::ops::alert::{self, Alert};
 use crate::ops::metrics::{Component, Labels, Metrics, Source as Gauges};
+use crate::ops::statsd::Statsd;
+use crate::ops::watchdog::{Beat, Watchdog};
 use crate::sink::RunningSink;
 use crate::source::{Context, Source};
 use crate::stage::Order;
+use crate::switch::Switches;
 
-/// How often each lane says that it lives.
-const BEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// A lane that has been silent for so long is stuck.
-const BEAT_LIMIT: Duration = Duration::from_secs(5);
+/// A thread that has not ended so long after everything it waits for has, is stuck.
+const STUCK: Duration = Duration::from_secs(5);
 /// How often a drain looks whether it is over, where no event tells.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 
@@ -60,6 +62,8 @@ pub enum Error {
     Source { name: String, error: io::Error },
     #[error("lane {0} has died")]
     Lane(usize),
+    #[error("the configuration that ran is no longer valid: {0} errors")]
+    Config(usize),
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
@@ -111,6 +115,7 @@ pub struct Feed {
     parking: ParkingLot,
     metrics: Arc<Component>,
     gauges: Arc<Gauges>,
+    recoveries: watch::Receiver<u64>,
 }
 
 impl Feed {
@@ -122,9 +127,15 @@ impl Feed {
         &self.gauges
     }
 
+    /// Counts how often a node has come back. What it had in memory may be gone.
+    pub fn recoveries(&self) -> watch::Receiver<u64> {
+        self.recoveries.clone()
+    }
+
     /// Hands the event to every pipeline of the source.
     pub fn emit(&self, event: Event, handle: Handle) {
         self.metrics.receive();
+        self.metrics.tap.show(&event);
         if let [only] = self.pipelines.as_slice() {
             self.send(only, event, handle);
         } else {
@@ -157,49 +168,29 @@ impl Feed {
     }
 
     fn send(&self, pipeline: &Arc<Pipeline>, event: Event, handle: Handle) {
+        let handle = match &pipeline.dark {
+            None => handle,
+            // What happens in the dark concerns nobody: the source hears at once that this share is done.
+            Some(room) => {
+                handle.resolve(crate::finalizer::Outcome::Accepted);
+                match Arc::clone(room).try_acquire_owned() {
+                    Ok(room) => Handle::new(0, AckTo::Dark(room), None),
+                    Err(_) => return self.metrics.miss("dark_backlog_full"),
+                }
+            }
+        };
         let key = OrderKey::of(&event, &pipeline.order);
         let lane = &self.lanes[key.lane(self.lanes.len())];
+        let turn = |(index, slot): (usize, &SinkSlot)| Some((index, slot.running.take_turn()?));
+        let turns = pipeline.sinks.iter().enumerate().filter_map(turn).collect();
         // A lane that has died drops the job, and so releases the event.
         let _ = lane.send(Job {
             pipeline: Arc::clone(pipeline),
             event,
             key,
             handle,
+            turns,
         });
-    }
-}
-
-/// Signs of life of all lanes.
-#[derive(Debug)]
-pub struct Pulse {
-    start: Instant,
-    /// Milliseconds since `start`. Independent of each other, so relaxed.
-    beats: Vec<AtomicU64>,
-}
-
-impl Pulse {
-    fn new(lanes: usize) -> Arc<Self> {
-        Arc::new(Self {
-            start: Instant::now(),
-            beats: (0..lanes).map(|_| AtomicU64::new(0)).collect(),
-        })
-    }
-
-    fn beat(&self, lane: usize) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beats[lane].store(now, Ordering::Relaxed);
-    }
-
-    /// Lanes that have not shown a sign of life lately.
-    pub fn silent(&self) -> Vec<usize> {
-        let age = |beat: &AtomicU64| {
-            self.start
-                .elapsed()
-                .saturating_sub(Duration::from_millis(beat.load(Ordering::Relaxed)))
-        };
-        (0..self.beats.len())
-            .filter(|&lane| age(&self.beats[lane]) > BEAT_LIMIT)
-            .collect()
     }
 }
 
@@ -210,184 +201,310 @@ enum Ended {
 }
 
 /// Runs the worker until its sources end or a signal comes. `Ok` also after a drain that ran out of time.
-pub fn run(config: Config) -> Result<(), Error> {
-    let _lock = lock_state_dir(&config.state_dir)?;
+///
+/// SIGHUP reads `path` again. If the file is good, the old topology finishes what is in flight and the new one starts; if it is not, or the new
+/// one cannot start, the old one goes on.
+pub fn run(path: &Path, config: Config) -> Result<(), Error> {
+    let mut lock = lock_state_dir(&config.state_dir)?;
     let metrics = Arc::<Metrics>::default();
-    let (parking, parking_thread) = ParkingLot::open(&config.park_path, Arc::clone(&metrics))
-        .map_err(io_error(format!("cannot open {}", config.park_path.display())))?;
-    let sinks = start_sinks(&config, &metrics)?;
-    let (phase, stop) = watch::channel(Phase::Running);
-    let stop = Stop(stop);
-    let (ended, mut endings) = mpsc::unbounded_channel();
-    let pulse = Pulse::new(config.lanes);
-
-    let mut lanes = Vec::with_capacity(config.lanes);
-    let mut lane_threads = Vec::with_capacity(config.lanes);
-    for number in 0..config.lanes {
-        let (jobs, receiver) = mpsc::unbounded_channel();
-        let sinks = sinks.clone();
-        let (parking, metrics) = (parking.clone(), Arc::clone(&metrics));
-        let (stop, pulse) = (stop.clone(), Arc::clone(&pulse));
-        let body = move || {
-            run_lane(
-                || Lane::new(&sinks, parking, metrics),
-                receiver,
-                stop,
-                || pulse.beat(number),
-            )
-        };
-        lane_threads.push(spawn(
-            format!("lane-{number}"),
-            ended.clone(),
-            Ended::Lane(number),
-            body,
-        )?);
-        lanes.push(jobs);
-    }
-    drop(sinks);
-
-    let Config {
-        sources,
-        pipelines,
-        stages,
-        ..
-    } = &config;
-    tracing::info!(
-        "{} source(s), {} pipeline(s), {} stage(s), {} lane(s)",
-        sources.len(),
-        pipelines.len(),
-        stages.len(),
-        config.lanes
-    );
-    let built = build_pipelines(&config, &metrics);
-    let Config {
-        sources,
-        state_dir,
-        drain,
-        admin,
-        ..
-    } = config;
-    let source_count = sources.len();
-    for (index, named) in sources.into_iter().enumerate() {
-        let limits = named.component.limits();
-        let credit = Credit::new(limits.events, limits.bytes);
-        let gauges = metrics.source(&named.name, &credit);
-        let labels = Labels {
-            kind: "source",
-            component_type: named.component_type,
-            id: named.name.clone(),
-            pipeline: String::new(),
-        };
-        let of_source = built.iter().filter(|(source, _)| *source == index);
-        let feed = Feed {
-            pipelines: of_source.map(|(_, pipeline)| Arc::clone(pipeline)).collect(),
-            lanes: lanes.clone(),
-            credit,
-            parking: parking.clone(),
-            metrics: metrics.component(labels),
-            gauges,
-        };
-        let context = Context {
-            name: named.name.clone(),
-            state_dir: state_dir.clone(),
-            feed,
-            stop: stop.clone(),
-        };
-        start_source(named.name, named.component, context, ended.clone())?;
-    }
-    drop((lanes, parking, ended));
-
     let runtime = runtime().map_err(io_error("cannot start"))?;
-    let supervise = async {
-        if let Some(address) = admin {
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::listen().map_err(io_error("signals"))?
+    };
+    let mut config = config;
+    let mut running = config.text.clone();
+    let mut topology = Topology::start(config, &metrics)?;
+    loop {
+        let local = LocalSet::new();
+        let ending = local.block_on(&runtime, topology.supervise(&mut signals, path));
+        drop(local);
+        topology.finish(ending.is_err());
+        config = match ending? {
+            None => return Ok(()),
+            Some(next) => next,
+        };
+        let text = config.text.clone();
+        let started = switch_lock(&mut lock, &config.state_dir).and_then(|()| Topology::start(config, &metrics));
+        topology = match started {
+            Ok(topology) => {
+                metrics.reloaded(true);
+                running = text;
+                topology
+            }
+            Err(error) => {
+                metrics.reloaded(false);
+                tracing::error!("the new configuration does not start: {error}; going on with the old one");
+                let old = config::parse(&running).map_err(|problems| Error::Config(problems.len()))?;
+                switch_lock(&mut lock, &old.state_dir)?;
+                Topology::start(old, &metrics)?
+            }
+        };
+        tracing::info!("reloaded {}", path.display());
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// All that runs for one configuration.
+struct Topology {
+    metrics: Arc<Metrics>,
+    phase: watch::Sender<Phase>,
+    stop: Stop,
+    sources_running: usize,
+    endings: mpsc::UnboundedReceiver<Ended>,
+    lanes: Vec<JoinHandle<()>>,
+    parking: JoinHandle<()>,
+    watchdog: Arc<Watchdog>,
+    tasks: Option<Tasks>,
+    drain: Duration,
+}
+
+/// What the supervisor does beside waiting.
+struct Tasks {
+    admin: Option<std::net::SocketAddr>,
+    statsd: Option<Statsd>,
+    alerts: Vec<Alert>,
+    switches: Arc<Switches>,
+}
+
+impl Topology {
+    fn start(config: Config, metrics: &Arc<Metrics>) -> Result<Self, Error> {
+        let Config {
+            sources,
+            pipelines,
+            stages,
+            ..
+        } = &config;
+        let (sources, pipelines, stages) = (sources.len(), pipelines.len(), stages.len());
+        tracing::info!(
+            "{sources} source(s), {pipelines} pipeline(s), {stages} stage(s), {} lane(s)",
+            config.lanes
+        );
+        let (parking, parking_thread) = ParkingLot::open(&config.park_path, Arc::clone(metrics))
+            .map_err(io_error(format!("cannot open {}", config.park_path.display())))?;
+        let (phase, stop) = watch::channel(Phase::Running);
+        let stop = Stop(stop);
+        let (ended, endings) = mpsc::unbounded_channel();
+        let watchdog = Watchdog::new();
+        let sinks = start_sinks(&config, metrics, &watchdog)?;
+
+        let mut lanes = Vec::with_capacity(config.lanes);
+        let mut lane_threads = Vec::with_capacity(config.lanes);
+        for number in 0..config.lanes {
+            let (jobs, receiver) = mpsc::unbounded_channel();
+            let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
+            let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
+            let body = move || run_lane(|| Lane::new(&sinks, parking, metrics), receiver, stop, beat);
+            let name = format!("lane-{number}");
+            lane_threads.push(spawn(name, ended.clone(), Ended::Lane(number), body)?);
+            lanes.push(jobs);
+        }
+
+        let built = build_pipelines(&config, metrics, &sinks);
+        let recoveries = metrics.recoveries();
+        let Config {
+            sources,
+            state_dir,
+            drain,
+            admin,
+            statsd,
+            alerts,
+            switches,
+            ..
+        } = config;
+        let sources_running = sources.len();
+        for (index, named) in sources.into_iter().enumerate() {
+            let limits = named.component.limits();
+            let credit = Credit::new(limits.events, limits.bytes);
+            let gauges = metrics.source(&named.name, &credit, named.component.starts_ready());
+            let labels = Labels {
+                kind: "source",
+                component_type: named.component_type,
+                id: named.name.clone(),
+                pipeline: String::new(),
+            };
+            let of_source = built.iter().filter(|(source, _)| *source == index);
+            let feed = Feed {
+                pipelines: of_source.map(|(_, pipeline)| Arc::clone(pipeline)).collect(),
+                lanes: lanes.clone(),
+                credit,
+                parking: parking.clone(),
+                metrics: metrics.component(labels),
+                gauges,
+                recoveries: recoveries.clone(),
+            };
+            let context = Context {
+                name: named.name.clone(),
+                state_dir: state_dir.clone(),
+                feed,
+                stop: stop.clone(),
+            };
+            let beat = watchdog.watch(format!("source-{}", named.name));
+            start_source(named.name, named.component, context, ended.clone(), beat)?;
+        }
+        Ok(Self {
+            metrics: Arc::clone(metrics),
+            phase,
+            stop,
+            sources_running,
+            endings,
+            lanes: lane_threads,
+            parking: parking_thread,
+            watchdog,
+            tasks: Some(Tasks {
+                admin,
+                statsd,
+                alerts,
+                switches,
+            }),
+            drain,
+        })
+    }
+
+    /// Until all sources have ended. The answer is the configuration to go on with, if there is one.
+    async fn supervise(&mut self, signals: &mut Signals, path: &Path) -> Result<Option<Config>, Error> {
+        let tasks = self.start_tasks().await;
+        let mut running = self.sources_running;
+        let mut result = tasks.map(|()| None);
+        if result.is_err() {
+            self.phase.send_replace(Phase::Draining);
+        }
+        let mut deadline = None;
+        while running > 0 {
+            let time_is_up = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let signalled = tokio::select! {
+                ending = self.endings.recv() => match ending {
+                    Some(Ended::Source { result: Ok(()), .. }) => { running -= 1; false }
+                    Some(Ended::Source { name, result: Err(error) }) => {
+                        running -= 1;
+                        tracing::error!("source {name}: {error}");
+                        result = result.and(Err(Error::Source { name, error }));
+                        true
+                    }
+                    Some(Ended::Lane(number)) => {
+                        // Its events will never be settled.
+                        self.phase.send_replace(Phase::Abandoning);
+                        result = result.and(Err(Error::Lane(number)));
+                        false
+                    }
+                    None => false,
+                },
+                _ = signals.terminate.recv() => true,
+                _ = signals.interrupt.recv() => true,
+                _ = signals.hangup.recv() => {
+                    if *self.phase.borrow() == Phase::Running && let Some(next) = reread(path, &self.metrics) {
+                        result = result.map(|_| Some(next));
+                        true
+                    } else {
+                        false
+                    }
+                }
+                () = time_is_up => {
+                    let drain = self.drain;
+                    tracing::warn!("not everything could be finished in {drain:?}; the rest comes again where the source allows it");
+                    self.phase.send_replace(Phase::Abandoning);
+                    deadline = None;
+                    false
+                }
+            };
+            if signalled && *self.phase.borrow() == Phase::Running {
+                tracing::info!("stopping: finishing what is in flight, for at most {:?}", self.drain);
+                self.phase.send_replace(Phase::Draining);
+                deadline = Some(tokio::time::Instant::now() + self.drain);
+            } else if signalled {
+                // Whoever asks twice wants to go, and not to reload.
+                result = result.map(|_| None);
+                self.phase.send_replace(Phase::Abandoning);
+            }
+        }
+        if matches!(result, Ok(None)) {
+            tracing::info!("stopped");
+        }
+        result
+    }
+
+    async fn start_tasks(&mut self) -> Result<(), Error> {
+        let Some(tasks) = self.tasks.take() else { return Ok(()) };
+        if let Some(address) = tasks.admin {
             let listener = crate::server::bind(address).await.map_err(io_error("admin"))?;
             tracing::info!("admin: http://{address}/metrics /ready /health");
-            tokio::task::spawn_local(admin::serve(
-                listener,
-                stop.clone(),
-                Arc::clone(&metrics),
-                Arc::clone(&pulse),
-            ));
+            let watchdog = Arc::clone(&self.watchdog);
+            let desk = admin::Desk::new(
+                self.stop.clone(),
+                Arc::clone(&self.metrics),
+                watchdog,
+                tasks.switches.clone(),
+            );
+            tokio::task::spawn_local(admin::serve(listener, self.stop.clone(), desk));
         }
-        supervise(source_count, &mut endings, &phase, drain).await
-    };
-    let result = LocalSet::new().block_on(&runtime, supervise);
-
-    // Sources are gone, and with them all senders of jobs, unless one is stuck beyond the drain: then so may lanes be.
-    if result.is_err() {
-        phase.send_replace(Phase::Abandoning);
+        if let Some(statsd) = tasks.statsd {
+            tokio::task::spawn_local(statsd.run(Arc::clone(&self.metrics)));
+        }
+        tokio::task::spawn_local(alert::run(
+            tasks.alerts,
+            Arc::clone(&self.metrics),
+            Arc::clone(&self.watchdog),
+        ));
+        tokio::task::spawn_local(tasks.switches.follow());
+        tokio::task::spawn_local(Arc::clone(&self.watchdog).run());
+        Ok(())
     }
-    let deadline = Instant::now() + BEAT_LIMIT;
-    for thread in lane_threads {
-        while !thread.is_finished() && Instant::now() < deadline {
+
+    /// Waits for lanes and the parking lot.
+    fn finish(&mut self, has_failed: bool) {
+        // Sources are gone, and with them all senders of jobs, unless one is stuck beyond the drain: then so may lanes be.
+        if has_failed {
+            self.phase.send_replace(Phase::Abandoning);
+        }
+        let deadline = Instant::now() + STUCK;
+        let is_running = |thread: &JoinHandle<()>| !thread.is_finished();
+        while self.lanes.iter().any(is_running) || is_running(&self.parking) {
+            if Instant::now() > deadline {
+                tracing::error!("a thread does not end; leaving it behind");
+                return;
+            }
             std::thread::sleep(DRAIN_POLL);
         }
     }
-    while !parking_thread.is_finished() && Instant::now() < deadline {
-        std::thread::sleep(DRAIN_POLL);
-    }
-    result
 }
 
-/// Waits for the sources, and for whatever ends them.
-async fn supervise(
-    source_count: usize,
-    endings: &mut mpsc::UnboundedReceiver<Ended>,
-    phase: &watch::Sender<Phase>,
-    drain: Duration,
-) -> Result<(), Error> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(io_error("signals"))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("signals"))?;
-    let mut running = source_count;
-    let mut result = Ok(());
-    let mut deadline = None;
-    while running > 0 {
-        let time_is_up = async {
-            match deadline {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        let signalled = tokio::select! {
-            ending = endings.recv() => match ending {
-                Some(Ended::Source { result: Ok(()), .. }) => { running -= 1; false }
-                Some(Ended::Source { name, result: Err(error) }) => {
-                    running -= 1;
-                    tracing::error!("source {name}: {error}");
-                    result = result.and(Err(Error::Source { name, error }));
-                    true
-                }
-                Some(Ended::Lane(number)) => {
-                    // Its events will never be settled.
-                    phase.send_replace(Phase::Abandoning);
-                    result = result.and(Err(Error::Lane(number)));
-                    false
-                }
-                None => false,
-            },
-            _ = terminate.recv() => true,
-            _ = interrupt.recv() => true,
-            () = time_is_up => {
-                tracing::warn!("not everything could be finished in {drain:?}; the rest comes again where the source allows it");
-                phase.send_replace(Phase::Abandoning);
-                deadline = None;
-                false
-            }
-        };
-        if signalled && *phase.borrow() == Phase::Running {
-            tracing::info!("stopping: finishing what is in flight, for at most {drain:?}");
-            phase.send_replace(Phase::Draining);
-            deadline = Some(tokio::time::Instant::now() + drain);
-        } else if signalled {
-            phase.send_replace(Phase::Abandoning);
+/// A configuration that can replace the running one.
+fn reread(path: &Path, metrics: &Metrics) -> Option<Config> {
+    match config::load(path) {
+        Ok(config) => {
+            tracing::info!("reloading {}", path.display());
+            Some(config)
+        }
+        Err(error) => {
+            metrics.reloaded(false);
+            tracing::error!("not reloaded, going on as before: {error}");
+            None
         }
     }
-    tracing::info!("stopped");
-    result
 }
 
 /// A worker that finds another one's lock would deliver everything twice.
-fn lock_state_dir(directory: &Path) -> Result<File, Error> {
+fn lock_state_dir(directory: &Path) -> Result<(PathBuf, File), Error> {
     let failed = |error| Error::Io {
         what: format!("state_dir {}", directory.display()),
         error,
@@ -400,24 +517,48 @@ fn lock_state_dir(directory: &Path) -> Result<File, Error> {
         .open(&path)
         .map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok((directory.to_owned(), file)),
         Err(TryLockError::WouldBlock) => Err(Error::Locked(directory.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
-fn start_sinks(config: &Config, metrics: &Metrics) -> Result<Vec<Arc<dyn RunningSink>>, Error> {
-    let start = |sink: &crate::config::Named<Arc<dyn crate::sink::Sink>>| {
+/// A reload may move to another directory.
+fn switch_lock(lock: &mut (PathBuf, File), directory: &Path) -> Result<(), Error> {
+    if lock.0 != directory {
+        *lock = lock_state_dir(directory)?;
+    }
+    Ok(())
+}
+
+fn start_sinks(
+    config: &Config,
+    metrics: &Metrics,
+    watchdog: &Arc<Watchdog>,
+) -> Result<Vec<Arc<dyn RunningSink>>, Error> {
+    let start = |(index, sink): (usize, &config::Named<Arc<dyn crate::sink::Sink>>)| {
+        let scene = crate::sink::Scene {
+            name: &sink.name,
+            metrics,
+            watchdog,
+            has_ids: has_ids(config, index),
+        };
         sink.component
-            .start(&sink.name, metrics)
+            .start(&scene)
             .map_err(io_error(format!("sink {}", sink.name)))
     };
-    config.sinks.iter().map(start).collect()
+    config.sinks.iter().enumerate().map(start).collect()
+}
+
+/// Does every event that comes to this sink have an id?
+fn has_ids(config: &Config, sink: usize) -> bool {
+    let mut feeding = config.pipelines.iter().filter(|spec| spec.sinks.contains(&sink));
+    feeding.all(|spec| config.sources[spec.source].component.gives_ids())
 }
 
 /// Pipelines with the index of their source.
-fn build_pipelines(config: &Config, metrics: &Metrics) -> Vec<(usize, Arc<Pipeline>)> {
-    let build = |(index, spec): (usize, &crate::config::PipelineSpec)| {
+fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningSink>]) -> Vec<(usize, Arc<Pipeline>)> {
+    let build = |(index, spec): (usize, &config::PipelineSpec)| {
         let component = |kind, component_type, id: &str| {
             metrics.component(Labels {
                 kind,
@@ -436,13 +577,14 @@ fn build_pipelines(config: &Config, metrics: &Metrics) -> Vec<(usize, Arc<Pipeli
                 metrics: component("stage", named.component_type, &named.name),
             })
             .collect();
-        let sinks = spec
+        let slots = spec
             .sinks
             .iter()
             .map(|&sink| (sink, &config.sinks[sink]))
             .map(|(sink, named)| SinkSlot {
                 name: named.name.clone(),
                 sink,
+                running: Arc::clone(&sinks[sink]),
                 required: named.component.is_required(),
                 metrics: component("sink", named.component_type, &named.name),
             })
@@ -457,8 +599,10 @@ fn build_pipelines(config: &Config, metrics: &Metrics) -> Vec<(usize, Arc<Pipeli
                 name: spec.name.clone(),
                 index,
                 stages,
-                sinks,
+                sinks: slots,
                 order,
+                prefix: spec.prefix.clone(),
+                dark: spec.is_dark.then(|| Arc::new(Semaphore::new(DARK_BACKLOG))),
             }),
         )
     };
@@ -507,12 +651,20 @@ fn start_source(
     source: Box<dyn Source>,
     context: Context,
     ended: mpsc::UnboundedSender<Ended>,
+    beat: Beat,
 ) -> Result<(), Error> {
     let panicked = Ended::Source {
         name: name.clone(),
         result: Err(io::Error::other("its thread panicked")),
     };
-    let body = move || LocalSet::new().block_on(&runtime()?, source.run(context));
+    let body = move || {
+        LocalSet::new().block_on(&runtime()?, async {
+            tokio::select! {
+                result = source.run(context) => result,
+                () = beat.keep() => Ok(()),
+            }
+        })
+    };
     spawn(format!("source-{name}"), ended, panicked, body).map(drop)
 }
 
@@ -521,23 +673,17 @@ fn run_lane(
     open: impl FnOnce() -> std::rc::Rc<Lane>,
     jobs: mpsc::UnboundedReceiver<Job>,
     mut stop: Stop,
-    beat: impl Fn(),
+    beat: Beat,
 ) -> io::Result<()> {
     let runtime = runtime()?;
     let local = LocalSet::new();
     local.spawn_local(open().run(jobs));
     runtime.block_on(async {
-        let beating = async {
-            loop {
-                beat();
-                tokio::time::sleep(BEAT_INTERVAL).await;
-            }
-        };
         tokio::select! {
             // Ends when all senders of jobs are gone and all deliveries are done.
             () = local => {}
             () = stop.abandoned() => {}
-            () = beating => {}
+            () = beat.keep() => {}
         }
     });
     Ok(())

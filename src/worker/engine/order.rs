@@ -24,7 +24,7 @@ impl OrderKey {
     pub fn of(event: &Event, order: &Order) -> Self {
         match order {
             Order::Source => COMMON,
-            Order::Unordered => Self(hash(&event.id.seq.to_le_bytes())),
+            Order::Unordered => Self(fastrand::u64(1..)),
             Order::By(path) => find(&event.raw, path.parts()).map_or(COMMON, Self),
         }
     }

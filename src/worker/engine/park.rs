@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::clock::Timestamp;
 use crate::event::Event;
-use crate::finalizer::Handle;
+use crate::finalizer::{Handle, Parked};
 use crate::ops::metrics::Metrics;
 
 /// Pause between attempts when the disk refuses the file.
@@ -34,10 +34,10 @@ pub struct Reason {
 }
 
 /// Takes in what cannot be delivered. It never refuses and never waits; the event stays unacknowledged until it lies on
-/// the disk.
+/// the disk. What a source stores with its broker is only told and counted here.
 #[derive(Clone, Debug)]
 pub struct ParkingLot {
-    entries: mpsc::Sender<(Vec<u8>, String, Handle)>,
+    entries: mpsc::Sender<(Vec<u8>, Parked, Handle)>,
     metrics: Arc<Metrics>,
     logged: Arc<Mutex<Logged>>,
 }
@@ -93,14 +93,14 @@ impl ParkingLot {
             path: path.to_owned(),
             buffer: Vec::new(),
         };
-        let (entries, receiver) = mpsc::channel::<(Vec<u8>, String, Handle)>();
+        let (entries, receiver) = mpsc::channel::<(Vec<u8>, Parked, Handle)>();
         let thread = std::thread::Builder::new().name("park".to_owned()).spawn(move || {
             while let Ok(first) = receiver.recv() {
                 // Everything that has come meanwhile shares one fsync.
                 let batch: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
                 writer.append(batch.iter().map(|(line, ..)| line.as_slice()));
-                for (_, reason, handle) in batch {
-                    handle.resolve_parked(&reason);
+                for (_, parked, handle) in batch {
+                    handle.resolve_parked(parked);
                 }
             }
         })?;
@@ -134,6 +134,16 @@ impl ParkingLot {
             None => {}
         }
         self.metrics.parked_total.fetch_add(1, Ordering::Relaxed);
+        let parked = Parked {
+            pipeline: pipeline.to_owned(),
+            id: event.id.to_string(),
+            component: component.clone(),
+            text: text.clone(),
+            attempts: *attempts,
+        };
+        if handle.is_parked_by_source() {
+            return handle.resolve_parked(parked);
+        }
         let raw = std::str::from_utf8(&event.raw).ok();
         let line = Line {
             id: event.id.to_string(),
@@ -152,13 +162,20 @@ impl ParkingLot {
         let mut entry = serde_json::to_vec(&line).unwrap_or_default();
         entry.push(b'\n');
         // The writer outlives every clone of this sender; were it gone, the dropped handle would release the event.
-        let _ = self.entries.send((entry, text.clone(), handle));
+        let _ = self.entries.send((entry, parked, handle));
     }
 }
 
 /// What is parked is what came in, personal data included: for the owner's eyes only.
 fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+}
+
+/// Adds lines, and returns when they are on the disk.
+pub fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
+    let mut file = open_file(path)?;
+    file.write_all(lines)?;
+    file.sync_all()
 }
 
 struct Writer {
@@ -253,8 +270,8 @@ mod tests {
         for (seq, raw) in [(1, &b"{\"a\":1}"[..]), (2, b"\xff\x00")] {
             let ack = park(&lot, seq, raw);
             assert_eq!(
-                (ack.outcome, ack.reason.as_deref()),
-                (Outcome::Parked, Some("not JSON"))
+                (ack.outcome, ack.parked.map(|parked| parked.text)),
+                (Outcome::Parked, Some("not JSON".to_owned()))
             );
             let text = std::fs::read_to_string(&path).unwrap();
             assert_eq!(text.lines().count() as u64, seq);

@@ -3,8 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+
 use crate::ops::metrics::Component;
+use crate::sink::RunningSink;
 use crate::stage::{Order, Stage};
+
+/// How many events a dark pipeline may have in flight. Beyond it they miss that pipeline: dark load never holds up the live one.
+pub const DARK_BACKLOG: usize = 4096;
 
 pub struct Pipeline {
     pub name: String,
@@ -13,6 +19,10 @@ pub struct Pipeline {
     pub stages: Vec<StageSlot>,
     pub sinks: Vec<SinkSlot>,
     pub order: Order,
+    /// Put before every channel.
+    pub prefix: String,
+    /// In dark mode the source does not wait for this pipeline.
+    pub dark: Option<Arc<Semaphore>>,
 }
 
 /// A stage at its place in a pipeline.
@@ -27,8 +37,19 @@ pub struct SinkSlot {
     pub name: String,
     /// Index into the worker's sinks.
     pub sink: usize,
+    pub running: Arc<dyn RunningSink>,
     pub required: bool,
     pub metrics: Arc<Component>,
+}
+
+impl Pipeline {
+    /// Do all its sinks settle events in the order they are given? Then nobody has to wait for anybody in a lane.
+    pub fn keeps_order(&self) -> bool {
+        self.sinks
+            .iter()
+            .filter(|slot| slot.required)
+            .all(|slot| slot.running.keeps_order())
+    }
 }
 
 impl fmt::Debug for Pipeline {

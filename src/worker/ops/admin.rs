@@ -1,55 +1,127 @@
-//! The admin address: `/metrics`, `/ready`, `/health`.
+//! The admin address: `/metrics`, `/ready`, `/health`, `/stats`, `/switches`, `/tap/NAME`.
 
 use std::future::Future;
 use std::sync::Arc;
 
-use hyper::body::Incoming;
-use hyper::{Method, Request, StatusCode};
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
 use tokio::net::TcpListener;
 
 use super::metrics::Metrics;
-use crate::engine::{Pulse, Stop};
-use crate::server::{self, Answer};
+use super::watchdog::Watchdog;
+use crate::engine::Stop;
+use crate::server;
+use crate::switch::Switches;
 
 /// A scraper, a load balancer, an operator, and room for their mistakes.
 const MAX_CONNECTIONS: usize = 64;
+const PATHS: &str = "/metrics /stats /ready /health /switches /tap/NAME\n";
 
-pub fn serve(listener: TcpListener, stop: Stop, metrics: Arc<Metrics>, pulse: Arc<Pulse>) -> impl Future<Output = ()> {
-    let told = stop.clone();
+type Answer = Response<UnsyncBoxBody<Bytes, std::convert::Infallible>>;
+
+/// What the admin address can tell.
+pub struct Desk {
+    stop: Stop,
+    metrics: Arc<Metrics>,
+    watchdog: Arc<Watchdog>,
+    switches: Arc<Switches>,
+}
+
+impl Desk {
+    pub fn new(stop: Stop, metrics: Arc<Metrics>, watchdog: Arc<Watchdog>, switches: Arc<Switches>) -> Self {
+        Self {
+            stop,
+            metrics,
+            watchdog,
+            switches,
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Answer {
+        if request.method() != Method::GET {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".to_owned());
+        }
+        match request.uri().path() {
+            "/metrics" => whole(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                self.metrics.render(),
+            ),
+            "/stats" => whole(
+                StatusCode::OK,
+                "application/json",
+                self.metrics.snapshot().to_string() + "\n",
+            ),
+            // Alive: all threads move. A supervisor may restart a worker that does not.
+            "/health" => match self.watchdog.silent().as_slice() {
+                [] => text(StatusCode::OK, "ok\n".to_owned()),
+                silent => text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("silent: {}\n", silent.join(", ")),
+                ),
+            },
+            // Ready: events get through.
+            "/ready" => match self.metrics.not_ready().as_slice() {
+                _ if self.stop.is_requested() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned()),
+                [] => text(StatusCode::OK, "ready\n".to_owned()),
+                reasons => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("; "))),
+            },
+            "/switches" => {
+                let lines = self
+                    .switches
+                    .all
+                    .iter()
+                    .map(|(name, switch)| format!("{name}: {}\n", switch.describe()));
+                text(StatusCode::OK, lines.collect())
+            }
+            path => match path.strip_prefix("/tap/") {
+                Some(name) => self.tap(name, request.uri().query() == Some("raw=1")),
+                None => text(StatusCode::NOT_FOUND, PATHS.to_owned()),
+            },
+        }
+    }
+
+    /// Events as they leave a component, as EventSource messages, until the client has enough.
+    fn tap(&self, name: &str, raw: bool) -> Answer {
+        let Some(events) = self.metrics.tap(name, raw) else {
+            let known = self.metrics.component_names().join(", ");
+            return text(
+                StatusCode::NOT_FOUND,
+                format!("there is no \"{name}\"; there is: {known}\n"),
+            );
+        };
+        let frames = futures_util::stream::unfold(events, |mut events| async {
+            let event = events.recv().await?;
+            Some((Ok(Frame::data(Bytes::from(format!("data: {event}\n\n")))), events))
+        });
+        let mut answer = Response::new(BodyExt::boxed_unsync(StreamBody::new(frames)));
+        answer
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        answer
+    }
+}
+
+pub fn serve(listener: TcpListener, stop: Stop, desk: Desk) -> impl Future<Output = ()> {
     server::serve(listener, MAX_CONNECTIONS, stop, move |request| {
-        let answer = answer(&request, &told, &metrics, &pulse);
+        let answer = desk.answer(&request);
         async { answer }
     })
 }
 
-fn answer(request: &Request<Incoming>, stop: &Stop, metrics: &Metrics, pulse: &Pulse) -> Answer {
-    if request.method() != Method::GET {
-        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".to_owned());
-    }
-    match request.uri().path() {
-        "/metrics" => server::answer(
-            StatusCode::OK,
-            "text/plain; version=0.0.4; charset=utf-8",
-            metrics.render(),
-        ),
-        // Alive: all lanes move. A supervisor may restart a worker that is not.
-        "/health" => match pulse.silent().as_slice() {
-            [] => text(StatusCode::OK, "ok\n".to_owned()),
-            silent => text(StatusCode::SERVICE_UNAVAILABLE, format!("silent lanes: {silent:?}\n")),
-        },
-        // Ready: events get through.
-        "/ready" => match metrics.nodes_down().as_slice() {
-            _ if stop.is_requested() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned()),
-            [] => text(StatusCode::OK, "ready\n".to_owned()),
-            down => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("not answering: {}\n", down.join(", ")),
-            ),
-        },
-        _ => text(StatusCode::NOT_FOUND, "/metrics /ready /health\n".to_owned()),
-    }
+fn whole(status: StatusCode, content_type: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::from(body).boxed_unsync());
+    *answer.status_mut() = status;
+    answer
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
 }
 
 fn text(status: StatusCode, body: String) -> Answer {
-    server::answer(status, "text/plain", body)
+    whole(status, "text/plain; charset=utf-8", body)
 }

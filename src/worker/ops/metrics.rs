@@ -6,11 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
 
+use super::tap::Tap;
+use crate::clock::Timestamp;
 use crate::credit::Credit;
 
 /// Upper bounds of the histogram buckets in microseconds: what "fast" and "late" mean for a live comment.
@@ -31,6 +35,9 @@ pub struct Component {
     parked: AtomicU64,
     /// By kind of error.
     errors: Mutex<BTreeMap<&'static str, u64>>,
+    /// Events that went out, were dropped or parked.
+    done: AtomicU64,
+    pub tap: Tap,
 }
 
 impl Component {
@@ -41,17 +48,31 @@ impl Component {
 
     pub fn send(&self, events: u64) {
         self.sent.fetch_add(events, Ordering::Relaxed);
+        self.done.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub fn discard(&self, intentional: bool, reason: &'static str) {
         *self.discarded.lock().entry((intentional, reason)).or_default() += 1;
+        self.done.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub fn park(&self) {
         self.parked.fetch_add(1, Ordering::Relaxed);
+        self.done.fetch_add(1, Ordering::Relaxed);
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Something that passed by and never came in.
+    pub fn miss(&self, reason: &'static str) {
+        *self.discarded.lock().entry((false, reason)).or_default() += 1;
+    }
+
+    /// Does what went in differ from what went out and what is here?
+    fn imbalance(&self) -> i64 {
+        let count = |counter: &AtomicU64| i64::try_from(counter.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        count(&self.received) - count(&self.done) - self.in_flight.load(Ordering::Relaxed)
     }
 
     pub fn error(&self, kind: &'static str) {
@@ -82,7 +103,13 @@ impl Histogram {
 pub struct Source {
     name: String,
     credit: Arc<Credit>,
+    is_ready: AtomicBool,
     lag_bytes: AtomicU64,
+    lag_events: AtomicU64,
+    /// Unix milliseconds at which the oldest open event was put into the queue.
+    oldest: AtomicU64,
+    redelivered: AtomicU64,
+    lost_claims: AtomicU64,
 }
 
 /// A source that has not told its lag, or has none.
@@ -93,6 +120,35 @@ impl Source {
     pub fn set_lag_bytes(&self, bytes: u64) {
         self.lag_bytes.store(bytes, Ordering::Relaxed);
     }
+
+    /// Events that are there and have not been claimed, and since when the oldest is open, if one is.
+    pub fn set_lag(&self, events: u64, oldest: Option<Timestamp>) {
+        self.lag_events.store(events, Ordering::Relaxed);
+        self.oldest
+            .store(oldest.map_or(UNKNOWN, |time| time.0), Ordering::Relaxed);
+    }
+
+    /// Is the source connected, and are events of the present coming?
+    pub fn set_ready(&self, is_ready: bool) {
+        self.is_ready.store(is_ready, Ordering::Relaxed);
+    }
+
+    /// Events that came a second time.
+    pub fn count_redelivered(&self, events: u64) {
+        self.redelivered.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Events that were somebody else's by the time they were done here.
+    pub fn count_lost_claims(&self, events: u64) {
+        self.lost_claims.fetch_add(events, Ordering::Relaxed);
+    }
+
+    fn oldest_age(&self) -> Duration {
+        match self.oldest.load(Ordering::Relaxed) {
+            UNKNOWN => Duration::ZERO,
+            since => Timestamp(since).elapsed(),
+        }
+    }
 }
 
 /// One server that a sink publishes to.
@@ -100,8 +156,22 @@ impl Source {
 pub struct Node {
     sink: String,
     node: String,
-    up: AtomicBool,
+    breaker: AtomicU8,
+    takes_batches: AtomicBool,
     requests: Mutex<BTreeMap<Code, u64>>,
+    duplicates: AtomicU64,
+    missed: AtomicU64,
+    /// Of the whole worker.
+    recoveries: watch::Sender<u64>,
+}
+
+/// How much of a node's traffic gets through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Breaker {
+    Closed = 0,
+    Open = 1,
+    /// A probe is under way.
+    HalfOpen = 2,
 }
 
 /// How a request ended.
@@ -117,13 +187,32 @@ impl Node {
         *self.requests.lock().entry(code).or_default() += 1;
     }
 
-    /// Returns what it was before. Relaxed: the flag stands alone.
-    pub fn set_up(&self, up: bool) -> bool {
-        self.up.swap(up, Ordering::Relaxed)
+    /// Channels in which the node had an event already.
+    pub fn count_duplicates(&self, channels: u64) {
+        self.duplicates.fetch_add(channels, Ordering::Relaxed);
     }
 
-    pub fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
+    /// An event that others have and this node will not.
+    pub fn miss(&self) {
+        self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn set_batches(&self, takes_batches: bool) {
+        self.takes_batches.store(takes_batches, Ordering::Relaxed);
+    }
+
+    /// Relaxed, as all here: the state stands alone.
+    pub fn set_breaker(&self, breaker: Breaker) {
+        self.breaker.store(breaker as u8, Ordering::Relaxed);
+    }
+
+    /// The node was away and is back.
+    pub fn recovered(&self) {
+        self.recoveries.send_modify(|count| *count += 1);
+    }
+
+    fn is_up(&self) -> bool {
+        self.breaker.load(Ordering::Relaxed) == Breaker::Closed as u8
     }
 
     fn labels(&self) -> String {
@@ -160,9 +249,17 @@ pub struct Labels {
 /// All there is to count. One per running worker.
 #[derive(Debug, Default)]
 pub struct Metrics {
+    start: Start,
     components: Mutex<BTreeMap<Labels, Arc<Component>>>,
     sources: Mutex<Vec<Arc<Source>>>,
     nodes: Mutex<Vec<Arc<Node>>>,
+    /// By sink: how many nodes must answer.
+    needed: Mutex<BTreeMap<String, usize>>,
+    recoveries: watch::Sender<u64>,
+    /// Failed and successful.
+    reloads: [AtomicU64; 2],
+    /// Components out of balance when last looked, and by how much.
+    unbalanced: Mutex<BTreeMap<Labels, i64>>,
     /// From the source's claim to the last required sink.
     pub event_age: Histogram,
     pub parked_total: AtomicU64,
@@ -173,34 +270,197 @@ impl Metrics {
         Arc::clone(self.components.lock().entry(labels).or_default())
     }
 
-    pub fn source(&self, name: &str, credit: &Arc<Credit>) -> Arc<Source> {
+    /// Replaces the gauges of an earlier configuration.
+    pub fn source(&self, name: &str, credit: &Arc<Credit>, is_ready: bool) -> Arc<Source> {
         let source = Arc::new(Source {
             name: name.to_owned(),
             credit: Arc::clone(credit),
+            is_ready: AtomicBool::new(is_ready),
             lag_bytes: AtomicU64::new(UNKNOWN),
+            lag_events: AtomicU64::new(UNKNOWN),
+            oldest: AtomicU64::new(UNKNOWN),
+            redelivered: AtomicU64::new(0),
+            lost_claims: AtomicU64::new(0),
         });
-        self.sources.lock().push(Arc::clone(&source));
+        let mut sources = self.sources.lock();
+        sources.retain(|one| one.name != name);
+        sources.push(Arc::clone(&source));
         source
     }
 
+    /// Replaces the node of an earlier configuration.
     pub fn node(&self, sink: &str, node: &str) -> Arc<Node> {
         let node = Arc::new(Node {
             sink: sink.to_owned(),
             node: node.to_owned(),
-            up: AtomicBool::new(true),
+            breaker: AtomicU8::new(Breaker::Closed as u8),
+            takes_batches: AtomicBool::new(false),
             requests: Mutex::default(),
+            duplicates: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
+            recoveries: self.recoveries.clone(),
         });
-        self.nodes.lock().push(Arc::clone(&node));
+        let mut nodes = self.nodes.lock();
+        nodes.retain(|one| (&one.sink, &one.node) != (&node.sink, &node.node));
+        nodes.push(Arc::clone(&node));
         node
+    }
+
+    /// So many of the last `count` nodes of a sink must answer.
+    pub fn require_nodes(&self, sink: &str, needed: usize, count: usize) {
+        let mut nodes = self.nodes.lock();
+        let of_sink = nodes.iter().filter(|node| node.sink == sink).count();
+        let mut gone = of_sink.saturating_sub(count);
+        nodes.retain(|node| {
+            let is_gone = gone > 0 && node.sink == sink;
+            gone -= usize::from(is_gone);
+            !is_gone
+        });
+        self.needed.lock().insert(sink.to_owned(), needed);
+    }
+
+    pub fn recoveries(&self) -> watch::Receiver<u64> {
+        self.recoveries.subscribe()
+    }
+
+    pub fn reloaded(&self, is_good: bool) {
+        self.reloads[usize::from(is_good)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// The nodes that do not answer now.
     pub fn nodes_down(&self) -> Vec<String> {
         let nodes = self.nodes.lock();
-        nodes
+        let down = nodes.iter().filter(|node| !node.is_up());
+        down.map(|node| format!("{} {}", node.sink, node.node)).collect()
+    }
+
+    /// Why events do not get through now.
+    pub fn not_ready(&self) -> Vec<String> {
+        let sources = self.sources.lock();
+        let waiting = sources.iter().filter(|source| !source.is_ready.load(Ordering::Relaxed));
+        let mut reasons: Vec<String> = waiting
+            .map(|source| format!("source {} is not connected, or still catching up", source.name))
+            .collect();
+        let nodes = self.nodes.lock();
+        for (sink, needed) in self.needed.lock().iter() {
+            let (up, down): (Vec<_>, Vec<_>) = nodes
+                .iter()
+                .filter(|node| node.sink == *sink)
+                .partition(|node| node.is_up());
+            if up.len() < *needed {
+                reasons.extend(
+                    down.iter()
+                        .map(|node| format!("not answering: {} {}", node.sink, node.node)),
+                );
+            }
+        }
+        reasons
+    }
+
+    /// Looks at what leaves a component; `None` if there is no such component.
+    pub fn tap(&self, name: &str, raw: bool) -> Option<mpsc::Receiver<String>> {
+        let components = self.components.lock();
+        let (_, component) = components.iter().find(|(labels, _)| labels.id == name)?;
+        Some(component.tap.open(raw))
+    }
+
+    pub fn component_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.components.lock().keys().map(|labels| labels.id.clone()).collect();
+        names.dedup();
+        names
+    }
+
+    /// The figures that `top` shows.
+    pub fn snapshot(&self) -> serde_json::Value {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let known = |counter: &AtomicU64| Some(load(counter)).filter(|&value| value != UNKNOWN);
+        let components = self.components.lock();
+        let components = components.iter().map(|(labels, component)| {
+            json!({
+                "kind": labels.kind,
+                "type": labels.component_type,
+                "name": labels.id,
+                "pipeline": labels.pipeline,
+                "received": load(&component.received),
+                "sent": load(&component.sent),
+                "dropped": component.discarded.lock().values().sum::<u64>(),
+                "parked": load(&component.parked),
+                "in_flight": component.in_flight.load(Ordering::Relaxed),
+            })
+        });
+        let sources = self.sources.lock();
+        let sources = sources.iter().map(|source| {
+            json!({
+                "name": source.name,
+                "ready": source.is_ready.load(Ordering::Relaxed),
+                "in_flight": source.credit.in_flight(),
+                "in_flight_bytes": source.credit.bytes_in_flight(),
+                "lag": known(&source.lag_events),
+                "oldest_seconds": source.oldest_age().as_secs_f64(),
+            })
+        });
+        let nodes = self.nodes.lock();
+        let nodes = nodes.iter().map(|node| {
+            let state = ["closed", "open", "half-open"][usize::from(node.breaker.load(Ordering::Relaxed)).min(2)];
+            let requests: u64 = node.requests.lock().values().sum();
+            json!({
+                "sink": node.sink,
+                "node": node.node,
+                "breaker": state,
+                "batches": node.takes_batches.load(Ordering::Relaxed),
+                "requests": requests,
+                "missed": load(&node.missed),
+            })
+        });
+        json!({
+            "uptime_seconds": self.start.0.elapsed().as_secs(),
+            "components": components.collect::<Vec<_>>(),
+            "sources": sources.collect::<Vec<_>>(),
+            "nodes": nodes.collect::<Vec<_>>(),
+            "parked": load(&self.parked_total),
+        })
+    }
+
+    /// Sums for alerts.
+    pub fn totals(&self) -> Totals {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let components = self.components.lock();
+        let sources = self.sources.lock();
+        let received = components
             .iter()
-            .filter(|node| !node.is_up())
-            .map(|node| format!("{} {}", node.sink, node.node))
+            .filter(|(labels, _)| labels.kind == "source")
+            .map(|(_, c)| load(&c.received));
+        let failures = components
+            .values()
+            .map(|component| component.errors.lock().values().sum::<u64>());
+        let lags = sources
+            .iter()
+            .map(|source| load(&source.lag_events))
+            .filter(|&lag| lag != UNKNOWN);
+        Totals {
+            events: received.sum(),
+            failed: failures.sum::<u64>() + load(&self.parked_total),
+            parked: load(&self.parked_total),
+            lag: lags.sum(),
+            oldest: sources
+                .iter()
+                .map(|source| source.oldest_age())
+                .max()
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Components whose counts have not added up since the last call, and by the same amount. A single look may fall between two counters.
+    pub fn check_invariant(&self) -> Vec<String> {
+        let components = self.components.lock();
+        let off = components
+            .iter()
+            .map(|(labels, component)| (labels.clone(), component.imbalance()));
+        let now: BTreeMap<Labels, i64> = off.filter(|(_, delta)| *delta != 0).collect();
+        let before = std::mem::replace(&mut *self.unbalanced.lock(), now.clone());
+        let lasting = now.iter().filter(|(labels, delta)| before.get(labels) == Some(delta));
+        lasting
+            .map(|(labels, delta)| format!("{} {} ({delta:+})", labels.kind, labels.id))
             .collect()
     }
 
@@ -267,6 +527,26 @@ impl Metrics {
         for source in sources.iter().filter(|source| load(&source.lag_bytes) != UNKNOWN) {
             out.sample("", &label(source), load(&source.lag_bytes));
         }
+        out.family("glue_source_lag_events", "gauge");
+        for source in sources.iter().filter(|source| load(&source.lag_events) != UNKNOWN) {
+            out.sample("", &label(source), load(&source.lag_events));
+        }
+        out.family("glue_source_oldest_seconds", "gauge");
+        for source in sources.iter().filter(|source| load(&source.lag_events) != UNKNOWN) {
+            out.sample("", &label(source), source.oldest_age().as_secs_f64());
+        }
+        out.family("glue_source_ready", "gauge");
+        for source in &sources {
+            out.sample("", &label(source), u8::from(source.is_ready.load(Ordering::Relaxed)));
+        }
+        out.family("glue_source_redelivered_total", "counter");
+        for source in &sources {
+            out.sample("", &label(source), load(&source.redelivered));
+        }
+        out.family("glue_lost_lease_total", "counter");
+        for source in &sources {
+            out.sample("", &label(source), load(&source.lost_claims));
+        }
         out.family("glue_sink_requests_total", "counter");
         let nodes = self.nodes.lock().clone();
         for node in &nodes {
@@ -278,12 +558,54 @@ impl Metrics {
         for node in &nodes {
             out.sample("", &node.labels(), u8::from(node.is_up()));
         }
+        out.family("glue_node_breaker_state", "gauge");
+        for node in &nodes {
+            out.sample("", &node.labels(), node.breaker.load(Ordering::Relaxed));
+        }
+        out.family("glue_node_takes_batches", "gauge");
+        for node in &nodes {
+            out.sample("", &node.labels(), u8::from(node.takes_batches.load(Ordering::Relaxed)));
+        }
+        out.family("glue_sink_duplicates_total", "counter");
+        for node in &nodes {
+            out.sample("", &node.labels(), load(&node.duplicates));
+        }
+        out.family("glue_node_missed_events_total", "counter");
+        for node in &nodes {
+            out.sample("", &node.labels(), load(&node.missed));
+        }
+        out.family("glue_reload_total", "counter");
+        for (result, count) in ["failed", "ok"].iter().zip(&self.reloads) {
+            out.sample("", &format!("result=\"{result}\""), load(count));
+        }
+        out.family("glue_uptime_seconds", "gauge");
+        out.sample("", "", self.start.0.elapsed().as_secs());
         out.family("glue_parked_events_total", "counter");
         out.sample("", "", load(&self.parked_total));
         out.family("glue_build_info", "gauge");
         out.sample("", concat!("release=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
         out.text
     }
+}
+
+/// When the worker began.
+#[derive(Debug)]
+struct Start(Instant);
+
+impl Default for Start {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+/// Sums over all components and sources.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    pub events: u64,
+    pub failed: u64,
+    pub parked: u64,
+    pub lag: u64,
+    pub oldest: Duration,
 }
 
 fn label_text(labels: &Labels) -> String {
@@ -368,8 +690,8 @@ mod tests {
         let node = metrics.node("nginx", "http://a");
         node.count(Code::Status(200));
         node.count(Code::Failure("timeout"));
-        assert!(node.set_up(false));
-        metrics.source("posts", &Credit::new(5, 5)).set_lag_bytes(7);
+        node.set_breaker(Breaker::Open);
+        metrics.source("posts", &Credit::new(5, 5), true).set_lag_bytes(7);
 
         let text = metrics.render();
         let base = "component_kind=\"stage\",component_type=\"route\",component_id=\"r\",pipeline=\"p\"";
@@ -392,5 +714,26 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
         assert_eq!(metrics.nodes_down(), ["nginx http://a"]);
+        metrics.require_nodes("nginx", 1, 1);
+        assert_eq!(metrics.not_ready(), ["not answering: nginx http://a"]);
+    }
+
+    #[test]
+    fn a_count_that_does_not_add_up_is_found_at_the_second_look() {
+        let metrics = Metrics::default();
+        let labels = Labels {
+            kind: "stage",
+            component_type: "route",
+            id: "r".into(),
+            pipeline: "p".into(),
+        };
+        let component = metrics.component(labels);
+        component.receive();
+        component.receive();
+        component.send(5);
+        assert!(metrics.check_invariant().is_empty() && metrics.check_invariant().is_empty());
+        component.done.fetch_add(1, Ordering::Relaxed);
+        assert!(metrics.check_invariant().is_empty());
+        assert_eq!(metrics.check_invariant(), ["stage r (-1)"]);
     }
 }

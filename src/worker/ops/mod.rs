@@ -1,4 +1,9 @@
 //! What operators look at.
 
 pub mod admin;
+pub mod alert;
 pub mod metrics;
+pub mod sentry;
+pub mod statsd;
+pub mod tap;
+pub mod watchdog;

@@ -23,11 +23,11 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use super::{Delivery, Kind, LaneSink, RunningSink, Sink, Verdict};
+use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::{Timestamp, check_pattern};
 use crate::config::section::{FromText, Section};
+use crate::engine::turn::Turn;
 use crate::event::Event;
-use crate::ops::metrics::Metrics;
 
 pub const KIND: Kind = Kind {
     name: "file",
@@ -79,15 +79,15 @@ impl Sink for FileSink {
         self.required
     }
 
-    fn start(&self, name: &str, _metrics: &Metrics) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         let (lines, receiver) = mpsc::channel();
         let mut writer = Writer {
-            name: name.to_owned(),
+            name: scene.name.to_owned(),
             config: self.clone(),
             open: HashMap::new(),
         };
         std::thread::Builder::new()
-            .name(format!("file-{name}"))
+            .name(format!("file-{}", scene.name))
             .spawn(move || {
                 while let Ok(first) = receiver.recv() {
                     writer.write(std::iter::once(first).chain(receiver.try_iter()).collect());
@@ -109,20 +109,24 @@ impl RunningSink for Running {
     fn open(&self) -> Rc<dyn LaneSink> {
         Rc::new(Lane(self.0.clone()))
     }
+
+    fn keeps_order(&self) -> bool {
+        true
+    }
 }
 
 struct Lane(mpsc::Sender<Line>);
 
 impl LaneSink for Lane {
-    fn deliver<'a>(&'a self, event: &'a Event) -> Delivery<'a> {
+    fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+        let (written, wait) = oneshot::channel();
+        // The writer thread lives until this sender is gone, and answers every line.
+        let _ = self.0.send(Line {
+            received: event.received,
+            body: event.payload(),
+            written,
+        });
         Box::pin(async move {
-            let (written, wait) = oneshot::channel();
-            // The writer thread lives until this sender is gone, and answers every line.
-            let _ = self.0.send(Line {
-                received: event.received,
-                body: event.payload(),
-                written,
-            });
             match wait.await {
                 Ok(()) => Verdict::Accepted,
                 Err(_) => Verdict::Refused {
@@ -209,12 +213,14 @@ fn push_line(out: &mut Vec<u8>, body: &[u8]) {
 mod tests {
     use super::*;
     use crate::event::EventId;
+    use crate::ops::metrics::Metrics;
+    use crate::ops::watchdog::Watchdog;
     use crate::testing::TempDir;
 
     fn deliver(sink: &dyn LaneSink, received: u64, body: &'static str) {
         let event = Event::new(EventId::new(1, 1), Timestamp(received), body.into());
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        assert_eq!(runtime.block_on(sink.deliver(&event)), Verdict::Accepted);
+        assert_eq!(runtime.block_on(sink.deliver(Arc::new(event), None)), Verdict::Accepted);
     }
 
     #[test]
@@ -226,7 +232,13 @@ mod tests {
             fsync: true,
             required: true,
         };
-        let lane = config.start("archive", &Metrics::default()).unwrap().open();
+        let scene = Scene {
+            name: "archive",
+            metrics: &Metrics::default(),
+            watchdog: &Watchdog::new(),
+            has_ids: true,
+        };
+        let lane = config.start(&scene).unwrap().open();
         deliver(&*lane, 0, "{\"a\":1}");
         deliver(&*lane, 86_400_000, "{\n\"a\":\r\n2}");
         deliver(&*lane, 0, "two\nlines");

@@ -1,14 +1,18 @@
 //! Sinks: where events end.
 //!
 //! A sink is configured once, started once ([`Sink::start`]: threads, health shared by all lanes) and opened by every
-//! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] returns when the event is settled
-//! there, all retries included; the lane keeps events of one key from overtaking each other. How a sink groups the events of
-//! different keys that wait for it at the same time is its own affair.
+//! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] takes the event at once, and its future ends when the event is
+//! settled there, all retries included. A sink that keeps the order of these calls says so ([`RunningSink::keeps_order`]) and may then group events as
+//! it likes; for any other, the lane keeps events of one key from overtaking each other. A sink that wants the order of the source over all
+//! lanes gives out turns ([`RunningSink::take_turn`]).
 //!
 //! Each sink is one file. [`KINDS`] is the table of them.
 
 pub mod file;
 pub mod http_push;
+pub mod null;
+pub mod redis_stream;
+pub mod webhook;
 
 use std::future::Future;
 use std::io;
@@ -16,14 +20,19 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::client::{Address, Tls};
 use crate::config::section::Section;
+use crate::engine::turn::Turn;
 use crate::event::Event;
 use crate::ops::metrics::Metrics;
+use crate::ops::watchdog::Watchdog;
 
 /// How a delivery ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Accepted,
+    /// Another worker has the claim by now: nothing more was sent, and nothing is known.
+    Released,
     /// No further attempt will be made; the event is to be parked.
     Refused {
         reason: String,
@@ -31,7 +40,7 @@ pub enum Verdict {
     },
 }
 
-pub type Delivery<'a> = Pin<Box<dyn Future<Output = Verdict> + 'a>>;
+pub type Delivery = Pin<Box<dyn Future<Output = Verdict>>>;
 
 /// A sink as configured.
 pub trait Sink: Send + Sync {
@@ -45,18 +54,48 @@ pub trait Sink: Send + Sync {
         false
     }
 
-    fn start(&self, name: &str, metrics: &Metrics) -> io::Result<Arc<dyn RunningSink>>;
+    /// Is it of no use without ids that are the same in every delivery? Then `validate` refuses a source that has none.
+    fn needs_ids(&self) -> bool {
+        false
+    }
+
+    /// Whom it talks to, for a look whether they are there.
+    fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
+        Vec::new()
+    }
+
+    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>>;
+}
+
+/// What a sink starts with.
+pub struct Scene<'a> {
+    /// The name the user gave.
+    pub name: &'a str,
+    pub metrics: &'a Metrics,
+    pub watchdog: &'a Arc<Watchdog>,
+    /// Does every event that comes here have an id?
+    pub has_ids: bool,
 }
 
 /// A sink that has what all lanes share.
 pub trait RunningSink: Send + Sync {
     fn open(&self) -> Rc<dyn LaneSink>;
+
+    /// Are events settled there in the order in which they are handed over?
+    fn keeps_order(&self) -> bool {
+        false
+    }
+
+    /// A place in the order of the source, if it wants one. Called for each event before any lane has it.
+    fn take_turn(&self) -> Option<Turn> {
+        None
+    }
 }
 
 /// One lane's end of a sink.
 pub trait LaneSink {
     /// The event is sealed: its body is what is sent, however often.
-    fn deliver<'a>(&'a self, event: &'a Event) -> Delivery<'a>;
+    fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery;
 }
 
 /// One line of the table of sinks.
@@ -66,4 +105,10 @@ pub struct Kind {
     pub read: fn(&Section<'_>) -> Option<Arc<dyn Sink>>,
 }
 
-pub const KINDS: &[Kind] = &[http_push::KIND, file::KIND];
+pub const KINDS: &[Kind] = &[
+    http_push::KIND,
+    file::KIND,
+    redis_stream::KIND,
+    webhook::KIND,
+    null::KIND,
+];

@@ -410,9 +410,9 @@ impl Desk {
             seq.set(seq.get() + 1);
             let id = EventId::new(epoch, seq.get());
             let (reply, answer) = oneshot::channel();
-            let event = Event::new(id, received, self.config.stamp.apply(text, id, received));
+            let event = Event::new(id.clone(), received, self.config.stamp.apply(text, &id, received));
             self.feed
-                .emit(event, Handle::new(id.seq, AckTo::Reply(reply), Some(permit)));
+                .emit(event, Handle::new(seq.get(), AckTo::Reply(reply), Some(permit)));
             waiting.push((id, answer));
         }
         let settled = async {
@@ -467,7 +467,7 @@ fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answe
         .unwrap_or(Outcome::Released);
     let status = match worst {
         Outcome::Accepted | Outcome::Dropped => {
-            let ids: Vec<EventId> = acks.iter().map(|(id, _)| *id).collect();
+            let ids: Vec<EventId> = acks.iter().map(|(id, _)| id.clone()).collect();
             return json_answer(StatusCode::OK, &ids_body(&ids, received));
         }
         Outcome::Parked => StatusCode::UNPROCESSABLE_ENTITY,
@@ -479,7 +479,10 @@ fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answe
             Outcome::Parked => "parked",
             Outcome::Released => "unknown",
         };
-        let reason = ack.as_ref().and_then(|ack| ack.reason.as_deref());
+        let reason = ack
+            .as_ref()
+            .and_then(|ack| ack.parked.as_ref())
+            .map(|parked| &*parked.text);
         json!({"id": id.to_string(), "outcome": word, "reason": reason})
     };
     let results: Vec<Value> = acks.iter().map(result).collect();
@@ -518,7 +521,7 @@ fn split_objects(body: &[u8]) -> Result<Vec<Bytes>, String> {
 
 impl Stamp {
     /// Sets the server's fields in a JSON object.
-    fn apply(&self, text: Bytes, id: EventId, received: Timestamp) -> Bytes {
+    fn apply(&self, text: Bytes, id: &EventId, received: Timestamp) -> Bytes {
         let id_field = self.id.as_ref().map(|name| (name, id.to_string()));
         let time_field = self.time.as_ref().map(|name| (name, received.to_string()));
         let fields: Vec<(&String, String)> = id_field.into_iter().chain(time_field).collect();
@@ -632,7 +635,8 @@ impl Pump {
     fn emit(&mut self, entry: Entry, permit: Permit) {
         let id = EventId::new(self.epoch, entry.seq);
         let ticket = self.marks.begin(entry.seq, permit);
-        let event = Event::new(id, entry.received, self.stamp.apply(entry.text, id, entry.received));
+        let text = self.stamp.apply(entry.text, &id, entry.received);
+        let event = Event::new(id, entry.received, text);
         self.feed
             .emit(event, Handle::new(ticket, AckTo::Queue(self.ack_to.clone()), None));
     }
@@ -691,7 +695,7 @@ mod tests {
             id: Some("id".into()),
             time: Some("created".into()),
         };
-        let apply = |text: &'static str| stamp.apply(text.into(), EventId::new(1, 2), Timestamp(0));
+        let apply = |text: &'static str| stamp.apply(text.into(), &EventId::new(1, 2), Timestamp(0));
         let tail = r#""id":"1-2","created":"1970-01-01T00:00:00.000Z"}"#;
         assert_eq!(apply("{}"), format!("{{{tail}"));
         assert_eq!(apply("{ }"), format!("{{ {tail}"));
@@ -699,6 +703,6 @@ mod tests {
         assert_eq!(apply("{\"id\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
         assert_eq!(apply("{\"\\u0069d\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
         let none = Stamp::default();
-        assert_eq!(none.apply("{ }".into(), EventId::new(1, 2), Timestamp(0)), "{ }");
+        assert_eq!(none.apply("{ }".into(), &EventId::new(1, 2), Timestamp(0)), "{ }");
     }
 }

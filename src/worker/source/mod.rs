@@ -6,11 +6,15 @@
 //!
 //! Each source is one file. [`KINDS`] is the table of them.
 
+mod claiming;
 pub mod file;
 pub mod follow;
 pub mod http_in;
+pub mod recorded;
+pub mod redis_streams;
 pub mod spool;
 pub mod stdin;
+pub mod thoonk;
 
 use std::future::Future;
 use std::io;
@@ -23,6 +27,7 @@ use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Credit;
 use crate::engine::{Feed, Stop};
+use crate::finalizer::Parked;
 
 /// What a source promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +81,84 @@ pub trait Source: Send {
 
     fn guarantee(&self) -> Guarantee;
 
+    /// Does every event have an id that is the same in every delivery?
+    fn gives_ids(&self) -> bool {
+        true
+    }
+
+    /// Do events come in an order that holds over crashes and hand-overs?
+    fn keeps_order(&self) -> bool {
+        true
+    }
+
+    /// Do events bring their channels?
+    fn gives_channels(&self) -> bool {
+        false
+    }
+
+    /// Is it ready as soon as it runs, or will it say when?
+    fn starts_ready(&self) -> bool {
+        true
+    }
+
+    /// What was put in up to a moment and is not done, if the queue can be asked.
+    fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
+        None
+    }
+
+    /// What it has parked with its broker, if it does that.
+    fn parked(&self) -> Option<Box<dyn ParkedEvents>> {
+        None
+    }
+
     /// Claims until it is told to stop or there is nothing more, then sees what is in flight to its end.
     fn run(self: Box<Self>, context: Context) -> Run;
+}
+
+/// The dead letters that a source keeps with its broker, for operators.
+pub trait ParkedEvents {
+    fn list(&self) -> Operation<'_, Vec<ParkedEvent>>;
+
+    /// Queues them again, as new events, and returns how many there were.
+    fn retry(&self, ids: Vec<String>) -> Operation<'_, u64>;
+
+    /// Forgets them, and returns how many there were.
+    fn forget(&self, ids: Vec<String>) -> Operation<'_, u64>;
+}
+
+pub type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
+
+/// What is open in a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Open {
+    /// Up to the moment that was asked for.
+    pub events: u64,
+    /// When the oldest of them was put in.
+    pub oldest: Option<Timestamp>,
+}
+
+/// One dead letter.
+#[derive(Clone, Debug)]
+pub struct ParkedEvent {
+    /// what `retry` and `forget` know it by.
+    pub id: String,
+    /// JSON, as [`reason_json`] makes it.
+    pub reason: String,
+    /// The event as it came in.
+    pub raw: Vec<u8>,
+}
+
+/// Why an event was parked, for those who find it with the broker.
+fn reason_json(parked: &Parked) -> String {
+    serde_json::json!({
+        "reason": parked.text,
+        "component": parked.component,
+        "pipeline": parked.pipeline,
+        "event_id": parked.id,
+        "attempts": parked.attempts,
+        "parked": Timestamp::now().to_string(),
+    })
+    .to_string()
 }
 
 /// One line of the table of sources.
@@ -87,7 +168,13 @@ pub struct Kind {
     pub read: fn(&Section<'_>) -> Option<Box<dyn Source>>,
 }
 
-pub const KINDS: &[Kind] = &[file::KIND, http_in::KIND, stdin::KIND];
+pub const KINDS: &[Kind] = &[
+    thoonk::KIND,
+    redis_streams::KIND,
+    file::KIND,
+    http_in::KIND,
+    stdin::KIND,
+];
 
 /// An epoch for ids that restart with every process: now, and in any case later than the last one.
 fn next_epoch(context: &Context) -> io::Result<u64> {

@@ -15,12 +15,11 @@
 //! file as it came.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Flow, Kind, Stage};
+use super::{Flow, KEY_BYTES, Kind, Stage, key_file};
 use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::{FieldPath, scalar_text};
@@ -34,7 +33,6 @@ pub const KIND: Kind = Kind {
 const MASK: &str = "***";
 /// 128 bits: no two of 10^12 people share a pseudonym.
 const PSEUDONYM_HEX_DIGITS: usize = 32;
-const KEY_BYTES: usize = 32;
 
 #[derive(Default)]
 pub struct Anonymise {
@@ -55,18 +53,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
         truncate_ip: paths("truncate_ip"),
         key: None,
     };
-    stage.key = section
-        .table("key", |key| {
-            let file = key.required::<PathBuf>("file")?;
-            match read_key(&file) {
-                Ok(bytes) => Some(bytes),
-                Err(error) => {
-                    key.complain_at("file", error);
-                    None
-                }
-            }
-        })
-        .flatten();
+    stage.key = section.table("key", key_file).flatten();
     if !stage.hash.is_empty() && !section.has("key") {
         section.complain_at("hash", "needs a key: key = { file = \"…\" }");
     }
@@ -81,21 +68,6 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
         }
     }
     Some(Arc::new(stage))
-}
-
-/// A key file holds 32 raw bytes or 64 hex digits and, if it likes, a line end.
-fn read_key(file: &Path) -> Result<[u8; KEY_BYTES], String> {
-    let bytes = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    if let Ok(raw) = <[u8; KEY_BYTES]>::try_from(bytes.as_slice()) {
-        return Ok(raw);
-    }
-    let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
-    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| {
-        format!(
-            "{} must hold 32 bytes or 64 hex digits (make one: head -c 32 /dev/urandom > {0})",
-            file.display()
-        )
-    })
 }
 
 impl Stage for Anonymise {
@@ -158,7 +130,6 @@ mod tests {
     use crate::clock::Timestamp;
     use crate::config::section::FromText;
     use crate::event::EventId;
-    use crate::testing::TempDir;
     use serde_json::json;
 
     fn paths(list: &[&str]) -> Vec<FieldPath> {
@@ -202,18 +173,5 @@ mod tests {
         assert_ne!(one, run(&with_key(2), json!({"id": "3"})));
         assert_ne!(one, run(&with_key(1), json!({"id": "4"})));
         assert_eq!(one["id"].as_str().unwrap().len(), PSEUDONYM_HEX_DIGITS);
-    }
-
-    #[test]
-    fn a_key_file_is_raw_or_hex_and_nothing_else() {
-        let dir = TempDir::new();
-        let file = dir.path().join("key");
-        std::fs::write(&file, [7; 32]).unwrap();
-        assert_eq!(read_key(&file), Ok([7; 32]));
-        std::fs::write(&file, "07".repeat(32) + "\n").unwrap();
-        assert_eq!(read_key(&file), Ok([7; 32]));
-        std::fs::write(&file, "short").unwrap();
-        assert!(read_key(&file).unwrap_err().contains("32 bytes"));
-        assert!(read_key(&dir.path().join("gone")).unwrap_err().contains("cannot read"));
     }
 }

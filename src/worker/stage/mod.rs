@@ -6,11 +6,20 @@
 //! Each stage is one file: its configuration, how it is read, how it runs, its tests. [`KINDS`] is the table of them.
 
 pub mod anonymise;
+pub mod assert;
 pub mod clean_html;
+pub mod dedupe;
+pub mod encrypt;
+mod expression;
+pub mod filter;
 pub mod format;
+pub mod gate;
 pub mod parse_json;
 pub mod route;
+pub mod sample;
+pub mod select;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::section::Section;
@@ -22,6 +31,8 @@ use crate::field::FieldPath;
 pub enum Flow {
     /// Hand it to the next stage.
     Next,
+    /// Hand it on, and count this kind of error.
+    Doubtful(&'static str),
     /// Leave it out on purpose. The reason is a metrics label: a few words, no data.
     Drop(&'static str),
     /// Put it in the dead-letter file.
@@ -45,6 +56,11 @@ pub trait Stage: Send + Sync {
 
     /// Does it choose channels? A sink that publishes needs one of these before it.
     fn gives_channels(&self) -> bool {
+        false
+    }
+
+    /// Is it wrong about events without ids? Then `validate` refuses a source that has none.
+    fn needs_ids(&self) -> bool {
         false
     }
 
@@ -74,11 +90,41 @@ pub struct Kind {
 
 pub const KINDS: &[Kind] = &[
     parse_json::KIND,
+    filter::KIND,
+    select::KIND,
+    dedupe::KIND,
+    sample::KIND,
+    assert::KIND,
     anonymise::KIND,
     clean_html::KIND,
     format::KIND,
+    encrypt::KIND,
+    gate::KIND,
     route::KIND,
 ];
+
+/// Of the keys that stages work with.
+pub const KEY_BYTES: usize = 32;
+
+/// `key = { file = "…" }`: the file holds 32 raw bytes or 64 hex digits and, if it likes, a line end.
+fn key_file(key: &Section<'_>) -> Option<[u8; KEY_BYTES]> {
+    let file = key.required::<PathBuf>("file")?;
+    read_key(&file).map_err(|error| key.complain_at("file", error)).ok()
+}
+
+fn read_key(file: &Path) -> Result<[u8; KEY_BYTES], String> {
+    let bytes = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    if let Ok(raw) = <[u8; KEY_BYTES]>::try_from(bytes.as_slice()) {
+        return Ok(raw);
+    }
+    let text = std::str::from_utf8(&bytes).unwrap_or_default().trim();
+    blake3::Hash::from_hex(text).map(|hash| *hash.as_bytes()).map_err(|_| {
+        format!(
+            "{} must hold 32 bytes or 64 hex digits (make one: head -c 32 /dev/urandom > {0})",
+            file.display()
+        )
+    })
+}
 
 /// What to do about a field that is missing, null or of the wrong type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,4 +132,23 @@ pub enum Missing {
     Null,
     Skip,
     Park,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn a_key_file_is_raw_or_hex_and_nothing_else() {
+        let dir = TempDir::new();
+        let file = dir.path().join("key");
+        std::fs::write(&file, [7; 32]).unwrap();
+        assert_eq!(read_key(&file), Ok([7; 32]));
+        std::fs::write(&file, "07".repeat(32) + "\n").unwrap();
+        assert_eq!(read_key(&file), Ok([7; 32]));
+        std::fs::write(&file, "short").unwrap();
+        assert!(read_key(&file).unwrap_err().contains("32 bytes"));
+        assert!(read_key(&dir.path().join("gone")).unwrap_err().contains("cannot read"));
+    }
 }

@@ -10,6 +10,8 @@
 //!   in*, before any stage. Without it all events keep the order of the source, one at a time;
 //!   `unordered = true` gives that up.
 //! * `event_type`: a template for the EventSource event type; a missing field means none.
+//! * `force`: the name of a switch; while it is on, everything goes to the one channel that is the `value` of the switch. For rehearsing the day on
+//!   which everybody looks at the same page.
 //! * `unsafe_ids`: what to do with an id that nginx could not take as meant, because a field holds `/` or `*` or a control character,
 //!   or the id is `ALL` or ends like a backtrack (`.b12`): `"replace"` the offending characters by `_` (default), `"skip"`
 //!   the channel, or `"park"`.
@@ -20,6 +22,7 @@ use super::{Flow, Kind, Missing, Order, Stage};
 use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::{FieldPath, FieldTemplate};
+use crate::switch::Switch;
 
 pub const KIND: Kind = Kind {
     name: "route",
@@ -33,6 +36,8 @@ pub struct Route {
     event_type: Option<FieldTemplate>,
     missing: Missing,
     unsafe_ids: UnsafeIds,
+    /// While this is on, everything goes to the one channel that is its value.
+    force: Option<Arc<Switch>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +88,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
         event_type,
         missing,
         unsafe_ids,
+        force: section.switch("force"),
     }))
 }
 
@@ -108,7 +114,7 @@ impl Stage for Route {
         if channels.is_empty() {
             return Flow::Park("no channel: none of the channel fields is there".to_owned());
         }
-        event.channels = channels;
+        event.channels = self.forced(event).unwrap_or(channels);
         if let Some(template) = &self.event_type {
             // A header value, and one line of an EventSource stream: no control characters.
             let kind = template
@@ -126,6 +132,14 @@ impl Stage for Route {
 
     fn order(&self) -> Option<Order> {
         Some(self.order.clone())
+    }
+}
+
+impl Route {
+    fn forced(&self, event: &Event) -> Option<Vec<String>> {
+        let switch = self.force.as_ref().filter(|switch| switch.is_on(event))?;
+        let channel = switch.state().value?;
+        Some(vec![safe_id(&channel).unwrap_or(channel)])
     }
 }
 
@@ -171,6 +185,7 @@ mod tests {
             event_type: Some(FieldTemplate::from_text("{kind}").unwrap()),
             missing: Missing::Skip,
             unsafe_ids: UnsafeIds::Replace,
+            force: None,
         }
     }
 

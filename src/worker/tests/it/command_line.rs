@@ -44,7 +44,7 @@ to = ["nginx"]
         "c.toml:10: stage.anon.key.file: cannot read gone.key",
         "c.toml:14: stage.fmt.template: template line 1: syntax error",
         "c.toml:18: sink.nginx.nodes[0]: environment variable UNSET_PORT is not set",
-        "c.toml:18: sink.nginx.nodes[1]: \"ftp://x\" is not a node",
+        "c.toml:18: sink.nginx.nodes[1]: \"ftp://x\" is not a server",
         "c.toml:19: sink.nginx.retry.initial: \"fast\" is not a duration",
         "c.toml:22: pipeline.p.from: there is no source \"post\"; there is: posts",
         "c.toml: 8 errors",

@@ -16,6 +16,45 @@ fn run_lines(dir: &TempDir, config: &str, lines: impl Iterator<Item = String>) -
 
 #[test]
 fn order_per_key_survives_errors_aborts_and_time_outs() {
+    faults_do_not_change_the_order("ordered = false");
+}
+
+#[test]
+fn the_order_of_the_source_survives_them_too() {
+    let publishes = faults_do_not_change_the_order("ordered = true");
+    let mut last = 0;
+    for publish in publishes {
+        let n = publish.json()["n"].as_u64().unwrap();
+        assert!(n >= last, "{n} came after {last}");
+        last = n;
+    }
+}
+
+#[test]
+fn batches_keep_the_order_too_and_a_line_that_fails_holds_up_only_what_follows() {
+    let dir = TempDir::new();
+    let random = Mutex::new(fastrand::Rng::with_seed(9));
+    let nginx = StandIn::with_batches(move |publish| match random.lock().unwrap().u32(0..1000) {
+        _ if publish.json()["n"] == 500 => Behaviour::Status(400, "Bad."),
+        0..20 => Behaviour::Status(503, ""),
+        20..22 => Behaviour::Abort,
+        22..25 => Behaviour::AcceptAndAbort,
+        _ => Behaviour::Accept,
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"\nmax_in_flight = 200") + "[engine]\nlanes = 3\n";
+    let line = |n| format!("{{\"thread\":{},\"n\":{n}}}", n % 7);
+    assert!(run_lines(&dir, &config, (0..2000).map(line)).success());
+    let mut seen = std::collections::HashSet::new();
+    for publish in nginx.accepted() {
+        seen.insert(publish.json()["n"].as_u64().unwrap());
+    }
+    assert_eq!(seen.len(), 1999);
+    assert_eq!(parked(&dir).len(), 1);
+    assert!(parked(&dir)[0]["reason"].as_str().unwrap().contains("400 Bad."));
+    assert!(nginx.batches() > 5 && nginx.batches() < 1500, "{}", nginx.batches());
+}
+
+fn faults_do_not_change_the_order(mode: &str) -> Vec<Publish> {
     const EVENTS: usize = 1500;
     const KEYS: usize = 25;
     let dir = TempDir::new();
@@ -29,7 +68,7 @@ fn order_per_key_survives_errors_aborts_and_time_outs() {
         _ => Behaviour::Accept,
     });
     let config = pipeline(&nginx.address, "type = \"stdin\"\nmax_in_flight = 200") + "[engine]\nlanes = 3\n";
-    let config = config.replace("timeout = \"60s\"", "timeout = \"300ms\"");
+    let config = config.replace("timeout = \"60s\"", &format!("timeout = \"300ms\"\n{mode}"));
     let line = |n| format!("{{\"thread\":{},\"n\":{n}}}", n % KEYS);
     assert!(run_lines(&dir, &config, (0..EVENTS).map(line)).success());
 
@@ -63,6 +102,7 @@ fn order_per_key_survives_errors_aborts_and_time_outs() {
     assert_eq!(accepted.len(), EVENTS);
     assert!(publishes.len() > EVENTS + EVENTS / 10, "there were faults");
     assert!(parked(&dir).is_empty());
+    publishes
 }
 
 #[test]
@@ -72,7 +112,7 @@ fn a_failing_key_does_not_hold_up_the_others() {
         true => Behaviour::Status(500, ""),
         false => Behaviour::Accept,
     });
-    let config = pipeline(&nginx.address, "type = \"stdin\"");
+    let config = pipeline(&nginx.address, "type = \"stdin\"").replace("[sink.nginx]", "[sink.nginx]\nordered = false");
     let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
     let mut stdin = worker.stdin();
     writeln!(stdin, "{{\"thread\":\"bad\"}}").unwrap();
@@ -192,6 +232,7 @@ fn every_node_must_accept_and_one_that_did_is_not_asked_again() {
         &format!("{}\", \"http://127.0.0.1:{port}", up.address),
         "type = \"stdin\"",
     );
+    let config = config.replace("[sink.nginx]", "[sink.nginx]\nordered = false");
     let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
     let mut stdin = worker.stdin();
     writeln!(stdin, "{{\"thread\":1,\"n\":1}}\n{{\"thread\":1,\"n\":2}}").unwrap();
@@ -204,6 +245,66 @@ fn every_node_must_accept_and_one_that_did_is_not_asked_again() {
     worker.wait_for_log("answers again");
     assert!(worker.wait().success());
     assert_eq!((up.count(), late.count()), (2, 2));
+}
+
+#[test]
+fn with_fewer_nodes_required_a_node_that_is_down_holds_nothing_up_and_catches_up() {
+    let dir = TempDir::new();
+    let up = StandIn::with_batches(|_| Behaviour::Accept);
+    let port = free_port();
+    let nodes = format!("{}\", \"http://127.0.0.1:{port}", up.address);
+    let config = pipeline(&nodes, "type = \"stdin\"\nmax_in_flight = 50");
+    let config = config.replace("[sink.nginx]", "[sink.nginx]\nrequired = \"any\"");
+    let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
+    let mut stdin = worker.stdin();
+    // More than may be in flight: the source has its answer although a node is down.
+    (0..500).for_each(|n| writeln!(stdin, "{{\"thread\":{n},\"n\":{n}}}").unwrap());
+    up.wait_for(500);
+    worker.wait_for_log("fails: cannot connect");
+    let late = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    late.wait_for(500);
+    let order = |publishes: Vec<Publish>| publishes.iter().map(|one| one.json()["n"].clone()).collect::<Vec<_>>();
+    assert_eq!(order(up.publishes()), order(late.publishes()));
+    drop(stdin);
+    assert!(worker.wait().success());
+}
+
+#[test]
+fn tls_is_spoken_with_who_is_trusted_and_with_nobody_else() {
+    let dir = TempDir::new();
+    let openssl = |arguments: &str| {
+        let status = std::process::Command::new("openssl")
+            .args(arguments.split(' '))
+            .current_dir(dir.path(""))
+            .output()
+            .unwrap();
+        assert!(status.status.success(), "{status:?}");
+    };
+    openssl(
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+    );
+    openssl(
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout node.key -out node.csr -subj /CN=localhost",
+    );
+    std::fs::write(dir.path("ext"), "subjectAltName=DNS:localhost").unwrap();
+    openssl("x509 -req -in node.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out node.pem -days 2 -extfile ext");
+    let nginx = StandIn::with_tls(&dir.path("node.pem"), &dir.path("node.key"));
+    let node = nginx.address.replace("127.0.0.1", "localhost");
+    let config = pipeline(&node, "type = \"stdin\"").replace("max_age = \"60s\"", "max_age = \"100ms\"");
+    let trusting = config.replace("[sink.nginx]", "[sink.nginx]\nca_file = \"ca.pem\"");
+    assert!(run_lines(&dir, &trusting, std::iter::once("{\"thread\":1}".to_owned())).success());
+    let trusted = parked(&dir);
+    assert!(run_lines(&dir, &config, std::iter::once("{\"thread\":2}".to_owned())).success());
+    assert!(trusted.is_empty(), "{trusted:?}");
+    assert_eq!(nginx.count(), 1);
+    assert!(
+        parked(&dir)[0]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("invalid peer certificate"),
+        "{:?}",
+        parked(&dir)
+    );
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -21,6 +21,9 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::spawn_local;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::{TlsAcceptor, rustls};
 
 /// Far beyond what anything here takes, also on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -105,6 +108,7 @@ pub struct StandIn {
 struct Ledger {
     publishes: Mutex<Vec<Publish>>,
     grown: Condvar,
+    batches: AtomicU32,
 }
 
 type Decide = Arc<dyn Fn(&Publish) -> Behaviour + Send + Sync>;
@@ -114,8 +118,39 @@ impl StandIn {
         Self::start("127.0.0.1:0", |_| Behaviour::Accept)
     }
 
-    /// `address` is `host:port` or `unix:/path`.
+    /// Takes one event per POST. `address` is `host:port` or `unix:/path`.
     pub fn start(address: &str, decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static) -> Self {
+        Self::open(address, false, None, decide)
+    }
+
+    /// Takes batches, too.
+    pub fn with_batches(decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static) -> Self {
+        Self::open("127.0.0.1:0", true, None, decide)
+    }
+
+    /// Speaks TLS, with this certificate and key.
+    pub fn with_tls(certificate: &Path, key: &Path) -> Self {
+        let chain = CertificateDer::pem_file_iter(certificate)
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, PrivateKeyDer::from_pem_file(key).unwrap())
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Self::open("127.0.0.1:0", false, Some(acceptor), |_| Behaviour::Accept)
+    }
+
+    fn open(
+        address: &str,
+        batches: bool,
+        tls: Option<TlsAcceptor>,
+        decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static,
+    ) -> Self {
         let ledger = Arc::<Ledger>::default();
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, started) = std::sync::mpsc::channel();
@@ -134,17 +169,35 @@ impl StandIn {
                         ready.send(address.clone()).unwrap();
                         loop {
                             let (stream, _) = listener.accept().await.unwrap();
-                            spawn_local(serve(TokioIo::new(stream), Arc::clone(&into), Arc::clone(&decide)));
+                            spawn_local(serve(
+                                TokioIo::new(stream),
+                                Arc::clone(&into),
+                                Arc::clone(&decide),
+                                batches,
+                            ));
                         }
                     } else {
                         let listener = TcpListener::bind(&address).await.unwrap();
+                        let scheme = if tls.is_some() { "https" } else { "http" };
                         ready
-                            .send(format!("http://{}", listener.local_addr().unwrap()))
+                            .send(format!("{scheme}://{}", listener.local_addr().unwrap()))
                             .unwrap();
                         loop {
                             let (stream, _) = listener.accept().await.unwrap();
                             stream.set_nodelay(true).unwrap();
-                            spawn_local(serve(TokioIo::new(stream), Arc::clone(&into), Arc::clone(&decide)));
+                            if let Some(tls) = &tls {
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    let (into, decide) = (Arc::clone(&into), Arc::clone(&decide));
+                                    spawn_local(serve(TokioIo::new(stream), into, decide, batches));
+                                }
+                                continue;
+                            }
+                            spawn_local(serve(
+                                TokioIo::new(stream),
+                                Arc::clone(&into),
+                                Arc::clone(&decide),
+                                batches,
+                            ));
                         }
                     }
                 };
@@ -158,6 +211,11 @@ impl StandIn {
             stop: Some(stop),
             thread: Some(thread),
         }
+    }
+
+    /// How many POSTs held several events.
+    pub fn batches(&self) -> u32 {
+        self.ledger.batches.load(Ordering::Relaxed)
     }
 
     pub fn count(&self) -> usize {
@@ -199,7 +257,56 @@ impl Drop for StandIn {
     }
 }
 
-async fn serve<S>(stream: TokioIo<S>, ledger: Arc<Ledger>, decide: Decide)
+/// A batch, line by line: a line that hangs or breaks off spoils the whole.
+fn take_batch(batch: &Publish, ledger: &Ledger, decide: &Decide) -> Result<Response<Full<Bytes>>, &'static str> {
+    assert_eq!(batch.headers["prefer"], "return=minimal");
+    let mut verdicts = Vec::new();
+    let lines: Vec<&str> = batch.body.lines().collect();
+    ledger.batches.fetch_add(1, Ordering::Relaxed);
+    for (number, line) in (1..).zip(&lines) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let channels: Vec<&str> = line["channels"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_str().unwrap())
+            .collect();
+        let headers = [("event-id", "id"), ("event-type", "type")];
+        let headers = headers
+            .iter()
+            .filter_map(|(header, key)| Some(((*header).to_owned(), line[key].as_str()?.to_owned())));
+        let mut publish = Publish {
+            uri: format!("{}?id={}", batch.uri, channels.join("/")),
+            headers: headers.collect(),
+            body: line["text"].as_str().unwrap().to_owned(),
+            at: Instant::now(),
+            accepted: false,
+        };
+        let behaviour = decide(&publish);
+        publish.accepted = matches!(behaviour, Behaviour::Accept | Behaviour::AcceptAndAbort);
+        ledger.publishes.lock().unwrap().push(publish);
+        ledger.grown.notify_all();
+        match behaviour {
+            Behaviour::Accept => {}
+            Behaviour::Status(status, explain) => {
+                verdicts.push(serde_json::json!({"line": number, "status": status, "explain": explain}));
+            }
+            Behaviour::Abort | Behaviour::AcceptAndAbort | Behaviour::Hang(_) => return Err("abort"),
+        }
+    }
+    let count = serde_json::json!({"lines": lines.len(), "ok": lines.len() - verdicts.len(), "failed": verdicts.len()});
+    let body = std::iter::once(&count)
+        .chain(&verdicts)
+        .map(|line| format!("{line}\n"))
+        .collect::<String>();
+    let answer = Response::builder().header("Preference-Applied", "return=minimal");
+    Ok(answer
+        .header("Content-Type", "application/x-ndjson")
+        .body(Full::from(body))
+        .unwrap())
+}
+
+async fn serve<S>(stream: TokioIo<S>, ledger: Arc<Ledger>, decide: Decide, batches: bool)
 where
     TokioIo<S>: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
@@ -221,7 +328,18 @@ where
                 at: Instant::now(),
                 accepted: false,
             };
+            if head.method == "OPTIONS" {
+                let mut answer = Response::builder().header("Allow", "POST");
+                if batches {
+                    answer = answer.header("Accept-Post", "application/x-ndjson");
+                }
+                return Ok(answer.body(Full::default()).unwrap());
+            }
             assert_eq!(head.method, "POST");
+            if publish.headers["content-type"] == "application/x-ndjson" {
+                assert!(batches, "not offered");
+                return take_batch(&publish, &ledger, &decide);
+            }
             let behaviour = decide(&publish);
             publish.accepted = matches!(behaviour, Behaviour::Accept | Behaviour::AcceptAndAbort);
             ledger.publishes.lock().unwrap().push(publish);
@@ -277,6 +395,14 @@ impl Worker {
             .spawn()
             .unwrap();
         Self { child, log }
+    }
+
+    /// Runs a command to its end and returns what it says.
+    pub fn run(dir: &TempDir, arguments: &[&str]) -> String {
+        let output = Self::command(dir).args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", text(output.stderr));
+        text(output.stdout)
     }
 
     pub fn stdin(&mut self) -> std::process::ChildStdin {

@@ -1,0 +1,105 @@
+//! Taps: look at events as they leave a component, while the worker runs.
+//!
+//! A tap costs one relaxed load per event while nobody looks. Who looks gets what the connection can take and misses the rest: a
+//! tap never holds anything up.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::event::Event;
+
+/// Events that a slow looker may have waiting.
+pub const BACKLOG: usize = 256;
+
+#[derive(Debug, Default)]
+pub struct Tap {
+    /// A hint, so relaxed: an event more or less does not matter.
+    is_open: AtomicBool,
+    lookers: Mutex<Vec<Looker>>,
+}
+
+#[derive(Debug)]
+struct Looker {
+    events: mpsc::Sender<String>,
+    /// Show values, not only the shape.
+    raw: bool,
+}
+
+impl Tap {
+    pub fn open(&self, raw: bool) -> mpsc::Receiver<String> {
+        let (events, receiver) = mpsc::channel(BACKLOG);
+        self.lookers.lock().push(Looker { events, raw });
+        self.is_open.store(true, Ordering::Relaxed);
+        receiver
+    }
+
+    pub fn show(&self, event: &Event) {
+        if self.is_open.load(Ordering::Relaxed) {
+            self.tell(event);
+        }
+    }
+
+    #[cold]
+    fn tell(&self, event: &Event) {
+        let mut lookers = self.lookers.lock();
+        lookers.retain(|looker| !looker.events.is_closed());
+        self.is_open.store(!lookers.is_empty(), Ordering::Relaxed);
+        for looker in lookers.iter() {
+            // Full means that this one is missed.
+            let _ = looker.events.try_send(line(event, looker.raw));
+        }
+    }
+}
+
+fn line(event: &Event, raw: bool) -> String {
+    let fields = event
+        .fields
+        .clone()
+        .map(|fields| if raw { fields } else { redact(fields) });
+    let body = event.body.as_ref().or(event.fields.is_none().then_some(&event.raw));
+    let body = body.map(|body| match (raw, serde_json::from_slice::<Value>(body)) {
+        (true, Ok(value)) => value,
+        (true, Err(_)) => String::from_utf8_lossy(body).into(),
+        (false, Ok(value)) => redact(value),
+        (false, Err(_)) => format!("{} bytes", body.len()).into(),
+    });
+    json!({"id": event.id.to_string(), "channels": event.channels, "type": event.event_type, "fields": fields, "body": body})
+        .to_string()
+}
+
+/// Keeps the shape: names of keys, and of each value what it is.
+fn redact(value: Value) -> Value {
+    match value {
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, redact(value))).collect(),
+        Value::Array(list) => list.into_iter().map(redact).collect(),
+        Value::String(text) => format!("text of {} characters", text.chars().count()).into(),
+        Value::Number(_) => "number".into(),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::event::EventId;
+
+    #[test]
+    fn a_tap_shows_the_shape_and_only_on_demand_the_values() {
+        let tap = Tap::default();
+        let mut event = Event::new(EventId::new(1, 2), Timestamp(0), "".into());
+        event.fields = Some(json!({"name": "Zoë", "n": 5}));
+        tap.show(&event);
+        let (mut shape, mut values) = (tap.open(false), tap.open(true));
+        tap.show(&event);
+        assert!(!shape.try_recv().unwrap().contains("Zoë"));
+        assert!(values.try_recv().unwrap().contains("Zoë"));
+        assert!(shape.try_recv().is_err(), "not what was before");
+        drop((shape, values));
+        tap.show(&event);
+        assert!(!tap.is_open.load(Ordering::Relaxed), "closed when the last has gone");
+    }
+}

@@ -1,0 +1,149 @@
+//! Many events in one POST, where a node offers it: `Accept-Post: application/x-ndjson` in its answer to OPTIONS.
+//!
+//! One line per event, `{"channels":[…],"text":"…","id":"…","type":"…"}` (`base64` instead of `text` for what is not UTF-8). The node
+//! answers with a verdict per line, or, as asked by `Prefer: return=minimal`, with the count and the verdicts of the lines that failed.
+
+use std::collections::BTreeMap;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+
+pub const CONTENT_TYPE: &str = "application/x-ndjson";
+/// Lines to a POST at most; a node takes 1000 by default.
+pub const DEFAULT_LINES: usize = 256;
+/// Half of nginx's default `client_max_body_size`. A line that is longer goes alone.
+pub const MAX_BYTES: usize = 512 * 1024;
+
+#[derive(Serialize)]
+struct Line<'a> {
+    channels: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+}
+
+/// The event as a line, its end included.
+pub fn line(event: &Event) -> Bytes {
+    let body = event.payload();
+    let text = std::str::from_utf8(&body).ok();
+    let line = Line {
+        channels: &event.channels,
+        text,
+        base64: text.is_none().then(|| BASE64_STANDARD.encode(&body)),
+        id: event.id.is_known().then(|| event.id.to_string()),
+        kind: event.event_type.as_deref(),
+    };
+    let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 128);
+    // Strings and lists of strings always serialise.
+    let _ = serde_json::to_writer(&mut out, &line);
+    out.push(b'\n');
+    out.into()
+}
+
+/// A node's word on one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LineVerdict {
+    pub status: u16,
+    pub explain: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Count {
+    lines: usize,
+    ok: usize,
+    failed: usize,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    line: usize,
+    status: u16,
+    explain: Option<String>,
+}
+
+/// The verdicts on `lines` lines, in their order.
+pub fn verdicts(body: &[u8], is_minimal: bool, lines: usize) -> Result<Vec<LineVerdict>, String> {
+    let mut answer = body
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.trim_ascii().is_empty());
+    let bad = |error: serde_json::Error| format!("the answer to a batch is not what it should be: {error}");
+    if is_minimal {
+        let count: Count = serde_json::from_slice(answer.next().unwrap_or_default()).map_err(bad)?;
+        if count.lines != lines || count.ok + count.failed != lines {
+            return Err(format!("the node counts {} lines of {lines}", count.lines));
+        }
+    }
+    let mut failed: BTreeMap<usize, Verdict> = BTreeMap::new();
+    for line in answer {
+        let verdict: Verdict = serde_json::from_slice(line).map_err(bad)?;
+        failed.insert(verdict.line, verdict);
+    }
+    let verdict = |number| match failed.remove(&number) {
+        Some(Verdict { status, explain, .. }) => Ok(LineVerdict { status, explain }),
+        None if is_minimal => Ok(LineVerdict {
+            status: 200,
+            explain: None,
+        }),
+        None => Err(format!("the node says nothing on line {number}")),
+    };
+    (1..=lines).map(verdict).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::event::EventId;
+
+    fn event(raw: &'static [u8]) -> Event {
+        let mut event = Event::new(EventId::new(1, 2), Timestamp(0), raw.into());
+        event.channels = vec!["a".into(), "ü\"".into()];
+        event
+    }
+
+    #[test]
+    fn a_line_says_all_and_is_one_line() {
+        let mut event = event(b"two\nlines");
+        event.event_type = Some("new".into());
+        let expected = "{\"channels\":[\"a\",\"ü\\\"\"],\"text\":\"two\\nlines\",\"id\":\"1-2\",\"type\":\"new\"}\n";
+        assert_eq!(line(&event), expected);
+        event.id = EventId::Unknown;
+        assert!(!line(&event).windows(4).any(|four| four == b"\"id\""));
+    }
+
+    #[test]
+    fn what_is_no_text_goes_as_base64() {
+        let line = line(&event(b"\xff\x00\x10"));
+        assert!(std::str::from_utf8(&line).unwrap().contains("\"base64\":\"/wAQ\""));
+    }
+
+    #[test]
+    fn verdicts_are_read_in_both_forms_and_must_be_complete() {
+        let failed = LineVerdict {
+            status: 409,
+            explain: Some("late".into()),
+        };
+        let ok = LineVerdict {
+            status: 200,
+            explain: None,
+        };
+        let minimal = b"{\"lines\":3,\"ok\":2,\"failed\":1}\n{\"line\":2,\"status\":409,\"explain\":\"late\"}\n";
+        assert_eq!(
+            verdicts(minimal, true, 3),
+            Ok(vec![ok.clone(), failed.clone(), ok.clone()])
+        );
+        let full = b"{\"line\":1,\"status\":200}\n{\"line\":2,\"status\":409,\"explain\":\"late\"}\n";
+        assert_eq!(verdicts(full, false, 2), Ok(vec![ok, failed]));
+        assert!(verdicts(full, false, 3).is_err());
+        assert!(verdicts(minimal, true, 4).is_err());
+        assert!(verdicts(b"<html>", true, 1).is_err());
+    }
+}

@@ -1,0 +1,388 @@
+//! Ordered publishing: one courier per node.
+//!
+//! All lanes put what they made under the turns of a [`Sequencer`]; each node's courier, a thread with one connection, takes it from there in
+//! the order of the source and has one POST under way at a time: a batch, if the node offers that, else one event. Nothing overtakes: an event that
+//! must be retried holds up those after it, at this node. So a node sees ids in their order over all channels, which is what lets a
+//! browser resume from a single position.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{Method, Request, Uri};
+use tokio::task::LocalSet;
+
+use super::node::{Answer, Attempt, Failure, Node};
+use super::tally::Tally;
+use super::{HttpPush, MAX_ANSWER_BYTES, batch, event_request};
+use crate::client::{self, Sender};
+use crate::engine::turn::Sequencer;
+use crate::event::Event;
+use crate::ops::metrics::Code;
+use crate::ops::watchdog::Beat;
+use crate::retry::Backoff;
+
+/// Events that others have settled and a node that is down has not; beyond it the oldest miss that node.
+const BEHIND: usize = 4096;
+const ACCEPT_POST: &str = "accept-post";
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
+
+/// An event on its way to all nodes.
+pub struct Parcel {
+    pub event: Arc<Event>,
+    pub tally: Tally,
+    /// Made by whoever needs it first, then shared.
+    line: OnceLock<Bytes>,
+}
+
+impl Parcel {
+    pub fn new(event: Arc<Event>, tally: Tally) -> Arc<Self> {
+        Arc::new(Self {
+            event,
+            tally,
+            line: OnceLock::new(),
+        })
+    }
+
+    pub fn line(&self) -> &Bytes {
+        self.line.get_or_init(|| batch::line(&self.event))
+    }
+}
+
+pub struct Courier {
+    pub config: Arc<HttpPush>,
+    pub node: Arc<Node>,
+    pub sequencer: Arc<Sequencer<Arc<Parcel>>>,
+    /// Its place among the consumers of the sequencer.
+    pub place: usize,
+}
+
+/// A connection, and what the node behind it can do.
+struct Link {
+    sender: Sender,
+    takes_batches: bool,
+}
+
+/// The state of a courier at work.
+struct Work {
+    courier: Courier,
+    /// The first is tried next; verdicts on it are still open here.
+    queue: VecDeque<Arc<Parcel>>,
+    link: Option<Link>,
+    /// Halved when the node finds a batch too large.
+    max_lines: usize,
+    /// Attempts on the head of the queue, and when the first of them was.
+    attempts: u32,
+    tried_since: Option<Instant>,
+}
+
+/// One POST's verdicts, for as many events from the head of the queue.
+type Verdicts = Vec<Attempt>;
+
+impl Courier {
+    pub fn spawn(self, beat: Beat) -> std::io::Result<()> {
+        let name = format!("push-{}-{}", self.node.sink, self.place);
+        std::thread::Builder::new().name(name).spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let Ok(runtime) = runtime.inspect_err(|error| tracing::error!("cannot start a courier: {error}")) else {
+                return;
+            };
+            let max_lines = self.config.batch;
+            let mut work = Work {
+                courier: self,
+                queue: VecDeque::new(),
+                link: None,
+                max_lines,
+                attempts: 0,
+                tried_since: None,
+            };
+            LocalSet::new().block_on(&runtime, async {
+                tokio::select! {
+                    () = work.run() => {}
+                    () = beat.keep() => {}
+                }
+            });
+        })?;
+        Ok(())
+    }
+}
+
+impl Work {
+    async fn run(&mut self) {
+        let mut backoff = Backoff::new(&self.courier.config.retry);
+        while self.gather().await {
+            self.courier.node.admit().await;
+            let verdicts = self.post().await;
+            let pause = self.settle(verdicts);
+            match pause {
+                None => backoff = Backoff::new(&self.courier.config.retry),
+                Some(after) => {
+                    let longest = self.courier.config.retry.max;
+                    let pause = backoff.pause().max(after).min(longest);
+                    if !self.wait(pause).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fills the queue; waits if it is empty. `false`: the end.
+    async fn gather(&mut self) -> bool {
+        loop {
+            let place = self.courier.place;
+            let room = self.max_lines.max(1).saturating_sub(self.queue.len());
+            if !self.courier.sequencer.take(place, &mut self.queue, room) {
+                return false;
+            }
+            self.leave_out_fenced();
+            if !self.queue.is_empty() {
+                return true;
+            }
+            self.courier.sequencer.grown(place).await;
+        }
+    }
+
+    /// Waits before the next attempt, and meanwhile keeps what gathers within bounds.
+    async fn wait(&mut self, pause: Duration) -> bool {
+        let Courier {
+            node, sequencer, place, ..
+        } = &self.courier;
+        let pause = node.pause(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return true,
+                () = sequencer.grown(*place) => {
+                    if !sequencer.take(*place, &mut self.queue, usize::MAX) {
+                        return false;
+                    }
+                    miss_settled(&mut self.queue, node);
+                }
+            }
+        }
+    }
+
+    /// Another worker has these by now.
+    fn leave_out_fenced(&mut self) {
+        self.queue.retain(|parcel| {
+            let is_fenced = parcel.event.is_fenced();
+            if is_fenced {
+                parcel.tally.release();
+            }
+            !is_fenced
+        });
+    }
+
+    async fn post(&mut self) -> Verdicts {
+        let timeout = self.courier.config.timeout;
+        let posted = tokio::time::timeout(timeout, self.exchange()).await;
+        match posted.unwrap_or(Err(Failure::Timeout(timeout))) {
+            Ok(verdicts) => verdicts,
+            Err(failure) => {
+                // Whatever the node still says there, it is not the answer to the next one.
+                self.link = None;
+                vec![self.courier.node.unanswered(&self.courier.config, &failure)]
+            }
+        }
+    }
+
+    async fn exchange(&mut self) -> Result<Verdicts, Failure> {
+        // The node may have closed it since; then nothing was sent.
+        if let Some(link) = &mut self.link
+            && link.sender.ready().await.is_err()
+        {
+            self.link = None;
+        }
+        let is_used = self.link.is_some();
+        if !is_used {
+            self.link = Some(self.connect().await?);
+        }
+        match self.send().await {
+            // A node may close a connection while a request is on its way there. That says nothing about the node.
+            Err(Failure::Client(client::Error::Http(_))) if is_used => {
+                self.link = Some(self.connect().await?);
+                self.send().await
+            }
+            other => other,
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, Failure> {
+        let Courier { config, node, .. } = &self.courier;
+        let mut sender = client::connect(&node.address, config.tls.as_ref()).await?;
+        if config.batch == 0 {
+            return Ok(Link {
+                sender,
+                takes_batches: false,
+            });
+        }
+        let mut request = Request::new(Full::default());
+        *request.method_mut() = Method::OPTIONS;
+        *request.uri_mut() = config.batch_path.clone();
+        request.headers_mut().insert(HOST, node.host.clone());
+        let answer = sender.send_request(request).await.map_err(client::Error::from)?;
+        let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
+        let offers = parts
+            .headers
+            .get_all(ACCEPT_POST)
+            .iter()
+            .filter_map(|value| value.to_str().ok());
+        let mut kinds = offers.flat_map(|value| value.split(','));
+        let takes_batches = kinds.any(|kind| kind.trim().eq_ignore_ascii_case(batch::CONTENT_TYPE));
+        if sender.ready().await.is_err() {
+            // An old node that closes after what it does not know.
+            sender = client::connect(&node.address, config.tls.as_ref()).await?;
+        }
+        node.metrics.set_batches(takes_batches);
+        Ok(Link { sender, takes_batches })
+    }
+
+    async fn send(&mut self) -> Result<Verdicts, Failure> {
+        let Some(link) = &mut self.link else {
+            return Ok(Vec::new());
+        };
+        let Courier { config, node, .. } = &self.courier;
+        let count = fitting(&self.queue, self.max_lines);
+        if !link.takes_batches || count == 0 || self.max_lines == 0 {
+            let event = &self.queue[0].event;
+            let request = match event_request(config, node, event) {
+                Ok(request) => request,
+                Err(reason) => return Ok(vec![Attempt::Permanent(reason)]),
+            };
+            let answer = link.sender.send_request(request).await.map_err(client::Error::from)?;
+            let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
+            return Ok(vec![node.judge(config, Answer::of(&parts))]);
+        }
+        let mut body = Vec::with_capacity(self.queue.iter().take(count).map(|parcel| parcel.line().len()).sum());
+        self.queue
+            .iter()
+            .take(count)
+            .for_each(|parcel| body.extend_from_slice(parcel.line()));
+        let request = batch_request(&config.batch_path, node.host.clone(), body);
+        let answer = link.sender.send_request(request).await.map_err(client::Error::from)?;
+        let (parts, body) = client::read_body(answer, MAX_ANSWER_BYTES * count).await?;
+        let answer = Answer::of(&parts);
+        match answer.status {
+            200 => {}
+            // Fewer next time; a single one that is still too large goes by itself and gets its own verdict.
+            413 => {
+                node.metrics.count(Code::Status(413));
+                self.max_lines = if count == 1 { 0 } else { count / 2 };
+                return Ok(Vec::new());
+            }
+            // It has changed its mind since it was asked.
+            415 => {
+                node.metrics.count(Code::Status(415));
+                link.takes_batches = false;
+                return Ok(Vec::new());
+            }
+            // Whatever is wrong is not wrong with the first event.
+            400..=499 => {
+                let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
+                node.metrics.count(Code::Status(answer.status));
+                node.misconfigured(&text);
+                return Ok(vec![Attempt::Retry {
+                    failure: text,
+                    after: answer.retry_after,
+                }]);
+            }
+            _ => return Ok(vec![node.judge(config, answer)]),
+        }
+        let applied = parts
+            .headers
+            .get("preference-applied")
+            .is_some_and(|value| *value == RETURN_MINIMAL);
+        let lines = batch::verdicts(&body, applied, count).map_err(Failure::Batch)?;
+        self.max_lines = (self.max_lines * 2).min(config.batch);
+        let judge = |line: batch::LineVerdict| {
+            let answer = Answer {
+                status: line.status,
+                explain: line.explain,
+                retry_after: None,
+                duplicates: 0,
+            };
+            node.judge(config, answer)
+        };
+        Ok(lines.into_iter().map(judge).collect())
+    }
+
+    /// Tells whoever waits. What is to be tried again stays at the head, in order; then the answer is how long the node asked to wait.
+    fn settle(&mut self, verdicts: Verdicts) -> Option<Duration> {
+        let Courier { config, node, .. } = &self.courier;
+        self.attempts += 1;
+        let age = self.tried_since.get_or_insert_with(Instant::now).elapsed();
+        let mut again: VecDeque<Arc<Parcel>> = VecDeque::new();
+        let mut pause: Option<Duration> = None;
+        let mut is_moving = false;
+        for attempt in verdicts {
+            let Some(parcel) = self.queue.pop_front() else { break };
+            match attempt {
+                Attempt::Accepted => parcel.tally.accept(),
+                Attempt::Permanent(reason) => parcel
+                    .tally
+                    .refuse(format!("{}: {reason}", node.address), self.attempts),
+                Attempt::Retry { failure, after } => {
+                    pause = Some(pause.unwrap_or_default().max(after.unwrap_or_default()));
+                    // The time that an event has waited for those before it is not its own fault.
+                    let is_head = !is_moving && again.is_empty();
+                    if is_head && age + config.retry.initial > config.retry.max_age {
+                        let limit = config.retry.max_age;
+                        let reason = format!("{}: gave up at the age of {limit:?}: {failure}", node.address);
+                        parcel.tally.refuse(reason, self.attempts);
+                    } else {
+                        again.push_back(parcel);
+                        continue;
+                    }
+                }
+            }
+            is_moving = true;
+        }
+        again.into_iter().rev().for_each(|parcel| self.queue.push_front(parcel));
+        if is_moving {
+            (self.attempts, self.tried_since) = (0, None);
+        }
+        if pause.is_some() {
+            miss_settled(&mut self.queue, node);
+        }
+        pause
+    }
+}
+
+/// How many from the head fit into one POST.
+fn fitting(queue: &VecDeque<Arc<Parcel>>, max_lines: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |parcel: &&Arc<Parcel>| {
+        bytes += parcel.line().len();
+        bytes <= batch::MAX_BYTES
+    };
+    queue.iter().take(max_lines).take_while(fits).count()
+}
+
+/// A node that does not answer must not make the worker grow: what others have taken may miss it.
+fn miss_settled(queue: &mut VecDeque<Arc<Parcel>>, node: &Node) {
+    let mut excess = queue.len().saturating_sub(BEHIND);
+    queue.retain(|parcel| {
+        let is_missed = excess > 0 && parcel.tally.is_settled();
+        if is_missed {
+            excess -= 1;
+            node.metrics.miss();
+        }
+        !is_missed
+    });
+}
+
+fn batch_request(path: &Uri, host: HeaderValue, body: Vec<u8>) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(Bytes::from(body)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = path.clone();
+    let headers = request.headers_mut();
+    headers.insert(HOST, host);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(batch::CONTENT_TYPE));
+    headers.insert(PREFER, RETURN_MINIMAL);
+    request
+}

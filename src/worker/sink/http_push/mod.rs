@@ -1,0 +1,388 @@
+//! `http_push`: publishes to nginx by POST.
+//!
+//! ```toml
+//! nginx = { type = "http_push", nodes = ["http://127.0.0.1:8080", "unix:/run/nginx/pub.sock"], path = "/pub?id=" }
+//! ```
+//!
+//! An event goes to every node, with all channels in one POST; `Event-Id` is the same in every attempt, so that a node can drop what it has already
+//! stored. It is accepted when `required` nodes (`"all"`, default) said 2xx; nodes that did are not asked again. What an answer means:
+//!
+//! | answer | meaning |
+//! |---|---|
+//! | 2xx | accepted |
+//! | 408, 424, 425, 429, 5xx, no answer | retried |
+//! | 403 `Number of channels were exceeded.` | retried: room comes back |
+//! | 401, 404, 405, 407, 1xx, 3xx | the configuration is wrong somewhere: logged as error, retried |
+//! | 409 | the node has newer events already: parked as stale, or taken as accepted (`on_stale`) |
+//! | any other 4xx | parked |
+//!
+//! `permanent` adds statuses to be parked at once.
+//!
+//! * `ordered = true` (default if the source gives ids): each node gets events in the order of the source, over all lanes and channels, one POST at a
+//!   time ([`courier`]). Up to `batch` events share a POST with a node that offers batches; an older node, or the C module, gets
+//!   one POST each.
+//! * `ordered = false`: each lane publishes on up to `connections` connections per node, one POST per event, in order per key ([`unordered`]).
+//!
+//! A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
+//! what is more than a few thousand events old misses that node, which is counted.
+
+mod batch;
+mod courier;
+mod node;
+mod tally;
+mod unordered;
+
+use std::borrow::Cow;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::{Method, Request, Uri};
+
+use self::courier::{Courier, Parcel};
+use self::node::Node;
+use self::tally::{Required, Tally};
+use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
+use crate::client::{Address, Tls};
+use crate::config::section::Section;
+use crate::engine::turn::{Sequencer, Turn};
+use crate::event::Event;
+use crate::retry::Policy;
+
+pub const KIND: Kind = Kind {
+    name: "http_push",
+    about: "publishes to nginx push stream nodes by POST",
+    read,
+};
+
+/// Enough to keep one nginx worker busy from one lane; each costs a socket on both ends.
+const DEFAULT_CONNECTIONS: usize = 16;
+/// Channel information is a few hundred bytes per channel; more than this is not an answer to a publish.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
+const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
+
+#[derive(Clone, Debug)]
+pub struct HttpPush {
+    /// Where the nodes listen: `http://host:port`, `https://host:port` or `unix:/path`.
+    nodes: Vec<Address>,
+    /// How many of them must have an event.
+    required: Required,
+    /// What comes before the channels: `/pub?id=` (default) or `/pub/`.
+    path: String,
+    /// Where batches go: `path` up to its `?`.
+    batch_path: Uri,
+    /// The `Host` header, if it is not the node's own address.
+    host: Option<HeaderValue>,
+    content_type: HeaderValue,
+    /// For one attempt, connecting included.
+    timeout: Duration,
+    /// `None`: ordered if the source gives ids.
+    ordered: Option<bool>,
+    /// Most events to a POST; 0 is never to ask for batches.
+    batch: usize,
+    /// Most connections of one lane to one node, if unordered.
+    connections: usize,
+    /// Further statuses that park at once.
+    permanent: Vec<u16>,
+    /// Is a node that has newer events already as good as one that takes this one?
+    accepts_stale: bool,
+    retry: Policy,
+    /// Whom to trust at `https` nodes, if not this machine's authorities.
+    tls: Option<Tls>,
+}
+
+fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
+    let nodes = section.required::<Vec<Address>>("nodes");
+    if nodes.as_ref().is_some_and(Vec::is_empty) {
+        section.complain_at("nodes", "needs at least one node");
+    }
+    let required = section.or("required", Required::All);
+    let count = nodes.as_ref().map_or(1, Vec::len);
+    if !(1..=count).contains(&required.of(count)) {
+        section.complain_at("required", format!("must be from 1 to {count}, the number of nodes"));
+    }
+    let path = section.or("path", "/pub?id=".to_owned());
+    let batch_path = path.split('?').next().unwrap_or_default().parse::<Uri>();
+    if !path.starts_with('/') || path.parse::<Uri>().is_err() {
+        section.complain_at("path", format!("\"{path}\" is not a path (example: \"/pub?id=\")"));
+    }
+    let header = |key, default: Option<&str>| {
+        let text = section.optional::<String>(key).or(default.map(str::to_owned))?;
+        let value = HeaderValue::from_str(&text);
+        if value.is_err() {
+            section.complain_at(key, "is not a header value");
+        }
+        value.ok()
+    };
+    let host = header("host", None);
+    let content_type = header("content_type", Some("application/json"));
+    let timeout = section.or("timeout", Duration::from_secs(2));
+    if timeout.is_zero() {
+        section.complain_at("timeout", "must be longer than 0");
+    }
+    let ordered = section.optional("ordered");
+    let batch = section.or("batch", batch::DEFAULT_LINES);
+    let connections = section.or("connections", DEFAULT_CONNECTIONS);
+    if connections == 0 {
+        section.complain_at("connections", "must be at least 1");
+    }
+    if ordered == Some(true) && section.has("connections") {
+        section.complain_at("connections", "belongs to ordered = false; an ordered node has one");
+    }
+    if ordered == Some(false) && section.has("batch") {
+        section.complain_at("batch", "belongs to ordered = true");
+    }
+    let permanent = section.or("permanent", Vec::<u16>::new());
+    for status in permanent.iter().filter(|status| !(400..600).contains(*status)) {
+        section.complain_at("permanent", format!("{status} is not an error status"));
+    }
+    let accepts_stale = section.choice("on_stale", &[("park", false), ("accept", true)], false);
+    let retry = section.table("retry", Policy::read).unwrap_or_default();
+    let tls = section
+        .optional::<PathBuf>("ca_file")
+        .and_then(|file| match Tls::of_file(&file) {
+            Ok(tls) => Some(tls),
+            Err(error) => {
+                section.complain_at("ca_file", error);
+                None
+            }
+        });
+    let content_type = content_type?;
+    Some(Arc::new(HttpPush {
+        nodes: nodes?,
+        required,
+        path,
+        batch_path: batch_path.ok()?,
+        host,
+        content_type,
+        timeout,
+        ordered,
+        batch,
+        connections,
+        permanent,
+        accepts_stale,
+        retry,
+        tls,
+    }))
+}
+
+impl Sink for HttpPush {
+    fn needs_channels(&self) -> bool {
+        true
+    }
+
+    fn needs_ids(&self) -> bool {
+        self.ordered == Some(true)
+    }
+
+    fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
+        self.nodes.iter().map(|node| (node.clone(), self.tls.clone())).collect()
+    }
+
+    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+        let needed = self.required.of(self.nodes.len());
+        let nodes = self.nodes.iter().map(|address| {
+            let own = HeaderValue::from_str(&address.host_header()).map_err(io::Error::other)?;
+            let metrics = scene.metrics.node(scene.name, &address.to_string());
+            Ok(Arc::new(Node::new(
+                scene.name,
+                address,
+                self.host.clone().unwrap_or(own),
+                metrics,
+            )))
+        });
+        let nodes = nodes.collect::<io::Result<Vec<_>>>()?;
+        scene.metrics.require_nodes(scene.name, needed, nodes.len());
+        let config = Arc::new(self.clone());
+        if !self.ordered.unwrap_or(scene.has_ids) {
+            return Ok(Arc::new(Unordered { config, nodes }));
+        }
+        let sequencer = Sequencer::new(nodes.len());
+        for (place, node) in nodes.iter().enumerate() {
+            let courier = Courier {
+                config: Arc::clone(&config),
+                node: Arc::clone(node),
+                sequencer: Arc::clone(&sequencer),
+                place,
+            };
+            courier.spawn(scene.watchdog.watch(format!("push-{}-{place}", scene.name)))?;
+        }
+        Ok(Arc::new(Ordered {
+            sequencer,
+            nodes: nodes.len(),
+            needed,
+            has_batches: self.batch > 0,
+        }))
+    }
+}
+
+struct Unordered {
+    config: Arc<HttpPush>,
+    nodes: Vec<Arc<Node>>,
+}
+
+impl RunningSink for Unordered {
+    fn open(&self) -> Rc<dyn LaneSink> {
+        Rc::new(unordered::Lane::new(&self.config, &self.nodes))
+    }
+}
+
+struct Ordered {
+    sequencer: Arc<Sequencer<Arc<Parcel>>>,
+    nodes: usize,
+    needed: usize,
+    has_batches: bool,
+}
+
+impl RunningSink for Ordered {
+    fn open(&self) -> Rc<dyn LaneSink> {
+        Rc::new(OrderedLane {
+            sequencer: Arc::clone(&self.sequencer),
+            nodes: self.nodes,
+            needed: self.needed,
+            has_batches: self.has_batches,
+        })
+    }
+
+    fn keeps_order(&self) -> bool {
+        true
+    }
+
+    fn take_turn(&self) -> Option<Turn> {
+        Some(self.sequencer.take_turn())
+    }
+}
+
+impl Drop for Ordered {
+    fn drop(&mut self) {
+        self.sequencer.close();
+    }
+}
+
+struct OrderedLane {
+    sequencer: Arc<Sequencer<Arc<Parcel>>>,
+    nodes: usize,
+    needed: usize,
+    has_batches: bool,
+}
+
+impl LaneSink for OrderedLane {
+    fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery {
+        let (tally, verdict) = Tally::new(self.nodes, self.needed);
+        let parcel = Parcel::new(event, tally);
+        if self.has_batches {
+            // Here, where lanes work side by side, and not where everything passes through one courier.
+            parcel.line();
+        }
+        // An event without a turn was never announced; it goes at the end.
+        let turn = turn.unwrap_or_else(|| self.sequencer.take_turn());
+        self.sequencer.put(&turn, parcel);
+        Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
+    }
+}
+
+/// The POST of one event.
+fn event_request(config: &HttpPush, node: &Node, event: &Event) -> Result<Request<Full<Bytes>>, String> {
+    let path = publish_path(&config.path, &event.channels);
+    let uri = path
+        .parse::<Uri>()
+        .map_err(|error| format!("channels make no URL: {error}"))?;
+    let mut request = Request::new(Full::new(event.payload()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.insert(HOST, node.host.clone());
+    headers.insert(CONTENT_TYPE, config.content_type.clone());
+    if event.id.is_known() {
+        let id = HeaderValue::from_str(&event.id.to_string());
+        headers.insert(
+            EVENT_ID,
+            id.map_err(|_| "the event id is not a header value".to_owned())?,
+        );
+    }
+    if let Some(kind) = &event.event_type {
+        let kind = HeaderValue::from_bytes(kind.as_bytes());
+        headers.insert(
+            EVENT_TYPE,
+            kind.map_err(|_| "the event type is not a header value".to_owned())?,
+        );
+    }
+    Ok(request)
+}
+
+/// `/pub?id=` and `a b`, `c` make `/pub?id=a%20b/c`.
+fn publish_path(base: &str, channels: &[String]) -> String {
+    let mut path = String::with_capacity(base.len() + channels.iter().map(|id| id.len() + 8).sum::<usize>());
+    path.push_str(base);
+    for (index, id) in channels.iter().enumerate() {
+        if index > 0 {
+            path.push('/');
+        }
+        path.push_str(&percent_encode(id));
+    }
+    path
+}
+
+/// Everything but the unreserved characters of RFC 3986 §2.3.
+fn percent_encode(text: &str) -> Cow<'_, str> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+    if text.bytes().all(plain) {
+        return Cow::Borrowed(text);
+    }
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    let mut out = String::with_capacity(text.len() * 3);
+    for byte in text.bytes() {
+        if plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            out.extend([
+                '%',
+                char::from(HEX[usize::from(byte >> 4)]),
+                char::from(HEX[usize::from(byte & 15)]),
+            ]);
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+impl HttpPush {
+    fn for_tests() -> Self {
+        Self {
+            nodes: vec![],
+            required: Required::All,
+            path: "/".into(),
+            batch_path: Uri::from_static("/"),
+            host: None,
+            content_type: HeaderValue::from_static("text/plain"),
+            timeout: Duration::from_secs(1),
+            ordered: None,
+            batch: 0,
+            connections: 1,
+            permanent: vec![],
+            accepts_stale: false,
+            retry: Policy::default(),
+            tls: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_are_joined_and_encoded() {
+        let channels: Vec<String> = ["forum.cnn", "ü b", "100%&?#+", "a-b_c~d"].map(String::from).to_vec();
+        let path = publish_path("/pub?id=", &channels);
+        assert_eq!(path, "/pub?id=forum.cnn/%C3%BC%20b/100%25%26%3F%23%2B/a-b_c~d");
+        assert!(path.parse::<Uri>().is_ok());
+    }
+}

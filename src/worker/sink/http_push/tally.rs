@@ -1,0 +1,156 @@
+//! How many nodes must have an event.
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use crate::config::section::{FromItem, Item};
+use crate::sink::Verdict;
+
+/// `required = "all"`, `"quorum"`, `"any"`, or a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Required {
+    All,
+    Quorum,
+    Any,
+    Number(usize),
+}
+
+impl Required {
+    pub fn of(self, nodes: usize) -> usize {
+        match self {
+            Self::All => nodes,
+            Self::Quorum => nodes / 2 + 1,
+            Self::Any => 1,
+            Self::Number(number) => number,
+        }
+    }
+}
+
+impl FromItem for Required {
+    fn from_item(item: &Item<'_>) -> Option<Self> {
+        if let Some(number) = item.integer() {
+            return Some(Self::Number(number));
+        }
+        match String::from_item(item)?.as_str() {
+            "all" => Some(Self::All),
+            "quorum" => Some(Self::Quorum),
+            "any" => Some(Self::Any),
+            other => {
+                item.complain(format!("\"{other}\" is not \"all\", \"quorum\", \"any\" or a number"));
+                None
+            }
+        }
+    }
+}
+
+/// Counts the nodes' verdicts on one event and answers as soon as it is settled.
+pub struct Tally(Mutex<Count>);
+
+struct Count {
+    /// Nodes that have not said anything final.
+    open: usize,
+    needed: usize,
+    accepted: usize,
+    refusal: Option<(String, u32)>,
+    reply: Option<oneshot::Sender<Verdict>>,
+}
+
+impl Tally {
+    pub fn new(nodes: usize, needed: usize) -> (Self, oneshot::Receiver<Verdict>) {
+        let (reply, verdict) = oneshot::channel();
+        let count = Count {
+            open: nodes,
+            needed,
+            accepted: 0,
+            refusal: None,
+            reply: Some(reply),
+        };
+        (Self(Mutex::new(count)), verdict)
+    }
+
+    /// A node has it.
+    pub fn accept(&self) {
+        let mut count = self.0.lock();
+        count.open -= 1;
+        count.accepted += 1;
+        if count.accepted == count.needed {
+            count.settle(Verdict::Accepted);
+        }
+    }
+
+    /// A node will never have it.
+    pub fn refuse(&self, reason: String, attempts: u32) {
+        let mut count = self.0.lock();
+        count.open -= 1;
+        count.refusal.get_or_insert((reason, attempts));
+        if count.accepted + count.open < count.needed
+            && let Some((reason, attempts)) = count.refusal.take()
+        {
+            count.settle(Verdict::Refused { reason, attempts });
+        }
+    }
+
+    /// It is another worker's by now.
+    pub fn release(&self) {
+        self.0.lock().settle(Verdict::Released);
+    }
+
+    /// Has the source its answer? Then a node that is behind may leave it out.
+    pub fn is_settled(&self) -> bool {
+        self.0.lock().reply.is_none()
+    }
+}
+
+impl Count {
+    fn settle(&mut self, verdict: Verdict) {
+        if let Some(reply) = self.reply.take() {
+            // A lane that has gone does not mind.
+            let _ = reply.send(verdict);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(needed: usize, nodes: &[bool]) -> Option<bool> {
+        let (tally, mut verdict) = Tally::new(3, needed);
+        for (n, &ok) in nodes.iter().enumerate() {
+            if ok {
+                tally.accept()
+            } else {
+                tally.refuse(format!("node {n}"), 1)
+            }
+        }
+        verdict.try_recv().ok().map(|verdict| verdict == Verdict::Accepted)
+    }
+
+    #[test]
+    fn an_event_is_settled_as_soon_as_the_answer_cannot_change() {
+        let (all, quorum, any) = (Required::All.of(3), Required::Quorum.of(3), Required::Any.of(3));
+        assert_eq!((all, quorum, any), (3, 2, 1));
+        assert_eq!(verdict(all, &[true, true]), None);
+        assert_eq!(verdict(all, &[true, true, true]), Some(true));
+        assert_eq!(verdict(all, &[false]), Some(false));
+        assert_eq!(verdict(quorum, &[false, true]), None);
+        assert_eq!(verdict(quorum, &[false, true, true]), Some(true));
+        assert_eq!(verdict(quorum, &[false, true, false]), Some(false));
+        assert_eq!(verdict(any, &[false, false]), None);
+        assert_eq!(verdict(any, &[false, false, false]), Some(false));
+        assert_eq!(verdict(any, &[true]), Some(true));
+    }
+
+    #[test]
+    fn the_first_reason_is_told() {
+        let (tally, mut verdict) = Tally::new(2, 1);
+        tally.refuse("first".into(), 1);
+        tally.refuse("second".into(), 2);
+        let expected = Verdict::Refused {
+            reason: "first".into(),
+            attempts: 1,
+        };
+        assert_eq!(verdict.try_recv(), Ok(expected));
+        assert!(tally.is_settled());
+    }
+}

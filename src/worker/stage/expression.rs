@@ -1,0 +1,99 @@
+//! Conditions on an event, as minijinja expressions: `approved and forum != "test"`.
+
+use minijinja::value::Serde;
+use minijinja::{Environment, Expression, UndefinedBehavior};
+
+use crate::config::section::FromText;
+use crate::event::Event;
+
+/// Enough for a long condition, and an end to a mad one.
+const FUEL: u64 = 5_000;
+
+/// Is something so?
+pub struct Condition {
+    text: String,
+    expression: Expression<'static, 'static>,
+}
+
+impl FromText for Condition {
+    const WANTED: &'static str = "a condition such as \"approved and forum != 'test'\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        // A condition lives as long as its worker, or until a reload replaces it.
+        let environment: &'static Environment<'static> = Box::leak(Box::new(environment()));
+        let expression = environment.compile_expression_owned(text.to_owned());
+        let expression = expression.map_err(|error| format!("\"{text}\": {}", describe(&error)))?;
+        Ok(Self {
+            text: text.to_owned(),
+            expression,
+        })
+    }
+}
+
+fn environment() -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_fuel(Some(FUEL));
+    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+    environment
+}
+
+impl Condition {
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What is missing is false.
+    pub fn holds(&self, event: &Event) -> Result<bool, String> {
+        let own = minijinja::context! {
+            id => event.id.to_string(),
+            time => event.received.to_string(),
+            type => event.event_type.as_deref(),
+            channels => &event.channels,
+        };
+        let context = minijinja::context! {
+            _event => own,
+            ..minijinja::Value::from(Serde(&event.fields))
+        };
+        let value = self.expression.eval(context);
+        value
+            .map(|value| value.is_true())
+            .map_err(|error| format!("\"{}\": {}", self.text, describe(&error)))
+    }
+}
+
+fn describe(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::event::EventId;
+    use serde_json::json;
+
+    #[test]
+    fn conditions_read_fields_and_what_is_missing_is_false() {
+        let mut event = Event::new(EventId::new(1, 2), Timestamp(0), "".into());
+        event.fields = Some(json!({"n": 5, "forum": "cnn", "author": {"name": "Ann"}, "tags": ["a"]}));
+        for (text, expected) in [
+            ("n > 4 and forum == 'cnn'", true),
+            ("author.name == 'Bob'", false),
+            ("gone.deep.down", false),
+            ("'a' in tags", true),
+            ("_event.id == '1-2'", true),
+            ("forum in ['bbc', 'cnn']", true),
+        ] {
+            assert_eq!(
+                Condition::from_text(text).unwrap().holds(&event),
+                Ok(expected),
+                "{text}"
+            );
+        }
+        assert!(Condition::from_text("n >").is_err());
+        assert!(Condition::from_text("n + author").unwrap().holds(&event).is_err());
+    }
+}

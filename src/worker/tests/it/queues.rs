@@ -1,0 +1,402 @@
+//! What both Redis queues promise: nothing lost, order kept, one active worker, and suspects that go alone.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use redis::Commands;
+
+use crate::brokers::*;
+use crate::support::*;
+
+const LEASE: Duration = Duration::from_millis(900);
+
+/// Appends events to a stream; `n` from 1.
+fn append(redis: &mut redis::Connection, numbers: std::ops::Range<usize>) {
+    let mut pipe = redis::pipe();
+    for n in numbers {
+        pipe.cmd("XADD").arg("posts").arg("*").arg("body").arg(body(n)).ignore();
+    }
+    pipe.query::<()>(redis).unwrap();
+}
+
+fn body(n: usize) -> String {
+    format!("{{\"n\":{n},\"thread\":{}}}", n % 7)
+}
+
+fn number(publish: &Publish) -> usize {
+    usize::try_from(publish.json()["n"].as_u64().unwrap()).unwrap()
+}
+
+fn streams(redis: &Redis, more: &str) -> String {
+    format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\ngroup = \"push\"\nlease = \"900ms\"\n{more}",
+        redis.url()
+    )
+}
+
+fn thoonk(redis: &Redis, more: &str) -> String {
+    format!(
+        "type = \"thoonk\"\nurl = \"{}\"\nqueue = \"posts\"\nlease = \"900ms\"\n{more}",
+        redis.url()
+    )
+}
+
+fn dead_letters(redis: &Redis) -> u64 {
+    redis::cmd("XLEN")
+        .arg("posts.parked")
+        .query(&mut redis.connect())
+        .unwrap()
+}
+
+/// Everything came, and what came for the first time came in order; what came again was there already.
+fn assert_complete_and_ordered(publishes: &[Publish], count: usize) {
+    let mut seen = HashSet::new();
+    let mut newest = 0;
+    for publish in publishes.iter().filter(|publish| publish.accepted) {
+        let n = number(publish);
+        if seen.insert(n) {
+            assert!(n > newest, "{n} came after {newest}");
+            newest = n;
+        }
+    }
+    assert_eq!(seen.len(), count);
+}
+
+/// One id per event, also when it comes again.
+fn assert_stable_ids(publishes: &[Publish]) {
+    let ids: HashSet<(&str, usize)> = publishes
+        .iter()
+        .map(|publish| (publish.id(), number(publish)))
+        .collect();
+    let numbers: HashSet<usize> = ids.iter().map(|(_, n)| *n).collect();
+    assert_eq!(ids.len(), numbers.len());
+}
+
+#[test]
+fn nothing_of_a_stream_is_lost_or_out_of_order_over_kills() {
+    const COUNT: usize = 6000;
+    let mut redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    let config = pipeline(&nginx.address, &streams(&redis, "max_in_flight = 300"));
+    let mut commands = redis.connect();
+    for round in 0..6 {
+        append(&mut commands, round * 1000 + 1..round * 1000 + 1001);
+        let worker = Worker::start(&dir, &config);
+        // Somewhere in the middle of its work.
+        let before = nginx.count();
+        nginx.wait_for(before + 200);
+        if round == 3 {
+            redis.kill_and_restart();
+            commands = redis.connect();
+        }
+        worker.kill();
+    }
+    let worker = Worker::start(&dir, &config);
+    let all = |publishes: &[Publish]| publishes.iter().map(number).collect::<HashSet<_>>().len() == COUNT;
+    nginx.wait_until(all);
+    assert!(worker.terminate().success());
+    assert_complete_and_ordered(&nginx.publishes(), COUNT);
+    assert_stable_ids(&nginx.publishes());
+    assert!(nginx.batches() > 0);
+    let pending: Vec<redis::Value> = redis::cmd("XPENDING")
+        .arg("posts")
+        .arg("push")
+        .query(&mut commands)
+        .unwrap();
+    assert_eq!(pending[0], redis::Value::Int(0), "everything is acknowledged");
+}
+
+#[test]
+fn nothing_of_a_thoonk_queue_is_lost_or_out_of_order_over_kills_and_its_counters_agree() {
+    const COUNT: usize = 3000;
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    let config = pipeline(&nginx.address, &thoonk(&redis, "max_in_flight = 300"));
+    let mut queue = Thoonk::classic(&redis, "posts");
+    for round in 0..5 {
+        (round * 600 + 1..round * 600 + 601).for_each(|n| queue.put(&format!("job{n}"), &body(n)));
+        let worker = Worker::start(&dir, &config);
+        let before = nginx.count();
+        nginx.wait_for(before + 150);
+        worker.kill();
+    }
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_until(|publishes| publishes.iter().map(number).collect::<HashSet<_>>().len() == COUNT);
+    assert!(worker.terminate().success());
+    assert_complete_and_ordered(&nginx.publishes(), COUNT);
+    assert_stable_ids(&nginx.publishes());
+    assert_eq!(queue.sizes(), [0; 5]);
+    assert_eq!(
+        (queue.counter("publishes"), queue.counter("finishes")),
+        (COUNT as u64, COUNT as u64)
+    );
+    let leftovers: Vec<String> = queue.redis.keys("glue.*").unwrap();
+    let allowed = ["glue.seqno:posts", "glue.epoch:posts"];
+    assert!(
+        leftovers.iter().all(|key| allowed.contains(&key.as_str())),
+        "{leftovers:?}"
+    );
+}
+
+#[test]
+fn a_standby_takes_over_from_a_worker_that_is_paused_and_that_one_is_fenced() {
+    let redis = Redis::start();
+    let (first_dir, second_dir) = (TempDir::new(), TempDir::new());
+    // The first event of the second hundred hangs, so that claims are open when the worker is stopped.
+    let nginx = StandIn::start("127.0.0.1:0", |publish| {
+        if number(publish) == 101 {
+            Behaviour::Hang(Duration::from_millis(400))
+        } else {
+            Behaviour::Accept
+        }
+    });
+    let slow = pipeline(&nginx.address, &streams(&redis, ""));
+    let mut commands = redis.connect();
+    append(&mut commands, 1..101);
+    let mut first = Worker::start(&first_dir, &slow);
+    nginx.wait_for(100);
+    let mut second = Worker::start(&second_dir, &slow.replace("nginx.wait", ""));
+    second.wait_for_log("another worker is active; standing by");
+    append(&mut commands, 101..301);
+    nginx.wait_for(101);
+    first.signal("-STOP");
+    let stopped = Instant::now();
+    // From now on whatever comes is the second worker's; it begins with what the first one had claimed.
+    let before = nginx.count();
+    nginx.wait_for(before + 1);
+    assert!(
+        stopped.elapsed() < LEASE + Duration::from_secs(2),
+        "{:?}",
+        stopped.elapsed()
+    );
+    second.wait_for_log("reading stream posts as group push");
+    let again = nginx.publishes()[before..].iter().map(number).next().unwrap();
+    assert_eq!(again, 101);
+    second.signal("-STOP");
+    first.signal("-CONT");
+    second.signal("-CONT");
+    first.wait_for_log("another worker has taken over");
+    drop((first, second));
+}
+
+#[test]
+fn what_kills_the_worker_again_and_again_is_parked_and_the_innocent_are_not() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    // Whoever is killed while it waits for this answer has been "killed by the event".
+    let nginx = StandIn::start("127.0.0.1:0", |publish| {
+        if number(publish) == 5 {
+            Behaviour::Hang(PATIENCE)
+        } else {
+            Behaviour::Accept
+        }
+    });
+    let config = pipeline(&nginx.address, &streams(&redis, "max_deaths = 2"));
+    append(&mut redis.connect(), 1..11);
+    let attempts = |publishes: &[Publish]| publishes.iter().filter(|publish| number(publish) == 5).count();
+    let mut deaths = 0;
+    let mut worker = Worker::start(&dir, &config);
+    while dead_letters(&redis) == 0 {
+        let before = attempts(&nginx.publishes());
+        wait("an attempt or a dead letter", || {
+            attempts(&nginx.publishes()) > before || deaths > 0 && dead_letters(&redis) > 0
+        });
+        if dead_letters(&redis) > 0 {
+            break;
+        }
+        worker.kill();
+        deaths += 1;
+        assert!(deaths < 10);
+        worker = Worker::start(&dir, &config);
+    }
+    nginx.wait_until(|publishes| {
+        publishes
+            .iter()
+            .filter(|publish| publish.accepted)
+            .map(number)
+            .collect::<HashSet<_>>()
+            .len()
+            == 9
+    });
+    assert!(worker.terminate().success());
+    let parked: Vec<(String, HashMap<String, String>)> = redis::cmd("XRANGE")
+        .arg("posts.parked")
+        .arg("-")
+        .arg("+")
+        .query(&mut redis.connect())
+        .unwrap();
+    assert_eq!(parked.len(), 1);
+    assert_eq!(parked[0].1["body"], body(5));
+    assert!(
+        parked[0].1["parked.reason"].contains("the worker died 2 times while this event alone was in flight"),
+        "{parked:?}"
+    );
+}
+
+#[test]
+fn a_dead_letter_of_a_stream_keeps_its_reason_and_can_be_tried_again() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, &streams(&redis, ""));
+    let mut commands = redis.connect();
+    for (field, value) in [("body", "{no json"), ("text", "no body")] {
+        redis::cmd("XADD")
+            .arg("posts")
+            .arg("*")
+            .arg(field)
+            .arg(value)
+            .exec(&mut commands)
+            .unwrap();
+    }
+    append(&mut commands, 1..2);
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(1);
+    wait("dead letters", || dead_letters(&redis) == 2);
+    let list = Worker::run(&dir, &["park", "list", "worker.toml"]);
+    assert!(
+        list.contains("not valid JSON") && list.contains("the entry has no field \\\"body\\\""),
+        "{list}"
+    );
+    let id = list
+        .lines()
+        .find(|line| line.contains("not valid JSON"))
+        .unwrap()
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    assert!(Worker::run(&dir, &["park", "show", "worker.toml", &id]).contains("{no json"));
+    assert_eq!(
+        Worker::run(&dir, &["park", "retry", "worker.toml", &id]),
+        "1 queued again\n"
+    );
+    // It comes back with the same complaint, as a new entry.
+    wait("it to be parked again", || dead_letters(&redis) == 2);
+    assert_eq!(
+        Worker::run(&dir, &["park", "drop", "worker.toml", "--all"]),
+        "2 dropped\n"
+    );
+    assert_eq!(dead_letters(&redis), 0);
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_dead_letter_of_a_thoonk_queue_is_a_stalled_job() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, &thoonk(&redis, ""));
+    let mut queue = Thoonk::classic(&redis, "posts");
+    queue.put("bad", "{no json");
+    queue.put("good", &body(1));
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(1);
+    wait("a stalled job", || queue.sizes() == [0, 1, 0, 0, 1]);
+    let list = Worker::run(&dir, &["park", "list", "worker.toml"]);
+    assert!(list.contains("bad") && list.contains("not valid JSON"), "{list}");
+    // Somebody repairs the body, and has it tried again.
+    let _: () = queue.redis.hset(queue.key("items"), "bad", body(2)).unwrap();
+    assert_eq!(
+        Worker::run(&dir, &["park", "retry", "worker.toml", "bad"]),
+        "1 queued again\n"
+    );
+    nginx.wait_for(2);
+    wait("the job to be finished", || queue.sizes() == [0; 5]);
+    assert_eq!(queue.counter("finishes"), 2);
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn jobs_that_others_let_lie_or_lose_are_worked_on() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(
+        &nginx.address,
+        &thoonk(&redis, "foreign_lease = \"300ms\"\norphan_interval = \"300ms\""),
+    );
+    let mut queue = Thoonk::classic(&redis, "posts");
+    // Claimed by a Python worker that has died; and one that died between the two commands of its `get`.
+    queue.put("claimed", &body(1));
+    assert_eq!(queue.get(), "claimed");
+    queue.put("orphan", &body(2));
+    let _: String = queue.redis.rpop(queue.key("ids"), None).unwrap();
+    // A retracted job leaves an id without body; a retry that went wrong leaves an id twice.
+    let _: () = queue.redis.lpush(queue.key("ids"), "retracted").unwrap();
+    queue.put("double", &body(3));
+    let _: () = queue.redis.lpush(queue.key("ids"), "double").unwrap();
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(3);
+    wait("the queue to be empty", || queue.sizes() == [0; 5]);
+    assert_eq!(
+        nginx.publishes().iter().map(number).collect::<HashSet<_>>(),
+        HashSet::from([1, 2, 3])
+    );
+    assert_eq!(nginx.count(), 3, "none came twice");
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn the_jobs_dialect_tells_of_each_job_that_is_finished() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, &thoonk(&redis, "dialect = \"jobs\""));
+    let mut queue = Thoonk::jobs(&redis, "posts");
+    let mut listener = redis.connect();
+    let mut finished = listener.as_pubsub();
+    finished.subscribe("event.job.finish:posts").unwrap();
+    queue.put("one", &body(1));
+    let worker = Worker::start(&dir, &config);
+    let message: String = finished.get_message().unwrap().get_payload().unwrap();
+    assert_eq!(message, "one");
+    wait("the queue to be empty", || queue.sizes() == [0; 5]);
+    assert_eq!(queue.counter("finishes"), 1);
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn many_consumers_share_a_stream_and_take_over_what_one_leaves_behind() {
+    let redis = Redis::start();
+    let (one_dir, two_dir) = (TempDir::new(), TempDir::new());
+    let nginx = StandIn::accepting();
+    let config = pipeline(
+        &nginx.address,
+        &streams(&redis, "consumers = \"many\"\nbatch = 10\nmax_in_flight = 10"),
+    );
+    let (one, two) = (Worker::start(&one_dir, &config), Worker::start(&two_dir, &config));
+    append(&mut redis.connect(), 1..501);
+    nginx.wait_for(50);
+    one.kill();
+    nginx.wait_until(|publishes| publishes.iter().map(number).collect::<HashSet<_>>().len() == 500);
+    assert!(two.terminate().success());
+    assert_stable_ids(&nginx.publishes());
+}
+
+#[test]
+fn a_cursor_reads_everything_from_where_it_was() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let source = format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"",
+        redis.url()
+    );
+    let config = pipeline(&nginx.address, &source);
+    let mut commands = redis.connect();
+    append(&mut commands, 1..101);
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(100);
+    assert!(worker.terminate().success());
+    append(&mut commands, 101..201);
+    let worker = Worker::start(&dir, &config);
+    nginx.wait_for(200);
+    append(&mut commands, 201..202);
+    nginx.wait_for(201);
+    assert!(worker.terminate().success());
+    let numbers: Vec<usize> = nginx.publishes().iter().map(number).collect();
+    assert_eq!(numbers, (1..202).collect::<Vec<_>>(), "each once, in order");
+}
