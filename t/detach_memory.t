@@ -1,4 +1,4 @@
-# What an idle reader costs a worker, and what messages leave behind.
+# What an idle reader costs a worker, what messages leave behind, and what comes back when readers leave.
 
 use v5.36;
 use FindBin;
@@ -74,8 +74,11 @@ CONF
     my @attached = $join->('/attached', 300);
     $each = ($private->() - $before) / @attached;
     cmp_ok $each, '>', 4000, sprintf 'with their requests they take %d bytes each', $each;
+    my $most = $private->();
     undef $_ for @first, @readers, @attached;
     ok wait_until { $nginx->figures->{subscribers} == 0 }, 'all leave';
+    my $back = sub { ($most - $private->()) / (@readers + @attached * 40) };
+    ok wait_until { $back->() > 180 }, 'and their memory goes back to the system' or diag "$most bytes, now " . $private->();
 };
 
 done_testing;

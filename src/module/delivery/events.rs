@@ -18,9 +18,9 @@ const TICK_MS: u64 = 1000;
 /// Until the next slice of housekeeping, if one was not enough.
 const SOON_MS: u64 = 10;
 
-/// Subscribers that must have ended before an idle worker gives memory back to the system, and how often it may.
-const TRIM_AFTER: usize = 10_000;
-const TRIM_EVERY_TICKS: u64 = 60;
+/// Subscribers that must have ended before a worker gives memory back to the system, and how often it may.
+const TRIM_AFTER: usize = 256;
+const TRIM_EVERY_MS: u64 = 10_000;
 
 /// The event structures. nginx links them into its own lists, so they stay where they are until the process ends.
 pub struct Events {
@@ -227,11 +227,17 @@ impl Delivery {
         }
     }
 
-    /// glibc keeps what was freed; after many have left, it is asked to return it.
+    /// glibc keeps what was freed. When many have left and the storm is over, it is asked to return it.
     fn give_memory_back(&mut self, now_ms: u64) {
-        let turn = (now_ms / TICK_MS).is_multiple_of(TRIM_EVERY_TICKS);
-        if turn && self.counters.ended >= TRIM_AFTER {
+        let ended = self.counters.ended;
+        let calm = std::mem::replace(&mut self.counters.ended_before, ended) == ended;
+        // It looks at all memory, so the more there is, the more it must be worth.
+        let worth = TRIM_AFTER.max(self.registry.slab.len() / 8);
+        if calm && ended >= worth && now_ms >= self.counters.trimmed_ms + TRIM_EVERY_MS {
             self.counters.ended = 0;
+            self.counters.ended_before = 0;
+            self.counters.trimmed_ms = now_ms;
+            self.registry.channels.shrink_to_fit();
             // SAFETY: may be called at any time.
             unsafe { libc::malloc_trim(0) };
         }

@@ -102,8 +102,11 @@ struct Counters {
     dropped: u64,
     /// Connections closed by the policy `close`.
     too_slow: u64,
-    /// Subscribers that ended since memory was last given back.
+    /// Subscribers that ended since memory was last given back, now and at the last tick.
     ended: usize,
+    ended_before: usize,
+    /// When that was.
+    trimmed_ms: u64,
 }
 
 /// Why a subscriber's connection ends.
