@@ -56,6 +56,7 @@ subtest 'what cannot be zero in the http block' => sub {
         push_stream_max_number_of_channels
         push_stream_max_number_of_wildcard_channels
         push_stream_max_subscribers_per_channel
+        push_stream_idempotent_window
     )) {
         refuses conf("$ZONE $directive 0;", $PUB), "push stream module: $directive cannot be zero.", $directive;
         accepts conf("$ZONE $directive 0;"), "$directive 0 is nobody's affair as long as no location has a role";
@@ -183,6 +184,23 @@ subtest 'nginx itself refuses' => sub {
     }
     for my $gone (qw(push_stream_websocket push_stream_keepalive push_stream_content_type push_stream_broadcast_max)) {
         refuses conf($ZONE, sub_with("$gone on;")), qq(unknown directive "$gone"), "$gone, which was given up long ago";
+    }
+};
+
+subtest 'the ids of messages' => sub {
+    refuses conf($ZONE, sub_with('push_stream_gap_notice on;')),
+        'push stream module: push_stream_gap_notice needs push_stream_resume ordered.', 'notices without an order';
+    accepts conf($ZONE, sub_with('push_stream_resume ordered; push_stream_gap_notice on;')), 'with one they are fine';
+    accepts conf("$ZONE push_stream_gap_notice on; push_stream_resume ordered;", $PUB . sub_with('')), 'also when both are inherited';
+    refuses conf($ZONE, sub_with('push_stream_resume later;')), 'invalid value "later"', 'a resume that is none';
+    refuses conf($ZONE, 'push_stream_out_of_order sort;'), 'invalid value "sort"', 'an order that is none';
+    refuses conf($ZONE, sub_with('push_stream_eventsource_retry 5s 2s;')),
+        'push_stream_eventsource_retry: the first time cannot be longer than the second.', 'a range that ends before it begins';
+    refuses conf($ZONE, sub_with('push_stream_eventsource_retry soon;')), 'invalid value', 'a time that is none';
+    refuses conf($ZONE, sub_with('push_stream_eventsource_retry 1s; push_stream_eventsource_retry 2s;')), 'is duplicate', 'twice';
+    accepts conf($ZONE, sub_with('push_stream_eventsource_retry 500ms 2s;')), 'a range is fine';
+    for my $flag (qw(push_stream_auto_event_id push_stream_idempotent_publish)) {
+        refuses conf($ZONE, "location /p { $flag maybe; }"), "invalid value \"maybe\" in \"$flag\" directive", $flag;
     }
 };
 

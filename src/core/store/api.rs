@@ -301,6 +301,8 @@ pub struct Joined {
     pub gaps: Vec<Gap>,
     /// The zone's newest ordered id.
     pub newest_id: Option<OrderedId>,
+    /// Where the subscriber is when it has what is in `replay`: only a higher id is a position for it.
+    pub position: Option<OrderedId>,
 }
 
 /// A channel in which something was lost.
@@ -445,40 +447,31 @@ impl Batch {
     /// The messages in order, each with where it came from: the [`Membership`]'s number after a drain (all messages of
     /// one membership are consecutive and in publish order), the index in the subscriber's path after a replay.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Message<'_>)> {
+        self.records.iter().map(|record| self.read(record))
+    }
+
+    /// One of them.
+    pub fn get(&self, index: usize) -> Option<(u32, Message<'_>)> {
+        self.records.get(index).map(|record| self.read(record))
+    }
+
+    fn read(&self, record: &Record) -> (u32, Message<'_>) {
         let bytes = |span: Span| &self.bytes[span.start..span.start + span.len];
-        self.records.iter().map(move |record| {
-            let Record {
-                source,
-                kind,
-                id,
-                seq,
-                time,
-                tag,
-                auto_id: _,
-                repeated_id,
-                late,
-                binary,
-                unix_ms,
-                event_id,
-                event_type,
-                text,
-            } = *record;
-            let message = Message {
-                kind,
-                id,
-                seq,
-                time,
-                tag,
-                unix_ms,
-                event_id: event_id.map(bytes),
-                repeated_id,
-                late,
-                binary,
-                event_type: event_type.map(bytes),
-                text: bytes(text),
-            };
-            (source, message)
-        })
+        let message = Message {
+            kind: record.kind,
+            id: record.id,
+            seq: record.seq,
+            time: record.time,
+            tag: record.tag,
+            unix_ms: record.unix_ms,
+            event_id: record.event_id.map(bytes),
+            repeated_id: record.repeated_id,
+            late: record.late,
+            binary: record.binary,
+            event_type: record.event_type.map(bytes),
+            text: bytes(record.text),
+        };
+        (record.source, message)
     }
 }
 

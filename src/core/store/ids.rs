@@ -169,6 +169,17 @@ impl Locked<'_> {
         buffer.get(2..2 + id_len)
     }
 
+    /// The event id of the channel's newest message, if it has one; else the newest ordered id.
+    pub fn newest_event_id(&self, channel: ChannelRef) -> Option<Vec<u8>> {
+        let ordered = self.newest_id(channel).map(|id| id.to_text());
+        let last = self.get(channel, channel::last).some();
+        let unordered =
+            last.filter(|&link| self.link_flag(link, link_flag::EVENT_ID) && self.ordered_id_of(link).is_none());
+        let Some(link) = unordered else { return ordered };
+        let mut text = vec![0; 2 + usize::from(u16::MAX)];
+        self.read_event_id(link, &mut text).map(<[u8]>::to_vec)
+    }
+
     /// Could its ids be out of order without a flag that says so? Those of messages from before ids were kept track of.
     pub fn is_of_unknown_order(&self, link: LinkRef) -> bool {
         // Where ids are not kept track of, that is every message.

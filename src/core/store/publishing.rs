@@ -222,6 +222,7 @@ impl Worker {
         if published < posts.len() {
             self.unreserve();
         }
+        self.count_duplicates(&figures[first_figure..]);
         let mut links = 0;
         for post in &posts[..published] {
             let next = links + post.ids.len();

@@ -402,8 +402,8 @@ impl Seek {
 }
 
 impl Replay {
-    /// The part whose turn it is, and up to which id.
-    fn turn(&self) -> Option<(usize, Option<OrderedId>)> {
+    /// The part whose turn it is, and how far that goes: of equal ids the first channel's come first.
+    fn turn(&self) -> Option<(usize, Bound)> {
         let offers = || {
             self.parts
                 .iter()
@@ -413,10 +413,31 @@ impl Replay {
                     _ => None,
                 })
         };
-        let (_, index) = offers().min()?;
-        let bound = offers().filter(|&(_, other)| other != index).map(|(id, _)| id).min();
-        // Against nobody, everything; what has no id waits for nobody either.
-        Some((index, bound.unwrap_or(Some(OrderedId::HIGHEST))))
+        let (_, own) = offers().min()?;
+        let bound = match offers().filter(|&(_, index)| index != own).min() {
+            Some((id, index)) => Bound {
+                id,
+                inclusive: own < index,
+            },
+            None => Bound {
+                id: Some(OrderedId::HIGHEST),
+                inclusive: true,
+            },
+        };
+        Some((own, bound))
+    }
+}
+
+/// Up to which id a channel's messages come before another's.
+#[derive(Clone, Copy)]
+struct Bound {
+    id: Option<OrderedId>,
+    inclusive: bool,
+}
+
+impl Bound {
+    fn allows(self, id: Option<OrderedId>) -> bool {
+        id < self.id || self.inclusive && id == self.id
     }
 }
 
@@ -633,7 +654,7 @@ impl Locked<'_> {
         &mut self,
         slot: SlotRef,
         part: &mut ReplayPart,
-        bound: Option<OrderedId>,
+        bound: Bound,
         lost: &mut bool,
         room: usize,
         batch: &mut Batch,
@@ -645,7 +666,7 @@ impl Locked<'_> {
             (self.ordered_id_of(link), link)
         });
         if let Some((id, link)) = late.filter(|(id, _)| first.is_none_or(|(first, _)| Some(*id) < first)) {
-            if Some(id) > bound {
+            if !bound.allows(Some(id)) {
                 return Vec::new();
             }
             part.late.pop();
@@ -655,7 +676,7 @@ impl Locked<'_> {
             return vec![self.head(link)];
         }
         let Some((_, first)) = first else { return Vec::new() };
-        let bound = late.map_or(bound, |(id, _)| bound.min(Some(id)));
+        let comes_first = |id: Option<OrderedId>| bound.allows(id) && late.is_none_or(|(late, _)| id <= Some(late));
         let mut heads = Vec::new();
         let mut bytes = 0;
         let mut last = LinkRef::NONE;
@@ -667,7 +688,7 @@ impl Locked<'_> {
             };
             let id = self.ordered_id_of(link);
             if self.is_in_part(part, link, id) {
-                if heads.len() == room || bytes >= REPLAY_BYTES || id > bound {
+                if heads.len() == room || bytes >= REPLAY_BYTES || !comes_first(id) {
                     break;
                 }
                 heads.push(self.head(link));

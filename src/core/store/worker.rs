@@ -319,8 +319,14 @@ impl Worker {
         // If it was linked, nothing is left of the reservation.
         self.unreserve();
         let mut published = published?;
+        self.count_duplicates(&published);
         self.trim(&hashes, ids, &mut published);
         Ok(published)
+    }
+
+    pub(super) fn count_duplicates(&self, published: &[Published]) {
+        let duplicates = published.iter().filter(|published| published.duplicate).count();
+        self.count(Counter::Duplicate, duplicates as u64);
     }
 
     /// What is to be known of an event id that a message brings; nothing if ids are not kept track of.
@@ -419,6 +425,11 @@ impl Worker {
                 let seq = locked.hot(hot::seq);
                 let gaps = locked.gaps(request, &channels, &seeks);
                 let (replay, bound) = locked.select_old(request, &channels, &mut seeks);
+                // Without old messages the zone's newest id is what it is told.
+                let position = match &replay {
+                    Some(_) => channels.iter().filter_map(|&channel| locked.newest_id(channel)).max(),
+                    None => locked.ordered_id(ZoneIds, ZONE_NEWEST),
+                };
                 let subscribes = match request.mode {
                     JoinMode::Stream => true,
                     JoinMode::LongPoll => replay.is_none(),
@@ -449,6 +460,7 @@ impl Worker {
                     bound,
                     gaps,
                     newest_id: locked.ordered_id(ZoneIds, ZONE_NEWEST),
+                    position,
                 }))
             })?;
             if let Some(joined) = joined {
@@ -652,6 +664,14 @@ impl Worker {
         let hash = self.memory().hash(id);
         let locked = self.memory().lock();
         locked.find(hash, id).map(|channel| locked.info(channel))
+    }
+
+    /// The event id of the channel's newest message with one. Of those that have no order, only what is still stored or on its way is
+    /// known.
+    pub fn newest_event_id(&self, id: &[u8]) -> Option<Vec<u8>> {
+        let hash = self.memory().hash(id);
+        let locked = self.memory().lock();
+        locked.newest_event_id(locked.find(hash, id)?)
     }
 
     /// The figures of the whole zone.

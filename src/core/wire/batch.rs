@@ -18,6 +18,7 @@ use serde::de::{Error, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::channel_path;
+use super::event_id::OrderedId;
 use super::statistics::{Channel, Format, Record};
 
 /// Content type of a batch and of its answer.
@@ -284,6 +285,10 @@ pub struct Verdict<'a> {
     pub status: u32,
     /// Why it failed.
     pub explain: Option<&'a str>,
+    /// Channels that had accepted its id before.
+    pub duplicates: usize,
+    /// The id that it was given.
+    pub id: Option<OrderedId>,
 }
 
 /// Appends a verdict and the figures of the line's channels: of one in the single form, of several as a group has them; of
@@ -296,6 +301,12 @@ pub fn push_verdict(verdict: Verdict<'_>, channels: &[Channel<'_>], out: &mut Ve
         .number("status", verdict.status.into());
     if let Some(explain) = verdict.explain {
         record.text("explain", explain.as_bytes());
+    }
+    if verdict.duplicates > 0 {
+        record.number("duplicate", verdict.duplicates as u64);
+    }
+    if let Some(id) = verdict.id {
+        record.text("id", &id.to_text());
     }
     match channels {
         [] => {}
@@ -520,17 +531,26 @@ mod tests {
             line: 3,
             status,
             explain,
+            duplicates: 0,
+            id: None,
         };
         let mut out = Vec::new();
         push_verdict(verdict(200, None), &[], &mut out);
         push_verdict(verdict(400, Some("not \"so\"")), &[], &mut out);
         push_verdict(verdict(200, None), &[figures(b"a")], &mut out);
         push_verdict(verdict(200, None), &[figures(b"a"), figures(b"b")], &mut out);
+        let special = Verdict {
+            duplicates: 2,
+            id: OrderedId::parse(b"5-7"),
+            ..verdict(200, None)
+        };
+        push_verdict(special, &[], &mut out);
         push_summary(4, 1, &mut out);
         let expected = r#"{"line": 3, "status": 200}
 {"line": 3, "status": 400, "explain": "not \"so\""}
 {"line": 3, "status": 200, "channel": "a", "published_messages": 2, "stored_messages": 1, "subscribers": 0}
 {"line": 3, "status": 200, "infos": [{"channel": "a", "published_messages": 2, "stored_messages": 1, "subscribers": 0}, {"channel": "b", "published_messages": 2, "stored_messages": 1, "subscribers": 0}]}
+{"line": 3, "status": 200, "duplicate": 2, "id": "5-7"}
 {"lines": 4, "ok": 3, "failed": 1}
 "#;
         assert_eq!(String::from_utf8(out).unwrap(), expected);

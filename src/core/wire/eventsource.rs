@@ -14,10 +14,21 @@
 
 use std::borrow::Cow;
 
+use super::event_id::OrderedId;
 use super::template::{Fields, Template};
 
 /// What a comment-only ping looks like on the wire.
 pub const PING: &[u8] = b": -1\n";
+
+/// Tells a browser where it is, without a message: it remembers the id and dispatches nothing.
+pub fn position(id: OrderedId) -> Vec<u8> {
+    [b"id: ", &id.to_text()[..], b"\n\n"].concat()
+}
+
+/// Tells a browser after how many milliseconds it is to come back.
+pub fn retry(after_ms: u32) -> Vec<u8> {
+    format!("retry: {after_ms}\n\n").into_bytes()
+}
 
 /// The header template as sent: each line a comment. Empty becomes `: \n`.
 pub fn header(template: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@ pub mod channel_path;
 pub mod event_id;
 pub mod eventsource;
 pub mod exposition;
+pub mod gap;
 pub mod http_date;
 pub mod merge;
 pub mod percent;

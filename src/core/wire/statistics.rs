@@ -365,6 +365,11 @@ fn characters(text: &[u8]) -> impl Iterator<Item = char> {
     })
 }
 
+/// Appends a string of JSON.
+pub(super) fn push_json_string(text: &[u8], out: &mut Vec<u8>) {
+    push_quoted(text, is_escaped_in_json, out);
+}
+
 /// A string of JSON, and of YAML, whose double-quoted scalars know the same escapes.
 fn push_quoted(text: &[u8], is_escaped: fn(char) -> bool, out: &mut Vec<u8>) {
     out.push(b'"');

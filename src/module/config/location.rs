@@ -8,11 +8,14 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
-use push_stream_core::wire::eventsource;
+use push_stream_core::store::{OutOfOrder, Terms};
+use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::statistics;
 use push_stream_core::wire::template::{Fields, Template};
 use push_stream_core::wire::websocket::{self, Opcode};
+use push_stream_core::wire::{eventsource, gap};
 
+use super::ids::{ORDERED, Retry, STORE};
 use super::main::{Settings, refuse};
 use super::padding::{self, Padding};
 use super::{Main, REPORTED, arguments, core_location_of, given, given_ms, main_of, unset, verdict, word};
@@ -133,6 +136,13 @@ pub struct Location {
     pub allowed_origins: *mut ngx_http_complex_value_t,
     pub(super) allow_events_channel: ngx_flag_t,
     pub(super) statistics_format: ngx_uint_t,
+    pub(super) auto_event_id: ngx_flag_t,
+    pub(super) out_of_order: ngx_uint_t,
+    pub(super) idempotent_publish: ngx_flag_t,
+    pub(super) resume: ngx_uint_t,
+    pub(super) gap_notice: ngx_flag_t,
+    pub(super) gap_text: ngx_str_t,
+    pub(super) eventsource_retry: Option<Retry>,
     pub(super) slow_reader: ngx_uint_t,
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
@@ -163,6 +173,10 @@ pub struct Format {
     pub template: Template,
     /// A ping as sent.
     pub ping: Vec<u8>,
+    /// The reader resumes by the order of event ids, so that only positions are shown as such.
+    pub ordered: bool,
+    /// What stands for messages that a reader has missed, if it is told.
+    pub gap_text: Option<Vec<u8>>,
 }
 
 impl Format {
@@ -188,6 +202,26 @@ impl Format {
                 out.len() - start
             }
         }
+    }
+}
+
+impl Format {
+    /// Appends a notice that messages of `channel` are missing: those between the position `asked` and the id `first`.
+    pub fn render_gap(&self, channel: &[u8], asked: Option<OrderedId>, first: Option<OrderedId>, out: &mut Vec<u8>) {
+        let Some(text) = &self.gap_text else { return };
+        if self.transport == Transport::EventSource {
+            return gap::push_event(channel, asked, first, out);
+        }
+        let fields = Fields {
+            id: gap::ID,
+            channel,
+            text,
+            time: 0,
+            tag: 0,
+            event_id: None,
+            event_type: None,
+        };
+        self.render(&fields, false, out);
     }
 }
 
@@ -250,12 +284,52 @@ impl Lingering {
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming {
     pub rules: websocket::Rules,
-    /// Are their messages published, and stored?
+    /// Are their messages published?
     pub publish: bool,
-    pub store: bool,
+    pub terms: Terms,
 }
 
 impl Location {
+    /// Is anything asked for that goes by the ids of messages? Then those that publishers bring are checked.
+    pub fn checks_ids(&self) -> bool {
+        self.auto_event_id == 1
+            || self.idempotent_publish == 1
+            || self.out_of_order != unset::ENUM
+            || self.resumes_in_order()
+            || self.eventsource_retry.is_some()
+    }
+
+    /// `push_stream_auto_event_id`.
+    pub fn gives_ids(&self) -> bool {
+        self.auto_event_id == 1
+    }
+
+    /// `push_stream_resume ordered`.
+    pub fn resumes_in_order(&self) -> bool {
+        self.resume == ORDERED
+    }
+
+    /// `push_stream_gap_notice`.
+    pub fn tells_gaps(&self) -> bool {
+        self.gap_notice == 1
+    }
+
+    pub fn retry(&self) -> Option<Retry> {
+        self.eventsource_retry
+    }
+
+    /// On which terms messages are published here.
+    pub fn terms(&self) -> Terms {
+        // Where nothing is asked for, publishers may bring any ids in any order.
+        let refuses = self.checks_ids() && self.out_of_order != STORE;
+        Terms {
+            store: self.store_messages(),
+            auto_id: self.gives_ids(),
+            idempotent: self.idempotent_publish == 1,
+            out_of_order: if refuses { OutOfOrder::Refuse } else { OutOfOrder::Store },
+        }
+    }
+
     pub fn store_messages(&self) -> bool {
         self.store_messages == 1
     }
@@ -304,6 +378,7 @@ impl Location {
             (&mut self.footer_template, outer.footer_template),
             (&mut self.padding_text, outer.padding_text),
             (&mut self.message_template, outer.message_template),
+            (&mut self.gap_text, outer.gap_text),
         ] {
             if inner.data.is_null() {
                 *inner = outer;
@@ -321,6 +396,9 @@ impl Location {
             (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
             (&mut self.websocket_strict, outer.websocket_strict, 0),
             (&mut self.websocket_binary, outer.websocket_binary, 0),
+            (&mut self.auto_event_id, outer.auto_event_id, 0),
+            (&mut self.idempotent_publish, outer.idempotent_publish, 0),
+            (&mut self.gap_notice, outer.gap_notice, 0),
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
             (&mut self.detach, outer.detach, 1),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
@@ -333,6 +411,9 @@ impl Location {
             unset::FILE,
             ptr::null_mut(),
         );
+        settle(&mut self.resume, outer.resume, unset::ENUM, 0);
+        settle(&mut self.out_of_order, outer.out_of_order, unset::ENUM, unset::ENUM);
+        self.eventsource_retry = self.eventsource_retry.or(outer.eventsource_retry);
         settle(&mut self.slow_reader, outer.slow_reader, unset::ENUM, 0);
         settle(
             &mut self.statistics_format,
@@ -412,6 +493,13 @@ impl Location {
         Ok(())
     }
 
+    fn gap_text(&self) -> Vec<u8> {
+        if self.gap_text.data.is_null() {
+            return b"Messages lost".to_vec();
+        }
+        self.gap_text.as_bytes().to_vec()
+    }
+
     /// The checks for locations that do something.
     fn check(&self, role: Role, main: &Main) -> Result<(), &'static CStr> {
         let eventsource = role == Role::Subscriber(SubscriberMode::EventSource);
@@ -443,6 +531,10 @@ impl Location {
             (self.batch_max_line == 0, c"push_stream_batch_max_line cannot be zero."),
             (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
             (
+                self.tells_gaps() && !self.resumes_in_order() && matches!(role, Role::Subscriber(_)),
+                c"push_stream_gap_notice needs push_stream_resume ordered.",
+            ),
+            (
                 self.websocket_max_message == 0,
                 c"push_stream_websocket_max_message_size cannot be zero.",
             ),
@@ -472,6 +564,8 @@ impl Location {
                     transport: Transport::EventSource,
                     template: eventsource::message_template(configured),
                     ping: eventsource::PING.to_vec(),
+                    ordered: false,
+                    gap_text: None,
                 },
                 eventsource::header(header),
                 eventsource::footer(footer),
@@ -483,11 +577,18 @@ impl Location {
                     },
                     template: Template::parse(configured),
                     ping: frame(Opcode::Ping, b""),
+                    ordered: false,
+                    gap_text: None,
                 },
                 text_frame(header),
                 text_frame(footer),
             ),
             _ => (plain_format(configured, ping_text), header.to_vec(), footer.to_vec()),
+        };
+        let format = Format {
+            ordered: self.resumes_in_order(),
+            gap_text: self.tells_gaps().then(|| self.gap_text()),
+            ..format
         };
         Audience {
             format: main.intern(format),
@@ -513,7 +614,10 @@ impl Location {
                     keep: self.websocket_allow_publish == 1,
                 },
                 publish: self.websocket_allow_publish == 1,
-                store: self.store_messages(),
+                terms: Terms {
+                    auto_id: self.auto_event_id == 1,
+                    ..Terms::plain(self.store_messages())
+                },
             },
             padding_max: main.padding_max.clone(),
             detach: self.detach == 1,
@@ -560,6 +664,8 @@ fn plain_format(configured: &[u8], ping_text: &[u8]) -> Format {
         transport: Transport::Plain,
         template,
         ping,
+        ordered: false,
+        gap_text: None,
     }
 }
 
@@ -599,6 +705,13 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         allowed_origins: ptr::null_mut(),
         allow_events_channel: unset::FLAG,
         statistics_format: unset::ENUM,
+        auto_event_id: unset::FLAG,
+        out_of_order: unset::ENUM,
+        idempotent_publish: unset::FLAG,
+        resume: unset::ENUM,
+        gap_notice: unset::FLAG,
+        gap_text: ngx_str_t::empty(),
+        eventsource_retry: None,
         slow_reader: unset::ENUM,
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,

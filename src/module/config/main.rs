@@ -23,6 +23,9 @@ pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
 
 const EVICT: ngx_uint_t = 1;
 
+/// `push_stream_idempotent_window` by default.
+const IDEMPOTENT_WINDOW: u32 = 1024;
+
 /// The http block as written, and what it became ([`Main::settings`], [`Main::zone`]).
 pub struct Main {
     cycle: *mut ngx_cycle_t,
@@ -41,6 +44,11 @@ pub struct Main {
     pub(super) wildcard_prefix: ngx_str_t,
     pub(super) events_channel_id: ngx_str_t,
     pub(super) on_full: ngx_uint_t,
+    pub(super) idempotent_window: ngx_int_t,
+    /// Something needs the zone to know the order of ids.
+    pub(super) track_ids: bool,
+    /// Some location gives messages their ids.
+    pub(super) auto_ids: bool,
     pub(super) drain_time_ms: ngx_msec_t,
     /// Some location has a role.
     pub used: bool,
@@ -90,6 +98,9 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         wildcard_prefix: ngx_str_t::empty(),
         events_channel_id: ngx_str_t::empty(),
         on_full: unset::ENUM,
+        idempotent_window: unset::NUMBER,
+        track_ids: false,
+        auto_ids: false,
         drain_time_ms: unset::MSEC,
         used: false,
         zone: ptr::null_mut(),
@@ -175,6 +186,7 @@ impl Main {
                 self.max_stored_per_channel == 0,
             ),
             ("push_stream_max_channel_id_length", self.max_channel_id_length == 0),
+            ("push_stream_idempotent_window", self.idempotent_window == 0),
         ]
         .into_iter()
         .find_map(|(name, zero)| zero.then_some(name))
@@ -197,9 +209,9 @@ impl Main {
                     OnFull::Refuse
                 },
                 events: events(self.events_channel_id.as_bytes()),
-                track_ids: false,
-                auto_ids: false,
-                idempotent_window: 1024,
+                track_ids: self.track_ids,
+                auto_ids: self.auto_ids,
+                idempotent_window: given(self.idempotent_window).unwrap_or(IDEMPOTENT_WINDOW),
             }),
             channel_deleted_text: text(&self.channel_deleted_text, b"Channel deleted"),
             ping_text: text(&self.ping_text, b" "),

@@ -1,9 +1,11 @@
 //! The directives: what can be written where, and what it becomes.
 //!
 //! * [`main`]: the http block's own directives and the checks of `nginx -t` that concern it.
+//! * [`ids`]: what is about the ids of messages.
 //! * [`location`]: what can also stand in servers, locations and `if` blocks: inheritance and checks.
 //! * [`zone`]: the shared memory zone's life across reloads.
 
+mod ids;
 mod location;
 mod main;
 mod padding;
@@ -81,7 +83,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 52] = [
+pub static mut COMMANDS: [ngx_command_t; 60] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -192,6 +194,12 @@ pub static mut COMMANDS: [ngx_command_t; 52] = [
         &raw mut main::ON_FULL as *mut c_void,
     ),
     http!("push_stream_drain_time", ONE, ngx_conf_set_msec_slot, drain_time_ms),
+    http!(
+        "push_stream_idempotent_window",
+        ONE,
+        ngx_conf_set_num_slot,
+        idempotent_window
+    ),
     location!(
         "push_stream_channels_path",
         ALL_LEVELS_AND_IF,
@@ -373,6 +381,55 @@ pub static mut COMMANDS: [ngx_command_t; 52] = [
         FLAG,
         ngx_conf_set_flag_slot,
         allow_events_channel
+    ),
+    location!(
+        "push_stream_auto_event_id",
+        ALL_LEVELS_AND_IF,
+        FLAG,
+        ids::set_flag,
+        auto_event_id
+    ),
+    with_post(
+        location!(
+            "push_stream_out_of_order",
+            ALL_LEVELS_AND_IF,
+            ONE,
+            ids::set_choice,
+            out_of_order
+        ),
+        &raw mut ids::OUT_OF_ORDER as *mut c_void,
+    ),
+    location!(
+        "push_stream_idempotent_publish",
+        ALL_LEVELS_AND_IF,
+        FLAG,
+        ids::set_flag,
+        idempotent_publish
+    ),
+    with_post(
+        location!("push_stream_resume", ALL_LEVELS_AND_IF, ONE, ids::set_choice, resume),
+        &raw mut ids::RESUME as *mut c_void,
+    ),
+    location!(
+        "push_stream_gap_notice",
+        ALL_LEVELS_AND_IF,
+        FLAG,
+        ids::set_flag,
+        gap_notice
+    ),
+    location!(
+        "push_stream_gap_message_text",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_str_slot,
+        gap_text
+    ),
+    location!(
+        "push_stream_eventsource_retry",
+        ALL_LEVELS,
+        NGX_CONF_TAKE12,
+        ids::set_retry,
+        eventsource_retry
     ),
     with_post(
         location!(

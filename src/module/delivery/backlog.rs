@@ -2,8 +2,11 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
-use super::burst::Piece;
+use push_stream_core::wire::event_id::OrderedId;
+
+use super::burst::{Burst, Piece};
 use crate::config::SlowReader;
 
 thread_local! {
@@ -32,6 +35,22 @@ struct Queue {
     bytes: usize,
     /// The first piece was offered to the socket.
     started: bool,
+    /// For readers who resume in order: where the reader is, as far as all before the queue's first piece takes it.
+    position: Option<OrderedId>,
+    /// Channels of which messages were dropped that the reader is still to be told of.
+    missed: Vec<Rc<[u8]>>,
+    /// Pieces in front that stayed as they were when messages were last dropped: one that is begun.
+    kept: usize,
+}
+
+/// Messages of a channel that a slow reader misses.
+#[derive(Debug)]
+pub struct Missed {
+    pub channel: Rc<[u8]>,
+    /// Where the reader is.
+    pub position: Option<OrderedId>,
+    /// The next id of the channel that it gets.
+    pub first: Option<OrderedId>,
 }
 
 /// What a subscriber's queue may hold.
@@ -72,7 +91,11 @@ impl Backlog {
         };
         queue.shrink(taken);
         if let Some(piece) = queue.pieces.front_mut() {
+            let from = piece.from;
             piece.from += taken as u32;
+            if let Some(note) = piece.burst.last_position(from, piece.from) {
+                queue.position = note.id;
+            }
             if piece.len() == 0 {
                 self.pop();
             }
@@ -83,6 +106,7 @@ impl Backlog {
     pub fn pop(&mut self) -> Option<Piece> {
         let queue = self.0.as_mut()?;
         let piece = queue.pieces.pop_front()?;
+        queue.pass(&piece);
         queue.shrink(piece.len());
         queue.started = false;
         if queue.pieces.is_empty() {
@@ -108,6 +132,25 @@ impl Backlog {
         };
         self.push(piece);
         Ok(dropped)
+    }
+
+    /// The reader was at `position` before what waits now.
+    pub fn set_position(&mut self, position: Option<OrderedId>) {
+        if let Some(queue) = &mut self.0 {
+            queue.position = position;
+        }
+    }
+
+    /// What the reader has missed and was not told of yet.
+    pub fn missed(&self) -> Vec<Missed> {
+        self.0.as_ref().map_or_else(Vec::new, |queue| queue.missed())
+    }
+
+    /// Puts a notice in front of what comes next, in place of an earlier one.
+    pub fn put_gap(&mut self, piece: Piece) {
+        if let Some(queue) = &mut self.0 {
+            queue.put_gap(piece);
+        }
     }
 
     /// Moves everything out of `other` behind what is here.
@@ -136,6 +179,56 @@ impl Queue {
         QUEUED.set(QUEUED.get() - bytes as u64);
     }
 
+    /// The piece is on its way.
+    fn pass(&mut self, piece: &Piece) {
+        if piece.burst.is_gap() {
+            self.missed.clear();
+        }
+        if let Some(note) = piece.burst.last_position(piece.from, piece.to) {
+            self.position = note.id;
+        }
+    }
+
+    fn missed(&self) -> Vec<Missed> {
+        let begun = self.pieces.iter().take(self.kept);
+        let position = begun
+            .filter_map(|piece| piece.burst.last_position(piece.from, piece.to))
+            .next_back()
+            .map_or(self.position, |note| note.id);
+        let coming = || {
+            let pieces = self.pieces.iter().skip(self.kept);
+            pieces.flat_map(|piece| piece.burst.notes(piece.from, piece.to))
+        };
+        let missed = |channel: &Rc<[u8]>| Missed {
+            channel: channel.clone(),
+            position,
+            first: coming()
+                .filter(|note| note.channel == *channel)
+                .find_map(|note| note.id),
+        };
+        self.missed.iter().map(missed).collect()
+    }
+
+    fn put_gap(&mut self, piece: Piece) {
+        let at = self.kept;
+        if let Some(old) = self.pieces.get(at).filter(|old| old.burst.is_gap()) {
+            let old = old.len();
+            self.shrink(old);
+            self.pieces.remove(at);
+        }
+        self.grow(piece.len());
+        self.pieces.insert(at.min(self.pieces.len()), piece);
+    }
+
+    /// A message of the piece, from there to there, is dropped.
+    fn note_dropped(&mut self, burst: &Burst, from: u32, to: u32) {
+        for note in burst.notes(from, to) {
+            if !self.missed.contains(&note.channel) {
+                self.missed.push(note.channel.clone());
+            }
+        }
+    }
+
     /// Drops messages until `piece` fits, in the end some of its own. The last message of all is always kept.
     fn make_room(&mut self, piece: &mut Piece, bound: Bound) -> Result<usize, Overflow> {
         let mut dropped = 0;
@@ -155,11 +248,20 @@ impl Queue {
                 }
             }
         }
+        self.kept = usize::from(self.started && self.is_begun(bound.frozen));
         while self.bytes + piece.len() > bound.bytes && piece.from < piece.burst.last_start() {
-            piece.from = piece.burst.boundary_after(piece.from);
+            let from = piece.from;
+            piece.from = piece.burst.boundary_after(from);
+            self.note_dropped(&piece.burst, from, piece.from);
             dropped += 1;
         }
         Ok(dropped)
+    }
+
+    /// Is some of the first piece on the wire, or does it have to stay as it was offered?
+    fn is_begun(&self, frozen: bool) -> bool {
+        let front = self.pieces.front();
+        front.is_some_and(|piece| frozen || !piece.burst.is_boundary(piece.from))
     }
 
     /// Drops the oldest message that was not begun; false if there is none.
@@ -173,12 +275,14 @@ impl Queue {
             return false;
         };
         let end = piece.burst.boundary_after(piece.from).min(piece.to);
-        let dropped = (end - piece.from) as usize;
+        let (burst, from) = (piece.burst.clone(), piece.from);
+        let dropped = (end - from) as usize;
         piece.from = end;
         if piece.len() == 0 {
             self.pieces.remove(first);
         }
         self.shrink(dropped);
+        self.note_dropped(&burst, from, end);
         true
     }
 

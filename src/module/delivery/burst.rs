@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use push_stream_core::store::{Message, MessageKind};
+use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::Fields;
 
 use crate::config::{Audience, Format, Padding, Transport};
@@ -11,7 +12,7 @@ use crate::config::{Audience, Format, Padding, Transport};
 const DELETED_ID: i64 = -2;
 
 /// How a message is wrapped for the transport below.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Framing {
     /// Not at all: HTTP/1.0, HTTP/2, or nginx's filters do it.
     Raw,
@@ -30,19 +31,36 @@ pub struct Style {
     pub padding_max: u32,
 }
 
-impl PartialEq for Style {
-    fn eq(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.format, &other.format)
-            && self.framing == other.framing
-            && self.message_min == other.message_min
+impl Style {
+    /// Equal for equal styles.
+    pub fn key(&self) -> (usize, Framing, u32) {
+        (Rc::as_ptr(&self.format) as usize, self.framing, self.message_min)
     }
 }
 
-/// Some consecutive messages of one channel in one style.
+impl PartialEq for Style {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+/// Some consecutive messages in one style: of one channel, or merged for readers who resume in order.
 #[derive(Debug, Default)]
 pub struct Burst {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
+    /// Where messages are merged, one for each.
+    notes: Vec<Note>,
+    /// It says that messages are missing.
+    is_gap: bool,
+}
+
+/// What must be known of a message for readers who resume in order.
+#[derive(Clone, Debug)]
+pub struct Note {
+    pub channel: Rc<[u8]>,
+    pub id: Option<OrderedId>,
+    pub is_position: bool,
 }
 
 /// Where a message of a burst ends, and what must be known of it.
@@ -51,6 +69,8 @@ pub struct Mark {
     pub seq: u64,
     pub time: u64,
     pub tag: u32,
+    /// It is the notice that its channel was deleted.
+    pub deleted: bool,
     end: u32,
 }
 
@@ -60,6 +80,48 @@ impl Burst {
         let mut burst = Burst::default();
         frame(framing, bytes, &mut burst.bytes);
         Rc::new(burst)
+    }
+
+    /// Notices that messages are missing.
+    pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
+        let mut burst = Burst {
+            is_gap: true,
+            ..Burst::default()
+        };
+        for notice in notices {
+            frame(framing, notice, &mut burst.bytes);
+        }
+        Rc::new(burst)
+    }
+
+    pub fn is_gap(&self) -> bool {
+        self.is_gap
+    }
+
+    /// Appends one message, and what must be known of it to merge others with it.
+    pub fn push_noted(&mut self, style: &Style, message: &Message<'_>, note: Note, scratch: &mut Vec<u8>) {
+        let shown = Message {
+            event_id: message.event_id.filter(|_| note.is_position),
+            ..*message
+        };
+        self.push(style, &note.channel, &shown, scratch);
+        self.notes.push(note);
+    }
+
+    /// The notes of the messages that end between these two bytes.
+    pub fn notes(&self, from: u32, to: u32) -> &[Note] {
+        let first = self.marks.partition_point(|mark| mark.end <= from);
+        let last = self.marks.partition_point(|mark| mark.end <= to);
+        self.notes.get(first..last).unwrap_or_default()
+    }
+
+    /// The last of them that is a position.
+    pub fn last_position(&self, from: u32, to: u32) -> Option<&Note> {
+        self.notes(from, to).iter().rfind(|note| note.is_position)
+    }
+
+    pub fn marks(&self) -> &[Mark] {
+        &self.marks
     }
 
     /// The footer and the end of a response.
@@ -75,7 +137,9 @@ impl Burst {
     /// Appends one message of `channel`.
     pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) {
         scratch.clear();
-        let length = style.format.render(&fields(channel, message), message.binary, scratch);
+        let length = style
+            .format
+            .render(&fields(&style.format, channel, message), message.binary, scratch);
         frame(style.framing, scratch, &mut self.bytes);
         if let Some(filler) = filler(style.format.transport, length, style.message_min, style.padding_max) {
             frame(style.framing, &filler, &mut self.bytes);
@@ -84,6 +148,7 @@ impl Burst {
             seq: message.seq,
             time: message.time,
             tag: message.tag,
+            deleted: message.kind == MessageKind::Deleted,
             end: self.bytes.len() as u32,
         });
     }
@@ -177,13 +242,20 @@ impl Piece {
             .unwrap_or_default()
     }
 
+    /// Messages that end in it.
+    pub fn messages(&self) -> usize {
+        self.burst.messages_from(self.from) - self.burst.messages_from(self.to)
+    }
+
     pub fn len(&self) -> usize {
         self.to.saturating_sub(self.from) as usize
     }
 }
 
 /// What the tokens of a template stand for in this message.
-pub fn fields<'m>(channel: &'m [u8], message: &Message<'m>) -> Fields<'m> {
+pub fn fields<'m>(format: &Format, channel: &'m [u8], message: &Message<'m>) -> Fields<'m> {
+    // An id from which to go on would skip the copies to come.
+    let hidden = format.ordered && message.repeated_id;
     let ordinary = message.kind == MessageKind::Ordinary;
     Fields {
         id: if ordinary { message.id as i64 } else { DELETED_ID },
@@ -191,7 +263,7 @@ pub fn fields<'m>(channel: &'m [u8], message: &Message<'m>) -> Fields<'m> {
         text: message.text,
         time: if ordinary { message.time } else { 0 },
         tag: if ordinary { message.tag } else { 0 },
-        event_id: message.event_id,
+        event_id: message.event_id.filter(|_| !hidden),
         event_type: message.event_type,
     }
 }

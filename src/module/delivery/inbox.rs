@@ -1,16 +1,20 @@
 //! From the store to this worker's subscribers: messages are taken, written once per style, and handed out in slices.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use push_stream_core::store::{Batch, Membership, MessageKind, Now};
+use push_stream_core::store::{Batch, Drained, Membership, MessageKind, Now};
+use push_stream_core::wire::event_id::OrderedId;
+use push_stream_core::wire::eventsource;
 
+use super::backlog::{Backlog, Bound, Overflow};
 use super::burst::{Burst, Mark, Piece, Style};
+use super::ordered::Ordered;
 use super::output::Progress;
-use super::registry::{Kind, Registry, Subscriber, SubscriberId};
+use super::registry::{Kind, LocalChannel, Registry, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
@@ -23,7 +27,7 @@ const DRAIN_BYTES: usize = 256 * 1024;
 const SLICE: Duration = Duration::from_millis(2);
 
 /// Sends of one channel before another channel gets its turn, and between two looks at the clock.
-const TURN: usize = 64;
+pub const TURN: usize = 64;
 
 /// Whatever takes more than a send: so many of them in a slice.
 const ACTIONS_PER_SLICE: usize = 64;
@@ -58,6 +62,22 @@ struct Run {
 }
 
 impl Run {
+    /// Puts a new run behind the others, for those members of the channel that take its messages as they come. None if there are none.
+    fn begin(membership: Membership, channel: &LocalChannel, runs: &mut VecDeque<Run>) -> Option<usize> {
+        let styles = channel.styles().filter(|style| !style.format.ordered);
+        let bursts: SmallVec<_> = styles.map(|style| (style.clone(), Rc::default())).collect();
+        if bursts.is_empty() {
+            return None;
+        }
+        runs.push_back(Run {
+            membership,
+            bursts,
+            published_ms: Vec::new(),
+            deleted: false,
+        });
+        Some(runs.len() - 1)
+    }
+
     /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
     fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Burst>, u32, &Mark, usize)> {
         let (_, burst) = self
@@ -91,7 +111,9 @@ enum Handed {
 pub struct Inbox {
     runs: VecDeque<Run>,
     batch: Batch,
-    scratch: Vec<u8>,
+    pub scratch: Vec<u8>,
+    /// Readers who resume in order, and what they wait for.
+    pub ordered: Ordered,
     /// There may be more in the store.
     pub dirty: bool,
     /// Subscribers that still get old messages and are not waiting for their socket.
@@ -101,8 +123,11 @@ pub struct Inbox {
 impl Inbox {
     /// Drops what is not handed out.
     pub fn forget(&mut self) {
+        let mut ordered = std::mem::take(&mut self.ordered);
+        ordered.forget_messages();
         *self = Inbox {
             dirty: true,
+            ordered,
             ..Inbox::default()
         };
     }
@@ -113,8 +138,14 @@ impl Delivery {
     pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
         let now = Now::read();
         let end = Instant::now() + SLICE;
-        while actions.len() < ACTIONS_PER_SLICE && (!self.inbox.runs.is_empty() || self.take_messages()) {
-            self.hand_out(now.monotonic_ms, actions);
+        while actions.len() < ACTIONS_PER_SLICE {
+            if !self.inbox.runs.is_empty() {
+                self.hand_out(now.monotonic_ms, actions);
+            } else if !self.inbox.ordered.is_idle() {
+                self.hand_out_ordered(now.monotonic_ms, actions);
+            } else if !self.take_messages() {
+                break;
+            }
             if Instant::now() >= end {
                 break;
             }
@@ -122,7 +153,10 @@ impl Delivery {
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
-        !self.inbox.runs.is_empty() || self.inbox.dirty || !self.inbox.catching_up.is_empty()
+        !self.inbox.runs.is_empty()
+            || !self.inbox.ordered.is_idle()
+            || self.inbox.dirty
+            || !self.inbox.catching_up.is_empty()
     }
 
     /// One large message must not cost memory for ever.
@@ -135,28 +169,57 @@ impl Delivery {
 
     /// Takes what the store has and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
+        if self.inbox.ordered.has_readers() {
+            return self.take_whole_drain();
+        }
         let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) else {
             return false;
         };
-        self.inbox.dirty = worker.drain(DRAIN_BYTES, &mut self.inbox.batch);
-        let Inbox {
-            runs, batch, scratch, ..
-        } = &mut self.inbox;
-        let mut membership = None;
+        let mut batch = std::mem::take(&mut self.inbox.batch);
+        self.inbox.dirty = worker.drain(DRAIN_BYTES, &mut batch);
+        self.write_runs(&batch, None);
+        let taken = !batch.is_empty();
+        batch.clear();
+        self.inbox.batch = batch;
+        taken
+    }
+
+    /// The same where channels are merged: for that, all must be known up to some point.
+    fn take_whole_drain(&mut self) -> bool {
+        let (mut taken, mut runs) = (false, HashMap::new());
+        while let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) {
+            let mut batch = Batch::default();
+            let drained = worker.drain_whole(DRAIN_BYTES, &mut batch);
+            taken |= !batch.is_empty();
+            self.write_runs(&batch, Some(&mut runs));
+            self.inbox.ordered.take_up(&Rc::new(batch), &self.registry);
+            if let Drained::Whole { more } = drained {
+                self.inbox.dirty = more;
+                break;
+            }
+        }
+        self.inbox.ordered.begin(&mut self.registry);
+        taken
+    }
+
+    /// `begun`: runs that earlier batches of the same drain have begun. A channel has one, or its messages would overtake each other.
+    fn write_runs(&mut self, batch: &Batch, mut begun: Option<&mut HashMap<Membership, Option<usize>>>) {
+        let Inbox { runs, scratch, .. } = &mut self.inbox;
+        let (mut membership, mut run) = (None, None);
         for (source, message) in batch.iter() {
             let source = Membership(source);
+            let Some(channel) = self.registry.channels.get(&source) else {
+                continue;
+            };
             if membership != Some(source) {
                 membership = Some(source);
-                let channel = self.registry.channels.get(&source);
-                let styles = channel.into_iter().flat_map(|channel| channel.styles());
-                runs.push_back(Run {
-                    membership: source,
-                    bursts: styles.map(|style| (style.clone(), Rc::default())).collect(),
-                    published_ms: Vec::new(),
-                    deleted: false,
-                });
+                let known = begun.as_ref().and_then(|begun| begun.get(&source).copied());
+                run = known.unwrap_or_else(|| Run::begin(source, channel, runs));
+                if let Some(begun) = &mut begun {
+                    begun.insert(source, run);
+                }
             }
-            let (Some(run), Some(channel)) = (runs.back_mut(), self.registry.channels.get(&source)) else {
+            let Some(run) = run.and_then(|index| runs.get_mut(index)) else {
                 continue;
             };
             run.published_ms.push(message.unix_ms);
@@ -168,9 +231,6 @@ impl Delivery {
                 }
             }
         }
-        let taken = !batch.is_empty();
-        batch.clear();
-        taken
     }
 
     /// Hands the first run out for one turn. If there is more of it, it goes on behind the others.
@@ -262,7 +322,7 @@ impl Delivery {
         }
         if !subscriber.ending {
             self.tally.delivered += count as u64;
-            let delivered = subscriber.deliver(Piece::tail(burst, from), now_ms);
+            let delivered = subscriber.deliver(Piece::tail(burst, from), None, now_ms);
             self.account(index, delivered, actions);
         }
         if run.deleted {
@@ -271,7 +331,7 @@ impl Delivery {
     }
 
     /// Counts what became of a live piece, and leaves to be done what it asks for.
-    fn account(&mut self, index: u32, delivered: Delivered, actions: &mut Vec<Action>) {
+    pub fn account(&mut self, index: u32, delivered: Delivered, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
@@ -283,6 +343,9 @@ impl Delivery {
                     session.drop_messages(dropped);
                 }
                 self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
+                if dropped > 0 {
+                    self.tally.gap_notices += u64::from(subscriber.tell_missed());
+                }
             }
             Delivered::Advance => actions.push(Action::Advance(id)),
             Delivered::Cut(ending) => {
@@ -296,7 +359,7 @@ impl Delivery {
     }
 
     /// The subscriber's channel is gone; with its last one the subscriber ends.
-    fn lose_channel(&mut self, index: u32, position: u32, membership: Membership, actions: &mut Vec<Action>) {
+    pub fn lose_channel(&mut self, index: u32, position: u32, membership: Membership, actions: &mut Vec<Action>) {
         let Some(left) = self.registry.unseat(index, Some((membership, position))) else {
             return;
         };
@@ -345,6 +408,9 @@ impl Delivery {
                 burst.push_bytes(rest.separator, subscriber.style.framing);
             }
             burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
+            if message.event_id.is_some() && !message.repeated_id {
+                replaying.position = None;
+            }
         }
         self.inbox.batch.clear();
         if let Some(session) = &mut subscriber.session {
@@ -388,14 +454,15 @@ impl Subscriber {
     pub fn send_quickly(&mut self, burst: &Rc<Burst>, from: u32) -> Delivered {
         match self.send_to_socket(burst.bytes_from(from)) {
             (_, Progress::Done) => Delivered::Sent,
-            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken),
+            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken, None),
             (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
         }
     }
 
     /// The socket is full: the rest of a piece waits until it is not.
-    fn keep_rest(&mut self, piece: Piece, taken: usize) -> Delivered {
+    fn keep_rest(&mut self, piece: Piece, taken: usize, position: Option<OrderedId>) -> Delivered {
         self.backlog.push(piece);
+        self.backlog.set_position(position);
         self.backlog.start();
         self.backlog.advance(taken);
         self.wait_writable();
@@ -403,22 +470,22 @@ impl Subscriber {
     }
 
     /// Takes a live piece: sends it, or queues it behind what waits.
-    fn deliver(&mut self, piece: Piece, now_ms: u64) -> Delivered {
+    pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
         self.postpone_ping(now_ms);
         if let Some(session) = &mut self.session {
             session.add_messages(piece.burst.messages_from(piece.from));
         }
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
-            return queued(replaying.behind.push_bounded(piece, bound));
+            return queued(push_at(&mut replaying.behind, piece, bound, position));
         }
         match self.send_now(&piece) {
             Some((_, Progress::Done)) => Delivered::Sent,
             Some((_, Progress::Failed)) => Delivered::Cut(Ending::Failed),
-            Some((taken, Progress::Blocked)) => self.keep_rest(piece, taken),
+            Some((taken, Progress::Blocked)) => self.keep_rest(piece, taken, position.flatten()),
             None => {
                 let idle = self.flight.is_some() && self.backlog.is_empty();
-                match queued(self.backlog.push_bounded(piece, bound)) {
+                match queued(push_at(&mut self.backlog, piece, bound, position)) {
                     Delivered::Queued { .. } if idle => Delivered::Advance,
                     delivered => delivered,
                 }
@@ -426,8 +493,38 @@ impl Subscriber {
         }
     }
 
+    /// Puts what a slow reader has missed in front of what it gets next; true if it is told.
+    fn tell_missed(&mut self) -> bool {
+        if self.style.format.gap_text.is_none() {
+            return false;
+        }
+        let queue = match &mut self.replay {
+            Some(replaying) => &mut replaying.behind,
+            None => &mut self.backlog,
+        };
+        let notices: Vec<Vec<u8>> = queue
+            .missed()
+            .iter()
+            .map(|missed| {
+                let mut notice = Vec::new();
+                let format = &self.style.format;
+                format.render_gap(&missed.channel, missed.position, missed.first, &mut notice);
+                notice
+            })
+            .collect();
+        if !notices.is_empty() {
+            queue.put_gap(Piece::whole(Burst::of_gaps(&notices, self.style.framing)));
+        }
+        !notices.is_empty()
+    }
+
     /// The old messages are in the backlog; what waited behind them follows.
     fn caught_up(&mut self, mut replaying: super::registry::Replaying) {
+        if let Some(position) = replaying.position {
+            let line = eventsource::position(position);
+            self.backlog
+                .push(Piece::whole(Burst::of_bytes(&line, self.style.framing)));
+        }
         self.backlog.append(&mut replaying.behind);
         if let Kind::Answer(rest) = &self.kind {
             let closing = Burst::of_bytes(&rest.closing, self.style.framing);
@@ -437,7 +534,22 @@ impl Subscriber {
     }
 }
 
-fn queued(result: Result<usize, super::backlog::Overflow>) -> Delivered {
+/// Queues a live piece; nothing that waits before it changes where the reader is.
+fn push_at(
+    queue: &mut Backlog,
+    piece: Piece,
+    bound: Bound,
+    position: Option<Option<OrderedId>>,
+) -> Result<usize, Overflow> {
+    let first = queue.is_empty();
+    let dropped = queue.push_bounded(piece, bound)?;
+    if first {
+        queue.set_position(position.flatten());
+    }
+    Ok(dropped)
+}
+
+fn queued(result: Result<usize, Overflow>) -> Delivered {
     match result {
         Ok(dropped) => Delivered::Queued { dropped },
         Err(_) => Delivered::Cut(Ending::TooSlow),

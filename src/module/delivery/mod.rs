@@ -2,6 +2,7 @@
 //!
 //! * [`registry`]: subscribers and the channels they are in.
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
+//! * [`ordered`]: messages merged over several channels, for those who resume in order.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
@@ -23,6 +24,7 @@ mod detach;
 mod events;
 mod inbox;
 mod leaving;
+mod ordered;
 mod output;
 mod recovery;
 mod registry;
@@ -44,7 +46,7 @@ use smallvec::SmallVec;
 
 use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary, Worker, Zone};
 
-use crate::config::{Audience, Main, Settings};
+use crate::config::{Audience, Main, Settings, Transport};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
@@ -507,12 +509,16 @@ impl Delivery {
             Ok(_) if !audience.detach => Some(Hold::Directive),
             Ok(_) => Some(Hold::Unsent),
         };
+        let tells_position =
+            audience.format.ordered && audience.format.transport == Transport::EventSource && !memberships.is_empty();
+        let ordered = audience.format.ordered && !memberships.is_empty();
         let replay = joined.replay.map(|replay| {
             Box::new(Replaying {
                 replay,
                 ids: ids.iter().map(|&id| id.into()).collect(),
                 behind: Default::default(),
                 first: false,
+                position: joined.newest_id.filter(|_| tells_position),
             })
         });
         let style = self.registry.styles.intern(style);
@@ -553,6 +559,9 @@ impl Delivery {
         let waiting = subscriber.replay.is_some() || !subscriber.backlog.is_empty();
         let connected = subscriber.connected();
         let id = self.registry.add(subscriber, memberships, &ids);
+        if ordered {
+            self.inbox.ordered.add_reader(id.index, joined.position);
+        }
         if let Some(worker) = &self.worker {
             worker.count_in(connected);
         }
@@ -603,6 +612,7 @@ impl Delivery {
         }
         self.wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
+        self.inbox.ordered.remove_reader(id.index);
         self.counters.ended += 1;
         let mut subscriber = self.registry.take(id)?;
         if let Some(session) = subscriber.session.take() {

@@ -13,6 +13,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
+use push_stream_core::wire::event_id::OrderedId;
 
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
@@ -134,6 +135,8 @@ pub struct Replaying {
     pub ids: Vec<Rc<[u8]>>,
     pub behind: Backlog,
     pub first: bool,
+    /// For an EventSource that resumes in order: its position, if no old message brings one.
+    pub position: Option<OrderedId>,
 }
 
 /// There may be a million of them. With the generation that the slab keeps with each: three cache lines.
@@ -445,6 +448,13 @@ impl Registry {
     /// Forgets a subscriber that has no seat any more.
     pub fn take(&mut self, id: SubscriberId) -> Option<Subscriber> {
         self.slab.take(id)
+    }
+
+    /// Where in the channel's list the subscriber at `index` is; once, if it is there twice.
+    pub fn seat_in(&mut self, index: u32, membership: Membership) -> Option<u32> {
+        let seats = &self.slab.at(index)?.seats;
+        let seat = seats.iter().find(|seat| seat.membership == membership)?;
+        Some(seat.position)
     }
 
     /// Takes the subscriber at `index` off all its channels; returns them.

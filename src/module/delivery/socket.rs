@@ -157,7 +157,7 @@ impl Delivery {
                 Ok(message @ (Received::Text(bytes) | Received::Binary(bytes))) => {
                     if incoming.publish && !bytes.is_empty() {
                         let binary = matches!(message, Received::Binary(_));
-                        self.publish(id, bytes, binary, incoming.store);
+                        self.publish(id, bytes, binary, incoming.terms);
                     }
                 }
                 Ok(Received::Ping(payload)) => {
@@ -215,7 +215,7 @@ impl Delivery {
     }
 
     /// Publishes to every channel of the connection, except the events channel.
-    fn publish(&mut self, id: SubscriberId, bytes: &[u8], binary: bool, store: bool) {
+    fn publish(&mut self, id: SubscriberId, bytes: &[u8], binary: bool, terms: Terms) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
         };
@@ -237,7 +237,7 @@ impl Delivery {
                     draft.mark_binary();
                 }
                 worker.write(&mut draft, bytes);
-                worker.publish(draft, &ids, Terms::plain(store), now)
+                worker.publish(draft, &ids, terms, now)
             });
         if let Err(refusal) = published {
             worker.count_refusal(refusal);

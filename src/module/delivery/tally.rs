@@ -9,6 +9,8 @@ use crate::config::SlowReader;
 pub struct Tally {
     /// Messages handed to subscribers.
     pub delivered: u64,
+    /// Slow readers that were told what they have missed.
+    pub gap_notices: u64,
     closed: u64,
     skipped: u64,
     latest: u64,
@@ -41,6 +43,7 @@ impl Delivery {
         let Some(worker) = &self.worker else { return };
         for (counter, count) in [
             (Counter::Delivered, &mut self.tally.delivered),
+            (Counter::GapNotice, &mut self.tally.gap_notices),
             (Counter::SlowClose, &mut self.tally.closed),
             (Counter::SlowSkip, &mut self.tally.skipped),
             (Counter::SlowLatest, &mut self.tally.latest),

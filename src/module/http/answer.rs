@@ -28,7 +28,22 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
     r.add_header(
         "Access-Control-Allow-Headers",
         b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
-    )
+    )?;
+    if r.location().checks_ids() {
+        r.add_header(
+            "Access-Control-Expose-Headers",
+            b"Etag, X-Nginx-PushStream-Gap, X-Nginx-PushStream-Event-Id",
+        )?;
+    }
+    Ok(())
+}
+
+/// The newest event id of the channels in question, if it is known.
+pub fn add_event_id(r: Request<'_>, id: Option<&[u8]>) -> Result<(), Denial> {
+    match id {
+        Some(id) => r.add_header("X-Nginx-PushStream-Event-Id", id),
+        None => Ok(()),
+    }
 }
 
 /// What a handler returns to nginx, whatever came out.

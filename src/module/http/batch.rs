@@ -1,10 +1,12 @@
 //! Batches: many messages in one request to a publisher location, and a verdict on each.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use ngx::ffi::*;
 use push_stream_core::store::{Counter, Now, Publication, Published, Publishing, Terms};
 use push_stream_core::wire::batch::{self, Line, Verdict};
+use push_stream_core::wire::event_id;
 
 use super::answer;
 use super::body::Body;
@@ -37,6 +39,7 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let minimal = batch::prefers_minimal(r.headers("Prefer"));
     let mut report = Report {
         figures: r.location().info_on_publish() && !minimal,
+        ids: r.location().gives_ids(),
         successes: !minimal,
         ..Report::default()
     };
@@ -46,7 +49,8 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         let mut batch = Batch {
             series: worker.publishing(),
             settings,
-            store: r.location().store_messages(),
+            terms: r.location().terms(),
+            checks_ids: r.location().checks_ids(),
             now,
             report: &mut report,
             broken: HashSet::new(),
@@ -72,8 +76,10 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 struct Batch<'a> {
     series: Publishing<'a>,
     settings: &'a Settings,
-    /// Are messages stored that do not say?
-    store: bool,
+    /// Those of the location; a line may say whether it is stored.
+    terms: Terms,
+    /// Are event ids and types checked?
+    checks_ids: bool,
     now: Now,
     report: &'a mut Report,
     /// Channels that have missed a message. They get none of the later ones either, or a client that sends the failed lines
@@ -123,7 +129,18 @@ impl Batch<'_> {
         if line.body.is_empty() {
             return Err(Refused::Denied(Denial::EmptyPost));
         }
+        let fields = [&line.event_id, &line.event_type];
+        let acceptable = |field: &Cow<'_, str>| event_id::is_acceptable(field.as_bytes());
+        if self.checks_ids && !fields.into_iter().flatten().all(acceptable) {
+            return Err(Refused::Denied(Denial::BadEventField));
+        }
         Ok(line)
+    }
+
+    /// Where messages get an id, an empty one is none.
+    fn brought_id<'l>(&self, line: &'l Line<'_>) -> Option<&'l [u8]> {
+        let id = line.event_id.as_deref().map(str::as_bytes);
+        id.filter(|id| !self.terms.auto_id || !id.is_empty())
     }
 
     /// Publishes the messages among `entries`, in order. Appends the figures of their channels; returns which entries were
@@ -145,10 +162,13 @@ impl Batch<'_> {
                 (own, ids) = ids.split_at(line.channels.len());
                 let post = Publication {
                     ids: own,
-                    event_id: line.event_id.as_deref().map(str::as_bytes),
+                    event_id: self.brought_id(line),
                     event_type: line.event_type.as_deref().map(str::as_bytes),
                     text: &line.body,
-                    terms: Terms::plain(line.store.unwrap_or(self.store)),
+                    terms: Terms {
+                        store: line.store.unwrap_or(self.terms.store),
+                        ..self.terms
+                    },
                 };
                 (index, post)
             })
@@ -217,6 +237,8 @@ struct Report {
     successes: bool,
     /// With the figures of its channels?
     figures: bool,
+    /// With the ids that messages were given?
+    ids: bool,
     lines: usize,
     failed: usize,
     /// For the statistics.
@@ -227,7 +249,7 @@ struct Report {
 impl Report {
     /// Adds the verdicts on `entries`; `figures` are those of all channels of the lines that were published, in order.
     fn add(&mut self, entries: &[Entry<'_>], figures: &[Published]) {
-        let mut figures = figures.iter();
+        let mut figures = figures;
         let mut channels = Vec::new();
         self.lines += entries.len();
         for entry in entries {
@@ -235,11 +257,20 @@ impl Report {
                 line: entry.number,
                 status: NGX_HTTP_OK,
                 explain: None,
+                duplicates: 0,
+                id: None,
             };
             match &entry.line {
                 Ok(line) => {
                     channels.clear();
-                    let own = line.channels.iter().zip(figures.by_ref());
+                    let (own, rest) = figures.split_at(line.channels.len());
+                    figures = rest;
+                    verdict.duplicates = own.iter().filter(|published| published.duplicate).count();
+                    let brings_id = line.event_id.as_deref().is_some_and(|id| !id.is_empty());
+                    if self.ids && !brings_id {
+                        verdict.id = own.last().and_then(|published| published.newest_id);
+                    }
+                    let own = line.channels.iter().zip(own);
                     channels.extend(own.map(|(id, published)| channels::figures(id.as_bytes(), published.info)));
                     if self.successes {
                         let shown = if self.figures { &channels[..] } else { &[] };

@@ -25,6 +25,8 @@ pub enum Denial {
     HandshakeVersion,
     /// With the methods that are allowed.
     Method(&'static str),
+    /// A brought event id or type with control characters, or too long.
+    BadEventField,
     /// A brought event id that is not above the newest of its channel.
     OutOfOrder,
     ZoneFull,
@@ -44,6 +46,7 @@ impl Denial {
             | Denial::ChannelIdTooLong
             | Denial::EmptyPost
             | Denial::BadCallback
+            | Denial::BadEventField
             | Denial::NoHandshake
             | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
             Denial::ReservedChannelId
@@ -83,6 +86,7 @@ impl Denial {
             }
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
+            Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
@@ -99,9 +103,11 @@ impl Denial {
             Denial::TooManyChannels => Some(Counter::RefusedLimit),
             Denial::OutOfOrder => Some(Counter::RefusedOutOfOrder),
             Denial::ToEventsChannel => Some(Counter::RefusedForbidden),
-            Denial::NoChannelId | Denial::ReservedChannelId | Denial::ChannelIdTooLong | Denial::EmptyPost => {
-                Some(Counter::RefusedInvalid)
-            }
+            Denial::NoChannelId
+            | Denial::ReservedChannelId
+            | Denial::ChannelIdTooLong
+            | Denial::EmptyPost
+            | Denial::BadEventField => Some(Counter::RefusedInvalid),
             _ => None,
         }
     }

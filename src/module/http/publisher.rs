@@ -1,7 +1,8 @@
 //! Publisher locations: publish, ask for figures, delete.
 
 use ngx::ffi::*;
-use push_stream_core::store::{Now, Published, Terms, Worker};
+use push_stream_core::store::{Now, Published, Worker};
+use push_stream_core::wire::event_id::{self, OrderedId};
 use push_stream_core::wire::{batch::CONTENT_TYPE, statistics};
 
 use super::answer;
@@ -42,6 +43,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         NGX_HTTP_POST if batch::is_batch(r) => r.read_body(publish_lines),
         NGX_HTTP_POST | NGX_HTTP_PUT => {
             let path = publishable_path(r).inspect_err(count_refusal)?;
+            check_fields(r).inspect_err(count_refusal)?;
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
@@ -93,6 +95,21 @@ fn count_refusal(denial: &Denial) {
     }
 }
 
+/// The event id that the message brings; where messages get one, an empty one is none.
+fn brought_id(r: Request<'_>) -> Option<&[u8]> {
+    r.header("Event-Id")
+        .filter(|id| !r.location().gives_ids() || !id.is_empty())
+}
+
+/// Event id and type, where they are checked.
+fn check_fields(r: Request<'_>) -> Result<(), Denial> {
+    let fields = [r.header("Event-Id"), r.header("Event-Type")];
+    if r.location().checks_ids() && !fields.into_iter().flatten().all(event_id::is_acceptable) {
+        return Err(Denial::BadEventField);
+    }
+    Ok(())
+}
+
 /// GET: the figures of those channels that exist.
 fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
     let (format, content_type) = statistics::negotiate(r.header("Accept"));
@@ -105,9 +122,13 @@ fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
         if known.is_empty() {
             return Err(Denial::UnknownChannel);
         }
-        Ok(channels::write_figures(format, worker, Now::read(), &known))
+        let newest = known.last().filter(|_| r.location().checks_ids());
+        let newest = newest.and_then(|(id, _)| worker.newest_event_id(id));
+        Ok((channels::write_figures(format, worker, Now::read(), &known), newest))
     });
-    answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)??)
+    let (body, newest) = body.ok_or(Denial::Unavailable)??;
+    answer::add_event_id(r, newest.as_deref())?;
+    answer::with_body(r, content_type, body)
 }
 
 /// Has nginx read the body, then goes on with `then`. The path is kept with the request meanwhile.
@@ -163,21 +184,37 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         if body.len() == 0 {
             return refuse_empty(worker, &ids, now);
         }
-        let (event_id, event_type) = (r.header("Event-Id"), r.header("Event-Type"));
-        let mut draft = worker.draft(body.len(), event_id, event_type, ids.len(), now)?;
+        let mut draft = worker.draft(body.len(), brought_id(r), r.header("Event-Type"), ids.len(), now)?;
         if let Err(denial) = body.copy(worker, &mut draft) {
             worker.discard(draft);
             return Err(denial);
         }
-        Ok(worker.publish(draft, &ids, Terms::plain(r.location().store_messages()), now)?)
+        Ok(worker.publish(draft, &ids, r.location().terms(), now)?)
     })
     .ok_or(Denial::Unavailable)?
     .inspect_err(count_refusal)?;
+    add_outcome(r, &published)?;
     if r.location().info_on_publish() {
         confirm(r, &ids, &published, now)
     } else {
         answer::header_only(r, NGX_HTTP_OK)
     }
+}
+
+/// How many channels had accepted the message before, and the newest id of the last one.
+fn add_outcome(r: Request<'_>, published: &[Published]) -> Result<(), Denial> {
+    let duplicates = published.iter().filter(|published| published.duplicate).count();
+    if duplicates > 0 {
+        r.add_header("X-Nginx-PushStream-Duplicate", duplicates.to_string().as_bytes())?;
+    }
+    let brought = brought_id(r);
+    if !r.location().checks_ids() || brought.is_none() && !r.location().gives_ids() {
+        return Ok(());
+    }
+    let newest = published.last().and_then(|published| published.newest_id);
+    let unordered = brought.filter(|id| OrderedId::parse(id).is_none());
+    let id = unordered.map(<[u8]>::to_vec).or_else(|| newest.map(|id| id.to_text()));
+    answer::add_event_id(r, id.as_deref())
 }
 
 /// A single channel comes into being all the same, as in the C module.

@@ -22,10 +22,11 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         return polling::send_stored(candidate, envelope, joined, seat);
     }
     let timeout_with_body = candidate.settings.timeout_with_body;
+    let gaps = candidate.gap_header(&joined);
     let answer = move |r: *mut ngx_http_request_t, reply: Reply<'_>| {
         // SAFETY: the delivery calls this for a request that is waiting and was not answered.
         let r = unsafe { Request::new(r) };
-        answer::conclude(r, reply_to(r, &envelope, timeout_with_body, reply))
+        answer::conclude(r, reply_to(r, &envelope, gaps.as_deref(), timeout_with_body, reply))
     };
     let enlistment = Enlistment {
         audience: candidate.audience.clone(),
@@ -42,6 +43,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
 fn reply_to(
     r: Request<'_>,
     envelope: &Envelope,
+    gaps: Option<&[u8]>,
     timeout_with_body: bool,
     reply: Reply<'_>,
 ) -> Result<ngx_int_t, Denial> {
@@ -58,6 +60,7 @@ fn reply_to(
     };
     r.set_last_modified(time);
     polling::add_etag(r, tag)?;
+    polling::add_gaps(r, gaps)?;
     let Some(body) = body else {
         return answer::header_only(r, NGX_HTTP_NOT_MODIFIED);
     };

@@ -10,14 +10,17 @@ mod websocket;
 use std::rc::Rc;
 
 use ngx::ffi::*;
-use push_stream_core::store::{AddressLimit, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position};
-use push_stream_core::wire::{http_date, position};
+use push_stream_core::store::{
+    AddressLimit, Counter, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position, Refusal,
+};
+use push_stream_core::wire::event_id::OrderedId;
+use push_stream_core::wire::{eventsource as eventsource_wire, gap, http_date, position};
 
 use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::Request;
-use crate::config::{Audience, Role, Settings, SubscriberMode};
+use crate::config::{Audience, Role, Settings, SubscriberMode, Transport};
 use crate::delivery::{self, Seat};
 
 /// Answers one request.
@@ -127,7 +130,12 @@ impl<'r> Candidate<'r> {
         let address = max.and_then(|max| Some((self.r.address_key()?, max)));
         let address = address.as_ref().map(|(key, max)| AddressLimit { key, max: *max });
         let request = self.request(&channels, mode, address);
-        let joined = delivery::with_store(|worker| worker.join(&request, Now::read())).ok_or(Denial::Unavailable)??;
+        let joined = delivery::with_store(|worker| {
+            let joined = worker.join(&request, Now::read())?;
+            worker.count(Counter::GapNotice, u64::from(!joined.gaps.is_empty()));
+            Ok::<_, Refusal>(joined)
+        })
+        .ok_or(Denial::Unavailable)??;
         let seat = Seat::new(&joined);
         Ok((joined, seat))
     }
@@ -142,13 +150,54 @@ impl<'r> Candidate<'r> {
             channels,
             position: self.resume.position(),
             mode,
-            ordered: false,
-            gap_notices: false,
+            ordered: self.r.location().resumes_in_order(),
+            gap_notices: self.r.location().tells_gaps(),
             authorized_channels_only: self.r.location().authorized_channels_only(),
             may_follow_events: self.r.location().may_follow_events(),
             address,
         }
     }
+
+    /// What a stream gets before all messages: which channels have lost some, and for an EventSource when to come back, and where it
+    /// is if no old message says so.
+    fn introduction(&self, joined: &Joined) -> Vec<Vec<u8>> {
+        let format = &self.audience.format;
+        let eventsource = format.transport == Transport::EventSource;
+        let mut pieces = Vec::new();
+        if let Some(retry) = self.r.location().retry().filter(|_| eventsource) {
+            pieces.push(eventsource_wire::retry(random_between(retry.min_ms, retry.max_ms)));
+        }
+        let ids = self.path.ids();
+        let asked = self.resume.event_id.as_deref().and_then(OrderedId::parse);
+        for gap in &joined.gaps {
+            let mut notice = Vec::new();
+            let channel = ids.get(gap.path_index as usize).copied().unwrap_or_default();
+            format.render_gap(channel, asked, gap.first, &mut notice);
+            pieces.push(notice);
+        }
+        let position = joined
+            .newest_id
+            .filter(|_| joined.replay.is_none() && eventsource && format.ordered);
+        pieces.extend(position.map(eventsource_wire::position));
+        pieces
+    }
+
+    /// The value of the header that tells polls which channels have lost messages.
+    fn gap_header(&self, joined: &Joined) -> Option<Vec<u8>> {
+        let ids = self.path.ids();
+        let channels = joined
+            .gaps
+            .iter()
+            .filter_map(|gap| ids.get(gap.path_index as usize).copied());
+        Some(gap::header_value(channels)).filter(|_| !joined.gaps.is_empty())
+    }
+}
+
+/// Spreads what many clients do at once.
+fn random_between(min: u32, max: u32) -> u32 {
+    // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
+    let random = unsafe { libc::rand() } as u64;
+    min + (random % (u64::from(max - min) + 1)) as u32
 }
 
 /// `push_stream_wildcard_channel_max_qtd`: not more, and never wildcard channels alone.
@@ -188,8 +237,17 @@ impl Resume {
                 None => Ok(r.header(header).map(<[u8]>::to_vec)),
             }
         };
+        let event_id = if location.resumes_in_order() {
+            // What a browser sends by itself is newer than what a page has put into its URL.
+            match r.header("Last-Event-Id").filter(|id| !id.is_empty()) {
+                Some(id) => Some(id.to_vec()),
+                None => r.value(location.last_event_id)?.filter(|id| !id.is_empty()),
+            }
+        } else {
+            choose(location.last_event_id, "Last-Event-Id")?
+        };
         Ok(Resume {
-            event_id: choose(location.last_event_id, "Last-Event-Id")?,
+            event_id,
             time: choose(location.last_time, "If-Modified-Since")?.and_then(|text| http_date::parse(&text)),
             tag: choose(location.last_tag, "If-None-Match")?.and_then(|text| position::parse_tag(&text)),
         })

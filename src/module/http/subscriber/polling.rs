@@ -28,12 +28,21 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     if let Some(tag) = candidate.resume.tag {
         add_etag(r, tag)?;
     }
+    add_gaps(r, candidate.gap_header(&joined).as_deref())?;
     answer::header_only(r, NGX_HTTP_NOT_MODIFIED)
 }
 
 /// `W/` and the bare number: the form that clients of the C module send back.
 pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
     r.add_header("Etag", format!("W/{tag}").as_bytes())
+}
+
+/// The channels that have lost messages since the client's position, if there are any.
+pub fn add_gaps(r: Request<'_>, channels: Option<&[u8]>) -> Result<(), Denial> {
+    match channels {
+        Some(channels) => r.add_header("X-Nginx-PushStream-Gap", channels),
+        None => Ok(()),
+    }
 }
 
 /// Answers with old messages: a short answer in one piece, a long one as the client takes it.
@@ -57,10 +66,8 @@ pub fn send_stored(
         for (index, message) in batch.iter() {
             let channel = ids.get(index as usize).copied().unwrap_or_default();
             envelope.separate(&mut empty, &mut body);
-            envelope
-                .audience
-                .format
-                .render(&delivery::fields(channel, &message), message.binary, &mut body);
+            let format = &envelope.audience.format;
+            format.render(&delivery::fields(format, channel, &message), message.binary, &mut body);
         }
     }
     envelope.set_content_type(r)?;
@@ -68,6 +75,7 @@ pub fn send_stored(
         r.set_last_modified(time);
         add_etag(r, tag)?;
     }
+    add_gaps(r, candidate.gap_header(&joined).as_deref())?;
     r.set_status(NGX_HTTP_OK, None);
     match r.send_head() {
         Ok(true) => {}

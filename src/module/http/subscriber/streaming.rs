@@ -37,6 +37,9 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     if let Some(filler) = padding.and_then(|padding| delivery::header_filler(audience, padding)) {
         r.send_body(filler, false);
     }
+    for piece in candidate.introduction(&joined) {
+        r.send_body(piece, false);
+    }
     delivery::enlist(
         r.raw(),
         Enlistment {

@@ -93,6 +93,7 @@ impl Admitted<'_> {
             seat,
         } = self;
         opening.extend_from_slice(&candidate.audience.header);
+        opening.extend(candidate.introduction(&joined).concat());
         let r = candidate.r;
         r.head_is_sent(NGX_HTTP_SWITCHING_PROTOCOLS);
         delivery::enlist(

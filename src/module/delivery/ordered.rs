@@ -1,0 +1,303 @@
+//! Readers who resume by the order of ids: what comes in several of their channels is merged for them, and only what is above all they
+//! have seen is shown as a position.
+//!
+//! Messages of a whole drain wait here until all of them are known. They are written once for all readers of the same channels who
+//! are as far; a reader who has seen a higher id, which a publisher may bring about in another channel, gets a writing of its own.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use push_stream_core::store::{Batch, Membership, Message, MessageKind};
+use push_stream_core::wire::event_id::OrderedId;
+use push_stream_core::wire::merge::merge;
+
+use super::Delivery;
+use super::burst::{Burst, Framing, Note, Piece, Style};
+use super::inbox::{Action, Answer, TURN};
+use super::registry::{Kind, Registry, SubscriberId};
+
+/// Writings that are kept for other readers of the same channels.
+const SHARED: usize = 256;
+
+/// What such readers wait for.
+#[derive(Default)]
+pub struct Ordered {
+    /// Where each of them is, by index.
+    positions: HashMap<u32, Option<OrderedId>>,
+    /// New messages of each channel with such readers, and whether the channel was deleted.
+    lists: HashMap<Membership, List>,
+    /// Who is still to get them.
+    waiting: VecDeque<SubscriberId>,
+    /// When the messages were published that nobody else gets.
+    published_ms: Vec<u64>,
+    shared: HashMap<Key, Merged>,
+}
+
+#[derive(Default)]
+struct List {
+    items: Vec<Item>,
+    deleted: bool,
+}
+
+struct Item {
+    batch: Rc<Batch>,
+    index: u32,
+    seq: u64,
+    /// None if it has no place in the order.
+    id: Option<OrderedId>,
+}
+
+impl Item {
+    fn message(&self) -> Option<Message<'_>> {
+        self.batch.get(self.index as usize).map(|(_, message)| message)
+    }
+}
+
+/// The channels of a reader in which there is something for it, each from which message on; and its style.
+type Key = (Vec<(Membership, usize)>, (usize, Framing, u32));
+
+/// Messages of several channels, written for somebody who has seen no id that is not below all of these.
+#[derive(Clone)]
+struct Merged {
+    burst: Rc<Burst>,
+    lowest: Option<OrderedId>,
+    highest: Option<OrderedId>,
+}
+
+impl Ordered {
+    /// Are there such readers at all?
+    pub fn has_readers(&self) -> bool {
+        !self.positions.is_empty()
+    }
+
+    pub fn add_reader(&mut self, index: u32, position: Option<OrderedId>) {
+        self.positions.insert(index, position);
+    }
+
+    pub fn remove_reader(&mut self, index: u32) {
+        self.positions.remove(&index);
+    }
+
+    /// Drops what is not handed out.
+    pub fn forget_messages(&mut self) {
+        *self = Ordered {
+            positions: std::mem::take(&mut self.positions),
+            ..Ordered::default()
+        };
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Takes up what a drain has found for such readers.
+    pub fn take_up(&mut self, batch: &Rc<Batch>, registry: &Registry) {
+        let (mut followed, mut only_ordered) = ((None, false), false);
+        for (index, (source, message)) in batch.iter().enumerate() {
+            let source = Membership(source);
+            if followed.0 != Some(source) {
+                let channel = registry.channels.get(&source);
+                let has_readers = channel.is_some_and(|channel| channel.styles().any(|style| style.format.ordered));
+                followed = (Some(source), has_readers);
+                only_ordered = channel.is_some_and(|channel| channel.styles().all(|style| style.format.ordered));
+            }
+            if followed.1 {
+                self.published_ms.extend(only_ordered.then_some(message.unix_ms));
+                let list = self.lists.entry(source).or_default();
+                list.deleted |= message.kind == MessageKind::Deleted;
+                list.items.push(Item {
+                    batch: batch.clone(),
+                    index: index as u32,
+                    seq: message.seq,
+                    id: message.event_id.filter(|_| !message.late).and_then(OrderedId::parse),
+                });
+            }
+        }
+    }
+
+    /// The drain is whole: everybody who follows one of its channels gets its part.
+    pub fn begin(&mut self, registry: &mut Registry) {
+        let mut indices = Vec::new();
+        for membership in self.lists.keys() {
+            if let Some(channel) = registry.channels.get(membership) {
+                indices.extend(
+                    channel
+                        .members
+                        .iter()
+                        .filter(|index| self.positions.contains_key(index)),
+                );
+            }
+        }
+        indices.sort_unstable();
+        indices.dedup();
+        self.waiting = indices
+            .into_iter()
+            .filter_map(|index| registry.slab.id(index))
+            .collect();
+        self.forget_if_done();
+    }
+
+    fn forget_if_done(&mut self) {
+        if self.waiting.is_empty() {
+            self.lists.clear();
+            self.shared.clear();
+        }
+    }
+
+    /// What there is in these channels, for a reader who is at `position`; moves that on.
+    fn merged(
+        &mut self,
+        sources: Vec<(Membership, usize)>,
+        style: &Style,
+        position: &mut Option<OrderedId>,
+        names: &Registry,
+        scratch: &mut Vec<u8>,
+    ) -> Rc<Burst> {
+        let key = (sources, style.key());
+        if let Some(merged) = self.shared.get(&key).filter(|merged| *position < merged.lowest) {
+            *position = merged.highest;
+            return merged.burst.clone();
+        }
+        let parts: Vec<(Membership, &[Item])> = key
+            .0
+            .iter()
+            .filter_map(|&(membership, from)| Some((membership, self.lists.get(&membership)?.items.get(from..)?)))
+            .collect();
+        let lowest = parts
+            .iter()
+            .flat_map(|(_, items)| items.iter().filter_map(|item| item.id))
+            .min();
+        let for_all = lowest.is_some() && *position < lowest;
+        let burst = Rc::new(write(&parts, style, position, names, scratch));
+        if for_all && self.shared.len() < SHARED {
+            let merged = Merged {
+                burst: burst.clone(),
+                lowest,
+                highest: *position,
+            };
+            self.shared.insert(key, merged);
+        }
+        burst
+    }
+}
+
+fn write(
+    parts: &[(Membership, &[Item])],
+    style: &Style,
+    position: &mut Option<OrderedId>,
+    names: &Registry,
+    scratch: &mut Vec<u8>,
+) -> Burst {
+    let ids: Vec<Vec<_>> = parts
+        .iter()
+        .map(|(_, items)| items.iter().map(|item| item.id).collect())
+        .collect();
+    let ids: Vec<&[_]> = ids.iter().map(Vec::as_slice).collect();
+    let mut burst = Burst::default();
+    for turn in merge(&ids, position) {
+        let (membership, items) = parts[turn.list];
+        let item = &items[turn.index];
+        let (Some(channel), Some(message)) = (names.channels.get(&membership), item.message()) else {
+            continue;
+        };
+        let note = Note {
+            channel: channel.id.clone(),
+            id: item.id,
+            is_position: turn.is_position,
+        };
+        burst.push_noted(style, &message, note, scratch);
+    }
+    burst
+}
+
+impl Delivery {
+    /// Hands out what was merged, for one turn.
+    pub fn hand_out_ordered(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        for _ in 0..TURN {
+            let Some(id) = self.inbox.ordered.waiting.pop_front() else {
+                break;
+            };
+            self.hand_ordered_to(id, now_ms, actions);
+        }
+        let ordered = &mut self.inbox.ordered;
+        if ordered.waiting.is_empty() {
+            ordered.lists.clear();
+            ordered.shared.clear();
+            self.tally.observe(&std::mem::take(&mut ordered.published_ms));
+        }
+    }
+
+    fn hand_ordered_to(&mut self, id: SubscriberId, now_ms: u64, actions: &mut Vec<Action>) {
+        let Some(subscriber) = self.registry.slab.get(id).filter(|subscriber| !subscriber.ending) else {
+            return;
+        };
+        let ordered = &mut self.inbox.ordered;
+        let mut sources = Vec::new();
+        for seat in &subscriber.seats {
+            if let Some(list) = ordered.lists.get(&seat.membership) {
+                let from = list.items.partition_point(|item| item.seq <= subscriber.joined_seq);
+                if from < list.items.len() {
+                    sources.push((seat.membership, from));
+                }
+            }
+        }
+        let Some(before) = ordered
+            .positions
+            .get(&id.index)
+            .copied()
+            .filter(|_| !sources.is_empty())
+        else {
+            return;
+        };
+        let deleted: Vec<_> = sources
+            .iter()
+            .map(|&(membership, _)| membership)
+            .filter(|membership| ordered.lists.get(membership).is_some_and(|list| list.deleted))
+            .collect();
+        let style = subscriber.style.clone();
+        let waits = matches!(subscriber.kind, Kind::Waiting(_));
+        let mut position = before;
+        let burst = ordered.merged(sources, &style, &mut position, &self.registry, &mut self.inbox.scratch);
+        ordered.positions.insert(id.index, position);
+        if waits {
+            if let Some(answer) = first_message(&burst) {
+                self.tally.delivered += answer.piece.messages() as u64;
+                self.leave_store(id.index);
+                actions.push(Action::Answer(id, answer));
+            }
+            return;
+        }
+        self.tally.delivered += burst.marks().len() as u64;
+        if let Some(subscriber) = self.registry.slab.get(id) {
+            let delivered = subscriber.deliver(Piece::whole(burst), Some(before), now_ms);
+            self.account(id.index, delivered, actions);
+        }
+        for membership in deleted {
+            while let Some(place) = self.registry.seat_in(id.index, membership) {
+                self.lose_channel(id.index, place, membership, actions);
+            }
+        }
+    }
+}
+
+/// The first message, with all its copies: what the client is to ask with next is in the last one.
+fn first_message(burst: &Rc<Burst>) -> Option<Answer> {
+    let (marks, notes) = (burst.marks(), burst.notes(0, u32::MAX));
+    let id = notes.first()?.id;
+    let copies = notes
+        .iter()
+        .take_while(|note| id.is_some() && note.id == id)
+        .count()
+        .max(1);
+    let last = marks.get(copies - 1)?;
+    Some(Answer {
+        piece: Piece {
+            burst: burst.clone(),
+            from: 0,
+            to: last.end(),
+        },
+        time: last.time,
+        tag: last.tag,
+        deleted: last.deleted,
+    })
+}
