@@ -344,6 +344,26 @@ pub(super) struct ReplayPart {
     pub offer: Offer,
 }
 
+/// Where a walk over stored messages stands. It holds nothing in the zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// Sequence number of the message that is next; it may be gone.
+    pub seq: u64,
+    /// Where it is, if it is still there.
+    pub link: u32,
+}
+
+impl Replay {
+    /// Where it goes on; None at the end.
+    pub fn mark(&self) -> Option<Mark> {
+        let part = self.parts.front()?;
+        Some(Mark {
+            seq: part.next_seq,
+            link: part.hint,
+        })
+    }
+}
+
 /// What kind of message it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
@@ -351,6 +371,8 @@ pub enum MessageKind {
     /// The channel was deleted; the text is the notice. The membership ends with it: every subscriber of it must
     /// leave ([`Worker::leave`]).
     Deleted,
+    /// Not for the client's eyes: every subscriber that joined before it is to be ended. The channel stays.
+    Dismissed,
 }
 
 /// A message copied out of the zone; its bytes are in the [`Batch`] it came in.

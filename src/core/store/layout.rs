@@ -280,6 +280,8 @@ pub mod link_flag {
     pub const LATE: u16 = 1 << 12;
     /// It came as binary data.
     pub const BINARY: u16 = 1 << 13;
+    /// With `NOTICE`: the subscribers are sent away, the channel stays.
+    pub const DISMISSAL: u16 = 1 << 14;
 }
 
 pub const LIMBO: u16 = 1;

@@ -247,12 +247,8 @@ impl Locked<'_> {
         self.init(head, body::expires, expires);
         self.init(head, body::tag, tag | millis << TAG_MASK.count_ones());
         self.init(head, body::seq, seq);
-        let mut common = shape.flags
-            & (link_flag::EVENT_ID
-                | link_flag::AUTO_ID
-                | link_flag::EVENT_TYPE
-                | link_flag::NOTICE
-                | link_flag::BINARY);
+        let described = link_flag::EVENT_ID | link_flag::AUTO_ID | link_flag::EVENT_TYPE | link_flag::BINARY;
+        let mut common = shape.flags & (described | link_flag::NOTICE | link_flag::DISMISSAL);
         if shape.multi() {
             common |= link_flag::MULTI;
             self.init(head, multi::stored, 0);
@@ -694,7 +690,7 @@ fn links_blocks(links: u32) -> u32 {
 pub struct Shape {
     pub payload_len: u32,
     pub links: u32,
-    /// [`link_flag`]s: `EVENT_ID`, `AUTO_ID`, `EVENT_TYPE`, `NOTICE`, `STORED`.
+    /// [`link_flag`]s: `EVENT_ID`, `AUTO_ID`, `EVENT_TYPE`, `BINARY`, `NOTICE`, `DISMISSAL`, `STORED`.
     pub flags: u16,
 }
 

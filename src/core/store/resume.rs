@@ -10,7 +10,7 @@ use super::api::{Replay, ReplayPart};
 use super::layout::*;
 use super::memory::Locked;
 use super::worker::Head;
-use super::{Batch, JoinRequest, Position};
+use super::{Batch, JoinRequest, Mark, Position};
 use crate::wire::event_id::OrderedId;
 
 /// Links that one hold of the lock looks at.
@@ -133,6 +133,24 @@ impl Locked<'_> {
         let newest = self.ordered_id(ZoneIds, super::ids::ZONE_NEWEST);
         let knows_newest = newest.is_some() || self.get(ZoneIds, zone_ids::since) == 1;
         Some(asked) < self.lost_id(channel) || knows_newest && newest < Some(asked)
+    }
+
+    /// Everything stored in the channel, from a mark on if there is one.
+    pub fn replay_stored(&self, channel: ChannelRef, from: Option<Mark>) -> Replay {
+        let marked = from.map(|mark| Place {
+            // A client gave it: it may be anything.
+            link: Some(mark.link)
+                .filter(|link| (1..=self.blocks).contains(&(link / LINKS_PER_BLOCK)))
+                .unwrap_or(0),
+            seq: mark.seq,
+        });
+        let mut seek = self.begin_seek(channel, Aim::EVERYTHING);
+        seek.start = marked.or_else(|| self.first_stored(channel).and_then(|link| self.place(link)));
+        Replay {
+            parts: [ReplayPart::new(self, 0, seek)].into(),
+            ordered: false,
+            lost: false,
+        }
     }
 
     /// What is wanted of the channel at `index` of the path.

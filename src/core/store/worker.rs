@@ -400,6 +400,41 @@ impl Worker {
         Ok(deleted)
     }
 
+    /// Sends away all subscribers of those of `ids` that exist; the channels stay as they are. Returns the figures that these had.
+    pub fn dismiss(&mut self, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+        let mut had = Vec::new();
+        for id in ids {
+            let hash = self.memory().hash(id);
+            let draft = self.draft(0, None, None, 1, now)?;
+            let shape = Shape {
+                flags: link_flag::NOTICE | link_flag::DISMISSAL,
+                ..draft.shape
+            };
+            let (slot, limits) = (self.slot, self.limits.clone());
+            let info = self.mutate(self.cost([*id]), now, |locked| {
+                let Some(channel) = locked.find(hash, id) else {
+                    return Ok(None);
+                };
+                let info = locked.info(channel);
+                if info.subscribers > 0 {
+                    locked.link_reserved(slot, &[channel], shape, draft.block, None, &limits);
+                }
+                Ok(Some(info))
+            });
+            self.unreserve();
+            had.extend(info?);
+        }
+        Ok(had)
+    }
+
+    /// A walk over all that is stored in a channel, from a mark on if there is one; None if there is no such channel.
+    pub fn stored(&self, id: &[u8], from: Option<Mark>) -> Option<Replay> {
+        let hash = self.memory().hash(id);
+        let locked = self.memory().lock();
+        let channel = locked.find(hash, id)?;
+        Some(locked.replay_stored(channel, from))
+    }
+
     /// Admits a subscriber (limits and existence only: the grammar of ids is the caller's), creates unknown
     /// channels, selects old messages and registers, all in one step.
     pub fn join(&mut self, request: &JoinRequest, now: Now) -> Result<Joined, Refusal> {
@@ -1037,13 +1072,16 @@ impl Locked<'_> {
     }
 
     pub(super) fn record(&self, link: LinkRef, source: u32) -> Record {
-        let notice = self.link_flag(link, link_flag::NOTICE);
+        let (notice, dismissal) = (
+            self.link_flag(link, link_flag::NOTICE),
+            self.link_flag(link, link_flag::DISMISSAL),
+        );
         Record {
             source,
-            kind: if notice {
-                MessageKind::Deleted
-            } else {
-                MessageKind::Ordinary
+            kind: match (notice, dismissal) {
+                (false, _) => MessageKind::Ordinary,
+                (true, false) => MessageKind::Deleted,
+                (true, true) => MessageKind::Dismissed,
             },
             id: self.id_of(link),
             seq: self.seq_of(link),

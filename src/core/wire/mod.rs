@@ -8,6 +8,7 @@ pub mod exposition;
 pub mod gap;
 pub mod http_date;
 pub mod merge;
+pub mod operators;
 pub mod percent;
 pub mod position;
 pub mod query;

@@ -113,6 +113,7 @@ pub struct Location {
     pub channels_path: *mut ngx_http_complex_value_t,
     pub(super) store_messages: ngx_flag_t,
     pub(super) info_on_publish: ngx_flag_t,
+    pub(super) admin_api: ngx_flag_t,
     pub(super) batch_publish: ngx_flag_t,
     pub(super) batch_max_lines: ngx_int_t,
     pub(super) batch_max_line: usize,
@@ -338,6 +339,11 @@ impl Location {
         self.info_on_publish == 1
     }
 
+    /// May operators list, and delete in bulk?
+    pub fn admin_api(&self) -> bool {
+        self.admin_api == 1
+    }
+
     /// What a publisher takes as one body, if it takes more than one message.
     pub fn batch(&self) -> Option<BatchLimits> {
         (self.batch_publish == 1).then_some(BatchLimits {
@@ -390,6 +396,7 @@ impl Location {
         for (inner, outer, default) in [
             (&mut self.store_messages, outer.store_messages, 0),
             (&mut self.info_on_publish, outer.info_on_publish, 1),
+            (&mut self.admin_api, outer.admin_api, 0),
             (&mut self.batch_publish, outer.batch_publish, 0),
             (&mut self.batch_max_lines, outer.batch_max_lines, BATCH_MAX_LINES),
             (&mut self.authorized_channels_only, outer.authorized_channels_only, 0),
@@ -484,6 +491,9 @@ impl Location {
 
     /// What is only worth something beside a role, where it is written.
     fn check_own(&self) -> Result<(), &'static CStr> {
+        if self.admin_api == 1 && self.role != Some(Role::Publisher(PublisherMode::Admin)) {
+            return Err(c"push_stream_admin_api needs push_stream_publisher admin in the same location.");
+        }
         if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
             return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
         }
@@ -682,6 +692,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         channels_path: ptr::null_mut(),
         store_messages: unset::FLAG,
         info_on_publish: unset::FLAG,
+        admin_api: unset::FLAG,
         batch_publish: unset::FLAG,
         batch_max_lines: unset::NUMBER,
         batch_max_line: unset::SIZE,

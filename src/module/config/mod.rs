@@ -83,7 +83,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 60] = [
+pub static mut COMMANDS: [ngx_command_t; 61] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -221,6 +221,7 @@ pub static mut COMMANDS: [ngx_command_t; 60] = [
         ngx_conf_set_flag_slot,
         info_on_publish
     ),
+    location!("push_stream_admin_api", LOC, FLAG, ngx_conf_set_flag_slot, admin_api),
     location!(
         "push_stream_batch_publish",
         LOC,

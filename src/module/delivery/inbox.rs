@@ -59,6 +59,8 @@ struct Run {
     /// When they were published, in milliseconds since the epoch.
     published_ms: Vec<u64>,
     deleted: bool,
+    /// Sequence number at which all subscribers that are there are sent away.
+    dismissed: Option<u64>,
 }
 
 impl Run {
@@ -74,8 +76,14 @@ impl Run {
             bursts,
             published_ms: Vec::new(),
             deleted: false,
+            dismissed: None,
         });
         Some(runs.len() - 1)
+    }
+
+    /// Will some subscriber have one channel less, or be gone?
+    fn ends_somebody(&self) -> bool {
+        self.deleted || self.dismissed.is_some()
     }
 
     /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
@@ -222,6 +230,10 @@ impl Delivery {
             let Some(run) = run.and_then(|index| runs.get_mut(index)) else {
                 continue;
             };
+            if message.kind == MessageKind::Dismissed {
+                run.dismissed = Some(message.seq);
+                continue;
+            }
             run.published_ms.push(message.unix_ms);
             run.deleted |= message.kind == MessageKind::Deleted;
             fault::point("render");
@@ -274,7 +286,7 @@ impl Delivery {
                 index,
                 position: position as u32,
             };
-            let Some(subscriber) = slab.at(index).filter(|_| !run.deleted) else {
+            let Some(subscriber) = slab.at(index).filter(|_| !run.ends_somebody()) else {
                 return special;
             };
             if !subscriber.is_quick() {
@@ -293,6 +305,23 @@ impl Delivery {
     }
 
     fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
+        self.hand_part(index, position, run, now_ms, actions);
+        if let Some(seq) = run.dismissed {
+            self.dismiss(index, seq, actions);
+        }
+    }
+
+    /// Ends a subscriber that was there when all were sent away.
+    pub fn dismiss(&mut self, index: u32, seq: u64, actions: &mut Vec<Action>) {
+        let Some((id, subscriber)) = self.registry.slab.named(index) else {
+            return;
+        };
+        if !subscriber.ending && subscriber.joined_seq < seq {
+            actions.extend(self.begin_end(id, Reason::Dismissed));
+        }
+    }
+
+    fn hand_part(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };

@@ -37,6 +37,8 @@ pub struct Ordered {
 struct List {
     items: Vec<Item>,
     deleted: bool,
+    /// Sequence number at which all subscribers that are there are sent away.
+    dismissed: Option<u64>,
 }
 
 struct Item {
@@ -102,8 +104,12 @@ impl Ordered {
                 only_ordered = channel.is_some_and(|channel| channel.styles().all(|style| style.format.ordered));
             }
             if followed.1 {
-                self.published_ms.extend(only_ordered.then_some(message.unix_ms));
                 let list = self.lists.entry(source).or_default();
+                if message.kind == MessageKind::Dismissed {
+                    list.dismissed = Some(message.seq);
+                    continue;
+                }
+                self.published_ms.extend(only_ordered.then_some(message.unix_ms));
                 list.deleted |= message.kind == MessageKind::Deleted;
                 list.items.push(Item {
                     batch: batch.clone(),
@@ -218,12 +224,30 @@ impl Delivery {
                 break;
             };
             self.hand_ordered_to(id, now_ms, actions);
+            self.dismiss_ordered(id, actions);
         }
         let ordered = &mut self.inbox.ordered;
         if ordered.waiting.is_empty() {
             ordered.lists.clear();
             ordered.shared.clear();
             self.tally.observe(&std::mem::take(&mut ordered.published_ms));
+        }
+    }
+
+    /// Ends a reader that was there when all of one of its channels were sent away.
+    fn dismiss_ordered(&mut self, id: SubscriberId, actions: &mut Vec<Action>) {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        let lists = &self.inbox.ordered.lists;
+        let dismissed = |membership| lists.get(membership).and_then(|list| list.dismissed);
+        if let Some(seq) = subscriber
+            .seats
+            .iter()
+            .filter_map(|seat| dismissed(&seat.membership))
+            .max()
+        {
+            self.dismiss(id.index, seq, actions);
         }
     }
 

@@ -28,6 +28,8 @@ pub enum Reason {
     /// `push_stream_subscriber_connection_ttl`.
     Ttl,
     ChannelDeleted,
+    /// An operator sent all subscribers of a channel away.
+    Dismissed,
     /// The nginx worker left: a reload or a stop.
     WorkerExit,
 }
@@ -45,6 +47,7 @@ impl Reason {
             Reason::Failed => "write_failed",
             Reason::Ttl => "ttl",
             Reason::ChannelDeleted => "channel_deleted",
+            Reason::Dismissed => "dismissed",
             Reason::WorkerExit => "worker_exit",
         }
     }

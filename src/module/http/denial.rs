@@ -20,6 +20,8 @@ pub enum Denial {
     ToEventsChannel,
     FromEventsChannel,
     UnknownChannel,
+    /// An argument of the URI, and what is wrong with it.
+    Argument(&'static str),
     /// No WebSocket handshake, or one of a version that nobody speaks any more.
     NoHandshake,
     HandshakeVersion,
@@ -47,6 +49,7 @@ impl Denial {
             | Denial::EmptyPost
             | Denial::BadCallback
             | Denial::BadEventField
+            | Denial::Argument(_)
             | Denial::NoHandshake
             | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
             Denial::ReservedChannelId
@@ -87,6 +90,7 @@ impl Denial {
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
+            Denial::Argument(explain) => explain,
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",

@@ -5,6 +5,7 @@
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: which channels a request names, and whether it may.
 //! * [`metrics`]: the zone's figures for monitoring systems.
+//! * [`operators`]: lists and bulk operations of an admin publisher.
 //! * [`pieces`]: long answers, a piece at a time.
 //! * [`denial`]: why a request is refused, with status and explain text, in one place.
 //! * [`answer`]: the headers and the simple answers that all of them share.
@@ -16,6 +17,7 @@ mod body;
 mod channels;
 mod denial;
 mod metrics;
+mod operators;
 mod pieces;
 mod publisher;
 pub mod request;

@@ -10,6 +10,7 @@ use super::batch;
 use super::body::Body;
 use super::channels::{self, Path};
 use super::denial::Denial;
+use super::operators;
 use super::request::Request;
 use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
@@ -29,6 +30,9 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     };
     answer::add_cors_headers(r, methods)?;
     answer::add_cache_headers(r)?;
+    if let Some(answered) = operators::respond(r)? {
+        return Ok(answered);
+    }
     match r.method() {
         NGX_HTTP_OPTIONS => {
             if r.location().batch().is_some() {
@@ -62,7 +66,7 @@ fn known_path(r: Request<'_>) -> Result<Path, Denial> {
 }
 
 /// A path without the events channel.
-fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
+pub fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
     path.judge(|id| check_changeable(id, settings), |_| Ok(()))?;
     Ok(path)
@@ -166,7 +170,11 @@ unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     unsafe { go_on(r, delete) }
 }
 
-unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_int_t, Denial>) {
+/// Goes on with a request whose body nginx has read, to its end.
+///
+/// # Safety
+/// `r` is valid, and nothing is done with it afterwards.
+pub unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_int_t, Denial>) {
     // SAFETY: the request is valid until it is finalized, which is the last thing done.
     unsafe {
         let request = Request::new(r);
@@ -236,16 +244,21 @@ fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[Published], now: Now) -> 
     answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
 }
 
+/// What subscribers of a deleted channel are told.
+pub fn deletion_notice(settings: &Settings, body: &Body) -> Result<Vec<u8>, Denial> {
+    if body.len() == 0 {
+        Ok(settings.channel_deleted_text.clone())
+    } else {
+        Ok(body.read()?.into_owned())
+    }
+}
+
 /// DELETE: the body, if there is one, replaces the notice.
 fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let settings = r.settings()?;
     let ids = kept_path(r)?.ids();
     let body = Body::of(r);
-    let notice = if body.len() == 0 {
-        settings.channel_deleted_text.clone()
-    } else {
-        body.read()?.into_owned()
-    };
+    let notice = deletion_notice(settings, &body)?;
     let deleted =
         delivery::with_store(|worker| worker.delete(&ids, &notice, Now::read())).ok_or(Denial::Unavailable)??;
     if deleted == 0 {

@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use std::ptr;
 
 use ngx::ffi::*;
-use push_stream_core::wire::percent;
+use push_stream_core::wire::{percent, query};
 
 use super::denial::Denial;
 use crate::config::{Location, Main, Settings};
@@ -105,6 +105,20 @@ impl<'r> Request<'r> {
         // SAFETY: the request is valid; nginx only reads the name.
         let code = unsafe { ngx_http_arg(self.raw, name.as_ptr().cast_mut(), name.len(), &mut value) };
         (code == NGX_OK as ngx_int_t).then(|| percent::decode(value.as_bytes()))
+    }
+
+    /// All query arguments, percent-decoded.
+    pub fn arguments(self) -> impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)> + 'r {
+        // SAFETY: the request is valid and keeps its arguments, of which there may be none.
+        let text: &'r [u8] = unsafe {
+            let args = (*self.raw).args;
+            if args.len == 0 {
+                &[]
+            } else {
+                std::slice::from_raw_parts(args.data, args.len)
+            }
+        };
+        query::arguments(text)
     }
 
     /// Adds a header to the answer.
