@@ -137,6 +137,7 @@ pub struct Location {
     pub allowed_origins: *mut ngx_http_complex_value_t,
     pub(super) allow_events_channel: ngx_flag_t,
     pub(super) statistics_format: ngx_uint_t,
+    pub(super) statistics_channels: ngx_int_t,
     pub(super) auto_event_id: ngx_flag_t,
     pub(super) out_of_order: ngx_uint_t,
     pub(super) idempotent_publish: ngx_flag_t,
@@ -398,6 +399,7 @@ impl Location {
             (&mut self.info_on_publish, outer.info_on_publish, 1),
             (&mut self.admin_api, outer.admin_api, 0),
             (&mut self.batch_publish, outer.batch_publish, 0),
+            (&mut self.statistics_channels, outer.statistics_channels, 0),
             (&mut self.batch_max_lines, outer.batch_max_lines, BATCH_MAX_LINES),
             (&mut self.authorized_channels_only, outer.authorized_channels_only, 0),
             (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
@@ -471,6 +473,11 @@ impl Location {
             unset::MSEC,
             self.subscriber_ttl_ms,
         );
+    }
+
+    /// How many of the busiest channels have figures of their own.
+    pub fn statistics_channels(&self) -> usize {
+        usize::try_from(self.statistics_channels).unwrap_or(0)
     }
 
     pub fn statistics_format(&self) -> StatisticsFormat {
@@ -716,6 +723,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         allowed_origins: ptr::null_mut(),
         allow_events_channel: unset::FLAG,
         statistics_format: unset::ENUM,
+        statistics_channels: unset::NUMBER,
         auto_event_id: unset::FLAG,
         out_of_order: unset::ENUM,
         idempotent_publish: unset::FLAG,
@@ -746,6 +754,10 @@ pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *
     };
     if let Err(reason) = inner.check(role, main) {
         return refuse(cf, reason);
+    }
+    if role == Role::Statistics {
+        let wanted = given(inner.statistics_channels).unwrap_or(0);
+        main.statistics_channels.set(main.statistics_channels.get().max(wanted));
     }
     if let Role::Subscriber(mode) = role {
         // SAFETY: `cf` is valid for the call.

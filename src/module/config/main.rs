@@ -60,6 +60,8 @@ pub struct Main {
     pub(super) formats: Vec<Rc<Format>>,
     /// The largest padding of the whole configuration, in bytes.
     pub(super) padding_max: Rc<Cell<u32>>,
+    /// The largest `push_stream_statistics_channels` of the whole configuration.
+    pub(super) statistics_channels: Rc<Cell<u32>>,
 }
 
 /// What requests and the delivery need to know of the http block.
@@ -75,6 +77,8 @@ pub struct Settings {
     pub max_subscribers_per_address: Option<u32>,
     /// Bytes.
     pub max_channel_id_length: Option<usize>,
+    /// For how many of the busiest channels there are statistics; known when all of the configuration was read.
+    pub statistics_channels: Rc<Cell<u32>>,
     /// How long a leaving worker takes to end its subscribers; 0 = at once.
     pub drain_time_ms: u64,
 }
@@ -107,6 +111,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         settings: None,
         formats: Vec::new(),
         padding_max: Rc::default(),
+        statistics_channels: Rc::default(),
     };
     // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
     unsafe { pool::place((*cf).pool, main) }.map_or(ptr::null_mut(), |main| main.as_ptr().cast())
@@ -218,6 +223,7 @@ impl Main {
             timeout_with_body: self.timeout_with_body == 1,
             max_subscribers_per_address: given(self.max_subscribers_per_address),
             max_channel_id_length: given(self.max_channel_id_length).map(|length| length as usize),
+            statistics_channels: self.statistics_channels.clone(),
             drain_time_ms: given_ms(self.drain_time_ms).unwrap_or(0),
         }
     }

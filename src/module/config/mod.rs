@@ -83,7 +83,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 61] = [
+pub static mut COMMANDS: [ngx_command_t; 62] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -114,6 +114,13 @@ pub static mut COMMANDS: [ngx_command_t; 61] = [
             statistics_format
         ),
         &raw mut location::STATISTICS_FORMAT as *mut c_void,
+    ),
+    location!(
+        "push_stream_statistics_channels",
+        ALL_LEVELS,
+        ONE,
+        ngx_conf_set_num_slot,
+        statistics_channels
     ),
     http!(
         "push_stream_shared_memory_size",

@@ -1,4 +1,4 @@
-//! What nginx calls: the eventfd that other workers write to, posted work, and three timers.
+//! What nginx calls: the eventfd that other workers write to, posted work, and timers.
 
 use std::cell::UnsafeCell;
 use std::ffi::c_void;
@@ -27,6 +27,7 @@ pub struct Events {
     work: UnsafeCell<ngx_event_t>,
     tick: UnsafeCell<ngx_event_t>,
     wheel: UnsafeCell<ngx_event_t>,
+    walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
     log: *mut ngx_log_t,
 }
@@ -52,6 +53,7 @@ impl Events {
             work: event(on_work, true),
             tick: event(on_tick, true),
             wheel: event(on_wheel, true),
+            walk: event(on_walk, true),
             // The only one that keeps a leaving worker alive.
             leave: event(on_leave, false),
             log,
@@ -76,6 +78,10 @@ impl Events {
 
     pub fn turn_wheel_in(&self, delay_ms: u64) {
         add_timer(&self.wheel, delay_ms);
+    }
+
+    pub fn walk_in(&self, delay_ms: u64) {
+        add_timer(&self.walk, delay_ms);
     }
 
     pub fn leave_in(&self, delay_ms: u64) {
@@ -182,6 +188,12 @@ unsafe extern "C" fn on_wheel(_event: *mut ngx_event_t) {
     });
 }
 
+unsafe extern "C" fn on_walk(_event: *mut ngx_event_t) {
+    fence::event("walk over channels", || {
+        PROCESS.with(Delivery::walk);
+    });
+}
+
 unsafe extern "C" fn on_leave(_event: *mut ngx_event_t) {
     fence::fence("leaving", recovery::start_over, leaving::go_on);
 }
@@ -212,6 +224,7 @@ impl Delivery {
         }
         self.count();
         self.report(now);
+        self.look_for_busiest(now);
         self.forget_large_buffers();
         self.give_memory_back(now.monotonic_ms);
         self.wake();

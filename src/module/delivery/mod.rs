@@ -6,6 +6,7 @@
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
+//! * [`busiest`]: the channels with the most subscriptions.
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
@@ -19,6 +20,7 @@
 
 mod backlog;
 mod burst;
+mod busiest;
 mod closing;
 mod detach;
 mod events;
@@ -51,6 +53,7 @@ use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
 use burst::{Burst, Piece, Style};
+use busiest::Busiest;
 use detach::Neighbours;
 use events::Events;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
@@ -63,6 +66,7 @@ use tally::Tally;
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
+pub use busiest::{Busy, busiest};
 pub use detach::{Contexts, may_send_directly};
 pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
@@ -93,6 +97,7 @@ struct Delivery {
     leaving: Leaving,
     counters: Counters,
     tally: Tally,
+    busiest: Busiest,
     reported: Reported,
     journal: Journal,
 }
@@ -149,6 +154,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         leaving: Leaving::default(),
         counters: Counters::default(),
         tally: Tally::default(),
+        busiest: Busiest::default(),
         reported: Reported::default(),
         journal: Journal::default(),
     };

@@ -4,6 +4,8 @@
 use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
+use crate::delivery::Busy;
+
 /// Why messages were refused.
 const REFUSALS: [(&[u8], Counter); 6] = [
     (b"full", Counter::RefusedFull),
@@ -27,13 +29,14 @@ const WAKEUPS: [(&[u8], Counter); 3] = [
 ];
 
 /// Writes all of them.
-pub fn write(exposition: Exposition, summary: &Summary) -> Vec<u8> {
+pub fn write(exposition: Exposition, summary: &Summary, busiest: &[Busy]) -> Vec<u8> {
     let mut writer = Writer::new(exposition);
     messages(&mut writer, summary);
     readers(&mut writer, summary);
     zone(&mut writer, summary);
     workers(&mut writer, summary);
     stretches(&mut writer, summary);
+    channels(&mut writer, busiest);
     writer.finish()
 }
 
@@ -241,6 +244,42 @@ fn stretches(writer: &mut Writer, summary: &Summary) {
     for worker in &summary.workers {
         let slot = worker.slot.to_string();
         family.sample_us(&[("worker", slot.as_bytes())], worker.longest_stretch_us.into());
+    }
+}
+
+/// One of a channel's figures.
+type Figure = fn(&Busy) -> u64;
+
+/// The busiest channels, if they are wanted.
+fn channels(writer: &mut Writer, busiest: &[Busy]) {
+    if busiest.is_empty() {
+        return;
+    }
+    let families: [(_, _, _, Figure); 3] = [
+        (
+            "push_stream_channel_subscribers",
+            Kind::Gauge,
+            "Subscriptions of the channels that have the most.",
+            |busy| busy.info.subscribers,
+        ),
+        (
+            "push_stream_channel_messages_published",
+            Kind::Counter,
+            "Messages ever published in these channels.",
+            |busy| busy.info.published,
+        ),
+        (
+            "push_stream_channel_messages_stored",
+            Kind::Gauge,
+            "Messages stored in these channels.",
+            |busy| busy.info.stored,
+        ),
+    ];
+    for (name, kind, help, value) in families {
+        let mut family = writer.family(name, kind, help);
+        for busy in busiest {
+            family.sample(&[("channel", &busy.id)], value(busy));
+        }
     }
 }
 

@@ -50,7 +50,9 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 
 fn send_metrics(r: Request<'_>, exposition: Exposition) -> Result<ngx_int_t, Denial> {
     let summary = delivery::figures(Now::read()).ok_or(Denial::Unavailable)?;
-    answer::with_body(r, exposition.content_type(), metrics::write(exposition, &summary))
+    let busiest = delivery::busiest(r.location().statistics_channels());
+    let body = metrics::write(exposition, &summary, &busiest);
+    answer::with_body(r, exposition.content_type(), body)
 }
 
 /// What is asked for.

@@ -1,0 +1,55 @@
+# The busiest channels have figures of their own.
+
+use v5.36;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use PushStream::Test;
+
+# A walk begins a second after the start, and every ten after that.
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 32m;
+    push_stream_channels_path $arg_id;
+    push_stream_store_messages on;
+    client_max_body_size 4m;
+    push_stream_statistics_channels 1;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /pub { push_stream_publisher; push_stream_batch_publish on; push_stream_batch_max_lines 10000; }
+        location /sub { push_stream_subscriber; }
+        location /three { push_stream_channels_statistics; push_stream_statistics_format prometheus; push_stream_statistics_channels 3; }
+        location /one { push_stream_channels_statistics; push_stream_statistics_format prometheus; }
+        location /none { push_stream_channels_statistics; push_stream_statistics_format prometheus; push_stream_statistics_channels 0; }
+    }
+}
+CONF
+    my @readers = map { my $count = $_; map { $nginx->subscribe("/sub?id=room$count") } 1 .. $count } 1 .. 6;
+    push @readers, $nginx->subscribe('/sub?id=we%22ird%5C');
+    # Channels that nobody follows, before and behind the others.
+    my $body = join '', map { qq({"channels": ["c$_"], "text": "x"}\n) } 1 .. 3000;
+    $nginx->post('/pub', $body, 'Content-Type' => 'application/x-ndjson');
+    $nginx->post('/pub?id=room6', 'x') for 1 .. 2;
+    my $busiest = sub ($uri, $name) {
+        my $text = $nginx->get($uri)->body;
+        return [ $text =~ /^push_stream_channel_$name\{channel="(.*)"\} (\d+)$/mg ];
+    };
+
+    ok +(wait_until { "@{ $busiest->('/three', 'subscribers') }" eq 'room6 6 room5 5 room4 4' } 15), 'the three busiest, the busiest first';
+    is_deeply $busiest->('/three', 'messages_published_total'), [ 'room6', 2, 'room5', 0, 'room4', 0 ], 'with what was published'
+        if $nginx->worker_count == 1;
+    is_deeply $busiest->('/none', 'subscribers'), [], 'none, if none are wanted';
+    ok +(wait_until { "@{ $busiest->('/one', 'subscribers') }" eq 'room6 6' } 15), 'or as many as are';
+    like $nginx->get('/three', Accept => 'application/openmetrics-text')->body, qr/^# TYPE push_stream_channel_messages_published counter$/m,
+        'in OpenMetrics, too';
+
+    $_->close for @readers[15 .. 20];
+    ok +(wait_until { "@{ $busiest->('/three', 'subscribers') }" eq 'room5 5 room4 4 room3 3' } 25), 'who is left by all is no more among them'
+        if $nginx->worker_count == 1;
+};
+
+done_testing;
