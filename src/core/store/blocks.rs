@@ -15,6 +15,10 @@ impl Locked<'_> {
 
     /// Takes a block. What is in it is garbage.
     pub fn take_block(&mut self) -> Result<BlockRef, Stop> {
+        #[cfg(feature = "kill-points")]
+        if super::kill::is_short() {
+            return Err(Stop::Short);
+        }
         if let Some(block) = self.hot(hot::free).some() {
             let next = self.get(block, block::next);
             // The caller writes over it without a journal; undoing must find it again.
@@ -44,6 +48,10 @@ impl Locked<'_> {
     /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns how many, at most `wanted`.
     pub fn reserve(&mut self, slot: SlotRef, wanted: u32) -> u32 {
         let wanted = wanted.min(BLOCKS_PER_HOLD);
+        #[cfg(feature = "kill-points")]
+        if super::kill::is_short() {
+            return 0;
+        }
         let reserved = self.get(slot, slot::reserved);
         if let Some(first) = self.hot(hot::free).some() {
             let mut last = first;

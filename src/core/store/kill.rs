@@ -1,9 +1,14 @@
-//! Death or a panic at a chosen instruction: tests arm it and then do something to the zone.
+//! Death or a panic at a chosen instruction, or a shortage of blocks: tests arm it and then do something to the zone.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Points still to pass before it happens; `u64::MAX` = not armed.
 static POINTS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Blocks still to be had before there is none for once, or for good; `u64::MAX` = not armed.
+static BLOCKS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
+static FOR_GOOD: AtomicBool = AtomicBool::new(false);
+static WAS_SHORT: AtomicBool = AtomicBool::new(false);
 
 /// A panic, not death.
 static PANICS: AtomicBool = AtomicBool::new(false);
@@ -18,6 +23,37 @@ pub fn arm(points: u64) {
 pub fn arm_panic(points: u64) {
     PANICS.store(true, Ordering::SeqCst);
     POINTS_LEFT.store(points, Ordering::SeqCst);
+}
+
+/// After `blocks` more blocks the zone says to this process that it has none, once or from then on.
+pub fn arm_shortage(blocks: u64, for_good: bool) {
+    FOR_GOOD.store(for_good, Ordering::SeqCst);
+    WAS_SHORT.store(false, Ordering::SeqCst);
+    BLOCKS_LEFT.store(blocks, Ordering::SeqCst);
+}
+
+/// Blocks are to be had again. Has the shortage not come?
+pub fn disarm_shortage() -> bool {
+    BLOCKS_LEFT.store(u64::MAX, Ordering::SeqCst);
+    !WAS_SHORT.load(Ordering::SeqCst)
+}
+
+/// Is there no block, whatever the zone holds?
+pub(super) fn is_short() -> bool {
+    match BLOCKS_LEFT.load(Ordering::Relaxed) {
+        u64::MAX => false,
+        0 => {
+            WAS_SHORT.store(true, Ordering::Relaxed);
+            if !FOR_GOOD.load(Ordering::Relaxed) {
+                BLOCKS_LEFT.store(u64::MAX, Ordering::Relaxed);
+            }
+            true
+        }
+        left => {
+            BLOCKS_LEFT.store(left - 1, Ordering::Relaxed);
+            false
+        }
+    }
 }
 
 /// Not any more. Has it not happened?

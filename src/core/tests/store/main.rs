@@ -10,4 +10,6 @@ mod order;
 mod processes;
 mod publishing;
 mod room;
+#[cfg(feature = "kill-points")]
+mod shortages;
 mod zone;
