@@ -8,7 +8,7 @@
 //! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`url`], [`net`]: what is below.
-//! * [`proc`]: what the server costs, from `/proc`. [`report`]: tables.
+//! * [`proc`]: what the server costs, from `/proc`. [`turns`]: how long its loops are away. [`report`]: tables.
 //! * [`floor`]: the bare server that everything is compared with.
 
 mod batch;
@@ -27,6 +27,7 @@ mod scenario;
 mod subscribers;
 mod tally;
 mod transport;
+mod turns;
 mod url;
 mod visits;
 
@@ -41,7 +42,7 @@ use report::Report;
 
 /// Load generator for push servers: measures, and checks that nothing is lost, doubled, out of order or foreign
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -87,8 +88,8 @@ struct Scenario<S: Args> {
 /// `push-stream-bench table`
 #[derive(Args, Debug)]
 struct Table {
-    /// File of JSON reports, one a line. Each label is a column and compared with the last one before it that starts
-    /// with "floor"; several reports of a label and scenario give their median
+    /// File of JSON reports, one a line. Each label is a column, compared with the labels "floor" and "nginx"; several
+    /// reports of a label and scenario give medians and, from six on, a 95 % interval
     reports: PathBuf,
     /// Line to put under the table, on the machine and the versions
     #[arg(long, value_name = "TEXT")]

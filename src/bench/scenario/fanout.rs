@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Cast, Clients, Run, Target, cpu_facts, per_second};
+use super::{Cast, Clients, Run, Target, cpu_facts, per_second, turn_facts};
 use crate::message;
 use crate::report::{Report, Unit};
 
@@ -66,6 +66,10 @@ struct Flow {
     /// Send an Event-Id with each message and check that it arrives
     #[arg(long)]
     event_ids: bool,
+    /// Also report how long the server's event loops are away from epoll_wait; needs root and tracefs, and costs the
+    /// server about a microsecond for each turn of a loop
+    #[arg(long)]
+    watch_turns: bool,
 }
 
 impl Fanout {
@@ -101,11 +105,15 @@ impl Flow {
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         run.connect(subscribers)?;
         std::thread::sleep(Duration::from_millis(500));
+        if self.watch_turns {
+            run.watch_turns()?;
+        }
         let before = run.server.cpu();
         run.publish(|_| Ok(()))?;
         run.drain()?;
         let cpu = run.server.cpu() - before;
         let known = run.server.is_known();
+        let turns = run.turns.take();
         let findings = run.finish()?;
 
         let mut report = self.target.report(scenario);
@@ -124,6 +132,7 @@ impl Flow {
         }
         report.latency("latency", "publish to delivery", &findings.latency);
         report.latency("publish", "publish to answer", &findings.publish_latency);
+        turn_facts(&mut report, turns);
         findings.judge(&mut report, false);
         Ok(report)
     }

@@ -32,6 +32,7 @@ use crate::net;
 use crate::proc::{Cpu, Server};
 use crate::report::{Report, Unit};
 use crate::transport::Transport;
+use crate::turns::Turns;
 use crate::url::UrlTemplate;
 use crate::visits::spare_places;
 use crate::{publishers, subscribers};
@@ -165,6 +166,7 @@ struct Run {
     patience: Duration,
     leave_limit: Duration,
     progress: Progress,
+    turns: Option<Turns>,
 }
 
 impl Run {
@@ -241,6 +243,7 @@ impl Run {
             patience,
             leave_limit,
             progress: Progress::new(),
+            turns: None,
         })
     }
 
@@ -341,6 +344,12 @@ impl Run {
         Ok(())
     }
 
+    /// From now on, while messages flow, the server's event loops are watched.
+    fn watch_turns(&mut self) -> anyhow::Result<()> {
+        self.turns = Some(Turns::watch(&self.server.pids())?);
+        Ok(())
+    }
+
     /// Lets the publishers publish to their end; calls `meanwhile` every 10 ms.
     fn publish(&mut self, mut meanwhile: impl FnMut(&Crew) -> anyhow::Result<()>) -> anyhow::Result<()> {
         self.crew.enter(Phase::Publish);
@@ -349,6 +358,7 @@ impl Run {
             progress,
             patience,
             cast,
+            turns,
             ..
         } = self;
         // An open loop may be told to be slower than our patience.
@@ -368,6 +378,7 @@ impl Run {
                         crew.trouble()
                     )
                 });
+                turns.iter_mut().for_each(Turns::look);
                 meanwhile(crew)
             },
         )?;
@@ -384,12 +395,15 @@ impl Run {
     /// Waits until every subscriber has come to the end; false if some did not.
     fn drain(&mut self) -> anyhow::Result<bool> {
         self.crew.enter(Phase::Drain);
-        let Self { crew, progress, .. } = self;
+        let Self {
+            crew, progress, turns, ..
+        } = self;
         let all = crew.wait(
             self.patience,
             |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
             |crew| {
                 progress.show(|| format!("draining: {} subscribers behind", crew.behind()));
+                turns.iter_mut().for_each(Turns::look);
                 Ok(())
             },
         )?;
@@ -622,6 +636,19 @@ fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
         Unit::Micros,
     );
     report.fact("user_cpu_us", "of that in user mode", micros(cpu.user), Unit::Micros);
+}
+
+/// Adds how long the server's event loops were away, if they were watched.
+fn turn_facts(report: &mut Report, turns: Option<Turns>) {
+    let Some(mut turns) = turns else {
+        return;
+    };
+    turns.look();
+    let (away, lost) = turns.seen();
+    report.latency("away", "an event loop away", away);
+    if lost > 0 {
+        report.problem(format!("{lost} turns of event loops were not seen"));
+    }
 }
 
 fn per_second(count: u64, time: Duration) -> f64 {
