@@ -62,7 +62,7 @@ with_nginx $conf, sub ($nginx) {
     }
 
     my $idle = passes $nginx, 'idle', 'idle', subscribers => 200, rest => 0.1, messages => 3;
-    ok $idle->{pss_bytes} > 0, 'a subscriber takes memory';
+    ok $idle->{full_bytes} > 100_000, 'the server takes memory';
     is passes($nginx, 'fanout', 'fanout', subscribers => 50, messages => 20)->{deliveries}, 1000, 'all delivered';
     is passes($nginx, 'many', 'many', subscribers => 100, channels => 50, messages => 100)->{deliveries}, 200,
         'all delivered';
@@ -82,6 +82,21 @@ with_nginx $conf, sub ($nginx) {
     ok $churn->{visits} > 90, 'many came and went';
     ok passes($nginx, 'soak', 'soak', %crowd, arrivals => 20, messages => 50, publish => 'live')->{deliveries} > 100,
         'messages flowed';
+};
+
+subtest 'scripts/bench refuses what it cannot do' => sub {
+    for (
+        ['--rounds 0', qr/--rounds wants a number below 100/],
+        ['--also floor=t/bench.t', qr/"floor" is a column already/],
+        ['--also other', qr/--also wants NAME=CONF/],
+        ['--reports', qr/--reports wants a file/],
+        ['--fast', qr/unknown option "--fast"/],
+    ) {
+        my ($options, $reason) = @$_;
+        my $said = `$root/scripts/bench $options 2>&1`;
+        is $? >> 8, 2, "$options: refused";
+        like $said, $reason, "$options: says why";
+    }
 };
 
 done_testing;

@@ -194,57 +194,169 @@ fn number(value: f64, decimals: usize) -> String {
     out
 }
 
-/// The rows of the Markdown table: scenario, fact, text, whether a ratio says something.
-const ROWS: &[(&str, &str, &str, bool)] = &[
-    ("idle", "pss_bytes", "private memory per idle subscriber", false),
+/// What the figures of a row are compared with.
+#[derive(Clone, Copy, Debug)]
+enum Reference {
+    /// The same of the server with this label.
+    Server(&'static str),
+    /// The same server's figure in this scenario.
+    Scenario(&'static str),
+    /// Nothing that a ratio would say something about, but the floor has it as well.
+    Shown,
+    Nothing,
+}
+
+/// The bare server, and nginx without a push module.
+const FLOOR: Reference = Reference::Server("floor");
+const NGINX: Reference = Reference::Server("nginx");
+
+/// A row of the Markdown table: scenario, fact, text, reference.
+type Row = (&'static str, &'static str, &'static str, Reference);
+
+const ROWS: &[Row] = &[
+    ("idle", "pss_bytes", "memory per idle subscriber", Reference::Shown),
+    (
+        "growth",
+        "growth_bytes",
+        "its growth after 1,000 messages",
+        Reference::Shown,
+    ),
     (
         "idle",
         "kernel_slab_bytes",
         "kernel memory per connection, both ends",
-        false,
+        Reference::Shown,
     ),
-    ("fanout", "cpu_us", "CPU per delivery", true),
-    ("fanout", "user_cpu_us", "of that in user mode", true),
-    ("fanout", "latency_p50_ms", "publish to delivery, median", false),
-    ("fanout", "latency_p99_ms", "publish to delivery, 99 %", false),
     (
-        "flood",
-        "deliveries_per_second",
-        "deliveries per second, 16 publishers as fast as it goes",
-        true,
+        "idle",
+        "kept_bytes",
+        "kept of each subscriber that left",
+        Reference::Shown,
     ),
+    (
+        "churn",
+        "growth_bytes",
+        "kept of each that came and went",
+        Reference::Shown,
+    ),
+    ("channels", "channel_bytes", "memory per channel", Reference::Nothing),
+    (
+        "channels",
+        "message_bytes",
+        "memory per stored message of 150 bytes",
+        Reference::Nothing,
+    ),
+    ("fanout", "cpu_us", "CPU per delivery, 1 channel × 10,000", FLOOR),
+    ("fanout", "user_cpu_us", "of that in user mode", FLOOR),
+    (
+        "many",
+        "cpu_us",
+        "CPU per delivery, 10,000 channels × 10, 1,000 messages/s",
+        FLOOR,
+    ),
+    ("many", "user_cpu_us", "of that in user mode", FLOOR),
     (
         "flood",
         "cpu_us",
-        "CPU per delivery, 16 publishers as fast as it goes",
-        true,
+        "CPU per delivery, 16 publishers at full speed",
+        FLOOR,
+    ),
+    ("flood", "user_cpu_us", "of that in user mode", FLOOR),
+    (
+        "sustained",
+        "deliveries_per_second",
+        "deliveries per second, 1 channel × 50,000",
+        FLOOR,
     ),
     (
-        "flood",
-        "latency_p99_ms",
-        "publish to delivery, 99 %, 16 publishers",
-        false,
+        "fanout",
+        "latency_p50_ms",
+        "publish to delivery, 1 × 10,000, median",
+        FLOOR,
     ),
+    (
+        "fanout",
+        "latency_p99_ms",
+        "publish to delivery, 1 × 10,000, 99 %",
+        FLOOR,
+    ),
+    (
+        "turns",
+        "away_max_ms",
+        "longest time away from epoll_wait",
+        Reference::Shown,
+    ),
+    ("publish", "cpu_us", "CPU per publish, against `return 200`", NGINX),
     (
         "publish",
         "publishes_per_second",
-        "publishes per second, stored, no subscriber",
-        true,
+        "publishes per second, against `return 200`",
+        NGINX,
     ),
-    ("publish", "cpu_us", "CPU per publish, stored, no subscriber", true),
     (
-        "baseline",
+        "channels",
         "cpu_us",
-        "CPU per POST that nginx answers with `return 200`",
-        false,
+        "CPU per publish, 1,000,000 channels against 1,000",
+        Reference::Scenario("few-channels"),
     ),
-    ("publish", "latency_p99_ms", "publish to answer, 99 %", false),
-    ("storm", "cpu_us", "CPU per new subscriber", true),
-    ("storm", "opening_p99_ms", "connect to response head, 99 %", false),
+    (
+        "batch",
+        "cpu_us",
+        "CPU per message in batches of 100, against one by one",
+        Reference::Scenario("publish"),
+    ),
+    ("storm", "cpu_us", "CPU per new subscriber, against `return 200`", NGINX),
+    (
+        "storm",
+        "opening_p99_ms",
+        "connect to response head, 5,000/s, 99 %",
+        NGINX,
+    ),
+    (
+        "disqus",
+        "deliveries_per_second",
+        "mix: deliveries per second",
+        Reference::Shown,
+    ),
+    ("disqus", "cpu_percent", "mix: server CPU, of one processor", FLOOR),
+    (
+        "disqus",
+        "latency_p50_ms",
+        "mix: publish to delivery, median",
+        Reference::Shown,
+    ),
+    (
+        "disqus",
+        "latency_p99_ms",
+        "mix: publish to delivery, 99 %",
+        Reference::Shown,
+    ),
+    (
+        "disqus",
+        "latency_p999_ms",
+        "mix: publish to delivery, 99.9 %",
+        Reference::Shown,
+    ),
+    (
+        "disqus",
+        "opening_p99_ms",
+        "mix: connect to response head, 99 %",
+        Reference::Shown,
+    ),
+    ("million", "subscribers", "subscribers at once", Reference::Nothing),
+    ("million", "pss_bytes", "memory of each", Reference::Nothing),
+    (
+        "million",
+        "broadcast_s",
+        "a broadcast to all of them",
+        Reference::Nothing,
+    ),
 ];
 
-/// Reports (one JSON object a line) side by side: a column for each label, medians where there are several, and ratios
-/// against the last column before that is a floor.
+/// Reports (one JSON object a line) side by side: the reference of each row, then a column for each other label.
+///
+/// Where a label has several reports of a scenario, the median stands. Its ratio to the reference is the median over
+/// pairs of reports, first with first and so on, with its 95 % interval if there are enough.
 pub fn markdown(lines: &str) -> anyhow::Result<String> {
     let mut reports = Vec::new();
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
@@ -253,61 +365,142 @@ pub fn markdown(lines: &str) -> anyhow::Result<String> {
     let mut labels: Vec<&str> = Vec::new();
     for report in &reports {
         let label = report["label"].as_str().context("a report without a label")?;
-        if !labels.contains(&label) {
+        if !labels.contains(&label) && !["floor", "nginx"].contains(&label) {
             labels.push(label);
         }
     }
     if labels.is_empty() {
-        bail!("no reports");
+        bail!("no reports but of what others are compared with");
     }
-    let mut table = format!("| | {} |\n|---|{}\n", labels.join(" | "), "---:|".repeat(labels.len()));
-    for (scenario, key, text, has_ratio) in ROWS {
-        let cells: Vec<_> = labels
-            .iter()
-            .map(|label| median(&reports, label, scenario, key))
-            .collect();
-        if cells.iter().all(Option::is_none) {
-            continue;
+    let mut table = format!(
+        "| | reference | {} |\n|---|---:|{}\n",
+        labels.join(" | "),
+        "---:|".repeat(labels.len())
+    );
+    for row in ROWS {
+        if let Some(line) = markdown_row(&reports, &labels, row) {
+            table.push_str(&line);
         }
-        table.push_str("| ");
-        table.push_str(text);
-        let mut base = None;
-        for (label, cell) in labels.iter().zip(cells) {
-            table.push_str(" | ");
-            let Some((value, unit)) = cell else {
-                table.push('–');
-                continue;
-            };
-            let decimals = if matches!(unit, "µs" | "ms" | "s") { 2 } else { 0 };
-            table.push_str(format!("{} {unit}", number(value, decimals)).trim_end());
-            if label.starts_with("floor") {
-                base = Some(value).filter(|value| *has_ratio && *value > 0.0);
-            } else if let Some(base) = base {
-                // Writing to a string cannot fail.
-                let _ = write!(table, " ({:.2} ×)", value / base);
-            }
-        }
-        table.push_str(" |\n");
     }
     Ok(table)
 }
 
-/// The median of a fact over all reports of a label and a scenario, and its unit.
-fn median<'a>(reports: &'a [Value], label: &str, scenario: &str, key: &str) -> Option<(f64, &'a str)> {
-    let same = |report: &&Value| report["label"] == label && report["scenario"] == scenario;
-    let facts: Vec<&Value> = reports
+/// One line of the table; `None` if nobody has that figure.
+fn markdown_row(reports: &[Value], labels: &[&str], (scenario, key, text, reference): &Row) -> Option<String> {
+    let series: Vec<_> = labels
         .iter()
-        .filter(same)
-        .map(|report| &report["facts"][key])
+        .map(|label| Series::of(reports, label, scenario, key))
         .collect();
-    let mut values: Vec<f64> = facts.iter().filter_map(|fact| fact["value"].as_f64()).collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = match values.len() % 2 {
-        0 => (values.get(middle.checked_sub(1)?)? + values.get(middle)?) / 2.0,
-        _ => *values.get(middle)?,
+    if series.iter().all(Option::is_none) {
+        return None;
+    }
+    let others = |label: &&str| match reference {
+        Reference::Server(server) => Series::of(reports, server, scenario, key),
+        Reference::Scenario(other) => Series::of(reports, label, other, key),
+        Reference::Shown => Series::of(reports, "floor", scenario, key),
+        Reference::Nothing => None,
     };
-    Some((median, facts.first()?["unit"].as_str()?))
+    let references: Vec<_> = labels.iter().map(others).collect();
+    let shown = references.first().and_then(Option::as_ref);
+    let mut line = format!("| {text} | {}", shown.map_or("–".to_owned(), Series::shown));
+    for (own, reference_series) in series.iter().zip(&references) {
+        line.push_str(" | ");
+        let Some(own) = own else {
+            line.push('–');
+            continue;
+        };
+        line.push_str(&own.shown());
+        if let Some(base) = reference_series
+            && !matches!(reference, Reference::Shown)
+        {
+            line.push_str(&own.ratio_to(base));
+        }
+    }
+    line.push_str(" |\n");
+    Some(line)
+}
+
+/// A fact over all reports of a label and a scenario, in their order.
+#[derive(Debug)]
+struct Series<'a> {
+    values: Vec<f64>,
+    unit: &'a str,
+}
+
+impl<'a> Series<'a> {
+    fn of(reports: &'a [Value], label: &str, scenario: &str, key: &str) -> Option<Self> {
+        let facts: Vec<&Value> = reports
+            .iter()
+            .filter(|report| report["label"] == label && report["scenario"] == scenario)
+            .map(|report| &report["facts"][key])
+            .filter(|fact| fact["value"].is_number())
+            .collect();
+        Some(Self {
+            unit: facts.first()?["unit"].as_str()?,
+            values: facts.iter().filter_map(|fact| fact["value"].as_f64()).collect(),
+        })
+    }
+
+    fn shown(&self) -> String {
+        let decimals = match self.unit {
+            "µs" | "ms" | "s" => 2,
+            "%" => 1,
+            _ => 0,
+        };
+        let value = number(median(&self.values), decimals);
+        format!("{value} {}", self.unit).trim_end().to_owned()
+    }
+
+    /// `, 1.07 × (1.05–1.09)`
+    fn ratio_to(&self, base: &Self) -> String {
+        let pairs = self.values.iter().zip(&base.values).filter(|(_, base)| **base > 0.0);
+        let ratios: Vec<f64> = pairs.map(|(own, base)| own / base).collect();
+        if ratios.is_empty() {
+            return String::new();
+        }
+        let mut text = format!(", {:.2} ×", median(&ratios));
+        if let Some((low, high)) = interval(&ratios) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, " ({low:.2}–{high:.2})");
+        }
+        text
+    }
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
+/// Of at least one value.
+fn median(values: &[f64]) -> f64 {
+    let sorted = sorted(values);
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        0 => (sorted[middle - 1] + sorted[middle]) / 2.0,
+        _ => sorted[middle],
+    }
+}
+
+/// The 95 % interval of the median, from order statistics, so whatever the distribution: the true median lies outside
+/// of the Kth smallest and greatest value with twice the probability that fewer than K of all fair coins show heads.
+/// `None` for less than six values.
+fn interval(values: &[f64]) -> Option<(f64, f64)> {
+    let sorted = sorted(values);
+    let count = sorted.len();
+    let mut outside = 0.0;
+    let mut coins = 0.5_f64.powi(count as i32);
+    let mut kept = None;
+    for below in 0..count / 2 {
+        outside += 2.0 * coins;
+        if outside > 0.05 {
+            break;
+        }
+        kept = Some((sorted[below], sorted[count - 1 - below]));
+        coins *= (count - below) as f64 / (below + 1) as f64;
+    }
+    kept
 }
 
 /// `document` with everything between the markers replaced by `table`.
@@ -368,32 +561,73 @@ mod tests {
         assert_eq!(report.to_json()["ok"], false);
     }
 
-    #[test]
-    fn several_rounds_give_their_median() {
-        let lines: String = [9.0, 5.0, 6.0]
-            .map(|cpu_us| format!("{}\n", report("floor", cpu_us).to_json()))
-            .concat();
-        assert!(markdown(&lines).unwrap().contains("| CPU per delivery | 6.00 µs |"));
-        let lines: String = [9.0, 5.0]
-            .map(|cpu_us| format!("{}\n", report("floor", cpu_us).to_json()))
-            .concat();
-        assert!(markdown(&lines).unwrap().contains("| CPU per delivery | 7.00 µs |"));
+    /// The table of these reports of `fanout`, and its row on CPU.
+    fn cpu_row(reports: &[(&str, f64)]) -> (String, String) {
+        let lines: String = reports
+            .iter()
+            .map(|(label, cpu_us)| format!("{}\n", report(label, *cpu_us).to_json()))
+            .collect();
+        let table = markdown(&lines).unwrap();
+        let row = table
+            .lines()
+            .find(|line| line.starts_with("| CPU per delivery, 1 channel"));
+        let row = row.unwrap().rsplit_once("10,000 | ").unwrap().1.to_owned();
+        (table, row)
     }
 
     #[test]
-    fn columns_are_compared_with_the_floor_before_them() {
-        let lines = format!(
-            "{}\n{}\n",
-            report("floor", 5.0).to_json(),
-            report("module", 5.5).to_json()
-        );
-        let table = markdown(&lines).unwrap();
-        assert_eq!(table.lines().next(), Some("| | floor | module |"));
-        assert!(
-            table.contains("| CPU per delivery | 5.00 µs | 5.50 µs (1.10 ×) |"),
-            "{table}"
-        );
+    fn a_server_is_compared_with_its_reference() {
+        let (table, row) = cpu_row(&[("floor", 5.0), ("module", 5.5), ("other", 10.0)]);
+        assert_eq!(table.lines().next(), Some("| | reference | module | other |"));
+        assert_eq!(row, "5.00 µs | 5.50 µs, 1.10 × | 10.00 µs, 2.00 × |");
         assert!(markdown("").is_err() && markdown("{").is_err());
+    }
+
+    #[test]
+    fn several_rounds_give_medians_of_values_and_of_paired_ratios() {
+        let rounds = [
+            ("floor", 4.0),
+            ("module", 8.0),
+            ("floor", 10.0),
+            ("module", 10.0),
+            ("floor", 5.0),
+            ("module", 6.0),
+        ];
+        assert_eq!(cpu_row(&rounds).1, "5.00 µs | 8.00 µs, 1.20 × |");
+    }
+
+    #[test]
+    fn six_rounds_give_an_interval() {
+        let ratios = [1.3, 1.1, 1.2, 1.4, 1.5, 1.6];
+        let rounds: Vec<_> = ratios
+            .iter()
+            .flat_map(|ratio| [("floor", 10.0), ("module", 10.0 * ratio)])
+            .collect();
+        assert_eq!(cpu_row(&rounds).1, "10.00 µs | 13.50 µs, 1.35 × (1.10–1.60) |");
+        assert_eq!(interval(&[1.0, 2.0, 3.0, 4.0, 5.0]), None);
+        // Conover, Practical Nonparametric Statistics: ranks 2 and 8 for nine, 3 and 10 for twelve.
+        let nine: Vec<f64> = (1..=9).map(f64::from).collect();
+        let twelve: Vec<f64> = (1..=12).map(f64::from).collect();
+        assert_eq!(
+            (interval(&nine), interval(&twelve)),
+            (Some((2.0, 8.0)), Some((3.0, 10.0)))
+        );
+    }
+
+    #[test]
+    fn a_scenario_can_be_the_reference_of_another() {
+        let lines: String = [("few-channels", 10.0), ("channels", 11.0)]
+            .map(|(scenario, cpu_us)| {
+                let mut report = Report::new(scenario, "module");
+                report.fact("cpu_us", "CPU", cpu_us, Unit::Micros);
+                format!("{}\n", report.to_json())
+            })
+            .concat();
+        assert!(
+            markdown(&lines)
+                .unwrap()
+                .contains("against 1,000 | 10.00 µs | 11.00 µs, 1.10 × |")
+        );
     }
 
     #[test]
