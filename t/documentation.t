@@ -5,7 +5,9 @@ use v5.36;
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
 use File::Temp;
-use Test::More;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use PushStream::Test;
 
 my $root = dirname(dirname(abs_path(__FILE__)));
 
@@ -26,8 +28,31 @@ is_deeply([sort @documented], [sort @table], 'each directive is explained once')
 
 for my $directive (@documented) {
     my ($section) = $reference =~ /^### $directive\n(.*?)(?=^##|\z)/ms;
-    my ($context) = $section =~ /^\| Syntax \| `$directive\b.*\n\| Default \| .+ \|\n\| Context \| (.+) \|\n\n\S/m;
+    my ($context, $since) =
+        $section =~ /^\| Syntax \| `$directive\b.*\n\| Default \| .+ \|\n\| Context \| (.+) \|\n\| Since \| (.+) \|\n\n\S/m;
     is($context, $contexts{$directive}, "$directive has a syntax, a default, its contexts and a text");
+    my $new = $section =~ /^\*\*New\.\*\*/m;
+    like($since // '', $new ? qr/^\d+\.\d+, not in the C module$/ : qr/^\d+\.\d+, as in the C module$/, 'and says since when');
+
+    # The example works where the reference says that the directive may stand.
+    my ($example) = $section =~ /^```nginx\n(.*?)^```$/ms;
+    like($example // '', qr/^\s*$directive\b/m, 'there is an example') or next;
+    my ($http, $server) = $example =~ /^location/ ? ('', $example) : ($example, '');
+    accepts(<<"CONF" =~ s{/etc/nginx/push-header\.html}{%%DIR%%/nginx.conf}r =~ s{/var/log/nginx/}{%%DIR%%/}r, "$directive: the example is valid");
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    @{[ $example =~ /push_stream_shared_memory_size/ ? '' : 'push_stream_shared_memory_size 1m;' ]}
+    @{[ $example =~ /push_stream_events_channel_id/ ? '' : 'push_stream_events_channel_id events;' ]}
+    $http
+    server {
+        listen 127.0.0.1:%%PORT%%;
+        location /any { push_stream_subscriber eventsource; push_stream_channels_path \$arg_id; }
+        $server
+    }
+}
+CONF
 }
 
 my ($config) = slurp("$root/docs/worker.md") =~ /^```toml\n(.*?)^```/ms;
