@@ -6,11 +6,13 @@
 //!
 //! Each source is one file. [`KINDS`] is the table of them.
 
+pub mod amqp;
 mod claiming;
 pub mod file;
 pub mod follow;
 pub mod http_in;
 pub mod recorded;
+pub mod redis_pubsub;
 pub mod redis_streams;
 pub mod spool;
 pub mod stdin;
@@ -171,6 +173,8 @@ pub struct Kind {
 pub const KINDS: &[Kind] = &[
     thoonk::KIND,
     redis_streams::KIND,
+    amqp::KIND,
+    redis_pubsub::KIND,
     file::KIND,
     http_in::KIND,
     stdin::KIND,

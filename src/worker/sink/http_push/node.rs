@@ -302,7 +302,7 @@ mod tests {
         let config = HttpPush {
             permanent: vec![507],
             retry: Policy {
-                initial: Duration::from_millis(20),
+                initial: Duration::from_millis(300),
                 ..Policy::default()
             },
             ..HttpPush::for_tests()

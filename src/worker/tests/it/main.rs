@@ -1,10 +1,13 @@
 //! The worker as a process, against a stand-in for nginx that can fail in every way a server fails.
 
+mod amqp;
 mod brokers;
 mod command_line;
 mod crash;
 mod delivery;
+mod examples;
 mod following;
 mod intake;
+mod operations;
 mod queues;
 mod support;

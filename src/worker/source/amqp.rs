@@ -1,0 +1,677 @@
+//! `amqp`: messages of a RabbitMQ queue.
+//!
+//! ```toml
+//! posts = { type = "amqp", url = "amqp://user:password@127.0.0.1:5672/%2f", queue = "posts" }
+//! log   = { type = "amqp", url = "amqp://127.0.0.1:5672/%2f", queue = "out", kind = "stream" }
+//! ```
+//!
+//! **Quorum queues** (`kind = "quorum"`, default; `"classic"` likewise): messages are acknowledged when they are published, and come again if not. With `consumers = "one"`
+//! (default) the queue is declared with a single active consumer: others stand by, and get what the active one leaves, in order. A queue has no ids
+//! of its own: `ids = "message_id"` (default) takes the publisher's `message_id` and parks a message without one; `ids = "none"` goes without, so that a redelivery
+//! may be a duplicate in the browser. What is parked is published to `<queue>.parked`, with reason, confirmed by the broker, and only then acknowledged. There
+//! is no delivery limit: a broker that counts would park whatever happened to be in flight when a worker died.
+//!
+//! **Stream queues** (`kind = "stream"`): every worker reads everything, from an offset of its own that is stored in `state_dir`. The id is `EPOCH-OFFSET`; raise `epoch` when the
+//! stream was made anew.
+//!
+//! A connection is given up and made again when the broker closes it, when it says nothing for three heartbeats, or when the queue cannot be asked for its length.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use lapin::message::Delivery;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::uri::AMQPUri;
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
+use crate::checkpoint::{self, Checkpointer};
+use crate::clock::Timestamp;
+use crate::config::section::{FromText, Section};
+use crate::credit::Permit;
+use crate::engine::park::Reason;
+use crate::engine::{Feed, Stop};
+use crate::event::{Event, EventId};
+use crate::fence::Fence;
+use crate::finalizer::{Ack, AckTo, Handle, Outcome, Parked};
+use crate::retry::{Backoff, Policy};
+use crate::watermark::Watermark;
+
+pub const KIND: Kind = Kind {
+    name: "amqp",
+    about: "messages of a RabbitMQ queue or stream",
+    read,
+};
+
+/// A dead peer is noticed within three of them.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// A broker that does not answer for so long is not there.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a worker may believe that its messages are its own after it was last seen to run: less than it takes the broker to give up on it.
+const FENCE: Duration = Duration::from_secs(10);
+/// How often the queue is asked how long it is, which also shows that the broker is there.
+const TICK: Duration = Duration::from_secs(1);
+const REASON_HEADER: &str = "x-parked";
+const OFFSET_HEADER: &str = "x-stream-offset";
+
+#[derive(Clone)]
+pub struct Amqp {
+    url: Url,
+    queue: String,
+    kind: QueueKind,
+    has_ids: bool,
+    exclusive: bool,
+    declare: bool,
+    prefetch: u16,
+    /// Of the ids of a stream.
+    epoch: u64,
+    from_end: bool,
+    limits: Limits,
+}
+
+#[derive(Clone, Debug)]
+struct Url(AMQPUri);
+
+impl FromText for Url {
+    const WANTED: &'static str = "an AMQP URL such as \"amqp://user:password@127.0.0.1:5672/%2f\"";
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        let mut uri: AMQPUri = text
+            .parse()
+            .map_err(|error| format!("not an AMQP URL ({error}; example: \"amqp://127.0.0.1:5672/%2f\")"))?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        Ok(Self(uri))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QueueKind {
+    Quorum,
+    Classic,
+    Stream,
+}
+
+impl QueueKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Quorum => "quorum",
+            Self::Classic => "classic",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
+    let url = section.required("url");
+    let queue = section.required("queue");
+    let kinds = [QueueKind::Quorum, QueueKind::Classic, QueueKind::Stream].map(|kind| (kind.name(), kind));
+    let kind = section.choice("kind", &kinds, QueueKind::Quorum);
+    let has_ids = section.choice("ids", &[("message_id", true), ("none", false)], true);
+    let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
+    let prefetch = section.or("prefetch", 256_u16);
+    if prefetch == 0 {
+        section.complain_at("prefetch", "must be at least 1");
+    }
+    let declare = section.or("declare", true);
+    let epoch = section.or("epoch", 0_usize) as u64;
+    let from_end = section.choice("start", &[("beginning", false), ("end", true)], false);
+    let is_stream = kind == QueueKind::Stream;
+    for key in ["epoch", "start"] {
+        if !is_stream && section.has(key) {
+            section.complain_at(key, "belongs to kind = \"stream\"");
+        }
+    }
+    for key in ["ids", "consumers"] {
+        if is_stream && section.has(key) {
+            section.complain_at(key, "a stream has its own ids, and every consumer gets everything");
+        }
+    }
+    Some(Box::new(Amqp {
+        url: url?,
+        queue: queue?,
+        kind,
+        has_ids,
+        exclusive,
+        declare,
+        prefetch,
+        epoch,
+        from_end,
+        limits: Limits::read(section),
+    }))
+}
+
+impl Source for Amqp {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::AtLeastOnce
+    }
+
+    fn gives_ids(&self) -> bool {
+        self.has_ids
+    }
+
+    fn keeps_order(&self) -> bool {
+        self.exclusive
+    }
+
+    fn starts_ready(&self) -> bool {
+        false
+    }
+
+    fn run(self: Box<Self>, context: Context) -> Run {
+        Box::pin(async move { Work::start(*self, context)?.run().await })
+    }
+
+    fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
+        // RabbitMQ does not tell how old a message is; what is in the queue is open.
+        (self.kind != QueueKind::Stream).then(|| -> Operation<'_, Open> {
+            Box::pin(async move {
+                let (_connection, channel) = self.connect().await?;
+                let declared =
+                    answer(channel.queue_declare(self.queue.as_str().into(), passive(), FieldTable::default())).await?;
+                let events = u64::from(declared.message_count());
+                Ok(Open {
+                    events,
+                    oldest: (events > 0).then_some(Timestamp(0)),
+                })
+            })
+        })
+    }
+
+    fn parked(&self) -> Option<Box<dyn ParkedEvents>> {
+        (self.kind != QueueKind::Stream).then(|| -> Box<dyn ParkedEvents> { Box::new(self.clone()) })
+    }
+}
+
+fn passive() -> QueueDeclareOptions {
+    QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    }
+}
+
+/// Waits for the broker, but not for ever.
+async fn answer<T>(question: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER_TIMEOUT, question).await {
+        Ok(answer) => answer.map_err(|error| format!("RabbitMQ: {error}")),
+        Err(_) => Err(format!("RabbitMQ does not answer within {ANSWER_TIMEOUT:?}")),
+    }
+}
+
+impl Amqp {
+    async fn connect(&self) -> Result<(Connection, Channel), String> {
+        let connection = answer(Connection::connect_uri(
+            self.url.0.clone(),
+            ConnectionProperties::default(),
+        ))
+        .await?;
+        let channel = answer(connection.create_channel()).await?;
+        Ok((connection, channel))
+    }
+
+    fn parked_queue(&self) -> String {
+        format!("{}.parked", self.queue)
+    }
+
+    async fn declare(&self, channel: &Channel) -> Result<(), String> {
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..QueueDeclareOptions::default()
+        };
+        if self.declare {
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString(self.kind.name().into()));
+            if self.exclusive && self.kind != QueueKind::Stream {
+                arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+            }
+            answer(channel.queue_declare(self.queue.as_str().into(), durable, arguments)).await?;
+        }
+        if self.kind != QueueKind::Stream {
+            answer(channel.queue_declare(self.parked_queue().as_str().into(), durable, FieldTable::default())).await?;
+        }
+        Ok(())
+    }
+
+    fn event(&self, delivery: &Delivery) -> (Event, Option<String>) {
+        let seconds = delivery.properties.timestamp().as_ref().copied();
+        let received = seconds.map_or_else(Timestamp::now, |seconds| Timestamp(seconds.saturating_mul(1000)));
+        let raw = Bytes::copy_from_slice(&delivery.data);
+        if self.kind == QueueKind::Stream {
+            return match offset_of(delivery) {
+                Some(offset) => (Event::new(EventId::new(self.epoch, offset), received, raw), None),
+                None => (
+                    Event::new(EventId::Unknown, received, raw),
+                    Some("the message has no stream offset".to_owned()),
+                ),
+            };
+        }
+        match delivery.properties.message_id() {
+            Some(id) if self.has_ids => (Event::new(EventId::Brought(id.as_str().into()), received, raw), None),
+            None if self.has_ids => (
+                Event::new(EventId::Unknown, received, raw),
+                Some("the message has no message_id".to_owned()),
+            ),
+            _ => (Event::new(EventId::Unknown, received, raw), None),
+        }
+    }
+}
+
+fn offset_of(delivery: &Delivery) -> Option<u64> {
+    match delivery.properties.headers().as_ref()?.inner().get(OFFSET_HEADER)? {
+        AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
+        _ => None,
+    }
+}
+
+/// How far a stream is settled.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Position {
+    queue: String,
+    epoch: u64,
+    offset: u64,
+}
+
+struct Work {
+    config: Amqp,
+    name: String,
+    feed: Feed,
+    stop: Stop,
+    acks: mpsc::UnboundedReceiver<Ack>,
+    ack_to: mpsc::UnboundedSender<Ack>,
+    next_ticket: u64,
+    /// With the lanes; the session tells whether the tag still means anything.
+    open: HashMap<u64, Claim>,
+    session: u64,
+    fence: Arc<Fence>,
+    stream: Option<StreamPosition>,
+}
+
+struct Claim {
+    session: u64,
+    delivery: Delivery,
+    permit: Option<Permit>,
+    /// Of the watermark, for streams.
+    mark: Option<u64>,
+}
+
+struct StreamPosition {
+    marks: Watermark<u64>,
+    /// Of the last message that was handed out.
+    last: Option<u64>,
+    checkpointer: Checkpointer<Position>,
+}
+
+impl Work {
+    fn start(config: Amqp, context: Context) -> io::Result<Self> {
+        let Context {
+            name,
+            state_dir,
+            feed,
+            stop,
+        } = context;
+        let stream = match config.kind {
+            QueueKind::Stream => {
+                let file = state_dir.join(format!("{name}.offset.json"));
+                let is_ours = |position: &Position| position.queue == config.queue && position.epoch == config.epoch;
+                let position = checkpoint::load::<Position>(&file)?.filter(is_ours);
+                Some(StreamPosition {
+                    marks: Watermark::new(),
+                    last: position.map(|position| position.offset),
+                    checkpointer: Checkpointer::spawn(&name, file, |_| ())?,
+                })
+            }
+            _ => None,
+        };
+        let (ack_to, acks) = mpsc::unbounded_channel();
+        Ok(Self {
+            config,
+            name,
+            feed,
+            stop,
+            acks,
+            ack_to,
+            next_ticket: 0,
+            open: HashMap::new(),
+            session: 0,
+            fence: Arc::default(),
+            stream,
+        })
+    }
+
+    /// One session after the other.
+    async fn run(mut self) -> io::Result<()> {
+        let policy = Policy {
+            initial: Duration::from_millis(100),
+            max: Duration::from_secs(2),
+            ..Policy::default()
+        };
+        let mut backoff = Backoff::new(&policy);
+        let mut is_told = false;
+        let mut stop = self.stop.clone();
+        loop {
+            let began = Instant::now();
+            let Err(error) = self.session(&mut is_told).await else {
+                return Ok(());
+            };
+            // What is under way belongs to nobody now: the broker gives it out again.
+            self.fence.drop_now();
+            self.feed.gauges().set_ready(false);
+            if !std::mem::replace(&mut is_told, true) {
+                tracing::warn!("source {}: {error}; connecting again", self.name);
+            }
+            if began.elapsed() > policy.max {
+                backoff = Backoff::new(&policy);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(backoff.pause()) => {}
+                () = stop.requested() => {}
+            }
+            self.forget(&mut stop).await;
+            if stop.is_requested() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Until the lanes have let go of all that the last session had claimed.
+    async fn forget(&mut self, stop: &mut Stop) {
+        while self.config.kind != QueueKind::Stream && !self.open.is_empty() {
+            tokio::select! {
+                Some(ack) = self.acks.recv() => drop(self.open.remove(&ack.ticket)),
+                () = stop.abandoned() => return,
+            }
+        }
+    }
+
+    /// From connect to a stop, or to an error.
+    async fn session(&mut self, is_told: &mut bool) -> Result<(), String> {
+        let (connection, channel) = self.config.connect().await?;
+        self.config.declare(&channel).await?;
+        let parking = answer(connection.create_channel()).await?;
+        answer(parking.confirm_select(ConfirmSelectOptions::default())).await?;
+        answer(channel.basic_qos(self.config.prefetch, BasicQosOptions::default())).await?;
+        let mut consumer = self.consume(&channel).await?;
+        self.session += 1;
+        self.fence = Arc::default();
+        self.fence.hold(Instant::now(), FENCE);
+        self.feed.gauges().set_ready(true);
+        let (name, queue) = (&self.name, &self.config.queue);
+        tracing::info!("source {name}: consuming {} queue {queue}", self.config.kind.name());
+        *is_told = false;
+        let mut stop = self.stop.clone();
+        let mut tick = tokio::time::interval(TICK);
+        let mut waiting: Option<Delivery> = None;
+        loop {
+            if stop.is_requested() {
+                return self.leave(connection, &channel, &parking).await;
+            }
+            let credit = Arc::clone(self.feed.credit());
+            let wanted = waiting.as_ref().map(|delivery| delivery.data.len());
+            tokio::select! {
+                biased;
+                () = stop.requested() => {}
+                Some(ack) = self.acks.recv() => self.settle(ack, &channel, &parking).await?,
+                _ = tick.tick() => {
+                    self.fence.hold(Instant::now(), FENCE);
+                    self.tell_lag(&channel).await?;
+                }
+                permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() => {
+                    if let Some(delivery) = waiting.take() {
+                        self.emit(delivery, permit);
+                    }
+                }
+                delivery = consumer.next(), if wanted.is_none() => match delivery {
+                    Some(Ok(delivery)) => match self.feed.credit().try_reserve_one(delivery.data.len()) {
+                        Some(permit) => self.emit(delivery, permit),
+                        None => waiting = Some(delivery),
+                    },
+                    Some(Err(error)) => return Err(format!("RabbitMQ: {error}")),
+                    None => return Err("the broker has cancelled the consumer".to_owned()),
+                },
+            }
+        }
+    }
+
+    async fn consume(&self, channel: &Channel) -> Result<Consumer, String> {
+        let mut arguments = FieldTable::default();
+        if let Some(stream) = &self.stream {
+            let offset = match stream.last {
+                Some(last) => AMQPValue::LongLongInt(i64::try_from(last + 1).unwrap_or(i64::MAX)),
+                None if self.config.from_end => AMQPValue::LongString("next".into()),
+                None => AMQPValue::LongString("first".into()),
+            };
+            arguments.insert(OFFSET_HEADER.into(), offset);
+        }
+        let tag = crate::redis_link::process_name();
+        let options = BasicConsumeOptions::default();
+        answer(channel.basic_consume(
+            self.config.queue.as_str().into(),
+            tag.as_str().into(),
+            options,
+            arguments,
+        ))
+        .await
+    }
+
+    fn emit(&mut self, delivery: Delivery, permit: Permit) {
+        let (mut event, unusable) = self.config.event(&delivery);
+        if delivery.redelivered {
+            self.feed.gauges().count_redelivered(1);
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        let (mut mark, mut held) = (None, Some(permit));
+        let ack_to = self.ack_to.clone();
+        let to = match &mut self.stream {
+            None => {
+                event.fence = Some(Arc::clone(&self.fence));
+                AckTo::Broker(ack_to)
+            }
+            Some(stream) => {
+                if let (Some(offset), Some(permit)) = (offset_of(&delivery), held.take()) {
+                    mark = Some(stream.marks.begin(offset, permit));
+                    stream.last = Some(offset);
+                }
+                AckTo::Queue(ack_to)
+            }
+        };
+        let attempts = 1 + u32::from(delivery.redelivered);
+        let claim = Claim {
+            session: self.session,
+            delivery,
+            permit: held,
+            mark,
+        };
+        self.open.insert(ticket, claim);
+        let handle = Handle::new(ticket, to, None);
+        match unusable {
+            None => self.feed.emit(event, handle),
+            Some(text) => {
+                let reason = Reason {
+                    component: "source".to_owned(),
+                    text,
+                    attempts,
+                };
+                self.feed.park(&event, &reason, handle);
+            }
+        }
+    }
+
+    async fn settle(&mut self, ack: Ack, channel: &Channel, parking: &Channel) -> Result<(), String> {
+        let Some(claim) = self.open.remove(&ack.ticket) else {
+            return Ok(());
+        };
+        if !ack.outcome.is_settled() {
+            return Ok(());
+        }
+        if let (Some(stream), Some(mark)) = (&mut self.stream, claim.mark) {
+            stream.marks.finish(mark);
+            if let Some(advance) = stream.marks.advance() {
+                let position = Position {
+                    queue: self.config.queue.clone(),
+                    epoch: self.config.epoch,
+                    offset: advance.position,
+                };
+                stream.checkpointer.submit(position, advance.permits);
+            }
+        }
+        if claim.session != self.session {
+            // The broker has taken it back long since.
+            self.feed.gauges().count_lost_claims(1);
+            return Ok(());
+        }
+        if let (Outcome::Parked, Some(parked), None) = (ack.outcome, &ack.parked, claim.mark) {
+            self.store_parked(&claim.delivery, parked, parking).await?;
+        }
+        answer(channel.basic_ack(claim.delivery.delivery_tag, BasicAckOptions::default())).await?;
+        drop(claim.permit);
+        Ok(())
+    }
+
+    /// Publishes the copy, and returns when the broker has confirmed it.
+    async fn store_parked(&self, delivery: &Delivery, parked: &Parked, parking: &Channel) -> Result<(), String> {
+        let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+        headers.insert(
+            REASON_HEADER.into(),
+            AMQPValue::LongString(LongString::from(reason_json(parked))),
+        );
+        let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(2);
+        publish(parking, &self.config.parked_queue(), &delivery.data, properties).await
+    }
+
+    async fn tell_lag(&self, channel: &Channel) -> Result<(), String> {
+        let declared =
+            answer(channel.queue_declare(self.config.queue.as_str().into(), passive(), FieldTable::default())).await?;
+        self.feed.gauges().set_lag(u64::from(declared.message_count()), None);
+        Ok(())
+    }
+
+    /// Finishes what is in flight; the rest goes back to the broker with the connection.
+    async fn leave(&mut self, connection: Connection, channel: &Channel, parking: &Channel) -> Result<(), String> {
+        let mut stop = self.stop.clone();
+        while !self.open.is_empty() {
+            tokio::select! {
+                Some(ack) = self.acks.recv() => self.settle(ack, channel, parking).await?,
+                () = tokio::time::sleep(TICK) => self.fence.hold(Instant::now(), FENCE),
+                () = stop.abandoned() => break,
+            }
+        }
+        self.fence.drop_now();
+        answer(connection.close(200, "bye".into())).await
+    }
+}
+
+async fn publish(channel: &Channel, queue: &str, body: &[u8], properties: BasicProperties) -> Result<(), String> {
+    let options = BasicPublishOptions {
+        mandatory: true,
+        ..BasicPublishOptions::default()
+    };
+    let confirm = answer(channel.basic_publish("".into(), queue.into(), options, body, properties)).await?;
+    match answer(confirm).await? {
+        Confirmation::Ack(None) => Ok(()),
+        Confirmation::Ack(Some(_)) => Err(format!("there is no queue {queue}")),
+        _ => Err(format!("the broker did not take a message for {queue}")),
+    }
+}
+
+/// Takes messages off the queue of dead letters one by one; those that are not wanted go back at the end.
+impl ParkedEvents for Amqp {
+    fn list(&self) -> Operation<'_, Vec<ParkedEvent>> {
+        Box::pin(async move {
+            let (connection, channel) = self.connect().await?;
+            self.declare(&channel).await?;
+            let mut events = Vec::new();
+            while let Some(message) = get(&channel, &self.parked_queue()).await? {
+                events.push(parked_event(&message));
+            }
+            // Nothing was acknowledged: the broker takes it all back, where it was.
+            answer(connection.close(200, "bye".into())).await?;
+            Ok(events)
+        })
+    }
+
+    fn retry(&self, ids: Vec<String>) -> Operation<'_, u64> {
+        Box::pin(self.work_through(ids, true))
+    }
+
+    fn forget(&self, ids: Vec<String>) -> Operation<'_, u64> {
+        Box::pin(self.work_through(ids, false))
+    }
+}
+
+impl Amqp {
+    async fn work_through(&self, ids: Vec<String>, again: bool) -> Result<u64, String> {
+        let (connection, channel) = self.connect().await?;
+        self.declare(&channel).await?;
+        answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let mut count = 0;
+        while let Some(message) = get(&channel, &self.parked_queue()).await? {
+            if !ids.contains(&parked_event(&message).id) {
+                continue;
+            }
+            if again {
+                let mut headers = message.properties.headers().clone().unwrap_or_default();
+                let headers: FieldTable = std::mem::take(&mut headers)
+                    .inner()
+                    .iter()
+                    .filter(|(name, _)| name.as_str() != REASON_HEADER)
+                    .map(|(name, value)| (name.clone(), value.clone()))
+                    .collect::<std::collections::BTreeMap<_, _>>()
+                    .into();
+                publish(
+                    &channel,
+                    &self.queue,
+                    &message.data,
+                    message.properties.clone().with_headers(headers),
+                )
+                .await?;
+            }
+            answer(channel.basic_ack(message.delivery_tag, BasicAckOptions::default())).await?;
+            count += 1;
+        }
+        answer(connection.close(200, "bye".into())).await?;
+        Ok(count)
+    }
+}
+
+async fn get(channel: &Channel, queue: &str) -> Result<Option<Delivery>, String> {
+    let message = answer(channel.basic_get(queue.into(), lapin::options::BasicGetOptions::default())).await?;
+    Ok(message.map(|message| message.delivery))
+}
+
+/// Without an id of its own a message is known by what it says.
+fn parked_event(message: &Delivery) -> ParkedEvent {
+    let reason = message
+        .properties
+        .headers()
+        .as_ref()
+        .and_then(|headers| headers.inner().get(REASON_HEADER).cloned());
+    let reason = match reason {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        _ => String::new(),
+    };
+    let hash = || format!("sha-{}", &blake3::hash(&message.data).to_hex()[..16]);
+    let id = message
+        .properties
+        .message_id()
+        .as_ref()
+        .map_or_else(hash, ToString::to_string);
+    ParkedEvent {
+        id,
+        reason,
+        raw: message.data.clone(),
+    }
+}

@@ -1,0 +1,518 @@
+//! What operators do with a worker, and what it tells them.
+
+use std::io::Write;
+use std::net::UdpSocket;
+use std::process::Stdio;
+
+use crate::brokers::*;
+use crate::support::*;
+
+fn http_in(port: u16) -> String {
+    format!("type = \"http_in\"\nlisten = \"127.0.0.1:{port}\"")
+}
+
+fn event(n: usize) -> String {
+    format!("{{\"n\":{n},\"thread\":1,\"forum\":\"f{n}\"}}")
+}
+
+fn get(port: u16, path: &str) -> Answer {
+    request(port, "GET", path, &[], "")
+}
+
+#[test]
+fn a_reload_takes_a_good_file_and_a_bad_one_changes_nothing() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let port = free_port();
+    let config = pipeline(&nginx.address, &http_in(port));
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    assert_eq!(post(port, "/", &event(1)).status, 200);
+
+    std::fs::write(dir.path("worker.toml"), config.replace("to = [", "too = [")).unwrap();
+    worker.signal("-HUP");
+    worker.wait_for_log("pipeline.live.too: unknown key");
+    worker.wait_for_log("not reloaded, going on as before");
+    assert_eq!(post(port, "/", &event(2)).status, 200);
+
+    std::fs::write(
+        dir.path("worker.toml"),
+        config.replace("thread.{thread}", "new.{thread}"),
+    )
+    .unwrap();
+    worker.signal("-HUP");
+    worker.wait_for_log("reloaded worker.toml");
+    wait("the new listener", || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    assert_eq!(post(port, "/", &event(3)).status, 200);
+    let uris: Vec<String> = nginx.publishes().iter().map(|publish| publish.uri.clone()).collect();
+    assert_eq!(uris, ["/pub?id=thread.1", "/pub?id=thread.1", "/pub?id=new.1"]);
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_configuration_that_does_not_start_is_given_up_for_the_old_one() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, "type = \"file\"\npath = \"log\"");
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("following log");
+    // Another worker has that directory.
+    let other_dir = TempDir::new();
+    let mut other = Worker::start(&other_dir, &config);
+    other.wait_for_log("following log");
+    let taken = format!("state_dir = \"{}\"\n{config}", other_dir.path("state").display());
+    std::fs::write(dir.path("worker.toml"), taken).unwrap();
+    worker.signal("-HUP");
+    worker.wait_for_log("the new configuration does not start");
+    dir.append("log", &format!("{}\n", event(1)));
+    nginx.wait_for(1);
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_reload_while_a_node_is_down_ends_and_loses_nothing() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let port = free_port();
+    let source = format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\ngroup = \"g\"\nlease = \"900ms\"",
+        redis.url()
+    );
+    let config = pipeline(&format!("http://127.0.0.1:{port}"), &source) + "[engine]\ndrain = \"300ms\"\n";
+    let mut commands = redis.connect();
+    for n in 1..=20 {
+        redis::cmd("XADD")
+            .arg("posts")
+            .arg("*")
+            .arg("body")
+            .arg(event(n))
+            .exec(&mut commands)
+            .unwrap();
+    }
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("fails: cannot connect");
+    worker.signal("-HUP");
+    worker.wait_for_log("reloaded worker.toml");
+    let nginx = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    nginx.wait_for(20);
+    let numbers: Vec<u64> = nginx
+        .publishes()
+        .iter()
+        .map(|one| one.json()["n"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn top_and_tap_look_at_a_running_worker() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let (port, admin) = (free_port(), free_port());
+    let config = pipeline(&nginx.address, &http_in(port)) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    wait_for_port(admin);
+    let tap = |arguments: &[&str]| {
+        let command = ["tap", "worker.toml", "parse", "--count", "1"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect::<Vec<_>>();
+        let child = Worker::command(&dir)
+            .args(command)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is there when the next event is seen.
+        let seen = child.id();
+        (child, seen)
+    };
+    let (shape, _) = tap(&[]);
+    let (values, _) = tap(&["--raw"]);
+    let outputs: Vec<_> = [shape, values]
+        .into_iter()
+        .map(|child| std::thread::spawn(move || child.wait_with_output().unwrap()))
+        .collect();
+    wait("both taps to have seen one", || {
+        assert_eq!(post(port, "/", &event(1)).status, 200);
+        outputs.iter().all(std::thread::JoinHandle::is_finished)
+    });
+    let outputs: Vec<String> = outputs
+        .into_iter()
+        .map(|one| String::from_utf8(one.join().unwrap().stdout).unwrap())
+        .collect();
+    assert!(
+        outputs[0].contains("text of 2 characters") && !outputs[0].contains("\"f1\""),
+        "{outputs:?}"
+    );
+    assert!(outputs[1].contains("\"f1\""), "{outputs:?}");
+    let picture = Worker::run(&dir, &["top", "worker.toml", "--once"]);
+    let node = picture.lines().find(|line| line.contains(&nginx.address)).unwrap();
+    assert!(node.contains("closed"), "{picture}");
+    let unknown = Worker::command(&dir)
+        .args(["tap", "worker.toml", "gone"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8(unknown.stderr)
+            .unwrap()
+            .contains("there is: parse, route, in, nginx")
+            || !unknown.status.success()
+    );
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_switch_opens_a_dark_pipeline_that_holds_nobody_up() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::start("127.0.0.1:0", |publish| match publish.uri.contains("dark.") {
+        true => Behaviour::Status(500, ""),
+        false => Behaviour::Accept,
+    });
+    let port = free_port();
+    let config = pipeline(&nginx.address, &http_in(port))
+        + &format!(
+            r#"
+[switches]
+url = "{}"
+[switch.next]
+status = "off"
+by = "forum"
+[sink.dark]
+type = "http_push"
+nodes = ["{}"]
+[pipeline.next]
+from = "in"
+stages = ["parse", "route"]
+to = ["dark"]
+mode = "dark"
+prefix = "dark."
+gate = "next"
+"#,
+            redis.url(),
+            nginx.address
+        );
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    assert_eq!(post(port, "/", &event(1)).status, 200);
+    assert_eq!(nginx.count(), 1);
+    assert_eq!(
+        Worker::run(&dir, &["switch", "set", "worker.toml", "next", "on"]),
+        "next: on (live)\n"
+    );
+    worker.wait_for_log("switch next: now on (live)");
+    // The dark node fails for ever, and nobody waits for it.
+    (2..20).for_each(|n| assert_eq!(post(port, "/", &event(n)).status, 200));
+    nginx.wait_until(|publishes| publishes.iter().any(|publish| publish.uri == "/pub?id=dark.thread.1"));
+    assert_eq!(
+        Worker::run(&dir, &["switch", "list", "worker.toml"]),
+        "next: on (live)\n"
+    );
+    assert!(Worker::run(&dir, &["switch", "set", "worker.toml", "next", "inherit"]).contains("off (file)"));
+    worker.wait_for_log("switch next: now off (file)");
+    worker.signal("-TERM");
+    worker.signal("-TERM");
+    worker.wait();
+}
+
+#[test]
+fn figures_go_out_by_udp_and_alerts_to_who_should_know() {
+    let dir = TempDir::new();
+    let hooks = StandIn::accepting();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    udp.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (port, node) = (free_port(), free_port());
+    let sentry = hooks.address.replace("http://", "http://abc@") + "/7";
+    let config = pipeline(&format!("http://127.0.0.1:{node}"), &http_in(port))
+        + &format!(
+            r#"
+[statsd]
+address = "{}"
+prefix = "test."
+interval = "50ms"
+[alert.nodes]
+when = "nodes_down > 0"
+do = ["log", "webhook", "sentry"]
+webhook = "{}/hook"
+sentry = "{sentry}"
+"#,
+            udp.local_addr().unwrap(),
+            hooks.address
+        );
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    let client = std::thread::spawn(move || post(port, "/", &event(1)).status);
+    let mut lines = String::new();
+    wait("the count of one event", || {
+        let mut buffer = [0; 2000];
+        let length = udp.recv(&mut buffer).unwrap();
+        lines += std::str::from_utf8(&buffer[..length]).unwrap();
+        lines.contains("test.glue.component_received_events_total.source.http_in.in:1|c")
+    });
+    hooks.wait_for(2);
+    let publishes = hooks.publishes();
+    let hook = publishes.iter().find(|publish| publish.uri == "/hook").unwrap();
+    assert_eq!(
+        (hook.json()["alert"].clone(), hook.json()["state"].clone()),
+        ("nodes".into(), "firing".into())
+    );
+    let issue = publishes
+        .iter()
+        .find(|publish| publish.uri == "/api/7/envelope/")
+        .unwrap();
+    assert!(issue.headers["x-sentry-auth"].contains("sentry_key=abc"));
+    assert!(
+        issue
+            .body
+            .lines()
+            .nth(2)
+            .unwrap()
+            .contains("alert nodes: firing: nodes_down is 1")
+    );
+    worker.wait_for_log("alert nodes: firing");
+    let _nginx = StandIn::start(&format!("127.0.0.1:{node}"), |_| Behaviour::Accept);
+    assert_eq!(client.join().unwrap(), 200);
+    hooks.wait_until(|publishes| {
+        publishes
+            .iter()
+            .any(|publish| publish.uri == "/hook" && publish.json()["state"] == "resolved")
+    });
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn recorded_events_and_dead_letters_of_the_file_can_be_run_again() {
+    let dir = TempDir::new();
+    let refusing = StandIn::start("127.0.0.1:0", |_| Behaviour::Status(400, "Not today."));
+    let port = refusing.address.rsplit(':').next().unwrap().to_owned();
+    let config = pipeline(&refusing.address, "type = \"stdin\"");
+    let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
+    writeln!(worker.stdin(), "{}\n{}", event(1), event(2)).unwrap();
+    assert!(worker.wait().success());
+    assert_eq!(parked(&dir).len(), 2);
+    let ids: Vec<String> = parked(&dir)
+        .iter()
+        .map(|line| line["id"].as_str().unwrap().to_owned())
+        .collect();
+    drop(refusing);
+
+    let nginx = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    assert!(Worker::run(&dir, &["park", "list", "worker.toml"]).contains("400 Not today."));
+    assert_eq!(
+        Worker::run(&dir, &["park", "retry", "worker.toml", &ids[1]]),
+        "1 queued again\n"
+    );
+    assert_eq!(nginx.publishes()[0].id(), ids[1], "the id it had");
+    assert_eq!(
+        Worker::run(&dir, &["park", "drop", "worker.toml", "--all"]),
+        "1 dropped\n"
+    );
+    assert!(parked(&dir).is_empty());
+
+    std::fs::write(
+        dir.path("recorded"),
+        (0..30).map(|n| event(n) + "\n").collect::<String>(),
+    )
+    .unwrap();
+    Worker::run(
+        &dir,
+        &[
+            "replay",
+            "worker.toml",
+            "recorded",
+            "--pipeline",
+            "live",
+            "--rate",
+            "1000",
+        ],
+    );
+    let numbers: Vec<u64> = nginx.publishes()[1..]
+        .iter()
+        .map(|one| one.json()["n"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, (0..30).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_queue_can_be_asked_whether_all_is_published() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let source = format!("type = \"thoonk\"\nurl = \"{}\"\nqueue = \"posts\"", redis.url());
+    std::fs::write(dir.path("worker.toml"), pipeline(&nginx.address, &source)).unwrap();
+    let mut queue = Thoonk::classic(&redis, "posts");
+    queue.put("a", &event(1));
+    assert!(Worker::run(&dir, &["ack", "status", "worker.toml"]).starts_with("in: 1 open, the oldest since 20"));
+    let wait = Worker::command(&dir)
+        .args(["ack", "wait", "worker.toml", "--timeout", "200ms"])
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8(wait.stderr)
+            .unwrap()
+            .contains("1 still open after 200ms")
+    );
+    let healthy = Worker::command(&dir).args(["doctor", "worker.toml"]).output().unwrap();
+    let healthy = String::from_utf8(healthy.stdout).unwrap();
+    assert!(
+        healthy.contains("source in: answers, 1 open") && healthy.contains(&format!("{} answers", nginx.address)),
+        "{healthy}"
+    );
+
+    let config = std::fs::read_to_string(dir.path("worker.toml")).unwrap();
+    let worker = Worker::start(&dir, &config);
+    Worker::run(&dir, &["ack", "wait", "worker.toml"]);
+    assert_eq!(nginx.count(), 1);
+    assert_eq!(
+        Worker::run(&dir, &["ack", "status", "worker.toml"]),
+        "in: all published\n"
+    );
+    assert!(worker.terminate().success());
+    drop(nginx);
+    let ill = Worker::command(&dir).args(["doctor", "worker.toml"]).output().unwrap();
+    assert!(!ill.status.success());
+    assert!(
+        String::from_utf8(ill.stdout)
+            .unwrap()
+            .contains("ERROR    sink nginx: http://127.0.0.1")
+    );
+}
+
+#[test]
+fn publish_sends_a_message_or_a_line_each() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let url = format!("{}/pub?id=news", nginx.address);
+    Worker::run(&dir, &["publish", &url, "{\"n\":1}", "--id", "7-1", "--type", "post"]);
+    let mut lines = Worker::command(&dir)
+        .args(["publish", &url])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    lines
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"{\"n\":2}\n\n{\"n\":3}\n")
+        .unwrap();
+    assert!(lines.wait().unwrap().success());
+    let publishes = nginx.publishes();
+    assert_eq!(
+        publishes.iter().map(|one| one.body.as_str()).collect::<Vec<_>>(),
+        ["{\"n\":1}", "{\"n\":2}", "{\"n\":3}"]
+    );
+    assert_eq!(
+        (publishes[0].id(), publishes[0].headers["event-type"].as_str()),
+        ("7-1", "post")
+    );
+    assert_eq!(publishes[0].uri, "/pub?id=news");
+    let refusing = StandIn::start("127.0.0.1:0", |_| Behaviour::Status(403, ""));
+    let refused = Worker::command(&dir)
+        .args(["publish", &format!("{}/pub?id=a", refusing.address), "x"])
+        .output()
+        .unwrap();
+    assert!(!refused.status.success() && String::from_utf8(refused.stderr).unwrap().contains("403"));
+}
+
+#[test]
+fn tests_in_a_configuration_pass_or_say_what_differs() {
+    let dir = TempDir::new();
+    let base = pipeline("http://127.0.0.1:1", "type = \"stdin\"");
+    let test = |channel: &str| {
+        format!(
+            "{base}\n[test.t]\npipeline = \"live\"\ninput = '{{\"thread\":9}}'\nexpect = {{ channels = [\"{channel}\"] }}\n"
+        )
+    };
+    std::fs::write(dir.path("good.toml"), test("thread.9")).unwrap();
+    std::fs::write(dir.path("bad.toml"), test("thread.8")).unwrap();
+    assert_eq!(
+        Worker::run(&dir, &["test", "good.toml"]),
+        "ok      t\n1 passed, 0 failed\n"
+    );
+    let bad = Worker::command(&dir).args(["test", "bad.toml"]).output().unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    let expected = "FAILED  t\n    channels\n      expected: thread.8\n      found:    thread.9\n0 passed, 1 failed\n";
+    assert_eq!(String::from_utf8(bad.stdout).unwrap(), expected);
+    let graph = Worker::run(&dir, &["graph", "good.toml"]);
+    assert!(
+        graph.contains("\"source in\" -> \"live parse\"") && graph.contains("\"live route\" -> \"sink nginx\""),
+        "{graph}"
+    );
+    let figures = Worker::run(&dir, &["bench", "good.toml", "--seconds", "1"]);
+    assert!(figures.contains("events/s on one core"), "{figures}");
+}
+
+#[test]
+fn logs_can_be_json() {
+    let dir = TempDir::new();
+    let config = pipeline("http://127.0.0.1:1", "type = \"stdin\"");
+    std::fs::write(dir.path("worker.toml"), config).unwrap();
+    let output = Worker::command(&dir)
+        .args(["run", "worker.toml", "--log-format", "json"])
+        .output()
+        .unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(!log.is_empty());
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(line["level"].is_string() && line["message"].is_string(), "{line}");
+    }
+}
+
+#[test]
+fn redis_channels_are_heard_as_well_as_can_be() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let source = format!(
+        "type = \"redis_pubsub\"\nurl = \"{}\"\nchannels = [\"posts\"]\npatterns = [\"forum.*\"]",
+        redis.url()
+    );
+    let config = pipeline(&nginx.address, &source);
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("listening to 1 channels and 1 patterns");
+    let mut commands = redis.connect();
+    for (channel, n) in [("posts", 1), ("forum.cnn", 2), ("other", 3), ("posts", 4)] {
+        redis::cmd("PUBLISH")
+            .arg(channel)
+            .arg(event(n))
+            .exec(&mut commands)
+            .unwrap();
+    }
+    nginx.wait_for(3);
+    let numbers: Vec<u64> = nginx
+        .publishes()
+        .iter()
+        .map(|one| one.json()["n"].as_u64().unwrap())
+        .collect();
+    assert_eq!(numbers, [1, 2, 4]);
+    assert!(Worker::run(&dir, &["validate", "worker.toml"]).contains("best effort"));
+    assert!(worker.terminate().success());
+}
+
+#[test]
+fn a_worker_that_is_ready_says_so_and_one_that_lost_its_broker_does_not() {
+    let mut redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let admin = free_port();
+    let source = format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\ngroup = \"g\"",
+        redis.url()
+    );
+    let config = pipeline(&nginx.address, &source) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let worker = Worker::start(&dir, &config);
+    wait_for_port(admin);
+    wait("it to be ready", || get(admin, "/ready").status == 200);
+    redis.stop();
+    wait("it to notice", || get(admin, "/ready").status == 503);
+    assert!(get(admin, "/ready").body.contains("source in is not connected"));
+    assert_eq!(get(admin, "/health").status, 200, "it lives");
+    redis.kill_and_restart();
+    wait("it to be ready again", || get(admin, "/ready").status == 200);
+    assert!(worker.terminate().success());
+}

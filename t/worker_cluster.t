@@ -1,0 +1,117 @@
+# The worker before a real nginx, as in nginx-conf/cluster: a queue on Redis, one formatter, a log, and a feeder beside the node. A node that
+# is restarted has its memory filled again before the feeder says that it is ready.
+
+use v5.36;
+use FindBin;
+use lib "$FindBin::Bin/lib";
+use PushStream::Test;
+
+use File::Temp ();
+use IO::Socket::INET;
+
+only_over_plain_http1 'the publisher listens on a unix socket';
+
+my $top = "$FindBin::Bin/..";
+my $worker = "$top/target/release/push-stream-worker";
+plan skip_all => 'scripts/build makes the worker' unless -x $worker;
+plan skip_all => 'scripts/setup test installs redis-server' unless grep { -x "$_/redis-server" } split /:/, $ENV{PATH};
+
+# Programs of this test; they go with it.
+my @running;
+sub spawn ($log, @command) {
+    my $pid = fork // die "fork: $!";
+    if (!$pid) {
+        open STDOUT, '>', $log or die $!;
+        open STDERR, '>&', \*STDOUT or die $!;
+        exec @command or die "$command[0]: $!";
+    }
+    push @running, $pid;
+    return $pid;
+}
+sub end ($pid) { kill TERM => $pid; waitpid $pid, 0; @running = grep { $_ != $pid } @running; return $? }
+END { if (@running) { kill KILL => @running; waitpid $_, 0 for @running } }
+
+sub free_port { return IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1)->sockport }
+
+# One command to Redis; what it answers is of no interest here.
+sub redis ($port, @words) {
+    my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port") or return;
+    print {$socket} '*' . @words . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @words;
+    $socket->flush;
+    return scalar <$socket>;
+}
+
+# As a producer with the Thoonk library does it.
+sub put ($port, $id, $body) {
+    redis $port, LPUSH => 'feed.ids:posts', $id;
+    redis $port, INCR => 'feed.publishes:posts';
+    redis $port, HSET => 'feed.items:posts', $id, $body;
+    redis $port, ZADD => 'feed.published:posts', int(time * 1000), $id;
+}
+
+sub post ($n) { return qq({"id":"$n","forum":"cnn","thread":"9","author":{"name":"Ann","ip":"192.0.2.7"},"message":"<script>x</script>hi $n"}) }
+
+sub answer ($port, $path) {
+    my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port") or return '';
+    print {$socket} "GET $path HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    return join '', <$socket>;
+}
+
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 8m;
+    push_stream_channels_path $arg_id;
+    push_stream_store_messages on;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+        listen unix:%%DIR%%/publish.sock;
+
+        location /pub { push_stream_publisher admin; push_stream_batch_publish on; client_max_body_size 1m; client_body_buffer_size 1m; }
+        location /sub { push_stream_subscriber eventsource; }
+        location /status { push_stream_channels_statistics; }
+    }
+}
+CONF
+    my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1);
+    my ($redis, $formatter_admin, $feeder_admin) = map { free_port } 1 .. 3;
+    my $server = spawn "$dir/redis.log", 'redis-server', '--bind', '127.0.0.1', '--port', $redis, '--save', '', '--dir', "$dir";
+    ok wait_until(sub { (redis($redis, 'PING') // '') =~ /PONG/ }), 'Redis is there';
+
+    my %common = (REDIS => "redis://127.0.0.1:$redis/0", PUBLISH => 'unix:' . $nginx->dir . '/publish.sock');
+    my $start = sub ($name, $admin) {
+        local %ENV = (%ENV, %common, ADMIN => "127.0.0.1:$admin", STATE_DIR => "$dir/$name");
+        return spawn "$dir/$name.log", $worker, 'run', "$top/nginx-conf/cluster/$name.toml";
+    };
+    my $formatter = $start->('formatter', $formatter_admin);
+    my $feeder = $start->('feeder', $feeder_admin);
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }), 'the feeder is ready';
+
+    my $browser = $nginx->subscribe('/sub?id=thread.9');
+    put $redis, "job$_", post($_) for 1 .. 300;
+    my @events = map { $browser->event(20) } 1 .. 300;
+    is scalar(grep { /hi (\d+)/ } map { $_->{data} } @events), 300, 'everything comes';
+    is join(' ', map { $_->{data} =~ /hi (\d+)/ } @events), join(' ', 1 .. 300), 'in order';
+    unlike $events[0]{data}, qr/script|192/, 'clean';
+    like $events[0]{id}, qr/^\d+-\d+$/, 'with the ids of the log';
+    my $metrics = answer $feeder_admin, '/metrics';
+    like $metrics, qr/glue_node_takes_batches\{.*\} 1/, 'in batches';
+    my ($requests) = $metrics =~ /glue_sink_requests_total\{.*code="200"\} (\d+)/;
+
+    # nginx comes back with an empty memory.
+    $nginx->stop;
+    put $redis, "late$_", post($_) for 301 .. 310;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /503/ }), 'without nginx the feeder is not ready';
+    $nginx->launch_again;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }, 20), 'with it, it is again';
+    is $nginx->figures('thread.9')->{stored_messages}, 310, 'and everything is there again';
+
+    is end($feeder), 0, 'the feeder ends well';
+    is end($formatter), 0, 'so does the formatter';
+    end $server;
+};
+
+done_testing;
