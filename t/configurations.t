@@ -15,7 +15,7 @@ my ($version) = `$nginx -v 2>&1` =~ m{nginx/1\.(\d+)};
 
 sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
 
-for my $file (sort glob "$root/nginx-conf/*.conf") {
+for my $file (sort glob "$root/nginx-conf/*.conf $root/nginx-conf/cluster/*.conf") {
     my $dir = tempdir('push-stream-conf-XXXXXX', TMPDIR => 1, CLEANUP => 1);
     mkdir "$dir/$_" or die $! for 'modules', 'tmp', 'run', 'logs';
     symlink $module, "$dir/modules/ngx_http_push_stream_module.so" or die $!;

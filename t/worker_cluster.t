@@ -70,8 +70,14 @@ http {
         listen 127.0.0.1:%%PORT%%;
         listen unix:%%DIR%%/publish.sock;
 
-        location /pub { push_stream_publisher admin; push_stream_batch_publish on; client_max_body_size 1m; client_body_buffer_size 1m; }
-        location /sub { push_stream_subscriber eventsource; }
+        location /pub {
+            push_stream_publisher admin;
+            push_stream_batch_publish on;
+            push_stream_idempotent_publish on;
+            client_max_body_size 1m;
+            client_body_buffer_size 1m;
+        }
+        location /sub { push_stream_subscriber eventsource; push_stream_resume ordered; }
         location /status { push_stream_channels_statistics; }
     }
 }

@@ -574,7 +574,7 @@ p = { from = "a", to = [] }
                 "3: engine.lanes: must be from 1 to 256",
                 "4: source.a.path: is missing",
                 "6: source.a.max_in_flight: \"many\" is not a whole number from 0",
-                "8: source.b.type: \"rabbit\" is not one of \"amqp\", \"file\", \"http_in\", \"redis_pubsub\", \"redis_streams\", \"stdin\", \"thoonk\"",
+                "8: source.b.type: \"rabbit\" is not one of \"amqp\", \"file\", \"http_in\", \"nats\", \"redis_pubsub\", \"redis_streams\", \"stdin\", \"thoonk\"",
                 "10: stage.fmt: needs exactly one of fields, template, template_file",
                 "12: sink.n.nodes[0]: \"ftp://x\" is not a server (examples: \"http://127.0.0.1:8080\", \"https://push.example.com\", \"unix:/run/nginx/pub.sock\")",
                 "12: sink.n.retry.initail: unknown key, did you mean \"initial\"?",

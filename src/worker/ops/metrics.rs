@@ -161,6 +161,8 @@ pub struct Node {
     requests: Mutex<BTreeMap<Code, u64>>,
     duplicates: AtomicU64,
     missed: AtomicU64,
+    accepted: AtomicU64,
+    delta: AtomicI64,
     /// Of the whole worker.
     recoveries: watch::Sender<u64>,
 }
@@ -195,6 +197,21 @@ impl Node {
     /// An event that others have and this node will not.
     pub fn miss(&self) {
         self.missed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An event that the node took, for so many channels.
+    pub fn accept(&self, channels: u64) {
+        self.accepted.fetch_add(channels, Ordering::Relaxed);
+    }
+
+    /// What was accepted, once for each channel, as the node counts.
+    pub fn accepted_messages(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// How many more the node counts than it accepted from here.
+    pub fn set_delta(&self, delta: i64) {
+        self.delta.store(delta, Ordering::Relaxed);
     }
 
     pub fn set_batches(&self, takes_batches: bool) {
@@ -298,6 +315,8 @@ impl Metrics {
             requests: Mutex::default(),
             duplicates: AtomicU64::new(0),
             missed: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            delta: AtomicI64::new(0),
             recoveries: self.recoveries.clone(),
         });
         let mut nodes = self.nodes.lock();
@@ -569,6 +588,14 @@ impl Metrics {
         out.family("glue_sink_duplicates_total", "counter");
         for node in &nodes {
             out.sample("", &node.labels(), load(&node.duplicates));
+        }
+        out.family("glue_node_accepted_messages_total", "counter");
+        for node in &nodes {
+            out.sample("", &node.labels(), node.accepted_messages());
+        }
+        out.family("glue_reconcile_delta", "gauge");
+        for node in &nodes {
+            out.sample("", &node.labels(), node.delta.load(Ordering::Relaxed));
         }
         out.family("glue_node_missed_events_total", "counter");
         for node in &nodes {

@@ -617,8 +617,14 @@ impl Amqp {
         let (connection, channel) = self.connect().await?;
         self.declare(&channel).await?;
         answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let parked = self.parked_queue();
+        // No more than there are now: what is tried again may be back before this is through.
+        let there = answer(channel.queue_declare(parked.as_str().into(), passive(), FieldTable::default())).await?;
         let mut count = 0;
-        while let Some(message) = get(&channel, &self.parked_queue()).await? {
+        for _ in 0..there.message_count() {
+            let Some(message) = get(&channel, &parked).await? else {
+                break;
+            };
             if !ids.contains(&parked_event(&message).id) {
                 continue;
             }

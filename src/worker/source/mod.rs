@@ -11,6 +11,7 @@ mod claiming;
 pub mod file;
 pub mod follow;
 pub mod http_in;
+pub mod nats;
 pub mod recorded;
 pub mod redis_pubsub;
 pub mod redis_streams;
@@ -174,6 +175,7 @@ pub const KINDS: &[Kind] = &[
     thoonk::KIND,
     redis_streams::KIND,
     amqp::KIND,
+    nats::KIND,
     redis_pubsub::KIND,
     file::KIND,
     http_in::KIND,

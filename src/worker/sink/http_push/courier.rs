@@ -100,7 +100,9 @@ impl Courier {
                 attempts: 0,
                 tried_since: None,
             };
+            let (config, node) = (Arc::clone(&work.courier.config), Arc::clone(&work.courier.node));
             LocalSet::new().block_on(&runtime, async {
+                tokio::task::spawn_local(super::reconcile::run(config, node));
                 tokio::select! {
                     () = work.run() => {}
                     () = beat.keep() => {}
@@ -322,7 +324,10 @@ impl Work {
         for attempt in verdicts {
             let Some(parcel) = self.queue.pop_front() else { break };
             match attempt {
-                Attempt::Accepted => parcel.tally.accept(),
+                Attempt::Accepted => {
+                    node.metrics.accept(parcel.event.channels.len() as u64);
+                    parcel.tally.accept();
+                }
                 Attempt::Permanent(reason) => parcel
                     .tally
                     .refuse(format!("{}: {reason}", node.address), self.attempts),

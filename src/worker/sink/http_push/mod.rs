@@ -23,12 +23,13 @@
 //!   one POST each.
 //! * `ordered = false`: each lane publishes on up to `connections` connections per node, one POST per event, in order per key ([`unordered`]).
 //!
-//! A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
+//! With `statistics` each node's own count is compared with ours ([`reconcile`]). A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
 //! what is more than a few thousand events old misses that node, which is counted.
 
 mod batch;
 mod courier;
 mod node;
+mod reconcile;
 mod tally;
 mod unordered;
 
@@ -94,6 +95,8 @@ pub struct HttpPush {
     /// Is a node that has newer events already as good as one that takes this one?
     accepts_stale: bool,
     retry: Policy,
+    /// Where the node tells its figures, to compare them with ours.
+    statistics: Option<String>,
     /// Whom to trust at `https` nodes, if not this machine's authorities.
     tls: Option<Tls>,
 }
@@ -136,6 +139,9 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
     if ordered == Some(true) && section.has("connections") {
         section.complain_at("connections", "belongs to ordered = false; an ordered node has one");
     }
+    if ordered == Some(false) && section.has("statistics") {
+        section.complain_at("statistics", "belongs to ordered = true");
+    }
     if ordered == Some(false) && section.has("batch") {
         section.complain_at("batch", "belongs to ordered = true");
     }
@@ -145,6 +151,13 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
     }
     let accepts_stale = section.choice("on_stale", &[("park", false), ("accept", true)], false);
     let retry = section.table("retry", Policy::read).unwrap_or_default();
+    let statistics = section.optional::<String>("statistics");
+    if statistics
+        .as_ref()
+        .is_some_and(|path| !path.starts_with('/') || path.parse::<Uri>().is_err())
+    {
+        section.complain_at("statistics", "is not a path (example: \"/status\")");
+    }
     let tls = section
         .optional::<PathBuf>("ca_file")
         .and_then(|file| match Tls::of_file(&file) {
@@ -169,6 +182,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
         permanent,
         accepts_stale,
         retry,
+        statistics,
         tls,
     }))
 }
@@ -369,6 +383,7 @@ impl HttpPush {
             permanent: vec![],
             accepts_stale: false,
             retry: Policy::default(),
+            statistics: None,
             tls: None,
         }
     }

@@ -110,7 +110,7 @@ fn distinct(publishes: &[Publish]) -> usize {
 }
 
 #[test]
-fn rabbitmq_queues_and_streams_lose_nothing_over_kills_of_either_side() {
+fn rabbitmq_queues_and_streams_lose_nothing_over_kills_and_restarts() {
     let mut broker = RabbitMq::start();
     quorum_queue(&mut broker);
     dead_letters(&broker);
@@ -132,7 +132,7 @@ fn quorum_queue(broker: &mut RabbitMq) {
     worker.kill();
     let mut worker = Worker::start(&dir, &config);
     nginx.wait_until(|publishes| distinct(publishes) > 250);
-    broker.kill_and_restart();
+    broker.restart();
     worker.wait_for_log("connecting again");
     nginx.wait_until(|publishes| distinct(publishes) == COUNT);
     let producer = Producer::connect(broker);

@@ -235,9 +235,12 @@ impl RabbitMq {
         wait_for_port(self.port);
     }
 
-    /// SIGKILL, and up again on the same data.
-    pub fn kill_and_restart(&mut self) {
-        self.kill();
+    /// Stops it in good order, and starts it again on the same data.
+    pub fn restart(&mut self) {
+        let pid = self.dir.read("pid");
+        let status = Command::new("kill").args(["-TERM", pid.trim()]).status();
+        assert!(status.unwrap().success());
+        let _ = self.child.wait();
         self.child = Self::spawn(&self.dir, self.epmd_port, self.distribution_port);
         self.await_start();
     }
@@ -266,5 +269,50 @@ impl Drop for RabbitMq {
         epmd.args(["-port", &self.epmd_port.to_string(), "-kill"])
             .env("ERL_EPMD_RELAXED_COMMAND_CHECK", "1");
         let _ = epmd.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
+/// Debian's nats-server with JetStream.
+pub struct Nats {
+    child: Child,
+    pub port: u16,
+    dir: TempDir,
+}
+
+impl Nats {
+    pub fn start() -> Self {
+        let dir = TempDir::new();
+        let port = free_port();
+        let child = Self::spawn(&dir, port);
+        wait_for_port(port);
+        Self { child, port, dir }
+    }
+
+    fn spawn(dir: &TempDir, port: u16) -> Child {
+        let mut command = mortal("nats-server");
+        command
+            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+            .arg(dir.path("js"));
+        command.spawn().expect("nats-server: scripts/setup brokers installs it")
+    }
+
+    /// Stops it in good order, and starts it again on the same data.
+    pub fn restart(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.dir, self.port);
+        wait_for_port(self.port);
+    }
+
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }

@@ -8,6 +8,7 @@ mod delivery;
 mod examples;
 mod following;
 mod intake;
+mod nats;
 mod operations;
 mod queues;
 mod support;

@@ -1,0 +1,118 @@
+//! Does a node's own count agree with ours?
+//!
+//! With `statistics = "/status"` the node's total of published messages is read every ten seconds and compared with what it has accepted from here,
+//! both counted from the same moment. More there than here: others publish, too. Less: it took something and did not count it as new, which is
+//! what a duplicate is; anything else should worry somebody. The difference is a gauge, `glue_reconcile_delta`, and told when it is negative and stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Request;
+use hyper::header::HOST;
+use serde::Deserialize;
+
+use super::node::Node;
+use super::{HttpPush, MAX_ANSWER_BYTES};
+use crate::client::Pool;
+
+const INTERVAL: Duration = Duration::from_secs(10);
+/// A look may fall between a publish and its count; a difference that stays for so many looks is one.
+const LOOKS: u32 = 3;
+
+#[derive(Deserialize)]
+struct Summary {
+    published_messages: u64,
+}
+
+/// Compares for as long as it is polled.
+pub async fn run(config: Arc<HttpPush>, node: Arc<Node>) {
+    let Some(path) = config.statistics.clone() else { return };
+    let pool = Pool::new(node.address.clone(), config.tls.clone(), MAX_ANSWER_BYTES);
+    let mut books = Books::default();
+    loop {
+        let ours = node.metrics.accepted_messages();
+        let read = tokio::time::timeout(config.timeout, ask(&pool, &node, &path)).await;
+        // A node that does not answer is told of elsewhere.
+        if let Ok(Ok(theirs)) = read {
+            let delta = books.compare(theirs, ours);
+            node.metrics.set_delta(delta);
+            if books.is_worrying() {
+                let (sink, address) = (&node.sink, &node.address);
+                tracing::warn!(
+                    "sink {sink}: {address} counts {} published messages fewer than it accepted",
+                    -delta
+                );
+            }
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn ask(pool: &Pool, node: &Node, path: &str) -> Result<u64, String> {
+    let request = Request::get(path)
+        .header(HOST, node.host.clone())
+        .header("Accept", "application/json");
+    let request = request
+        .body(Full::<Bytes>::default())
+        .map_err(|error| error.to_string())?;
+    let (_, body) = pool.request(request).await.map_err(|error| error.to_string())?;
+    let summary: Summary = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    Ok(summary.published_messages)
+}
+
+/// Both counts at the beginning, and how the difference has been of late.
+#[derive(Debug, Default)]
+struct Books {
+    begin: Option<(u64, u64)>,
+    last_theirs: u64,
+    last_delta: i64,
+    lasting: u32,
+}
+
+impl Books {
+    fn compare(&mut self, theirs: u64, ours: u64) -> i64 {
+        // A node that was restarted counts from zero.
+        if theirs < self.last_theirs {
+            self.begin = None;
+        }
+        self.last_theirs = theirs;
+        let (their_begin, our_begin) = *self.begin.get_or_insert((theirs, ours));
+        let count = |now: u64, begin: u64| i64::try_from(now - begin).unwrap_or(i64::MAX);
+        let delta = count(theirs, their_begin) - count(ours, our_begin);
+        self.lasting = if delta == self.last_delta {
+            self.lasting.saturating_add(1)
+        } else {
+            1
+        };
+        self.last_delta = delta;
+        delta
+    }
+
+    /// Once for each lasting difference.
+    fn is_worrying(&self) -> bool {
+        self.last_delta < 0 && self.lasting == LOOKS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_shortfall_that_stays_is_worrying_and_only_once() {
+        let mut books = Books::default();
+        assert_eq!(books.compare(1000, 5), 0);
+        assert_eq!(books.compare(1010, 15), 0);
+        assert_eq!(books.compare(1030, 25), 10, "others publish, too");
+        let looks: Vec<bool> = (0..5)
+            .map(|_| {
+                assert_eq!(books.compare(1030, 40), -5);
+                books.is_worrying()
+            })
+            .collect();
+        assert_eq!(looks, [false, false, true, false, false]);
+        assert_eq!(books.compare(3, 45), 0, "it was restarted");
+    }
+}
