@@ -16,7 +16,7 @@ http {
     push_stream_shared_memory_size 8m;
     push_stream_channels_path $arg_id;
     push_stream_store_messages on;
-    push_stream_max_messages_stored_per_channel 3;
+    push_stream_max_messages_stored_per_channel %%STORED%%;
     push_stream_longpolling_connection_ttl 1s;
     push_stream_message_template "~id~|~channel~|~event-id~|~text~;";
     push_stream_resume ordered;
@@ -52,7 +52,7 @@ http {
 }
 CONF
 
-with_nginx $conf =~ s/%%AUTO%%//r, sub ($nginx) {
+with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/3/r, sub ($nginx) {
     my $publish = sub ($channels, @ids) {
         $nginx->post("/pub?id=$channels", "m$_", 'Event-Id' => $_)->status == 200 or die for @ids;
     };
@@ -105,7 +105,7 @@ with_nginx $conf =~ s/%%AUTO%%//r, sub ($nginx) {
 };
 
 # A reader that is too slow is told what it misses, where it misses it.
-with_nginx $conf =~ s/%%AUTO%%/location \/auto { push_stream_publisher; push_stream_auto_event_id on; }/r, sub ($nginx) {
+with_nginx $conf =~ s/%%AUTO%%/location \/auto { push_stream_publisher; push_stream_auto_event_id on; }/r =~ s/%%STORED%%/3/r, sub ($nginx) {
     my $slow = sub ($uri) {
         my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
         $client->send_request(GET => $uri);
@@ -154,6 +154,29 @@ with_nginx $conf =~ s/%%AUTO%%/location \/auto { push_stream_publisher; push_str
         last if $n >= $count - 1;
     }
     is $silent, 0, 'latest: the same';
+};
+
+# Old messages go while a slow reader is still at them.
+with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/1000/r =~ s/(http \{)/$1 push_stream_message_ttl 2s;/r, sub ($nginx) {
+    my $publisher = $nginx->connect;
+    my $publish = sub ($channel, $n) {
+        $publisher->request(POST => "/pub?id=$channel", headers => { 'Event-Id' => $n }, body => "$n " . 'x' x 8000)->status == 200 or die;
+    };
+    $publish->('a', $_) for 1 .. 400;
+    my $reader = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+    $reader->send_request(GET => '/on/ev?id=b/a', headers => { 'Last-Event-Id' => 0 });
+    is $reader->event->{id}, 1, 'it begins to read';
+    ok wait_until { !$nginx->get('/pub?id=a')->json->{stored_messages} }, 'then all is gone';
+    my ($last, $gap) = (1);
+    while (!$gap) {
+        my $event = $reader->event;
+        if (($event->{event} // '') eq 'gap') { $gap = decode_json($event->{data}) }
+        else { is $event->{id}, $last + 1, 'in between' or last if $event->{id} != $last + 1; $last = $event->{id} }
+    }
+    cmp_ok $last, '<', 400, "it got $last messages";
+    is_deeply $gap, { channel => 'a', asked => "$last", first => undef }, 'and is told that the others are lost';
+    $publish->(b => 401);
+    is $reader->event->{id}, 401, 'on it goes';
 };
 
 done_testing;

@@ -324,6 +324,16 @@ pub struct Replay {
     pub(super) ordered: bool,
     /// Messages that were lost between the calls.
     pub lost: bool,
+    /// In an ordered replay: the parts of the path that they were in.
+    pub(super) gaps: Vec<u32>,
+}
+
+impl Replay {
+    /// Where messages were lost since the last call, before what [`Worker::replay`](super::Worker::replay) has found last: indices in the
+    /// path, of an ordered replay.
+    pub fn take_gaps(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.gaps)
+    }
 }
 
 /// The part of a [`Replay`] that one channel has.
@@ -335,6 +345,10 @@ pub(super) struct ReplayPart {
     /// The link to copy next, if it is still there, and its sequence number; `u64::MAX` = there is none.
     pub hint: u32,
     pub next_seq: u64,
+    /// Is it known that this one belongs to the replay?
+    pub hint_is_wanted: bool,
+    /// One that belongs to it is gone.
+    pub has_gap: bool,
     /// The last sequence number that belongs to the replay; what follows is live.
     pub until: u64,
     /// Only messages with a higher id.

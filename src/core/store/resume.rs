@@ -150,6 +150,7 @@ impl Locked<'_> {
             parts: [ReplayPart::new(self, 0, seek)].into(),
             ordered: false,
             lost: false,
+            gaps: Vec::new(),
         }
     }
 
@@ -388,6 +389,8 @@ impl ReplayPart {
             channel_born: seek.born,
             hint: start.link,
             next_seq: start.seq,
+            hint_is_wanted: true,
+            has_gap: false,
             until: locked.hot(hot::seq),
             above: match seek.aim {
                 Aim::Above(position) => Some(position),
@@ -420,6 +423,18 @@ impl Seek {
 }
 
 impl Replay {
+    /// Takes up which parts have lost messages.
+    fn gather_gaps(&mut self) {
+        for part in &mut self.parts {
+            if std::mem::take(&mut part.has_gap) {
+                self.lost = true;
+                if !self.gaps.contains(&part.path_index) {
+                    self.gaps.push(part.path_index);
+                }
+            }
+        }
+    }
+
     /// The part whose turn it is, and how far that goes: of equal ids the first channel's come first.
     fn turn(&self) -> Option<(usize, Bound)> {
         let offers = || {
@@ -571,7 +586,7 @@ impl Locked<'_> {
     }
 
     /// The late message that is next, if it is still there.
-    fn next_late(&self, part: &mut ReplayPart, lost: &mut bool) -> Option<(OrderedId, LinkRef)> {
+    fn next_late(&self, part: &mut ReplayPart) -> Option<(OrderedId, LinkRef)> {
         while let Some(late) = part.late.last() {
             let place = Place {
                 link: late.link,
@@ -580,7 +595,7 @@ impl Locked<'_> {
             match self.at_place(ChannelRef(part.channel), place) {
                 Some(link) if self.link_flag(link, link_flag::STORED) => return Some((late.id, link)),
                 _ => {
-                    *lost = true;
+                    part.has_gap = true;
                     part.late.pop();
                 }
             }
@@ -588,15 +603,24 @@ impl Locked<'_> {
         None
     }
 
+    /// The part's next stored link; notes it if the one that was to be the next is gone.
+    fn next_of(&self, part: &mut ReplayPart) -> Option<LinkRef> {
+        let next = self.continue_replay(part);
+        let is_gone = next.map_or(part.next_seq != u64::MAX, |(_, skipped)| skipped);
+        part.has_gap |= is_gone && part.hint_is_wanted;
+        part.hint_is_wanted = false;
+        next.map(|(link, _)| link)
+    }
+
     /// Looks up what the parts have to offer. It takes what it looks at off the budget.
-    fn look_up(&self, part: &mut ReplayPart, lost: &mut bool, budget: &mut u32) {
-        let mut next = self.continue_replay(part);
-        while let Some((link, skipped)) = next {
-            *lost |= skipped;
+    fn look_up(&self, part: &mut ReplayPart, budget: &mut u32) {
+        let mut next = self.next_of(part);
+        while let Some(link) = next {
             (part.hint, part.next_seq) = (link.0, self.seq_of(link));
             let id = self.ordered_id_of(link);
             if self.is_in_part(part, link, id) {
-                let late = self.next_late(part, lost).map(|(id, _)| id);
+                part.hint_is_wanted = true;
+                let late = self.next_late(part).map(|(id, _)| id);
                 part.offer = Offer::Message(match late {
                     Some(late) if Some(late) < id => Some(late),
                     _ => id,
@@ -611,10 +635,10 @@ impl Locked<'_> {
                 Some(place) => (place.link, place.seq),
                 None => (0, u64::MAX),
             };
-            next = self.continue_replay(part).map(|(link, _)| (link, false));
+            next = self.next_of(part);
         }
         part.next_seq = u64::MAX;
-        part.offer = match self.next_late(part, lost) {
+        part.offer = match self.next_late(part) {
             Some((id, _)) => Offer::Message(Some(id)),
             None => Offer::End,
         };
@@ -635,17 +659,20 @@ impl Locked<'_> {
             if !alive {
                 part.offer = Offer::End;
             } else if part.offer == Offer::Unknown {
-                self.look_up(part, &mut replay.lost, &mut budget);
+                self.look_up(part, &mut budget);
                 if part.offer == Offer::Unknown {
                     return Some(Vec::new());
                 }
             }
         }
+        replay.gather_gaps();
         replay.parts.retain(|part| part.offer != Offer::End);
         let (index, bound) = replay.turn()?;
         let part = &mut replay.parts[index];
         part.offer = Offer::Unknown;
-        Some(self.pin_run(slot, part, bound, &mut replay.lost, room, batch))
+        let heads = self.pin_run(slot, part, bound, room, batch);
+        replay.gather_gaps();
+        Some(heads)
     }
 
     /// The lowest id that is on offer, as far as that is known.
@@ -653,9 +680,10 @@ impl Locked<'_> {
         let mut budget = SEEK_LINKS;
         for part in &mut replay.parts {
             if part.offer == Offer::Unknown && self.is_alive(part) {
-                self.look_up(part, &mut replay.lost, &mut budget);
+                self.look_up(part, &mut budget);
             }
         }
+        replay.gather_gaps();
         replay.parts.retain(|part| part.offer != Offer::End);
         replay.turn().and_then(|(index, _)| match replay.parts[index].offer {
             Offer::Message(id) => id,
@@ -673,16 +701,12 @@ impl Locked<'_> {
         slot: SlotRef,
         part: &mut ReplayPart,
         bound: Bound,
-        lost: &mut bool,
         room: usize,
         batch: &mut Batch,
     ) -> Vec<Head> {
         let channel = ChannelRef(part.channel);
-        let late = self.next_late(part, lost);
-        let first = self.continue_replay(part).map(|(link, skipped)| {
-            *lost |= skipped;
-            (self.ordered_id_of(link), link)
-        });
+        let late = self.next_late(part);
+        let first = self.next_of(part).map(|link| (self.ordered_id_of(link), link));
         if let Some((id, link)) = late.filter(|(id, _)| first.is_none_or(|(first, _)| Some(*id) < first)) {
             if !bound.allows(Some(id)) {
                 return Vec::new();
@@ -724,6 +748,7 @@ impl Locked<'_> {
             Some(link) => (link.0, self.seq_of(link)),
             None => (0, u64::MAX),
         };
+        part.hint_is_wanted = false;
         heads
     }
 }

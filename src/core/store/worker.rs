@@ -964,6 +964,7 @@ impl Locked<'_> {
             parts: Default::default(),
             ordered: request.ordered,
             lost: false,
+            gaps: Vec::new(),
         };
         let mut bound = (position.time.unwrap_or(0), position.tag.unwrap_or(0));
         for (index, (&channel, seek)) in channels.iter().zip(seeks).enumerate() {

@@ -14,7 +14,7 @@ use super::backlog::{Backlog, Bound, Overflow};
 use super::burst::{Burst, Mark, Piece, Style};
 use super::ordered::Ordered;
 use super::output::Progress;
-use super::registry::{Kind, LocalChannel, Registry, Subscriber, SubscriberId};
+use super::registry::{Kind, LocalChannel, Registry, Replaying, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
@@ -428,6 +428,7 @@ impl Delivery {
         };
         let more = worker.replay(&mut replaying.replay, &mut self.inbox.batch);
         self.tally.delivered += self.inbox.batch.len() as u64;
+        self.tally.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
         let mut burst = Burst::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
@@ -437,8 +438,9 @@ impl Delivery {
                 burst.push_bytes(rest.separator, subscriber.style.framing);
             }
             burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
-            if message.event_id.is_some() && !message.repeated_id {
+            if let Some(id) = message.event_id.filter(|_| !message.repeated_id) {
                 replaying.position = None;
+                replaying.last = OrderedId::parse(id).or(replaying.last);
             }
         }
         self.inbox.batch.clear();
@@ -547,8 +549,31 @@ impl Subscriber {
         !notices.is_empty()
     }
 
+    /// Old messages may be lost before a slow reader has got them: that comes before what is left in `batch`. True if it is told.
+    fn tell_lost(&mut self, replaying: &mut Replaying, batch: &Batch) -> bool {
+        let lost = replaying.replay.take_gaps();
+        // The head of a poll's answer is out.
+        if lost.is_empty() || self.style.format.gap_text.is_none() || matches!(self.kind, Kind::Answer(_)) {
+            return false;
+        }
+        for path_index in lost {
+            let of_channel = batch.iter().filter(|(index, _)| *index == path_index);
+            let first = of_channel
+                .filter_map(|(_, message)| message.event_id)
+                .find_map(OrderedId::parse);
+            let channel = replaying.ids.get(path_index as usize).map_or(&b""[..], |id| id);
+            let mut notice = Vec::new();
+            self.style
+                .format
+                .render_gap(channel, replaying.last, first, &mut notice);
+            self.backlog
+                .push(Piece::whole(Burst::of_gaps(&[notice], self.style.framing)));
+        }
+        true
+    }
+
     /// The old messages are in the backlog; what waited behind them follows.
-    fn caught_up(&mut self, mut replaying: super::registry::Replaying) {
+    fn caught_up(&mut self, mut replaying: Replaying) {
         if let Some(position) = replaying.position {
             let line = eventsource::position(position);
             self.backlog

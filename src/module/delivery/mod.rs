@@ -47,6 +47,7 @@ use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
 use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary, Worker, Zone};
+use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::{Audience, Main, Settings, Transport};
 use crate::ffi::cell::ProcessCell;
@@ -246,6 +247,8 @@ pub struct Enlistment<'p> {
     pub direct: Result<Framing, Option<Hold>>,
     /// Bytes that each message is filled up to.
     pub message_min: u32,
+    /// The ordered id from which the client wants to go on.
+    pub asked: Option<OrderedId>,
 }
 
 /// Takes over a request: from now on it belongs to the delivery. Returns what its handler returns; None if there is no
@@ -525,6 +528,7 @@ impl Delivery {
                 behind: Default::default(),
                 first: false,
                 position: joined.newest_id.filter(|_| tells_position),
+                last: enlistment.asked,
             })
         });
         let style = self.registry.styles.intern(style);

@@ -137,6 +137,8 @@ pub struct Replaying {
     pub first: bool,
     /// For an EventSource that resumes in order: its position, if no old message brings one.
     pub position: Option<OrderedId>,
+    /// The last id that it got, or where it began.
+    pub last: Option<OrderedId>,
 }
 
 /// There may be a million of them. With the generation that the slab keeps with each: three cache lines.

@@ -158,6 +158,38 @@ fn long_queues_come_in_slices_and_in_order() {
 }
 
 #[test]
+fn what_is_lost_while_it_is_read_is_told() {
+    let mut test = TestZone::new(4 * 1024);
+    let mut worker = test.worker_with(&tracking());
+    for index in 1..=150u64 {
+        let id = index.to_string();
+        let name = if index <= 120 { "a" } else { "b" };
+        send(&mut worker, &[name], &id, Some(&id), STRICT, test.now).unwrap();
+    }
+    test.pass(50);
+    let mut joined = resume(&mut worker, &["a", "b"], "0", JoinMode::Stream, test.now);
+    let replay = joined.replay.as_mut().unwrap();
+    let mut batch = Batch::default();
+    assert!(worker.replay(replay, &mut batch));
+    assert_eq!((batch.len(), replay.take_gaps()), (100, vec![]));
+    // Newer ones in the same channels are live, whatever becomes of them.
+    send(&mut worker, &["a"], "x", Some("200"), STRICT, test.now).unwrap();
+    test.tick(&mut worker, 15);
+    assert!(!worker.replay(replay, &mut batch));
+    assert_eq!(batch.len(), 0);
+    let mut gaps = replay.take_gaps();
+    gaps.sort_unstable();
+    assert_eq!(gaps, [0, 1]);
+    assert!(replay.take_gaps().is_empty());
+    // Who has read all has lost nothing.
+    let mut joined = resume(&mut worker, &["a"], "150", JoinMode::Stream, test.now);
+    let replay = joined.replay.as_mut().unwrap();
+    assert!(!worker.replay(replay, &mut batch));
+    assert_eq!((batch.len(), replay.take_gaps()), (1, vec![]));
+    test.assert_whole();
+}
+
+#[test]
 fn an_unknown_id_is_searched_for_without_holding_the_lock_all_the_while() {
     let test = TestZone::new(16 * 1024);
     let mut worker = test.worker_with(&limits());

@@ -36,6 +36,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         kind: Kind::Waiting(Box::new(answer)),
         direct: Err(None),
         message_min: 0,
+        asked: candidate.resume.asked(),
     };
     delivery::enlist(candidate.r.raw(), enlistment).ok_or(Denial::Internal)
 }

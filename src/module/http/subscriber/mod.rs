@@ -168,7 +168,7 @@ impl<'r> Candidate<'r> {
             pieces.push(eventsource_wire::retry(random_between(retry.min_ms, retry.max_ms)));
         }
         let ids = self.path.ids();
-        let asked = self.resume.event_id.as_deref().and_then(OrderedId::parse);
+        let asked = self.resume.asked();
         for gap in &joined.gaps {
             let mut notice = Vec::new();
             let channel = ids.get(gap.path_index as usize).copied().unwrap_or_default();
@@ -251,6 +251,11 @@ impl Resume {
             time: choose(location.last_time, "If-Modified-Since")?.and_then(|text| http_date::parse(&text)),
             tag: choose(location.last_tag, "If-None-Match")?.and_then(|text| position::parse_tag(&text)),
         })
+    }
+
+    /// The ordered id from which it wants to go on.
+    fn asked(&self) -> Option<OrderedId> {
+        self.event_id.as_deref().and_then(OrderedId::parse)
     }
 
     fn position(&self) -> Position<'_> {

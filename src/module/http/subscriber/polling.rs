@@ -101,6 +101,7 @@ pub fn send_stored(
         kind,
         direct: Err(None),
         message_min: 0,
+        asked: candidate.resume.asked(),
     };
     delivery::enlist(r.raw(), enlistment).ok_or(Denial::Internal)
 }

@@ -50,6 +50,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             kind: Kind::Stream,
             direct: direct.map_err(Some),
             message_min: padding.map_or(0, |padding| padding.message_min),
+            asked: candidate.resume.asked(),
         },
     )
     .ok_or(Denial::Internal)

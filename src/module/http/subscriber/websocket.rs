@@ -106,6 +106,7 @@ impl Admitted<'_> {
                 kind: Kind::Socket(Box::new(Socket::new(opening))),
                 direct: Ok(Framing::Raw),
                 message_min: 0,
+                asked: candidate.resume.asked(),
             },
         )
         .ok_or(Denial::Internal)
