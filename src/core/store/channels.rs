@@ -48,10 +48,6 @@ pub fn channel_trash() -> List<Hot, ChannelRef> {
 }
 
 impl Locked<'_> {
-    fn bucket(&self, hash: u32) -> BucketRef {
-        BucketRef(hash & (self.buckets - 1))
-    }
-
     /// The living channel with this id.
     pub fn find(&self, hash: u32, id: &[u8]) -> Option<ChannelRef> {
         self.find_kind(hash, id, 0)

@@ -14,6 +14,8 @@
 //! All of the `unsafe` of the store is in this file, in [`super::lock`] and in the two calls of [`super::Zone`] that take memory
 //! from outside.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::hash::Hasher;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
@@ -272,6 +274,32 @@ impl Memory {
 
     fn header(&self) -> *mut Header {
         self.base.cast()
+    }
+
+    /// Is there a block of this number?
+    pub fn has_block(&self, number: u32) -> bool {
+        number.wrapping_sub(1) < self.blocks
+    }
+
+    /// The bucket that channels of this hash are in.
+    pub fn bucket(&self, hash: u32) -> BucketRef {
+        BucketRef(hash & (self.buckets - 1))
+    }
+
+    /// Has the processor fetch a block that will be needed soon, if there is one of this number.
+    pub fn fetch(&self, number: u32) {
+        if self.has_block(number) {
+            let offset = self.block_offset(number);
+            // SAFETY: the block lies within the zone; fetching has no effect but on the cache.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                let block = self.base.add(offset).cast::<i8>();
+                _mm_prefetch::<_MM_HINT_T0>(block);
+                _mm_prefetch::<_MM_HINT_T0>(block.add(64));
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = offset;
+        }
     }
 
     fn block_offset(&self, number: u32) -> usize {

@@ -41,6 +41,7 @@ mod blocks;
 mod channels;
 mod check;
 mod counters;
+mod foresight;
 mod ids;
 #[cfg(feature = "kill-points")]
 pub mod kill;

@@ -217,6 +217,9 @@ impl Worker {
         }
         let ends = self.fill(posts, &shapes);
         let hashes = self.hashes(posts.iter().flat_map(|post| post.ids).copied());
+        for &hash in &hashes {
+            self.memory().foresee(hash);
+        }
         let first_figure = figures.len();
         let published = self.link(posts, &shapes, &ends, &hashes, now, figures);
         if published < posts.len() {

@@ -308,6 +308,9 @@ impl Worker {
         debug_assert_eq!(draft.shape.links as usize, ids.len());
         let message = Filled::new(draft.shape, draft.block, draft.id, terms);
         let hashes = self.hashes(ids.iter().copied());
+        for &hash in &hashes {
+            self.memory().foresee(hash);
+        }
         let slot = self.slot;
         let limits = self.limits.clone();
         let cost = self.cost(ids.iter().copied()).with_window(terms.idempotent);
