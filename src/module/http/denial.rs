@@ -29,6 +29,8 @@ pub enum Denial {
     Method(&'static str),
     /// A brought event id or type with control characters, or too long.
     BadEventField,
+    /// One that is too long everywhere.
+    EventFieldTooLong,
     /// A brought event id that is not above the newest of its channel.
     OutOfOrder,
     ZoneFull,
@@ -49,6 +51,7 @@ impl Denial {
             | Denial::EmptyPost
             | Denial::BadCallback
             | Denial::BadEventField
+            | Denial::EventFieldTooLong
             | Denial::Argument(_)
             | Denial::NoHandshake
             | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
@@ -91,6 +94,7 @@ impl Denial {
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
             Denial::Argument(explain) => explain,
+            Denial::EventFieldTooLong => "Event id and event type must have at most 65535 bytes.",
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
@@ -111,7 +115,8 @@ impl Denial {
             | Denial::ReservedChannelId
             | Denial::ChannelIdTooLong
             | Denial::EmptyPost
-            | Denial::BadEventField => Some(Counter::RefusedInvalid),
+            | Denial::BadEventField
+            | Denial::EventFieldTooLong => Some(Counter::RefusedInvalid),
             _ => None,
         }
     }

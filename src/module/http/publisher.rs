@@ -105,9 +105,15 @@ fn brought_id(r: Request<'_>) -> Option<&[u8]> {
         .filter(|id| !r.location().gives_ids() || !id.is_empty())
 }
 
-/// Event id and type, where they are checked.
+/// The store counts the bytes of an event id or type in 16 bits.
+const LONGEST_FIELD: usize = u16::MAX as usize;
+
+/// Event id and type: their length, and what is in them where that is checked.
 fn check_fields(r: Request<'_>) -> Result<(), Denial> {
     let fields = [r.header("Event-Id"), r.header("Event-Type")];
+    if fields.into_iter().flatten().any(|field| field.len() > LONGEST_FIELD) {
+        return Err(Denial::EventFieldTooLong);
+    }
     if r.location().checks_ids() && !fields.into_iter().flatten().all(event_id::is_acceptable) {
         return Err(Denial::BadEventField);
     }
