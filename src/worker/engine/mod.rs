@@ -48,6 +48,8 @@ use crate::switch::Switches;
 
 /// A thread that has not ended so long after everything it waits for has, is stuck.
 const STUCK: Duration = Duration::from_secs(5);
+/// When all sources are done, dark pipelines and optional sinks have so much longer.
+const GRACE: Duration = Duration::from_secs(1);
 /// How often a drain looks whether it is over, where no event tells.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
 
@@ -476,12 +478,17 @@ impl Topology {
         if has_failed {
             self.phase.send_replace(Phase::Abandoning);
         }
-        let deadline = Instant::now() + STUCK;
+        let start = Instant::now();
+        let deadline = start + STUCK;
         let is_running = |thread: &JoinHandle<()>| !thread.is_finished();
         while self.lanes.iter().any(is_running) || is_running(&self.parking) {
             if Instant::now() > deadline {
                 tracing::error!("a thread does not end; leaving it behind");
                 return;
+            }
+            // What is left now is for sinks that nobody waits for.
+            if start.elapsed() > GRACE && *self.phase.borrow() < Phase::Abandoning {
+                self.phase.send_replace(Phase::Abandoning);
             }
             std::thread::sleep(DRAIN_POLL);
         }

@@ -114,6 +114,10 @@ impl<T: Clone + Send + 'static> Sequencer<T> {
         self.grown[consumer].notified().await;
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+
     /// The consumers are to end.
     pub fn close(&self) {
         self.state.lock().is_closed = true;

@@ -118,6 +118,10 @@ impl Work {
         let mut backoff = Backoff::new(&self.courier.config.retry);
         while self.gather().await {
             self.courier.node.admit().await;
+            // Whoever has come after this one may have sent something newer by now.
+            if self.courier.sequencer.is_closed() {
+                return;
+            }
             let verdicts = self.post().await;
             let pause = self.settle(verdicts);
             match pause {

@@ -214,9 +214,11 @@ gate = "next"
     );
     assert!(Worker::run(&dir, &["switch", "set", "worker.toml", "next", "inherit"]).contains("off (file)"));
     worker.wait_for_log("switch next: now off (file)");
-    worker.signal("-TERM");
-    worker.signal("-TERM");
-    worker.wait();
+    assert!(worker.terminate().success());
+    assert!(
+        !dir.read("worker.log").contains("does not end"),
+        "a dark node that fails holds up no stop either"
+    );
 }
 
 #[test]

@@ -74,14 +74,14 @@ fn assert_stable_ids(publishes: &[Publish]) {
 
 #[test]
 fn nothing_of_a_stream_is_lost_or_out_of_order_over_kills() {
-    const COUNT: usize = 6000;
+    const COUNT: usize = 3000;
     let mut redis = Redis::start();
     let dir = TempDir::new();
     let nginx = StandIn::with_batches(|_| Behaviour::Accept);
     let config = pipeline(&nginx.address, &streams(&redis, "max_in_flight = 300"));
     let mut commands = redis.connect();
     for round in 0..6 {
-        append(&mut commands, round * 1000 + 1..round * 1000 + 1001);
+        append(&mut commands, round * 500 + 1..round * 500 + 501);
         let worker = Worker::start(&dir, &config);
         // Somewhere in the middle of its work.
         let before = nginx.count();
