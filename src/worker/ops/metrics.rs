@@ -110,6 +110,8 @@ pub struct Source {
     oldest: AtomicU64,
     redelivered: AtomicU64,
     lost_claims: AtomicU64,
+    /// The recovery of a node after which its memory was filled again; unknown if this source does not do that.
+    refilled: AtomicU64,
 }
 
 /// A source that has not told its lag, or has none.
@@ -131,6 +133,11 @@ impl Source {
     /// Is the source connected, and are events of the present coming?
     pub fn set_ready(&self, is_ready: bool) {
         self.is_ready.store(is_ready, Ordering::Relaxed);
+    }
+
+    /// Everything is published again that nodes may have lost up to this recovery.
+    pub fn set_refilled(&self, recovery: u64) {
+        self.refilled.store(recovery, Ordering::Relaxed);
     }
 
     /// Events that came a second time.
@@ -298,6 +305,7 @@ impl Metrics {
             oldest: AtomicU64::new(UNKNOWN),
             redelivered: AtomicU64::new(0),
             lost_claims: AtomicU64::new(0),
+            refilled: AtomicU64::new(UNKNOWN),
         });
         let mut sources = self.sources.lock();
         sources.retain(|one| one.name != name);
@@ -356,7 +364,10 @@ impl Metrics {
     /// Why events do not get through now.
     pub fn not_ready(&self) -> Vec<String> {
         let sources = self.sources.lock();
-        let waiting = sources.iter().filter(|source| !source.is_ready.load(Ordering::Relaxed));
+        let recovery = *self.recoveries.borrow();
+        let is_behind = |source: &Source| source.refilled.load(Ordering::Relaxed) < recovery;
+        let is_waiting = |source: &Source| !source.is_ready.load(Ordering::Relaxed) || is_behind(source);
+        let waiting = sources.iter().filter(|source| is_waiting(source));
         let mut reasons: Vec<String> = waiting
             .map(|source| format!("source {} is not connected, or still catching up", source.name))
             .collect();

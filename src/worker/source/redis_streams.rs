@@ -698,6 +698,8 @@ struct Cursor {
     pending: VecDeque<Entry>,
     /// Up to where the first reading goes; then the worker is ready.
     catch_up_to: Option<StreamId>,
+    /// The last recovery of a node that was answered by reading again.
+    recovery: u64,
     recoveries: tokio::sync::watch::Receiver<u64>,
 }
 
@@ -721,9 +723,11 @@ impl Cursor {
             (None, None) => StreamId::default(),
         };
         let (ack_to, acks) = mpsc::unbounded_channel();
+        let mut recoveries = feed.recoveries();
+        let recovery = *recoveries.borrow_and_update();
         Ok(Self {
             checkpointer: Checkpointer::spawn(&name, file, |_| ())?,
-            recoveries: feed.recoveries(),
+            recoveries,
             config,
             name,
             feed,
@@ -735,6 +739,7 @@ impl Cursor {
             remembered: Remembered::default(),
             pending: VecDeque::new(),
             catch_up_to: None,
+            recovery,
         })
     }
 
@@ -833,7 +838,7 @@ impl Cursor {
         if !self.recoveries.has_changed().unwrap_or(false) {
             return;
         }
-        self.recoveries.mark_unchanged();
+        self.recovery = *self.recoveries.borrow_and_update();
         let from = before_now(history);
         if from < self.at {
             tracing::info!("source {}: a node is back; reading again from {from}", self.name);
@@ -879,6 +884,9 @@ impl Cursor {
     fn look_whether_ready(&mut self) {
         if self.catch_up_to.is_some_and(|end| self.at >= end) && self.marks.is_empty() {
             self.catch_up_to = Some(StreamId::default());
+            if self.config.history.is_some() {
+                self.feed.gauges().set_refilled(self.recovery);
+            }
             self.feed.gauges().set_ready(true);
         }
     }

@@ -174,8 +174,9 @@ impl Node {
                 self.sink,
                 self.address
             );
-            self.metrics.set_breaker(Breaker::Closed);
+            // In this order: whoever fills its memory again is not ready from the moment it is there.
             self.metrics.recovered();
+            self.metrics.set_breaker(Breaker::Closed);
             self.changed.notify_waiters();
         }
     }

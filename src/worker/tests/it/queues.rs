@@ -377,6 +377,34 @@ fn many_consumers_share_a_stream_and_take_over_what_one_leaves_behind() {
 }
 
 #[test]
+fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let (port, admin) = (free_port(), free_port());
+    let ready = || request(admin, "GET", "/ready", &[], "").status;
+    let source = format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\nhistory = \"10m\"",
+        redis.url()
+    );
+    let config =
+        pipeline(&format!("http://127.0.0.1:{port}"), &source) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    append(&mut redis.connect(), 1..301);
+    let node = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    let worker = Worker::start(&dir, &config);
+    wait_for_port(admin);
+    wait("it to be ready", || ready() == 200);
+    assert_eq!(node.count(), 300);
+    drop(node);
+    append(&mut redis.connect(), 301..302);
+    wait("it to notice", || ready() == 503);
+    let node = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
+    wait("it to be ready again", || ready() == 200);
+    let numbers: HashSet<usize> = node.publishes().iter().map(number).collect();
+    assert_eq!(numbers.len(), 301, "all of it, and before it says so");
+    assert!(worker.terminate().success());
+}
+
+#[test]
 fn a_cursor_reads_everything_from_where_it_was() {
     let redis = Redis::start();
     let dir = TempDir::new();
