@@ -1,5 +1,4 @@
-# The worker before a real nginx, as in nginx-conf/cluster: a queue on Redis, one formatter, a log, and a feeder beside the node. A node that
-# is restarted has its memory filled again before the feeder says that it is ready.
+# The worker before a real nginx, as in nginx-conf/cluster: a queue on Redis, one formatter, a log, and a feeder beside the node.
 
 use v5.36;
 use FindBin;
@@ -106,14 +105,6 @@ CONF
     my $metrics = answer $feeder_admin, '/metrics';
     like $metrics, qr/glue_node_takes_batches\{.*\} 1/, 'in batches';
     my ($requests) = $metrics =~ /glue_sink_requests_total\{.*code="200"\} (\d+)/;
-
-    # nginx comes back with an empty memory.
-    $nginx->stop;
-    put $redis, "late$_", post($_) for 301 .. 310;
-    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /503/ }), 'without nginx the feeder is not ready';
-    $nginx->launch_again;
-    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }, 20), 'with it, it is again';
-    is $nginx->figures('thread.9')->{stored_messages}, 310, 'and everything is there again';
 
     is end($feeder), 0, 'the feeder ends well';
     is end($formatter), 0, 'so does the formatter';
