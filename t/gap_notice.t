@@ -74,8 +74,8 @@ with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/3/r, sub ($nginx) {
     is $events->chunk . $events->chunk, ": \nid: 6\n\n", 'who has no position has missed nothing';
 
     my $stream = $nginx->subscribe('/on/sub?id=a', 'Last-Event-Id' => 1);
-    is $stream->chunk, '-4|a||Messages lost;', 'streaming: a message of its own';
-    is $stream->chunk, '3|a|3|m3;', 'then the messages';
+    my @told = ('-4|a||Messages lost;', '3|a|3|m3;');
+    is_deeply [ $stream->chunks_as(@told) ], \@told, 'streaming: a message of its own, then the messages';
     my $socket = PushStream::WebSocket->new($nginx, '/on/ws?id=a', headers => { 'Last-Event-ID' => 1 });
     is $socket->text, '-4|a||Something is missing;', 'WebSocket: the same, with a text of its own';
     is $socket->text, '3|a|3|m3;', 'then the messages';
@@ -107,7 +107,7 @@ with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/3/r, sub ($nginx) {
 # A reader that is too slow is told what it misses, where it misses it.
 with_nginx $conf =~ s/%%AUTO%%/location \/auto { push_stream_publisher; push_stream_auto_event_id on; }/r =~ s/%%STORED%%/3/r, sub ($nginx) {
     my $slow = sub ($uri) {
-        my $client = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+        my $client = $nginx->connect(receive_buffer => 4096);
         $client->send_request(GET => $uri);
         $client->head;
         return $client;
@@ -163,7 +163,7 @@ with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/1000/r =~ s/(http \{)/$1 push_
         $publisher->request(POST => "/pub?id=$channel", headers => { 'Event-Id' => $n }, body => "$n " . 'x' x 8000)->status == 200 or die;
     };
     $publish->('a', $_) for 1 .. 400;
-    my $reader = PushStream::Client->new($nginx->port, receive_buffer => 4096);
+    my $reader = $nginx->connect(receive_buffer => 4096);
     $reader->send_request(GET => '/on/ev?id=b/a', headers => { 'Last-Event-Id' => 0 });
     is $reader->event->{id}, 1, 'it begins to read';
     ok wait_until { !$nginx->get('/pub?id=a')->json->{stored_messages} }, 'then all is gone';

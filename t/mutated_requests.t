@@ -7,6 +7,8 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+
+only_over_plain_http1 'it is about what HTTP/1 looks like';
 use PushStream::WebSocket;
 
 my $seconds = $ENV{TEST_FUZZ_SECONDS} || 3;

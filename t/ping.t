@@ -13,7 +13,7 @@ http {
     push_stream_shared_memory_size 4m;
     push_stream_channels_path $arg_id;
     push_stream_ping_message_text "are you there?";
-    push_stream_ping_message_interval 400ms;
+    push_stream_ping_message_interval 800ms;
 
     server {
         listen 127.0.0.1:%%PORT%%;
@@ -24,7 +24,7 @@ http {
             push_stream_subscriber eventsource;
             push_stream_message_template "~id~ ~text~";
         }
-        location /wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 1s; }
+        location /wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 2s; }
     }
 }
 CONF
@@ -37,8 +37,8 @@ CONF
     for my $n (1 .. 3) {
         is $stream->chunk, $ping, "ping $n of a stream goes through the template";
         my $after = time - $start;
-        cmp_ok $after, '>', 0.4 * $n - 0.15, "not before $n intervals";
-        within $after, 0.4 * $n + 0.8, 'and not much later';
+        cmp_ok $after, '>', 0.8 * $n - 0.15, "not before $n intervals";
+        within $after, 0.8 * $n + 0.8, 'and not much later';
         is $events->chunk, ": -1\n", "ping $n of an event stream is a comment";
     }
 
@@ -51,7 +51,7 @@ CONF
     }
     my $last = time;
     is $stream->chunk, $ping, 'afterwards it does';
-    cmp_ok time - $last, '>', 0.25, 'an interval later';
+    cmp_ok time - $last, '>', 0.6, 'an interval later';
 
     my $wait = $nginx->open(GET => '/wait?id=a');
     my $answer = $wait->response;

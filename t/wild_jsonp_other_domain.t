@@ -11,7 +11,7 @@ events { worker_connections 1024; }
 http {
     %%HTTP%%
     push_stream_shared_memory_size         16m;
-    push_stream_longpolling_connection_ttl 500ms;
+    push_stream_longpolling_connection_ttl 2s;
     push_stream_timeout_with_body          on;
 
     map $http_origin $allowed {

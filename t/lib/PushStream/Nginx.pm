@@ -228,8 +228,12 @@ sub open ($self, $method, $uri, %options) {
 
 # A whole exchange on a connection of its own.
 sub request ($self, $method, $uri, %options) {
-    return $self->open($method, $uri, %options)->response;
+    my $response = eval { $self->open($method, $uri, %options)->response };
+    # A worker that leaves closes connections of HTTP/2 that have just come; a question may be asked again (RFC 9113 section 9.1).
+    return $response // (_is_worth_another_try($@) && $method eq 'GET' ? $self->open($method, $uri, %options)->response : die $@);
 }
+
+sub _is_worth_another_try ($error) { return transport() eq 'http2' && $error =~ /the connection ended/ }
 
 sub get ($self, $uri, %headers) { return $self->request(GET => $uri, headers => \%headers) }
 sub post ($self, $uri, $body, %headers) { return $self->request(POST => $uri, headers => \%headers, body => $body) }
