@@ -47,6 +47,8 @@ impl Idle {
             messages: Some(self.messages * u64::from(channels)),
             ..Cast::default()
         };
+        // They set everything up for all their subscribers when they start.
+        let no_clients = own_memory();
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let empty = self.sample(&run, 0);
         // The first half warms up what the server has to allocate once; the slope over the second is the true price.
@@ -92,7 +94,7 @@ impl Idle {
         bytes("kernel_slab_bytes", "kernel slab per connection, both ends", slab);
         let buffers = slope(empty, full, |sample| sample.kernel.socket_buffers);
         bytes("kernel_buffer_bytes", "kernel socket buffers per connection", buffers);
-        let clients = slope(half, full, |sample| sample.clients);
+        let clients = (full.clients as f64 - no_clients as f64) / self.subscribers.max(1) as f64;
         bytes("client_bytes", "the bench's own per connection", clients);
         report.latency("opening", "connect to response head", &findings.opening);
         report.left(&left);
@@ -102,15 +104,19 @@ impl Idle {
 
     fn sample(&self, run: &Run, subscribers: usize) -> Sample {
         std::thread::sleep(Duration::from_secs_f64(self.rest.clamp(0.0, 600.0)));
-        // Without processes of its own there is nothing to look at, and no error that could be of interest.
-        let clients = Server::new(vec![std::process::id()]).unwrap_or_default();
         Sample {
             subscribers,
             server: run.server.memory(),
-            clients: clients.memory(),
+            clients: own_memory(),
             kernel: KernelMemory::now(),
         }
     }
+}
+
+/// Memory of the bench's processes.
+fn own_memory() -> u64 {
+    // This process exists, so there is no error that could be of interest.
+    Server::new(vec![std::process::id()]).unwrap_or_default().memory()
 }
 
 /// What each of the subscribers that came between two samples added.

@@ -71,9 +71,10 @@ impl Million {
             message_bytes: message::MIN_BYTES,
             ..Cast::default()
         };
+        // Before there are client processes: they set everything up for all their subscribers when they start.
+        let empty = Sample::of(&Server::new(self.target.server_pid.clone())?)?;
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let server = run.server.clone();
-        let empty = Sample::of(&server)?;
         let start = Instant::now();
         self.connect(&mut run)?;
         let connecting = start.elapsed();
