@@ -297,7 +297,7 @@ impl Delivery {
             };
             self.tally.delivered += count as u64;
             subscriber.postpone_ping(now_ms);
-            match subscriber.send_quickly(burst, from) {
+            match subscriber.send_quickly(burst, from, None) {
                 Delivered::Sent => {}
                 delivered => return Handed::Outcome { index, delivered },
             }
@@ -482,10 +482,11 @@ impl Subscriber {
     }
 
     /// Sends a burst from byte `from` on to one that is [quick](Subscriber::is_quick).
-    pub fn send_quickly(&mut self, burst: &Rc<Burst>, from: u32) -> Delivered {
+    /// `position`: as for [`Subscriber::deliver`].
+    pub fn send_quickly(&mut self, burst: &Rc<Burst>, from: u32, position: Option<OrderedId>) -> Delivered {
         match self.send_to_socket(burst.bytes_from(from)) {
             (_, Progress::Done) => Delivered::Sent,
-            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken, None),
+            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken, position),
             (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
         }
     }
@@ -500,7 +501,7 @@ impl Subscriber {
         Delivered::Queued { dropped: 0 }
     }
 
-    /// Takes a live piece: sends it, or queues it behind what waits.
+    /// Takes a live piece: sends it, or queues it behind what waits. `position`: where a reader who resumes in order is before it.
     pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
         self.postpone_ping(now_ms);
         if let Some(session) = &mut self.session {

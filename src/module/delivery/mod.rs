@@ -773,7 +773,7 @@ impl Subscriber {
             return Pinged::Lost(Ending::Gone);
         }
         if self.is_quick() {
-            return match self.send_quickly(&pings.of(&self.style), 0) {
+            return match self.send_quickly(&pings.of(&self.style), 0, None) {
                 Delivered::Cut(ending) => Pinged::Lost(ending),
                 _ => Pinged::Sent,
             };

@@ -4,8 +4,11 @@
 //! Messages of a whole drain wait here until all of them are known. They are written once for all readers of the same channels who
 //! are as far; a reader who has seen a higher id, which a publisher may bring about in another channel, gets a writing of its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
 
 use push_stream_core::store::{Batch, Membership, Message, MessageKind};
 use push_stream_core::wire::event_id::OrderedId;
@@ -23,14 +26,16 @@ const SHARED: usize = 256;
 #[derive(Default)]
 pub struct Ordered {
     /// Where each of them is, by index.
-    positions: HashMap<u32, Option<OrderedId>>,
+    positions: FxHashMap<u32, Option<OrderedId>>,
     /// New messages of each channel with such readers, and whether the channel was deleted.
-    lists: HashMap<Membership, List>,
+    lists: FxHashMap<Membership, List>,
     /// Who is still to get them.
     waiting: VecDeque<SubscriberId>,
     /// When the messages were published that nobody else gets.
     published_ms: Vec<u64>,
-    shared: HashMap<Key, Merged>,
+    shared: FxHashMap<Key, Merged>,
+    /// What the last reader got: the next one mostly follows the same channels.
+    recent: Option<(Key, Merged)>,
 }
 
 #[derive(Default)]
@@ -56,7 +61,8 @@ impl Item {
 }
 
 /// The channels of a reader in which there is something for it, each from which message on; and its style.
-type Key = (Vec<(Membership, usize)>, (usize, Framing, u32));
+type Key = (Sources, (usize, Framing, u32));
+type Sources = SmallVec<[(Membership, usize); 4]>;
 
 /// Messages of several channels, written for somebody who has seen no id that is not below all of these.
 #[derive(Clone)]
@@ -153,16 +159,25 @@ impl Ordered {
     /// What there is in these channels, for a reader who is at `position`; moves that on.
     fn merged(
         &mut self,
-        sources: Vec<(Membership, usize)>,
+        sources: Sources,
         style: &Style,
         position: &mut Option<OrderedId>,
         names: &Registry,
         scratch: &mut Vec<u8>,
     ) -> Rc<Burst> {
         let key = (sources, style.key());
-        if let Some(merged) = self.shared.get(&key).filter(|merged| *position < merged.lowest) {
+        if let Some((_, merged)) = self.recent.as_ref().filter(|(recent, _)| *recent == key)
+            && *position < merged.lowest
+        {
             *position = merged.highest;
             return merged.burst.clone();
+        }
+        if let Some(merged) = self.shared.get(&key).filter(|merged| *position < merged.lowest) {
+            *position = merged.highest;
+            let merged = merged.clone();
+            let burst = merged.burst.clone();
+            self.recent = Some((key, merged));
+            return burst;
         }
         let parts: Vec<(Membership, &[Item])> = key
             .0
@@ -181,7 +196,8 @@ impl Ordered {
                 lowest,
                 highest: *position,
             };
-            self.shared.insert(key, merged);
+            self.shared.insert(key.clone(), merged.clone());
+            self.recent = Some((key, merged));
         }
         burst
     }
@@ -230,6 +246,7 @@ impl Delivery {
         if ordered.waiting.is_empty() {
             ordered.lists.clear();
             ordered.shared.clear();
+            ordered.recent = None;
             self.tally.observe(&std::mem::take(&mut ordered.published_ms));
         }
     }
@@ -256,7 +273,7 @@ impl Delivery {
             return;
         };
         let ordered = &mut self.inbox.ordered;
-        let mut sources = Vec::new();
+        let mut sources = Sources::new();
         for seat in &subscriber.seats {
             if let Some(list) = ordered.lists.get(&seat.membership) {
                 let from = list.items.partition_point(|item| item.seq <= subscriber.joined_seq);
@@ -273,7 +290,7 @@ impl Delivery {
         else {
             return;
         };
-        let deleted: Vec<_> = sources
+        let deleted: SmallVec<[Membership; 1]> = sources
             .iter()
             .map(|&(membership, _)| membership)
             .filter(|membership| ordered.lists.get(membership).is_some_and(|list| list.deleted))
@@ -293,7 +310,12 @@ impl Delivery {
         }
         self.tally.delivered += burst.marks().len() as u64;
         if let Some(subscriber) = self.registry.slab.get(id) {
-            let delivered = subscriber.deliver(Piece::whole(burst), Some(before), now_ms);
+            let delivered = if subscriber.is_quick() {
+                subscriber.postpone_ping(now_ms);
+                subscriber.send_quickly(&burst, 0, before)
+            } else {
+                subscriber.deliver(Piece::whole(burst), Some(before), now_ms)
+            };
             self.account(id.index, delivered, actions);
         }
         for membership in deleted {
