@@ -7,6 +7,7 @@ use PushStream::Test;
 
 use JSON::PP ();
 use MIME::Base64 qw(encode_base64);
+use Socket ();
 
 my $json = JSON::PP->new->canonical;
 my %ndjson = ('Content-Type' => 'application/x-ndjson');
@@ -91,6 +92,21 @@ END
     $post->('/unstored', lines({ channels => ['s'], text => 'x' }, { channels => ['s'], text => 'y', store => JSON::PP::true }));
     is $nginx->get('/single?id=s')->json->{stored_messages}, 1, 'each line may override what the location says';
 
+    # Everybody gets what is theirs in one go.
+    my $segments = sub ($client) {
+        # tcpi_data_segs_in of Linux's struct tcp_info.
+        return unpack 'x152 L', getsockopt $client->socket, Socket::IPPROTO_TCP(), Socket::TCP_INFO();
+    };
+    for my $uri ('/sub?id=once1', '/sub?id=once1/once2/once3', '/ev?id=once3/once1') {
+        my $reader = $nginx->subscribe($uri);
+        $reader->is_quiet(0.2);
+        my $before = $segments->($reader);
+        $post->('/unstored', lines(map { { channels => ["once$_"], text => "text $_" } } 1 .. 3, 1));
+        my $got = '';
+        ok wait_until { $got .= $reader->chunk; (() = $got =~ /text/g) == (() = $uri =~ /once/g) + 1 }, "a batch arrives at $uri";
+        is $segments->($reader) - $before, 1, 'in one segment';
+    }
+
     # What is wrong spoils only its line.
     my %wrong = (
         'not json' => qr/^expected an object at column 1$/,
@@ -122,7 +138,7 @@ END
     is $forbidden->[0]{explain}, 'Only internal routines can change events channel.', 'the events channel is not for publishers';
     is $forbidden->[0]{status}, 403, 'which is forbidden';
     my @full = grep { $_->{status} == 403 && $_->{explain} eq 'Number of channels were exceeded.' } @$forbidden;
-    is @full, 40 - (30 - 1 - 5), 'no more channels than allowed come into being';
+    is @full, 40 - (30 - 1 - 8), 'no more channels than allowed come into being';
     is $forbidden->[-1]{status}, 200, 'what has one is published';
 
     # Prefer.

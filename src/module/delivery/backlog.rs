@@ -84,19 +84,41 @@ impl Backlog {
         }
     }
 
-    /// The socket took that many bytes of the first piece.
-    pub fn advance(&mut self, taken: usize) {
-        let Some(queue) = &mut self.0 else {
-            return;
-        };
-        queue.shrink(taken);
-        if let Some(piece) = queue.pieces.front_mut() {
+    /// Was the first piece offered to the socket?
+    pub fn is_started(&self) -> bool {
+        self.0.as_ref().is_some_and(|queue| queue.started)
+    }
+
+    /// The first pieces as one, if there are several; not many more bytes than `enough`.
+    pub fn gather(&self, enough: usize) -> Option<Vec<u8>> {
+        let queue = self.0.as_ref().filter(|queue| queue.pieces.len() > 1)?;
+        let mut bytes = Vec::with_capacity(queue.bytes.min(enough));
+        for piece in &queue.pieces {
+            if bytes.len() >= enough {
+                break;
+            }
+            bytes.extend_from_slice(piece.bytes());
+        }
+        Some(bytes)
+    }
+
+    /// The socket took that many bytes of the first pieces.
+    pub fn advance(&mut self, mut taken: usize) {
+        while taken > 0
+            && let Some(queue) = &mut self.0
+            && let Some(piece) = queue.pieces.front_mut()
+        {
             let from = piece.from;
-            piece.from += taken as u32;
+            let part = taken.min(piece.len());
+            piece.from += part as u32;
             if let Some(note) = piece.burst.last_position(from, piece.from) {
                 queue.position = note.id;
             }
-            if piece.len() == 0 {
+            let done = piece.len() == 0;
+            queue.shrink(part);
+            queue.started = true;
+            taken -= part;
+            if done {
                 self.pop();
             }
         }

@@ -12,6 +12,7 @@ use push_stream_core::wire::eventsource;
 
 use super::backlog::{Backlog, Bound, Overflow};
 use super::burst::{Burst, Mark, Piece, Style};
+use super::held::Held;
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, LocalChannel, Registry, Replaying, Subscriber, SubscriberId};
@@ -126,6 +127,8 @@ pub struct Inbox {
     pub dirty: bool,
     /// Subscribers that still get old messages and are not waiting for their socket.
     pub catching_up: VecDeque<SubscriberId>,
+    /// What waits for other channels of the same subscribers.
+    pub held: Held,
 }
 
 impl Inbox {
@@ -133,9 +136,12 @@ impl Inbox {
     pub fn forget(&mut self) {
         let mut ordered = std::mem::take(&mut self.ordered);
         ordered.forget_messages();
+        let mut held = std::mem::take(&mut self.held);
+        held.forget_channels();
         *self = Inbox {
             dirty: true,
             ordered,
+            held,
             ..Inbox::default()
         };
     }
@@ -158,6 +164,7 @@ impl Delivery {
                 break;
             }
         }
+        self.release_held(now.monotonic_ms, ACTIONS_PER_SLICE, actions);
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
@@ -165,6 +172,7 @@ impl Delivery {
             || !self.inbox.ordered.is_idle()
             || self.inbox.dirty
             || !self.inbox.catching_up.is_empty()
+            || !self.inbox.held.is_empty()
     }
 
     /// One large message must not cost memory for ever.
@@ -212,7 +220,9 @@ impl Delivery {
 
     /// `begun`: runs that earlier batches of the same drain have begun. A channel has one, or its messages would overtake each other.
     fn write_runs(&mut self, batch: &Batch, mut begun: Option<&mut HashMap<Membership, Option<usize>>>) {
-        let Inbox { runs, scratch, .. } = &mut self.inbox;
+        let Inbox {
+            runs, scratch, held, ..
+        } = &mut self.inbox;
         let (mut membership, mut run) = (None, None);
         for (source, message) in batch.iter() {
             let source = Membership(source);
@@ -225,6 +235,9 @@ impl Delivery {
                 run = known.unwrap_or_else(|| Run::begin(source, channel, runs));
                 if let Some(begun) = &mut begun {
                     begun.insert(source, run);
+                }
+                if run.is_some() {
+                    held.pending.insert(source);
                 }
             }
             let Some(run) = run.and_then(|index| runs.get_mut(index)) else {
@@ -253,7 +266,10 @@ impl Delivery {
         let mut left = TURN;
         loop {
             match self.hand_out_quickly(&run, &mut left, now_ms) {
-                Handed::All => return self.tally.observe(&run.published_ms),
+                Handed::All => {
+                    self.inbox.held.pending.remove(&run.membership);
+                    return self.tally.observe(&run.published_ms);
+                }
                 Handed::Turn => break,
                 Handed::Outcome { index, delivered } => self.account(index, delivered, actions),
                 Handed::Special { index, position } => self.hand_to(index, position, &run, now_ms, actions),
@@ -264,6 +280,7 @@ impl Delivery {
 
     /// Hands a run to all who only need a send, up to the first who needs more.
     fn hand_out_quickly(&mut self, run: &Run, left: &mut usize, now_ms: u64) -> Handed {
+        let others = self.inbox.held.pending.len() > 1;
         let Registry { slab, channels, .. } = &mut self.registry;
         let Some(channel) = channels.get_mut(&run.membership) else {
             return Handed::All;
@@ -289,7 +306,7 @@ impl Delivery {
             let Some(subscriber) = slab.at(index).filter(|_| !run.ends_somebody()) else {
                 return special;
             };
-            if !subscriber.is_quick() {
+            if !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
                 return special;
             }
             let Some((burst, from, _, count)) = run.part_for(subscriber) else {
@@ -322,6 +339,7 @@ impl Delivery {
     }
 
     fn hand_part(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
+        let expects = self.expects_more(index, run.membership);
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
@@ -351,7 +369,12 @@ impl Delivery {
         }
         if !subscriber.ending {
             self.tally.delivered += count as u64;
-            let delivered = subscriber.deliver(Piece::tail(burst, from), None, now_ms);
+            let piece = Piece::tail(burst, from);
+            let delivered = if subscriber.may_hold() {
+                self.hold(id, piece, expects, now_ms)
+            } else {
+                subscriber.deliver(piece, None, now_ms)
+            };
             self.account(index, delivered, actions);
         }
         if run.deleted {
@@ -501,12 +524,17 @@ impl Subscriber {
         Delivered::Queued { dropped: 0 }
     }
 
-    /// Takes a live piece: sends it, or queues it behind what waits. `position`: where a reader who resumes in order is before it.
-    pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
+    /// A live piece has come.
+    pub fn note_live(&mut self, piece: &Piece, now_ms: u64) {
         self.postpone_ping(now_ms);
         if let Some(session) = &mut self.session {
             session.add_messages(piece.burst.messages_from(piece.from));
         }
+    }
+
+    /// Takes a live piece: sends it, or queues it behind what waits. `position`: where a reader who resumes in order is before it.
+    pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
+        self.note_live(&piece, now_ms);
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
             return queued(push_at(&mut replaying.behind, piece, bound, position));

@@ -3,6 +3,7 @@
 //! * [`registry`]: subscribers and the channels they are in.
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
+//! * [`held`]: what goes out together to subscribers of several channels.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
@@ -24,6 +25,7 @@ mod busiest;
 mod closing;
 mod detach;
 mod events;
+mod held;
 mod inbox;
 mod leaving;
 mod ordered;

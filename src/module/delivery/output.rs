@@ -27,6 +27,9 @@ pub enum Progress {
     Failed,
 }
 
+/// Bytes of several pieces that are sent as one.
+const GATHERED: usize = 64 * 1024;
+
 /// Pieces of a flight at most.
 const FLIGHT: usize = 32;
 
@@ -198,9 +201,11 @@ impl Subscriber {
         }
     }
 
-    fn send_backlog(&mut self) -> Progress {
+    /// Sends what waits, several pieces as one where that may be.
+    pub fn send_backlog(&mut self) -> Progress {
         while let Some(piece) = self.backlog.front() {
-            let (taken, progress) = send(self.connection, piece.bytes());
+            let gathered = (self.socket >= 0).then(|| self.backlog.gather(GATHERED)).flatten();
+            let (taken, progress) = send(self.connection, gathered.as_deref().unwrap_or(piece.bytes()));
             self.backlog.start();
             self.backlog.advance(taken);
             self.count(taken);

@@ -459,6 +459,21 @@ impl Registry {
         Some(seat.position)
     }
 
+    /// Is the subscriber at `index` still to get what is being handed out in one of these channels?
+    pub fn expects(&mut self, index: u32, is_one: impl Fn(Membership) -> bool) -> bool {
+        let Some(subscriber) = self.slab.at(index) else {
+            return false;
+        };
+        let waits = |seat: &Seated| {
+            let channel = self.channels.get(&seat.membership);
+            channel.is_some_and(|channel| seat.position as usize >= channel.done)
+        };
+        subscriber
+            .seats
+            .iter()
+            .any(|seat| is_one(seat.membership) && waits(seat))
+    }
+
     /// Takes the subscriber at `index` off all its channels; returns them.
     pub fn unseat_all(&mut self, index: u32) -> Vec<Membership> {
         std::iter::from_fn(|| self.unseat(index, None)).collect()

@@ -1,0 +1,105 @@
+//! Subscribers of several channels: what one drain finds for them in all of these goes out in one send.
+//!
+//! A piece is held while another channel's is still to be handed to the same subscriber, in front of which it then goes. It
+//! waits a moment at most: other channels may have very many subscribers.
+
+use std::collections::{HashSet, VecDeque};
+
+use push_stream_core::store::Membership;
+
+use super::burst::Piece;
+use super::inbox::{Action, Delivered};
+use super::output::Progress;
+use super::registry::{Subscriber, SubscriberId};
+use super::{Delivery, Ending};
+
+/// How long a piece is held. Nobody notices that, and a drain is mostly handed out by then.
+const HOLD_MS: u64 = 5;
+
+/// Bytes that are held for a subscriber: beyond that, another send costs little.
+const HOLD_BYTES: usize = 16 * 1024;
+
+/// Channels that are being handed out, and subscribers for whom something is held.
+#[derive(Default)]
+pub struct Held {
+    /// Channels in which there is something that not everybody has got.
+    pub pending: HashSet<Membership>,
+    /// Since when something is held for whom, the longest first. It may have gone out since.
+    waiting: VecDeque<(SubscriberId, u64)>,
+}
+
+impl Held {
+    /// Nothing is handed out any more; what is held is still to be sent.
+    pub fn forget_channels(&mut self) {
+        self.pending.clear();
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+impl Delivery {
+    /// Will a subscriber get something from another of its channels soon?
+    pub fn expects_more(&mut self, index: u32, current: Membership) -> bool {
+        let pending = &self.inbox.held.pending;
+        pending.len() > 1
+            && self.registry.expects(index, |membership| {
+                membership != current && pending.contains(&membership)
+            })
+    }
+
+    /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_hold): holds it if it `expects` more, else
+    /// sends it with what was held.
+    pub fn hold(&mut self, id: SubscriberId, piece: Piece, expects: bool, now_ms: u64) -> Delivered {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return Delivered::Sent;
+        };
+        let idle = subscriber.backlog.is_empty();
+        let holds = expects && subscriber.backlog.bytes() + piece.len() <= HOLD_BYTES;
+        if idle && !holds {
+            return subscriber.deliver(piece, None, now_ms);
+        }
+        subscriber.note_live(&piece, now_ms);
+        subscriber.backlog.push(piece);
+        if holds {
+            if idle {
+                self.inbox.held.waiting.push_back((id, now_ms));
+            }
+            return Delivered::Sent;
+        }
+        match subscriber.send_backlog() {
+            Progress::Done => Delivered::Sent,
+            Progress::Blocked => {
+                subscriber.wait_writable();
+                Delivered::Queued { dropped: 0 }
+            }
+            Progress::Failed => Delivered::Cut(Ending::Failed),
+        }
+    }
+
+    /// Sends what was held for long enough, or all if nothing is being handed out. Not more than `room` at once.
+    pub fn release_held(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
+        let all = self.inbox.held.pending.is_empty();
+        while actions.len() < room
+            && let Some(&(id, since_ms)) = self.inbox.held.waiting.front()
+            && (all || now_ms >= since_ms + HOLD_MS)
+        {
+            self.inbox.held.waiting.pop_front();
+            let still = self
+                .registry
+                .slab
+                .get(id)
+                .is_some_and(|subscriber| subscriber.may_hold());
+            actions.extend(still.then_some(Action::Advance(id)));
+        }
+    }
+}
+
+impl Subscriber {
+    /// May a live piece wait here for another one? Only where nothing but a send is to be done, and several pieces can be sent
+    /// as one: TLS would have to be offered the same again.
+    pub fn may_hold(&self) -> bool {
+        self.socket >= 0 && self.seats.len() > 1 && !self.ending && self.replay.is_none() && !self.backlog.is_started()
+    }
+}
