@@ -1,4 +1,5 @@
-# The worker before a real nginx, as in nginx-conf/cluster: a queue on Redis, one formatter, a log, and a feeder beside the node.
+# The worker before a real nginx, as in nginx-conf/cluster: a queue on Redis, one formatter, a log, and a feeder beside the node. A node that
+# is restarted has its memory filled again before the feeder says that it is ready.
 
 use v5.36;
 use FindBin;
@@ -32,20 +33,24 @@ END { if (@running) { kill KILL => @running; waitpid $_, 0 for @running } }
 
 sub free_port { return IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1)->sockport }
 
-# One command to Redis; what it answers is of no interest here.
-sub redis ($port, @words) {
+# Sends commands to Redis; the answer to the first.
+sub redis ($port, @commands) {
     my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port") or return;
-    print {$socket} '*' . @words . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @words;
+    for my $words (@commands) {
+        print {$socket} '*' . @$words . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @$words;
+    }
     $socket->flush;
     return scalar <$socket>;
 }
 
-# As a producer with the Thoonk library does it.
+# As a producer with the Thoonk library does it: in one transaction, for an id without its body is passed over.
 sub put ($port, $id, $body) {
-    redis $port, LPUSH => 'feed.ids:posts', $id;
-    redis $port, INCR => 'feed.publishes:posts';
-    redis $port, HSET => 'feed.items:posts', $id, $body;
-    redis $port, ZADD => 'feed.published:posts', int(time * 1000), $id;
+    redis $port, ['MULTI'],
+        [LPUSH => 'feed.ids:posts', $id],
+        [INCR => 'feed.publishes:posts'],
+        [HSET => 'feed.items:posts', $id, $body],
+        [ZADD => 'feed.published:posts', int(time * 1000), $id],
+        ['EXEC'];
 }
 
 sub post ($n) { return qq({"id":"$n","forum":"cnn","thread":"9","author":{"name":"Ann","ip":"192.0.2.7"},"message":"<script>x</script>hi $n"}) }
@@ -84,7 +89,7 @@ CONF
     my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1);
     my ($redis, $formatter_admin, $feeder_admin) = map { free_port } 1 .. 3;
     my $server = spawn "$dir/redis.log", 'redis-server', '--bind', '127.0.0.1', '--port', $redis, '--save', '', '--dir', "$dir";
-    ok wait_until(sub { (redis($redis, 'PING') // '') =~ /PONG/ }), 'Redis is there';
+    ok wait_until(sub { (redis($redis, ['PING']) // '') =~ /PONG/ }), 'Redis is there';
 
     my %common = (REDIS => "redis://127.0.0.1:$redis/0", PUBLISH => 'unix:' . $nginx->dir . '/publish.sock');
     my $start = sub ($name, $admin) {
@@ -105,6 +110,21 @@ CONF
     my $metrics = answer $feeder_admin, '/metrics';
     like $metrics, qr/glue_node_takes_batches\{.*\} 1/, 'in batches';
     my ($requests) = $metrics =~ /glue_sink_requests_total\{.*code="200"\} (\d+)/;
+
+    # nginx comes back with an empty memory.
+    $nginx->stop;
+    put $redis, "late$_", post($_) for 301 .. 310;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /503/ }), 'without nginx the feeder is not ready';
+    $nginx->launch_again;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }, 20), 'with it, it is again';
+    is $nginx->figures('thread.9')->{stored_messages}, 310, 'and everything is there again';
+
+    # Also when nothing comes meanwhile.
+    $nginx->stop;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /503/ }), 'the feeder notices by itself that nginx is gone';
+    $nginx->launch_again;
+    ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }, 20), 'and that it is back';
+    is $nginx->figures('thread.9')->{stored_messages}, 310, 'with everything';
 
     is end($feeder), 0, 'the feeder ends well';
     is end($formatter), 0, 'so does the formatter';

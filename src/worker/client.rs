@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use hyper::http::response::Parts;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -194,6 +196,11 @@ impl Tls {
 
 /// Opens a connection. To be called within a `LocalSet`.
 pub async fn connect(address: &Address, tls: Option<&Tls>) -> Result<Sender, Error> {
+    connect_watched(address, tls).await.map(|(sender, _)| sender)
+}
+
+/// Opens a connection; whoever waits for the second half hears when it has ended.
+pub async fn connect_watched(address: &Address, tls: Option<&Tls>) -> Result<(Sender, Rc<Notify>), Error> {
     match address {
         Address::Unix(path) => handshake(UnixStream::connect(path).await.map_err(Error::Connect)?).await,
         Address::Tcp {
@@ -219,14 +226,19 @@ pub async fn connect(address: &Address, tls: Option<&Tls>) -> Result<Sender, Err
     }
 }
 
-async fn handshake<S>(stream: S) -> Result<Sender, Error>
+async fn handshake<S>(stream: S) -> Result<(Sender, Rc<Notify>), Error>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let ended = Rc::new(Notify::new());
+    let end = Rc::clone(&ended);
     // Ends with the sender; its error is also the sender's.
-    tokio::task::spawn_local(async move { drop(connection.await) });
-    Ok(sender)
+    tokio::task::spawn_local(async move {
+        drop(connection.await);
+        end.notify_one();
+    });
+    Ok((sender, ended))
 }
 
 /// One thread's connections to one server.

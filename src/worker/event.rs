@@ -90,6 +90,9 @@ pub struct Event {
     pub event_type: Option<String>,
     /// The claim under which this worker holds it, where a source has such a thing.
     pub fence: Option<Arc<Fence>>,
+    /// How many recoveries of nodes its source had answered when it read this. A node that has recovered since gets it again, after what is
+    /// older. `u64::MAX`: its source publishes nothing again.
+    pub recovery: u64,
 }
 
 impl Event {
@@ -104,6 +107,7 @@ impl Event {
             channels: Vec::new(),
             event_type: None,
             fence: None,
+            recovery: u64::MAX,
         }
     }
 

@@ -78,6 +78,14 @@ impl<P> Watermark<P> {
         })
     }
 
+    /// The positions of what is still under way.
+    pub fn unfinished(&self) -> impl Iterator<Item = &P> {
+        self.open
+            .iter()
+            .filter(|entry| !entry.done)
+            .map(|entry| &entry.position)
+    }
+
     pub fn is_empty(&self) -> bool {
         self.open.is_empty()
     }

@@ -230,9 +230,14 @@ impl Node {
         self.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
-    /// The node was away and is back.
-    pub fn recovered(&self) {
-        self.recoveries.send_modify(|count| *count += 1);
+    /// The node was away and is back. Returns the number of this recovery.
+    pub fn recovered(&self) -> u64 {
+        let mut recovery = 0;
+        self.recoveries.send_modify(|count| {
+            *count += 1;
+            recovery = *count;
+        });
+        recovery
     }
 
     fn is_up(&self) -> bool {

@@ -239,6 +239,18 @@ impl StreamId {
             seq: seq.parse().ok()?,
         })
     }
+
+    /// The largest id that is smaller; reading after it begins with this one.
+    fn before(self) -> Self {
+        match (self.millis, self.seq) {
+            (0, 0) => self,
+            (millis, 0) => Self {
+                millis: millis - 1,
+                seq: u64::MAX,
+            },
+            (millis, seq) => Self { millis, seq: seq - 1 },
+        }
+    }
 }
 
 fn bytes_of(value: Value) -> Option<Vec<u8>> {
@@ -700,6 +712,8 @@ struct Cursor {
     catch_up_to: Option<StreamId>,
     /// The last recovery of a node that was answered by reading again.
     recovery: u64,
+    /// There was nothing more to read; somebody waits for more.
+    is_dry: bool,
     recoveries: tokio::sync::watch::Receiver<u64>,
 }
 
@@ -740,6 +754,7 @@ impl Cursor {
             pending: VecDeque::new(),
             catch_up_to: None,
             recovery,
+            is_dry: false,
         })
     }
 
@@ -780,7 +795,7 @@ impl Cursor {
         tracing::info!("source {name}: reading stream {stream} after {}", self.at);
         *is_told = false;
         let more = Arc::new(Notify::new());
-        let mut is_dry = false;
+        self.is_dry = false;
         let mut lag_at = Instant::now();
         let mut stop = self.stop.clone();
         while !stop.is_requested() {
@@ -791,13 +806,13 @@ impl Cursor {
                 self.tell_lag(&mut connection).await?;
             }
             let mut is_moving = false;
-            if self.pending.is_empty() && !is_dry && self.feed.credit().room() > 0 {
+            if self.pending.is_empty() && !self.is_dry && self.feed.credit().room() > 0 {
                 let room = self.config.terms.batch.min(self.feed.credit().room());
                 let entries = read_after(&mut connection, &self.config.stream, self.read_from(), room).await?;
-                is_dry = entries.is_empty();
-                is_moving = !is_dry;
+                self.is_dry = entries.is_empty();
+                is_moving = !self.is_dry;
                 self.pending.extend(entries);
-                if is_dry {
+                if self.is_dry {
                     let (connection, stream, after) = (waiting.clone(), self.config.stream.clone(), self.at);
                     let more = Arc::clone(&more);
                     tokio::task::spawn_local(async move {
@@ -818,7 +833,7 @@ impl Cursor {
                 biased;
                 () = stop.requested() => {}
                 Some(ack) = self.acks.recv() => self.note(&ack),
-                () = more.notified(), if is_dry => is_dry = false,
+                () = more.notified(), if self.is_dry => self.is_dry = false,
                 _ = self.recoveries.changed(), if self.config.history.is_some() => self.recoveries.mark_changed(),
                 permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() => drop(permit),
                 () = tokio::time::sleep_until(lag_at.into()) => {}
@@ -839,7 +854,9 @@ impl Cursor {
             return;
         }
         self.recovery = *self.recoveries.borrow_and_update();
-        let from = before_now(history);
+        // What is under way is not sent to the node that is back; it may have waited for longer than there is history.
+        let waiting = self.marks.unfinished().min().map(|oldest| oldest.before());
+        let from = waiting.into_iter().fold(before_now(history), StreamId::min);
         if from < self.at {
             tracing::info!("source {}: a node is back; reading again from {from}", self.name);
             self.catch_up_to = Some(self.at);
@@ -847,6 +864,7 @@ impl Cursor {
             self.at = from;
             self.pending.clear();
             self.remembered = Remembered::default();
+            self.is_dry = false;
         }
     }
 
@@ -864,7 +882,10 @@ impl Cursor {
                 self.marks.finish(ticket);
                 continue;
             }
-            let (event, unusable) = entry.into_event(&self.config.format);
+            let (mut event, unusable) = entry.into_event(&self.config.format);
+            if self.config.history.is_some() {
+                event.recovery = self.recovery;
+            }
             let handle = Handle::new(ticket, AckTo::Queue(self.ack_to.clone()), None);
             match unusable {
                 None => self.feed.emit(event, handle),
@@ -903,6 +924,8 @@ impl Cursor {
     }
 
     fn note(&mut self, ack: &Ack) {
+        // First: a node that is back accepts what it will get again, and that must still be known here.
+        self.refill();
         if ack.outcome.is_settled() {
             self.marks.finish(ack.ticket);
         }

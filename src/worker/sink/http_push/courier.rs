@@ -6,6 +6,7 @@
 //! browser resume from a single position.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, Uri};
+use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use super::node::{Answer, Attempt, Failure, Node};
@@ -27,6 +29,8 @@ use crate::retry::Backoff;
 
 /// Events that others have settled and a node that is down has not; beyond it the oldest miss that node.
 const BEHIND: usize = 4096;
+/// An idle connection that nginx has closed is opened again, to see whether nginx is still there; at most so often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 const ACCEPT_POST: &str = "accept-post";
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
@@ -64,6 +68,7 @@ pub struct Courier {
 /// A connection, and what the node behind it can do.
 struct Link {
     sender: Sender,
+    ended: Rc<Notify>,
     takes_batches: bool,
 }
 
@@ -73,6 +78,8 @@ struct Work {
     /// The first is tried next; verdicts on it are still open here.
     queue: VecDeque<Arc<Parcel>>,
     link: Option<Link>,
+    /// When an idle connection may be opened again.
+    look_at: Instant,
     /// Halved when the node finds a batch too large.
     max_lines: usize,
     /// Attempts on the head of the queue, and when the first of them was.
@@ -96,6 +103,7 @@ impl Courier {
                 courier: self,
                 queue: VecDeque::new(),
                 link: None,
+                look_at: Instant::now(),
                 max_lines,
                 attempts: 0,
                 tried_since: None,
@@ -137,7 +145,7 @@ impl Work {
         }
     }
 
-    /// Fills the queue; waits if it is empty. `false`: the end.
+    /// Fills the queue; waits if it is empty, for as long as the node is there. `false`: the end.
     async fn gather(&mut self) -> bool {
         loop {
             let place = self.courier.place;
@@ -146,11 +154,34 @@ impl Work {
                 return false;
             }
             self.leave_out_fenced();
-            if !self.queue.is_empty() {
+            self.leave_out_repeated();
+            if !self.queue.is_empty() || self.is_to_look() {
                 return true;
             }
-            self.courier.sequencer.grown(place).await;
+            let Self {
+                courier, link, look_at, ..
+            } = self;
+            let ended = link.as_ref().map(|link| Rc::clone(&link.ended));
+            let is_closed = link.as_ref().is_some_and(|link| link.sender.is_closed());
+            tokio::select! {
+                () = courier.sequencer.grown(place) => {}
+                () = async { ended.unwrap_or_default().notified().await } => {}
+                () = tokio::time::sleep_until((*look_at).into()), if is_closed => {}
+            }
         }
+    }
+
+    /// Has the node been lost while there was nothing to send? If it was restarted, its memory is to be filled before something comes.
+    fn is_to_look(&mut self) -> bool {
+        if self.courier.node.is_gone() {
+            return true;
+        }
+        let is_closed = self.link.as_ref().is_some_and(|link| link.sender.is_closed());
+        let is_time = is_closed && Instant::now() >= self.look_at;
+        if is_time {
+            self.look_at = Instant::now() + LOOK_INTERVAL;
+        }
+        is_time
     }
 
     /// Waits before the next attempt, and meanwhile keeps what gathers within bounds.
@@ -184,6 +215,22 @@ impl Work {
         });
     }
 
+    /// These come once more, behind what is older.
+    fn leave_out_repeated(&mut self) {
+        let node = &self.courier.node;
+        let before = self.queue.len();
+        self.queue.retain(|parcel| {
+            let is_repeated = node.gets_again(&parcel.event);
+            if is_repeated {
+                parcel.tally.accept();
+            }
+            !is_repeated
+        });
+        if self.queue.len() < before {
+            (self.attempts, self.tried_since) = (0, None);
+        }
+    }
+
     async fn post(&mut self) -> Verdicts {
         let timeout = self.courier.config.timeout;
         let posted = tokio::time::timeout(timeout, self.exchange()).await;
@@ -207,11 +254,13 @@ impl Work {
         let is_used = self.link.is_some();
         if !is_used {
             self.link = Some(self.connect().await?);
+            self.leave_out_repeated();
         }
         match self.send().await {
             // A node may close a connection while a request is on its way there. That says nothing about the node.
             Err(Failure::Client(client::Error::Http(_))) if is_used => {
                 self.link = Some(self.connect().await?);
+                self.leave_out_repeated();
                 self.send().await
             }
             other => other,
@@ -220,10 +269,12 @@ impl Work {
 
     async fn connect(&self) -> Result<Link, Failure> {
         let Courier { config, node, .. } = &self.courier;
-        let mut sender = client::connect(&node.address, config.tls.as_ref()).await?;
-        if config.batch == 0 {
+        let tls = config.tls.as_ref();
+        let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
+        if config.batch == 0 && !node.is_gone() {
             return Ok(Link {
                 sender,
+                ended,
                 takes_batches: false,
             });
         }
@@ -231,27 +282,40 @@ impl Work {
         *request.method_mut() = Method::OPTIONS;
         *request.uri_mut() = config.batch_path.clone();
         request.headers_mut().insert(HOST, node.host.clone());
-        let answer = sender.send_request(request).await.map_err(client::Error::from)?;
+        // A socket may still be open when nobody accepts from it any more.
+        let gone = |error| client::Error::Connect(std::io::Error::other(error));
+        let answer = sender.send_request(request).await.map_err(gone)?;
         let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
+        if !parts.status.is_server_error() {
+            node.arrived();
+        }
         let offers = parts
             .headers
             .get_all(ACCEPT_POST)
             .iter()
             .filter_map(|value| value.to_str().ok());
         let mut kinds = offers.flat_map(|value| value.split(','));
-        let takes_batches = kinds.any(|kind| kind.trim().eq_ignore_ascii_case(batch::CONTENT_TYPE));
+        let takes_batches = config.batch > 0 && kinds.any(|kind| kind.trim().eq_ignore_ascii_case(batch::CONTENT_TYPE));
         if sender.ready().await.is_err() {
             // An old node that closes after what it does not know.
-            sender = client::connect(&node.address, config.tls.as_ref()).await?;
+            (sender, ended) = client::connect_watched(&node.address, tls).await?;
         }
         node.metrics.set_batches(takes_batches);
-        Ok(Link { sender, takes_batches })
+        Ok(Link {
+            sender,
+            ended,
+            takes_batches,
+        })
     }
 
     async fn send(&mut self) -> Result<Verdicts, Failure> {
         let Some(link) = &mut self.link else {
             return Ok(Vec::new());
         };
+        // It was only to be seen whether the node is there.
+        if self.queue.is_empty() {
+            return Ok(Vec::new());
+        }
         let Courier { config, node, .. } = &self.courier;
         let count = fitting(&self.queue, self.max_lines);
         if !link.takes_batches || count == 0 || self.max_lines == 0 {
@@ -319,6 +383,9 @@ impl Work {
 
     /// Tells whoever waits. What is to be tried again stays at the head, in order; then the answer is how long the node asked to wait.
     fn settle(&mut self, verdicts: Verdicts) -> Option<Duration> {
+        if self.queue.is_empty() {
+            return None;
+        }
         let Courier { config, node, .. } = &self.courier;
         self.attempts += 1;
         let age = self.tried_since.get_or_insert_with(Instant::now).elapsed();

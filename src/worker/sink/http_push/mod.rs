@@ -24,7 +24,9 @@
 //! * `ordered = false`: each lane publishes on up to `connections` connections per node, one POST per event, in order per key ([`unordered`]).
 //!
 //! With `statistics` each node's own count is compared with ours ([`reconcile`]). A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
-//! what is more than a few thousand events old misses that node, which is counted.
+//! what is more than a few thousand events old misses that node, which is counted. An ordered sink notices by itself, when its connection ends, that a node is
+//! gone; one that is back first gets what its source publishes again (`history`), then what has waited: a channel would refuse what is older than
+//! its newest event.
 
 mod batch;
 mod courier;

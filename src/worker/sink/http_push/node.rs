@@ -1,7 +1,7 @@
 //! One nginx node: what all lanes know of it, and how its answers are meant.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use super::HttpPush;
 use crate::client::{self, Address};
+use crate::event::Event;
 use crate::ops::metrics::{Breaker, Code, Node as NodeMetrics};
 use crate::retry::Backoff;
 
@@ -31,6 +32,10 @@ pub struct Node {
     pub metrics: Arc<NodeMetrics>,
     /// In a row. A counter that stands alone, so relaxed.
     failures: AtomicU32,
+    /// Nobody was there: nginx may have been restarted, with an empty memory.
+    is_gone: AtomicBool,
+    /// The last time it came back, counted over all nodes; 0 if it was always there.
+    recovery: AtomicU64,
     state: Mutex<State>,
     error_logged: Mutex<Option<Instant>>,
     /// Wakes those who wait at an open breaker, and those who wait for their next attempt.
@@ -113,6 +118,8 @@ impl Node {
             host,
             metrics,
             failures: AtomicU32::new(0),
+            is_gone: AtomicBool::new(false),
+            recovery: AtomicU64::new(0),
             state: Mutex::new(State::Closed),
             error_logged: Mutex::new(None),
             changed: Notify::new(),
@@ -164,8 +171,25 @@ impl Node {
         }
     }
 
+    /// It takes connections and answers. After an absence that counts as success, for it must get what is older before it gets what has waited.
+    pub fn arrived(&self) {
+        if self.is_gone.load(Ordering::Relaxed) {
+            self.succeeded();
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    /// Will the source of this event publish it again to this node, together with what the node may have lost?
+    pub fn gets_again(&self, event: &Event) -> bool {
+        event.recovery < self.recovery.load(Ordering::Relaxed)
+    }
+
     pub fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
+        self.is_gone.store(false, Ordering::Relaxed);
         let before = std::mem::replace(&mut *self.state.lock(), State::Closed);
         if let State::Open { since, .. } | State::HalfOpen { since, .. } = before {
             let seconds = since.elapsed().as_secs_f64();
@@ -175,7 +199,7 @@ impl Node {
                 self.address
             );
             // In this order: whoever fills its memory again is not ready from the moment it is there.
-            self.metrics.recovered();
+            self.recovery.store(self.metrics.recovered(), Ordering::Relaxed);
             self.metrics.set_breaker(Breaker::Closed);
             self.changed.notify_waiters();
         }
@@ -238,6 +262,7 @@ impl Node {
         self.metrics.count(failure.code());
         let text = failure.to_string();
         if matches!(failure, Failure::Client(client::Error::Connect(_))) {
+            self.is_gone.store(true, Ordering::Relaxed);
             self.open(config, &text);
         } else {
             self.failed(config, &text);
