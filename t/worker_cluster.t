@@ -40,7 +40,9 @@ sub redis ($port, @commands) {
         print {$socket} '*' . @$words . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @$words;
     }
     $socket->flush;
-    return scalar <$socket>;
+    # Each has a line: whoever closes before that takes back what the server has not read yet.
+    my ($first) = map { scalar <$socket> } @commands;
+    return $first;
 }
 
 # As a producer with the Thoonk library does it: in one transaction, for an id without its body is passed over.
