@@ -8,6 +8,7 @@ use v5.36;
 use Carp qw(croak);
 use IO::Select;
 use IO::Socket::INET;
+use Socket qw(IPPROTO_TCP TCP_NODELAY);
 use Time::HiRes qw(time);
 
 sub SECONDS { return 5 * ($ENV{TEST_SLOWNESS} || 1) }
@@ -21,6 +22,8 @@ sub new ($class, $port, %options) {
         ($options{receive_buffer} ? (Sockopts => [ [ SO_RCVBUF => $options{receive_buffer} ] ]) : ()),
     ) or croak "cannot connect: $@";
     binmode $socket;
+    # Or the second of two small writes waits for the kernel to acknowledge the first.
+    setsockopt $socket, IPPROTO_TCP, TCP_NODELAY, 1;
     $class->_start_tls($socket, $options{tls}) if $options{tls};
     return bless { socket => $socket, buffer => '', method => 'GET', text => '', tls => !!$options{tls} }, $class;
 }
