@@ -57,7 +57,6 @@ http {
 
         location /pub { access_log off; push_stream_publisher admin; }
         location /status { access_log off; push_stream_channels_statistics; }
-        location /stub { access_log off; stub_status; }
         location /ev { push_stream_subscriber eventsource; }
         location /ws { push_stream_subscriber websocket; push_stream_header_template ""; push_stream_footer_template ""; push_stream_websocket_allow_publish on; }
         location /skip { push_stream_subscriber; push_stream_subscriber_queue 100k; push_stream_slow_reader skip; }
