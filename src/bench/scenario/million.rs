@@ -132,7 +132,9 @@ impl Million {
         for step in 1..=steps {
             let next = self.subscribers * step / steps;
             let available = available_memory().context("no /proc/meminfo")?;
-            let each = at_first.saturating_sub(available) / (there as u64).max(1);
+            // Nothing is known before the first step: what the machine took meanwhile was for something else.
+            let taken = at_first.saturating_sub(available);
+            let each = taken.checked_div(there as u64).unwrap_or(0);
             if available < reserve + each * (next - there) as u64 {
                 bail!(
                     "{there} subscribers are connected; each took {each} bytes of the machine, and the {} MiB left are \
