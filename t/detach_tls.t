@@ -120,7 +120,9 @@ CONF
         $last = $n // $last;
     }
     is $wrong, 0, 'and whole messages before';
-    is $last + 0, 50, 'the last one among them';
+    # Unless TLS was offered more than the queue may hold when nothing waited yet: that must stay, and the notice of the end is the last.
+    my $fills_queue = $last == @got && $last * length $message->(1) > 100 * 1024;
+    ok $last == 50 || $fills_queue, 'the last one among them' or diag "$last of " . @got;
     cmp_ok scalar @got, '<', 50, 'but not all';
     $_->close for @slow;
 
