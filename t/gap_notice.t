@@ -34,7 +34,8 @@ http {
             location /on/ev { push_stream_subscriber eventsource; push_stream_message_template ~text~; }
             location /on/sub { push_stream_subscriber; }
             location /on/poll { push_stream_subscriber polling; push_stream_allowed_origins *; }
-            location /on/wait { push_stream_subscriber long-polling; }
+            location /on/wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 20s; }
+            location /on/short { push_stream_subscriber long-polling; }
             location /on/ws { push_stream_subscriber websocket; push_stream_gap_message_text "Something is missing"; }
             location /on/skip {
                 push_stream_subscriber eventsource;
@@ -97,7 +98,7 @@ with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/3/r, sub ($nginx) {
     my $answer = $waiting->response;
     is $answer->header('X-Nginx-PushStream-Gap'), 'b', 'it comes with the answer';
     is $answer->body, '1|b|7|m7;', 'which is a message';
-    is $nginx->get('/on/wait?id=x1', 'Last-Event-Id' => 5)->header('X-Nginx-PushStream-Gap'), 'x1', 'or with the 304';
+    is $nginx->get('/on/short?id=x1', 'Last-Event-Id' => 5)->header('X-Nginx-PushStream-Gap'), 'x1', 'or with the 304';
 
     # Messages that are not stored are nobody's loss.
     $events = $nginx->subscribe('/on/ev?id=a', 'Last-Event-Id' => 5);

@@ -22,7 +22,8 @@ http {
 
         location /pub { push_stream_publisher admin; }
         location /poll { push_stream_subscriber polling; }
-        location /wait { push_stream_subscriber long-polling; }
+        location /wait { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 10s; }
+        location /short { push_stream_subscriber long-polling; }
         location /sub { push_stream_subscriber; }
         location /status { push_stream_channels_statistics; }
     }
@@ -43,7 +44,7 @@ CONF
     ok wait_until { $nginx->figures('a')->{subscribers} }, 'long polling with nothing new waits';
     $nginx->post('/pub?id=a', '"d"');
     is $wait->response->body, 'head|obj.fn[0]_1$(["d"]);|foot', 'and calls when there is';
-    is $nginx->get('/wait?id=a&callback=1_onmessage_2')->header('Content-Type'), 'application/javascript', 'also at the end of its time';
+    is $nginx->get('/short?id=a&callback=1_onmessage_2')->header('Content-Type'), 'application/javascript', 'also at the end of its time';
     is $nginx->get('/poll?id=a.b1&callback=')->body, 'head|"d"|foot', 'an empty name is none';
 
     is $nginx->get("/poll?id=a.b1&callback=$_")->status, 400, "a name that could be a script itself is refused: $_"

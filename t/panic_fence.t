@@ -37,7 +37,7 @@ http {
         location /attached/sub { push_stream_subscriber; push_stream_detach off; }
         location /attached/ws { push_stream_subscriber websocket; push_stream_detach off; }
         location /lp { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 10s; }
-        location /short { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 300ms; }
+        location /short { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 2s; }
         location /poll { push_stream_subscriber polling; }
         location /status { push_stream_channels_statistics; }
     }

@@ -42,16 +42,22 @@ CONF
         is $events->chunk, ": -1\n", "ping $n of an event stream is a comment";
     }
 
-    # Every 200 ms a message: no time for pings.
+    # Every 200 ms a message: no time for pings, unless the machine has none for us.
+    my $before = time;
     for my $n (1 .. 5) {
         sleep 0.2;
         $nginx->post('/pub?id=a', "message $n");
-        like $stream->chunk, qr/^$n\|a\|message $n\|/, 'as long as messages come no ping does';
-        is $events->text_until(qr/\n\n/), "data: $n message $n\n\n", 'in no stream';
+        my @texts = ($stream->text_until(qr/$n\|a\|message $n\|.*/), $events->text_until(qr/message $n\n\n/));
+        if (time - $before > 0.6) {
+            s/^(?:\Q$ping\E|: -1\n)+// for @texts;
+        }
+        like $texts[0], qr/^$n\|a\|message $n\|/, 'as long as messages come no ping does';
+        is $texts[1], "data: $n message $n\n\n", 'in no stream';
+        $before = time;
     }
     my $last = time;
     is $stream->chunk, $ping, 'afterwards it does';
-    cmp_ok time - $last, '>', 0.6, 'an interval later';
+    cmp_ok time - $last, '>', 0.6, 'an interval later' if time - $before < 1.5;
 
     my $wait = $nginx->open(GET => '/wait?id=a');
     my $answer = $wait->response;

@@ -18,7 +18,7 @@ http {
     server {
         listen 127.0.0.1:%%PORT%%;
 
-        location /pub { push_stream_publisher; }
+        location /pub { push_stream_publisher admin; }
         location /poll { push_stream_subscriber polling; }
         location /sub { push_stream_subscriber; }
         location /ev { push_stream_subscriber eventsource; push_stream_message_template ~text~; }
@@ -27,16 +27,18 @@ http {
 CONF
     my $epoch = 'Thu, 01 Jan 1970 00:00:00 GMT';
 
-    # Five messages in one second, one before, two after.
-    my ($early, @same, @late);
-    my $all = sub { map { [ /^(\S+) (.*) (\d+)$/ ] } split /;/, $nginx->get('/poll?id=a', 'If-Modified-Since' => $epoch)->body };
-    $nginx->post('/pub?id=a', 'early');
-    sleep 1.01 - (time - int time);
-    $nginx->post('/pub?id=a', "same$_") for 1 .. 5;
-    sleep 1.01 - (time - int time);
-    $nginx->post('/pub?id=a', "late$_") for 1 .. 2;
-
-    my @messages = $all->();
+    # Five messages in one second, one before, two in a later one. A loaded machine may need another go at it.
+    my @messages;
+    for (1 .. 10) {
+        $nginx->post('/pub?id=a', 'early');
+        sleep 1.01 - (time - int time);
+        $nginx->post('/pub?id=a', "same$_") for 1 .. 5;
+        sleep 1.01 - (time - int time);
+        $nginx->post('/pub?id=a', "late$_") for 1 .. 2;
+        @messages = map { [ /^(\S+) (.*) (\d+)$/ ] } split /;/, $nginx->get('/poll?id=a', 'If-Modified-Since' => $epoch)->body;
+        last if $messages[1][1] eq $messages[5][1] && $messages[6][1] eq $messages[7][1];
+        $nginx->delete('/pub?id=a');
+    }
     is "@{[ map { $_->[0] } @messages ]}", 'early same1 same2 same3 same4 same5 late1 late2', 'the epoch means everything stored';
     my ($time) = map { $_->[1] } $messages[1];
     is scalar(grep { $_->[1] eq $time } @messages), 5, 'five of them in one second';

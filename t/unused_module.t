@@ -41,6 +41,8 @@ with_nginx $conf, sub ($nginx) {
         'it says that it is not used';
 
     my $without = PushStream::Nginx->start($conf =~ s/%%MAIN%%/%%MAIN_WITHOUT_MODULE%%/r, workers => $nginx->worker_count);
+    # The connections of both starts close a moment later.
+    wait_until { $belongings->($nginx) eq $belongings->($without) };
     is $belongings->($nginx), $belongings->($without), 'a worker has what it has without the module';
 
     # An idle worker without timers sleeps.
