@@ -82,6 +82,38 @@ struct WholeDrain {
     first_left: Option<MemberRef>,
 }
 
+/// What a drain is to take, and the first membership that it has put back.
+enum Scope<'s> {
+    /// All of some memberships, nothing of others.
+    Except {
+        skipped: &'s dyn Fn(Membership) -> bool,
+        first: Option<MemberRef>,
+    },
+    Whole(&'s mut WholeDrain),
+}
+
+impl Scope<'_> {
+    fn skips(&self, member: MemberRef) -> bool {
+        matches!(self, Scope::Except { skipped, .. } if skipped(Membership(member.0)))
+    }
+
+    fn first_left(&self) -> Option<MemberRef> {
+        match self {
+            Scope::Except { first, .. } => *first,
+            Scope::Whole(whole) => whole.first_left,
+        }
+    }
+
+    /// A membership was put back.
+    fn leave(&mut self, member: MemberRef) {
+        let first = match self {
+            Scope::Except { first, .. } => first,
+            Scope::Whole(whole) => &mut whole.first_left,
+        };
+        first.get_or_insert(member);
+    }
+}
+
 /// How far a [whole drain](Worker::drain_whole) came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -597,14 +629,25 @@ impl Worker {
     /// Takes live messages of all channels this worker is a member of into `batch`, which is cleared first: at most about
     /// `max_bytes` of text (always at least one message, if there is one). True if there is more.
     pub fn drain(&mut self, max_bytes: usize, batch: &mut Batch) -> bool {
+        self.drain_except(max_bytes, batch, |_| false)
+    }
+
+    /// As [`Worker::drain`], but what there is for memberships that are not to be `skipped` comes first: the others' messages stay
+    /// where they are, and count as more.
+    pub fn drain_except(&mut self, max_bytes: usize, batch: &mut Batch, skipped: impl Fn(Membership) -> bool) -> bool {
         batch.clear();
         self.memory().woken(self.slot).store(0, Ordering::SeqCst);
         let mut takes = Vec::new();
-        let heads = self.step(|locked, slot| locked.gather(slot, max_bytes, None, batch, &mut takes));
-        if takes.is_empty() {
-            return false;
+        let heads = self.step(|locked, slot| {
+            let mut scope = Scope::Except {
+                skipped: &skipped,
+                first: None,
+            };
+            locked.gather(slot, max_bytes, &mut scope, batch, &mut takes)
+        });
+        if !takes.is_empty() {
+            self.take(&heads, takes, batch);
         }
-        self.take(&heads, takes, batch);
         self.memory().peek(self.slot, slot::dirty_first) != MemberRef::NONE
     }
 
@@ -617,7 +660,7 @@ impl Worker {
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {
             let drain = drain.get_or_insert_with(|| locked.begin_whole_drain(slot));
-            locked.gather(slot, max_bytes, Some(drain), batch, &mut takes)
+            locked.gather(slot, max_bytes, &mut Scope::Whole(drain), batch, &mut takes)
         });
         if !takes.is_empty() {
             self.take(&heads, takes, batch);
@@ -1008,23 +1051,34 @@ impl Locked<'_> {
         &mut self,
         slot: SlotRef,
         max_bytes: usize,
-        mut whole: Option<&mut WholeDrain>,
+        scope: &mut Scope<'_>,
         batch: &mut Batch,
         takes: &mut Vec<Take>,
     ) -> Vec<Head> {
         let mut heads = Vec::new();
         let mut bytes = 0;
         // Copies of one message have consecutive sequence numbers, but belong together.
-        let until = whole.as_ref().map_or(u64::MAX, |whole| whole.until);
+        let until = match scope {
+            Scope::Whole(whole) => whole.until,
+            Scope::Except { .. } => u64::MAX,
+        };
         let is_due = |locked: &Self, link: LinkRef| until == u64::MAX || locked.first_seq(link) <= until;
         while let Some(member) = self.get(slot, slot::dirty_first).some() {
-            if whole.as_ref().is_some_and(|whole| whole.first_left == Some(member)) {
+            if scope.first_left() == Some(member) {
                 break;
             }
             if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes {
                 break;
             }
             let gone = self.get(member, member::flags) & member_flag::GONE != 0;
+            if !gone && scope.skips(member) {
+                self.put_back(slot);
+                scope.leave(member);
+                if self.nearly_full() {
+                    self.step();
+                }
+                continue;
+            }
             let mut next = if gone {
                 None
             } else {
@@ -1052,9 +1106,7 @@ impl Locked<'_> {
                 Some(link) if is_due(self, link) => break,
                 Some(_) => {
                     self.put_back(slot);
-                    if let Some(whole) = &mut whole {
-                        whole.first_left.get_or_insert(member);
-                    }
+                    scope.leave(member);
                 }
             }
             if self.nearly_full() {

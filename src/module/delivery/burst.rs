@@ -134,8 +134,9 @@ impl Burst {
         Rc::new(burst)
     }
 
-    /// Appends one message of `channel`.
-    pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) {
+    /// Appends one message of `channel`; returns how many bytes that are.
+    pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
+        let before = self.bytes.len();
         scratch.clear();
         let length = style
             .format
@@ -151,6 +152,7 @@ impl Burst {
             deleted: message.kind == MessageKind::Deleted,
             end: self.bytes.len() as u32,
         });
+        self.bytes.len() - before
     }
 
     /// Appends bytes that belong to the next message.

@@ -3,9 +3,7 @@
 //! A piece is held while another channel's is still to be handed to the same subscriber, in front of which it then goes. It
 //! waits a moment at most: other channels may have very many subscribers.
 
-use std::collections::{HashSet, VecDeque};
-
-use push_stream_core::store::Membership;
+use std::collections::VecDeque;
 
 use super::burst::Piece;
 use super::inbox::{Action, Delivered};
@@ -19,34 +17,24 @@ const HOLD_MS: u64 = 5;
 /// Bytes that are held for a subscriber: beyond that, another send costs little.
 const HOLD_BYTES: usize = 16 * 1024;
 
-/// Channels that are being handed out, and subscribers for whom something is held.
+/// Subscribers for whom something is held.
 #[derive(Default)]
 pub struct Held {
-    /// Channels in which there is something that not everybody has got.
-    pub pending: HashSet<Membership>,
     /// Since when something is held for whom, the longest first. It may have gone out since.
     waiting: VecDeque<(SubscriberId, u64)>,
 }
 
 impl Held {
-    /// Nothing is handed out any more; what is held is still to be sent.
-    pub fn forget_channels(&mut self) {
-        self.pending.clear();
-    }
-
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 }
 
 impl Delivery {
-    /// Will a subscriber get something from another of its channels soon?
-    pub fn expects_more(&mut self, index: u32, current: Membership) -> bool {
-        let pending = &self.inbox.held.pending;
-        pending.len() > 1
-            && self.registry.expects(index, |membership| {
-                membership != current && pending.contains(&membership)
-            })
+    /// Will a subscriber get something soon from another of its channels than the one whose turn it is?
+    pub fn expects_more(&mut self, index: u32) -> bool {
+        let runs = &self.inbox.runs;
+        !runs.is_empty() && self.registry.expects(index, |membership| runs.contain(membership))
     }
 
     /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_hold): holds it if it `expects` more, else
@@ -80,7 +68,7 @@ impl Delivery {
 
     /// Sends what was held for long enough, or all if nothing is being handed out. Not more than `room` at once.
     pub fn release_held(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
-        let all = self.inbox.held.pending.is_empty();
+        let all = self.inbox.runs.is_empty();
         while actions.len() < room
             && let Some(&(id, since_ms)) = self.inbox.held.waiting.front()
             && (all || now_ms >= since_ms + HOLD_MS)

@@ -1,28 +1,27 @@
 //! From the store to this worker's subscribers: messages are taken, written once per style, and handed out in slices.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use smallvec::SmallVec;
-
-use push_stream_core::store::{Batch, Drained, Membership, MessageKind, Now};
+use push_stream_core::store::{Batch, Drained, Membership, Now};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
 use super::backlog::{Backlog, Bound, Overflow};
-use super::burst::{Burst, Mark, Piece, Style};
+use super::burst::{Burst, Piece};
 use super::held::Held;
 use super::ordered::Ordered;
 use super::output::Progress;
-use super::registry::{Kind, LocalChannel, Registry, Replaying, Subscriber, SubscriberId};
+use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId};
+use super::runs::{Run, Runs};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
 use crate::ffi::fault;
 
 /// Text taken from the store at once: what comes together goes out together, one send per subscriber.
-const DRAIN_BYTES: usize = 256 * 1024;
+pub const DRAIN_BYTES: usize = 256 * 1024;
 
 /// What handing out may take before other events get their turn: new readers and publishers do not wait for a broadcast.
 const SLICE: Duration = Duration::from_millis(2);
@@ -53,51 +52,6 @@ pub struct Answer {
     pub deleted: bool,
 }
 
-/// Messages of one channel that are being handed out.
-struct Run {
-    membership: Membership,
-    bursts: SmallVec<[(Rc<Style>, Rc<Burst>); 1]>,
-    /// When they were published, in milliseconds since the epoch.
-    published_ms: Vec<u64>,
-    deleted: bool,
-    /// Sequence number at which all subscribers that are there are sent away.
-    dismissed: Option<u64>,
-}
-
-impl Run {
-    /// Puts a new run behind the others, for those members of the channel that take its messages as they come. None if there are none.
-    fn begin(membership: Membership, channel: &LocalChannel, runs: &mut VecDeque<Run>) -> Option<usize> {
-        let styles = channel.styles().filter(|style| !style.format.ordered);
-        let bursts: SmallVec<_> = styles.map(|style| (style.clone(), Rc::default())).collect();
-        if bursts.is_empty() {
-            return None;
-        }
-        runs.push_back(Run {
-            membership,
-            bursts,
-            published_ms: Vec::new(),
-            deleted: false,
-            dismissed: None,
-        });
-        Some(runs.len() - 1)
-    }
-
-    /// Will some subscriber have one channel less, or be gone?
-    fn ends_somebody(&self) -> bool {
-        self.deleted || self.dismissed.is_some()
-    }
-
-    /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
-    fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Burst>, u32, &Mark, usize)> {
-        let (_, burst) = self
-            .bursts
-            .iter()
-            .find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
-        let (from, mark, count) = burst.after(subscriber.joined_seq)?;
-        Some((burst, from, mark, count))
-    }
-}
-
 /// How far a run was handed out.
 enum Handed {
     All,
@@ -118,7 +72,7 @@ enum Handed {
 /// What was taken from the store and is not handed out yet.
 #[derive(Default)]
 pub struct Inbox {
-    runs: VecDeque<Run>,
+    pub runs: Runs,
     batch: Batch,
     pub scratch: Vec<u8>,
     /// Readers who resume in order, and what they wait for.
@@ -132,12 +86,17 @@ pub struct Inbox {
 }
 
 impl Inbox {
+    /// Has everybody got all that was taken?
+    fn is_handed_out(&self) -> bool {
+        self.runs.is_empty() && self.ordered.is_idle()
+    }
+
     /// Drops what is not handed out.
     pub fn forget(&mut self) {
         let mut ordered = std::mem::take(&mut self.ordered);
         ordered.forget_messages();
-        let mut held = std::mem::take(&mut self.held);
-        held.forget_channels();
+        // What is held is still to be sent.
+        let held = std::mem::take(&mut self.held);
         *self = Inbox {
             dirty: true,
             ordered,
@@ -152,13 +111,15 @@ impl Delivery {
     pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
         let now = Now::read();
         let end = Instant::now() + SLICE;
+        // What came meanwhile does not wait until all that was there before is handed out.
+        self.take_messages();
         while actions.len() < ACTIONS_PER_SLICE {
-            if !self.inbox.runs.is_empty() {
-                self.hand_out(now.monotonic_ms, actions);
-            } else if !self.inbox.ordered.is_idle() {
-                self.hand_out_ordered(now.monotonic_ms, actions);
-            } else if !self.take_messages() {
+            if self.inbox.is_handed_out() && !self.take_messages() {
                 break;
+            }
+            self.hand_out(now.monotonic_ms, actions);
+            if !self.inbox.ordered.is_idle() {
+                self.hand_out_ordered(now.monotonic_ms, actions);
             }
             if Instant::now() >= end {
                 break;
@@ -168,8 +129,7 @@ impl Delivery {
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
-        !self.inbox.runs.is_empty()
-            || !self.inbox.ordered.is_idle()
+        !self.inbox.is_handed_out()
             || self.inbox.dirty
             || !self.inbox.catching_up.is_empty()
             || !self.inbox.held.is_empty()
@@ -183,17 +143,21 @@ impl Delivery {
         }
     }
 
-    /// Takes what the store has and writes it once per style. False if there was nothing.
+    /// Takes what the store has, as far as there is room for it, and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
+        if self.inbox.runs.are_full() {
+            return false;
+        }
         if self.inbox.ordered.has_readers() {
-            return self.take_whole_drain();
+            return self.inbox.ordered.is_idle() && self.take_whole_drain();
         }
         let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) else {
             return false;
         };
         let mut batch = std::mem::take(&mut self.inbox.batch);
-        self.inbox.dirty = worker.drain(DRAIN_BYTES, &mut batch);
-        self.write_runs(&batch, None);
+        let runs = &self.inbox.runs;
+        self.inbox.dirty = worker.drain_except(DRAIN_BYTES, &mut batch, |membership| runs.is_full(membership));
+        self.write_runs(&batch);
         let taken = !batch.is_empty();
         batch.clear();
         self.inbox.batch = batch;
@@ -202,12 +166,12 @@ impl Delivery {
 
     /// The same where channels are merged: for that, all must be known up to some point.
     fn take_whole_drain(&mut self) -> bool {
-        let (mut taken, mut runs) = (false, HashMap::new());
+        let mut taken = false;
         while let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) {
             let mut batch = Batch::default();
             let drained = worker.drain_whole(DRAIN_BYTES, &mut batch);
             taken |= !batch.is_empty();
-            self.write_runs(&batch, Some(&mut runs));
+            self.write_runs(&batch);
             self.inbox.ordered.take_up(&Rc::new(batch), &self.registry);
             if let Drained::Whole { more } = drained {
                 self.inbox.dirty = more;
@@ -218,71 +182,41 @@ impl Delivery {
         taken
     }
 
-    /// `begun`: runs that earlier batches of the same drain have begun. A channel has one, or its messages would overtake each other.
-    fn write_runs(&mut self, batch: &Batch, mut begun: Option<&mut HashMap<Membership, Option<usize>>>) {
-        let Inbox {
-            runs, scratch, held, ..
-        } = &mut self.inbox;
-        let (mut membership, mut run) = (None, None);
+    /// Writes messages for those who take them as they come.
+    fn write_runs(&mut self, batch: &Batch) {
+        let Inbox { runs, scratch, .. } = &mut self.inbox;
         for (source, message) in batch.iter() {
-            let source = Membership(source);
-            let Some(channel) = self.registry.channels.get(&source) else {
-                continue;
-            };
-            if membership != Some(source) {
-                membership = Some(source);
-                let known = begun.as_ref().and_then(|begun| begun.get(&source).copied());
-                run = known.unwrap_or_else(|| Run::begin(source, channel, runs));
-                if let Some(begun) = &mut begun {
-                    begun.insert(source, run);
-                }
-                if run.is_some() {
-                    held.pending.insert(source);
-                }
-            }
-            let Some(run) = run.and_then(|index| runs.get_mut(index)) else {
-                continue;
-            };
-            if message.kind == MessageKind::Dismissed {
-                run.dismissed = Some(message.seq);
-                continue;
-            }
-            run.published_ms.push(message.unix_ms);
-            run.deleted |= message.kind == MessageKind::Deleted;
-            fault::point("render");
-            for (style, burst) in &mut run.bursts {
-                if let Some(burst) = Rc::get_mut(burst) {
-                    burst.push(style, &channel.id, &message, scratch);
-                }
+            let membership = Membership(source);
+            if let Some(channel) = self.registry.channels.get(&membership) {
+                runs.add(membership, channel, &message, scratch);
             }
         }
     }
 
-    /// Hands the first run out for one turn. If there is more of it, it goes on behind the others.
+    /// Hands the next run out for one turn. If there is more of it, it goes on behind the others.
     fn hand_out(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let Some(run) = self.inbox.runs.pop_front() else {
+        let Some(run) = self.inbox.runs.next() else {
             return;
         };
         let mut left = TURN;
         loop {
             match self.hand_out_quickly(&run, &mut left, now_ms) {
                 Handed::All => {
-                    self.inbox.held.pending.remove(&run.membership);
-                    return self.tally.observe(&run.published_ms);
+                    self.tally.observe(run.published_ms());
+                    return self.inbox.runs.finish_part(run);
                 }
-                Handed::Turn => break,
+                Handed::Turn => return self.inbox.runs.put_back(run),
                 Handed::Outcome { index, delivered } => self.account(index, delivered, actions),
                 Handed::Special { index, position } => self.hand_to(index, position, &run, now_ms, actions),
             }
         }
-        self.inbox.runs.push_back(run);
     }
 
     /// Hands a run to all who only need a send, up to the first who needs more.
     fn hand_out_quickly(&mut self, run: &Run, left: &mut usize, now_ms: u64) -> Handed {
-        let others = self.inbox.held.pending.len() > 1;
+        let others = !self.inbox.runs.is_empty();
         let Registry { slab, channels, .. } = &mut self.registry;
-        let Some(channel) = channels.get_mut(&run.membership) else {
+        let Some(channel) = channels.get_mut(&run.membership()) else {
             return Handed::All;
         };
         loop {
@@ -323,7 +257,7 @@ impl Delivery {
 
     fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
         self.hand_part(index, position, run, now_ms, actions);
-        if let Some(seq) = run.dismissed {
+        if let Some(seq) = run.dismissed() {
             self.dismiss(index, seq, actions);
         }
     }
@@ -339,7 +273,7 @@ impl Delivery {
     }
 
     fn hand_part(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
-        let expects = self.expects_more(index, run.membership);
+        let expects = self.expects_more(index);
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
@@ -354,7 +288,7 @@ impl Delivery {
             self.tally.delivered += 1;
             let to = mark.end();
             let answer = Answer {
-                deleted: run.deleted && mark.seq == burst.last_seq(),
+                deleted: run.is_deleted() && mark.seq == burst.last_seq(),
                 piece: Piece {
                     burst: burst.clone(),
                     from,
@@ -377,8 +311,8 @@ impl Delivery {
             };
             self.account(index, delivered, actions);
         }
-        if run.deleted {
-            self.lose_channel(index, position, run.membership, actions);
+        if run.is_deleted() {
+            self.lose_channel(index, position, run.membership(), actions);
         }
     }
 

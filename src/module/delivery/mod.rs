@@ -2,6 +2,7 @@
 //!
 //! * [`registry`]: subscribers and the channels they are in.
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
+//! * [`runs`]: what was taken and not everybody has got, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
 //! * [`held`]: what goes out together to subscribers of several channels.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
@@ -33,6 +34,7 @@ mod output;
 mod recovery;
 mod registry;
 mod report;
+mod runs;
 mod session;
 mod socket;
 mod tally;

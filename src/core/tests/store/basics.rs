@@ -608,3 +608,30 @@ fn a_worker_counts_how_its_subscribers_are_connected() {
     let successor = test.worker();
     assert_eq!(connections(&successor), Connections::default());
 }
+
+#[test]
+fn what_a_drain_skips_stays_and_does_not_hold_up_the_rest() {
+    let test = TestZone::new(512);
+    let mut worker = test.worker();
+    let joined = follow(&mut worker, &["busy", "other", "third"], test.now);
+    let busy = joined.memberships[0];
+    let send = |worker: &mut Worker, id| publish(worker, id, id, &limits(), test.now).unwrap();
+    send(&mut worker, "busy");
+    send(&mut worker, "other");
+    send(&mut worker, "busy");
+    send(&mut worker, "third");
+
+    let mut batch = Batch::default();
+    let texts = |batch: &Batch| -> Vec<_> {
+        let text = |(_, message): (u32, Message<'_>)| String::from_utf8(message.text.to_vec()).unwrap();
+        batch.iter().map(text).collect()
+    };
+    assert!(worker.drain_except(1000, &mut batch, |membership| membership == busy));
+    assert_eq!(texts(&batch), ["other", "third"]);
+    assert!(worker.drain_except(1000, &mut batch, |_| true));
+    assert!(batch.is_empty());
+    test.assert_whole();
+    assert!(!worker.drain(1000, &mut batch));
+    assert_eq!(texts(&batch), ["busy", "busy"]);
+    test.assert_whole();
+}

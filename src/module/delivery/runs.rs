@@ -1,0 +1,207 @@
+//! What was taken from the store and not everybody has got yet.
+//!
+//! A channel in which there is something is a run, and runs take turns. Messages that come while a run is on its way wait behind it
+//! and then go out together: one send for each subscriber, however many they are. What a run may hold is bounded, and so is
+//! what all of them hold; beyond that messages wait in the store.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use push_stream_core::store::{Membership, Message, MessageKind};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::burst::{Burst, Mark, Style};
+use super::inbox::DRAIN_BYTES;
+use super::registry::{LocalChannel, Subscriber};
+use crate::ffi::fault;
+
+/// Bytes, as they go over the wire, that go out together, and above which a run gets no more for now.
+const RUN_BYTES: usize = DRAIN_BYTES;
+
+/// Bytes of all runs above which nothing is taken from the store.
+const ALL_BYTES: usize = 16 * RUN_BYTES;
+
+/// Runs, and whose turn it is.
+#[derive(Default)]
+pub struct Runs {
+    /// All but the one that is being handed out at the moment.
+    waiting: FxHashMap<Membership, Run>,
+    turns: VecDeque<Membership>,
+    bytes: usize,
+}
+
+/// Messages of one channel that are being handed out.
+pub struct Run {
+    membership: Membership,
+    part: Part,
+    /// What follows when everybody has got that part.
+    behind: VecDeque<Part>,
+    /// Of all parts.
+    bytes: usize,
+}
+
+/// Messages of one channel that go out together.
+#[derive(Default)]
+struct Part {
+    bursts: SmallVec<[(Rc<Style>, Rc<Burst>); 1]>,
+    /// When they were published, in milliseconds since the epoch.
+    published_ms: Vec<u64>,
+    bytes: usize,
+    deleted: bool,
+    /// Sequence number at which all subscribers that are there are sent away.
+    dismissed: Option<u64>,
+}
+
+impl Runs {
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// Is there something in this channel, beside what is being handed out at the moment?
+    pub fn contain(&self, membership: Membership) -> bool {
+        self.waiting.contains_key(&membership)
+    }
+
+    /// Is there no room for anything?
+    pub fn are_full(&self) -> bool {
+        self.bytes >= ALL_BYTES
+    }
+
+    /// Is there no room for more of this channel?
+    pub fn is_full(&self, membership: Membership) -> bool {
+        self.waiting.get(&membership).is_some_and(|run| run.bytes >= RUN_BYTES)
+    }
+
+    /// Writes a message for those members of the channel that take its messages as they come, if there are any.
+    pub fn add(
+        &mut self,
+        membership: Membership,
+        channel: &LocalChannel,
+        message: &Message<'_>,
+        scratch: &mut Vec<u8>,
+    ) {
+        if !styles(channel).any(|_| true) {
+            return;
+        }
+        let run = self.waiting.entry(membership).or_insert_with(|| {
+            self.turns.push_back(membership);
+            Run {
+                membership,
+                part: Part::default(),
+                behind: VecDeque::new(),
+                bytes: 0,
+            }
+        });
+        let grown = run.open_part(channel.done).write(channel, message, scratch);
+        run.bytes += grown;
+        self.bytes += grown;
+    }
+
+    /// Takes the run out whose turn it is. To be [put back](Runs::put_back) or [finished](Runs::finish_part).
+    pub fn next(&mut self) -> Option<Run> {
+        self.waiting.remove(&self.turns.pop_front()?)
+    }
+
+    /// The run's turn is over.
+    pub fn put_back(&mut self, run: Run) {
+        self.turns.push_back(run.membership);
+        self.waiting.insert(run.membership, run);
+    }
+
+    /// Everybody has got the run's first part.
+    pub fn finish_part(&mut self, mut run: Run) {
+        run.bytes -= run.part.bytes;
+        self.bytes -= run.part.bytes;
+        if let Some(part) = run.behind.pop_front() {
+            run.part = part;
+            self.put_back(run);
+        }
+    }
+}
+
+impl Run {
+    pub fn membership(&self) -> Membership {
+        self.membership
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.part.deleted
+    }
+
+    pub fn dismissed(&self) -> Option<u64> {
+        self.part.dismissed
+    }
+
+    /// Will some subscriber have one channel less, or be gone?
+    pub fn ends_somebody(&self) -> bool {
+        self.part.ends_somebody()
+    }
+
+    pub fn published_ms(&self) -> &[u64] {
+        &self.part.published_ms
+    }
+
+    /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
+    pub fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Burst>, u32, &Mark, usize)> {
+        let mut bursts = self.part.bursts.iter();
+        let (_, burst) = bursts.find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
+        let (from, mark, count) = burst.after(subscriber.joined_seq)?;
+        Some((burst, from, mark, count))
+    }
+
+    /// The part that the next message belongs to. `done`: how many subscribers have got the first one.
+    fn open_part(&mut self, done: usize) -> &mut Part {
+        let open = match self.behind.back() {
+            Some(part) => part.is_open(),
+            None => done == 0 && self.part.is_open(),
+        };
+        if !open {
+            self.behind.push_back(Part::default());
+        }
+        self.behind.back_mut().unwrap_or(&mut self.part)
+    }
+}
+
+impl Part {
+    /// May more messages go out with it?
+    fn is_open(&self) -> bool {
+        let unsent = self.bursts.iter().all(|(_, burst)| Rc::strong_count(burst) == 1);
+        unsent && self.bytes < RUN_BYTES && !self.ends_somebody()
+    }
+
+    fn ends_somebody(&self) -> bool {
+        self.deleted || self.dismissed.is_some()
+    }
+
+    /// Appends a message; returns by how many bytes that lets it grow.
+    fn write(&mut self, channel: &LocalChannel, message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
+        // Subscribers of other styles may have come since the last message; those before are not for them.
+        for style in styles(channel) {
+            if !self.bursts.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
+                self.bursts.push((style.clone(), Rc::default()));
+            }
+        }
+        if message.kind == MessageKind::Dismissed {
+            self.dismissed = Some(message.seq);
+            return 0;
+        }
+        self.published_ms.push(message.unix_ms);
+        self.deleted |= message.kind == MessageKind::Deleted;
+        fault::point("render");
+        // More than its bytes, or empty ones would never fill a run.
+        let mut grown = size_of::<Mark>();
+        for (style, burst) in &mut self.bursts {
+            if let Some(burst) = Rc::get_mut(burst) {
+                grown += burst.push(style, &channel.id, message, scratch);
+            }
+        }
+        self.bytes += grown;
+        grown
+    }
+}
+
+/// The ways of writing of those who take messages as they come.
+fn styles(channel: &LocalChannel) -> impl Iterator<Item = &Rc<Style>> {
+    channel.styles().filter(|style| !style.format.ordered)
+}
