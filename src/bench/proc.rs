@@ -84,12 +84,26 @@ impl Server {
     /// Bytes of all heaps, stacks and shared zones; each page divided by the number of processes that map it. Not the
     /// pages of the program's file: other programs map those as well, now and then.
     pub fn memory(&self) -> u64 {
+        self.pages(&["Pss_Anon:", "Pss_Shmem:"])
+    }
+
+    /// The same without shared zones.
+    pub fn private_memory(&self) -> u64 {
+        self.pages(&["Pss_Anon:"])
+    }
+
+    fn pages(&self, kinds: &[&str]) -> u64 {
         let of = |pid: u32| {
             let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-            kilobytes(&text, "Pss_Anon:") + kilobytes(&text, "Pss_Shmem:")
+            kinds.iter().map(|kind| kilobytes(&text, kind)).sum::<u64>()
         };
         self.pids().into_iter().map(of).sum()
     }
+}
+
+/// What a server kept of a round, compared with what it had after the round before, in percent.
+pub fn kept_percent(before: u64, after: u64) -> f64 {
+    (after as f64 / before.max(1) as f64 - 1.0) * 100.0
 }
 
 /// Worker processes of an nginx master that still take connections.

@@ -216,6 +216,12 @@ type Row = (&'static str, &'static str, &'static str, Reference);
 const ROWS: &[Row] = &[
     ("idle", "pss_bytes", "memory per idle subscriber", Reference::Shown),
     (
+        "attached",
+        "pss_bytes",
+        "the same if it keeps its request, with the pools of million.conf",
+        Reference::Nothing,
+    ),
+    (
         "growth",
         "growth_bytes",
         "its growth after 1,000 messages",
@@ -238,6 +244,24 @@ const ROWS: &[Row] = &[
         "growth_bytes",
         "kept of each that came and went",
         Reference::Shown,
+    ),
+    (
+        "churn",
+        "kept_percent",
+        "private memory after a second round of churn, against after the first",
+        Reference::Nothing,
+    ),
+    (
+        "idle-again",
+        "kept_percent",
+        "private memory after a second 100,000 have left, against after the first",
+        Reference::Nothing,
+    ),
+    (
+        "soak",
+        "kept_percent",
+        "private memory after a second round of all at once, against after the first",
+        Reference::Nothing,
     ),
     ("channels", "channel_bytes", "memory per channel", Reference::Nothing),
     (
@@ -286,6 +310,7 @@ const ROWS: &[Row] = &[
         "longest time away from epoll_wait",
         Reference::Shown,
     ),
+    ("turns", "busy_max_ms", "of that with a processor", Reference::Shown),
     ("publish", "cpu_us", "CPU per publish, against `return 200`", NGINX),
     (
         "publish",
@@ -305,12 +330,21 @@ const ROWS: &[Row] = &[
         "CPU per message in batches of 100, against one by one",
         Reference::Scenario("publish"),
     ),
+    (
+        "workers-2",
+        "cpu_us",
+        "CPU per publish, 2 workers at once, against `return 200`",
+        NGINX,
+    ),
+    ("workers-4", "cpu_us", "the same with 4 workers", NGINX),
+    ("workers-8", "cpu_us", "the same with 8 workers", NGINX),
+    ("storm", "cpu_us", "CPU per new subscriber", FLOOR),
     ("storm", "cpu_us", "CPU per new subscriber, against `return 200`", NGINX),
     (
         "storm",
         "opening_p99_ms",
         "connect to response head, 5,000/s, 99 %",
-        NGINX,
+        FLOOR,
     ),
     (
         "disqus",

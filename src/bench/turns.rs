@@ -1,4 +1,5 @@
-//! How long a server's event loops are away from `epoll_wait`: nobody else is served meanwhile.
+//! How long a server's event loops are away from `epoll_wait`: nobody else is served meanwhile. And how long they had a processor
+//! in that time: the rest they waited for one, because somebody else had it.
 //!
 //! The kernel's tracepoints tell when a process enters that system call and when it returns, through a ring of memory
 //! that is shared with the kernel (perf_event_open(2)). That takes root and a mounted tracefs, and about a microsecond of
@@ -7,7 +8,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
@@ -21,10 +22,18 @@ use crate::latency::Latency;
 #[derive(Debug)]
 pub struct Turns {
     loops: Vec<Loop>,
+    seen: Seen,
+}
+
+/// What was seen of the turns of all loops.
+#[derive(Debug)]
+pub struct Seen {
     /// From each return of `epoll_wait` to the next call.
-    away: Latency,
+    pub away: Latency,
+    /// The part of it with a processor.
+    pub busy: Latency,
     /// Events that the kernel had no room for.
-    lost: u64,
+    pub lost: u64,
 }
 
 impl Turns {
@@ -35,21 +44,24 @@ impl Turns {
         let watched = pids.iter().map(|pid| Loop::watch(*pid, enter, exit));
         Ok(Self {
             loops: watched.collect::<io::Result<_>>().context("perf_event_open")?,
-            away: Latency::new(),
-            lost: 0,
+            seen: Seen {
+                away: Latency::new(),
+                busy: Latency::new(),
+                lost: 0,
+            },
         })
     }
 
     /// Takes what has happened since the last call; to be called some times a second, for the rings are small.
     pub fn look(&mut self) {
         for watched in &mut self.loops {
-            watched.look(&mut self.away, &mut self.lost);
+            watched.look(&mut self.seen);
         }
     }
 
-    /// All turns seen so far, and how many events went by unseen.
-    pub fn seen(&self) -> (&Latency, u64) {
-        (&self.away, self.lost)
+    /// All turns so far.
+    pub fn seen(&self) -> &Seen {
+        &self.seen
     }
 }
 
@@ -76,8 +88,14 @@ struct Attributes {
     config1: u64,
 }
 
+const KIND_SOFTWARE: u32 = 1;
 const KIND_TRACEPOINT: u32 = 2;
+/// The time that a task has had a processor, in nanoseconds.
+const TASK_CLOCK: u64 = 1;
 const SAMPLE_TIME: u64 = 1 << 2;
+/// With each sample, what all events of the group have counted.
+const SAMPLE_READ: u64 = 1 << 4;
+const FORMAT_GROUP: u64 = 1 << 3;
 const SAMPLE_IDENTIFIER: u64 = 1 << 16;
 const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
 const IOC_SET_OUTPUT: libc::c_ulong = 0x2405;
@@ -96,32 +114,46 @@ const RING_BYTES: usize = 128 * PAGE_BYTES;
 
 /// A record's head: type, flags, length.
 const HEAD_BYTES: usize = 8;
-/// What this module asks for in a sample: id and time.
-const SAMPLE_BYTES: usize = HEAD_BYTES + 16;
+/// What this module asks for in a sample: id, time, and the number of counts and the counts themselves of the group, of which the
+/// clock's is the second.
+const SAMPLE_BYTES: usize = HEAD_BYTES + 24 + 8 * GROUP;
+const CLOCK_OFFSET: u64 = HEAD_BYTES as u64 + 32;
+
+/// Events that belong to a loop.
+const GROUP: usize = 3;
 
 /// One watched process.
 #[derive(Debug)]
 struct Loop {
-    /// Both are open as long as they are to be counted.
-    _events: [OwnedFd; 2],
+    /// Entering, the clock, returning: open as long as they are to be counted.
+    _events: [OwnedFd; GROUP],
     enter_id: u64,
     exit_id: u64,
     map: NonNull<u8>,
-    returned_ns: Option<u64>,
+    returned: Option<Moment>,
+}
+
+/// On the monotonic clock and on the loop's own, which stands still while it has no processor.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    time_ns: u64,
+    clock_ns: u64,
 }
 
 impl Loop {
     fn watch(pid: u32, enter: u64, exit: u64) -> io::Result<Self> {
-        let (enter, exit) = (open(pid, enter)?, open(pid, exit)?);
+        let enter = open(pid, &Attributes::tracepoint(enter), None)?;
+        let clock = open(pid, &Attributes::clock(), Some(&enter))?;
+        let exit = open(pid, &Attributes::tracepoint(exit), Some(&enter))?;
         let map = map_ring(enter.as_raw_fd())?;
         let watched = Self {
             enter_id: event_id(enter.as_raw_fd())?,
             exit_id: event_id(exit.as_raw_fd())?,
             map,
-            returned_ns: None,
-            _events: [enter, exit],
+            returned: None,
+            _events: [enter, clock, exit],
         };
-        let [enter, exit] = &watched._events;
+        let [enter, _, exit] = &watched._events;
         // Into the same ring, so that the order of both is kept.
         // SAFETY: both descriptors are open; this call takes a descriptor by value.
         let done = unsafe { libc::ioctl(exit.as_raw_fd(), IOC_SET_OUTPUT, enter.as_raw_fd()) };
@@ -146,7 +178,7 @@ impl Loop {
         })
     }
 
-    fn look(&mut self, away: &mut Latency, lost: &mut u64) {
+    fn look(&mut self, seen: &mut Seen) {
         // Pairs with the kernel's release of what it has written.
         let head = self.end(HEAD_OFFSET).load(Acquire);
         let mut tail = self.end(TAIL_OFFSET).load(Relaxed);
@@ -157,12 +189,15 @@ impl Loop {
             match kind {
                 RECORD_SAMPLE if length as usize >= SAMPLE_BYTES => {
                     let id = u64::from_le_bytes(self.bytes(tail + 8));
-                    let time = u64::from_le_bytes(self.bytes(tail + 16));
-                    self.sample(id, time, away);
+                    let moment = Moment {
+                        time_ns: u64::from_le_bytes(self.bytes(tail + 16)),
+                        clock_ns: u64::from_le_bytes(self.bytes(tail + CLOCK_OFFSET)),
+                    };
+                    self.sample(id, moment, seen);
                 }
                 RECORD_LOST => {
-                    *lost += u64::from_le_bytes(self.bytes(tail + 16));
-                    self.returned_ns = None;
+                    seen.lost += u64::from_le_bytes(self.bytes(tail + 16));
+                    self.returned = None;
                 }
                 _ => {}
             }
@@ -172,13 +207,14 @@ impl Loop {
         self.end(TAIL_OFFSET).store(tail, Release);
     }
 
-    fn sample(&mut self, id: u64, time_ns: u64, away: &mut Latency) {
+    fn sample(&mut self, id: u64, now: Moment, seen: &mut Seen) {
         if id == self.exit_id {
-            self.returned_ns = Some(time_ns);
+            self.returned = Some(now);
         } else if id == self.enter_id
-            && let Some(returned_ns) = self.returned_ns.take()
+            && let Some(returned) = self.returned.take()
         {
-            away.record(time_ns.saturating_sub(returned_ns));
+            seen.away.record(now.time_ns.saturating_sub(returned.time_ns));
+            seen.busy.record(now.clock_ns.saturating_sub(returned.clock_ns));
         }
     }
 }
@@ -190,25 +226,44 @@ impl Drop for Loop {
     }
 }
 
-/// Counts every passage of a process through a tracepoint.
-fn open(pid: u32, tracepoint: u64) -> io::Result<OwnedFd> {
-    let attributes = Attributes {
-        kind: KIND_TRACEPOINT,
-        size: size_of::<Attributes>() as u32,
-        config: tracepoint,
-        sample_period: 1,
-        sample_type: SAMPLE_TIME | SAMPLE_IDENTIFIER,
-        ..Attributes::default()
-    };
-    let (any_processor, no_group): (libc::c_int, libc::c_int) = (-1, -1);
+impl Attributes {
+    fn new(kind: u32, config: u64) -> Self {
+        Self {
+            kind,
+            size: size_of::<Attributes>() as u32,
+            config,
+            sample_type: SAMPLE_TIME | SAMPLE_READ | SAMPLE_IDENTIFIER,
+            read_format: FORMAT_GROUP,
+            ..Self::default()
+        }
+    }
+
+    /// Every passage through a tracepoint, each with a sample.
+    fn tracepoint(number: u64) -> Self {
+        Self {
+            sample_period: 1,
+            ..Self::new(KIND_TRACEPOINT, number)
+        }
+    }
+
+    /// The time with a processor, only counted.
+    fn clock() -> Self {
+        Self::new(KIND_SOFTWARE, TASK_CLOCK)
+    }
+}
+
+/// Begins to count an event of a process, in the group that `leader` leads.
+fn open(pid: u32, attributes: &Attributes, leader: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    let any_processor: libc::c_int = -1;
+    let group = leader.map_or(-1, AsRawFd::as_raw_fd);
     // SAFETY: the attributes are valid and say how long they are.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
-            &raw const attributes,
+            ptr::from_ref(attributes),
             pid as libc::pid_t,
             any_processor,
-            no_group,
+            group,
             CLOSE_ON_EXEC,
         )
     };
@@ -266,10 +321,15 @@ mod tests {
         }
         epoll.wait(Some(Duration::ZERO)).unwrap();
         turns.look();
-        let (away, lost) = turns.seen();
-        assert_eq!((away.count(), lost), (3, 0));
+        let Seen { away, busy, lost } = turns.seen();
+        assert_eq!((away.count(), busy.count(), *lost), (3, 3, 0));
         let longest = away.at(100.0);
-        assert!((20..500).contains(&longest.as_millis()), "{longest:?}");
-        assert!(away.at(50.0) < Duration::from_millis(20));
+        assert!(longest >= Duration::from_millis(20), "{longest:?}");
+        // Who sleeps has no processor.
+        let busiest = busy.at(100.0);
+        assert!(
+            busiest > Duration::ZERO && busiest < longest,
+            "{busiest:?} of {longest:?}"
+        );
     }
 }

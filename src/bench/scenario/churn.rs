@@ -86,6 +86,7 @@ impl Churn {
                 report.problem(format!("the server keeps {left} files open"));
             }
         }
+        course.report_kept(&self.crowd, &mut report);
         report.latency("opening", "connect to response head", &findings.opening);
         report.latency("latency", "publish to delivery", &findings.latency);
         report.left(&course.left);

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Cast, Clients, Run, Target};
 use crate::crew::Phase;
-use crate::proc::{KernelMemory, Server};
+use crate::proc::{KernelMemory, Server, kept_percent};
 use crate::report::{Report, Unit};
 
 #[derive(Args, Debug)]
@@ -27,6 +27,9 @@ pub struct Idle {
     /// Then publish so many messages to each channel and measure what has grown
     #[arg(long, default_value_t = 0, value_name = "N")]
     messages: u64,
+    /// First a round that is only there to warm the server up: what it has after the rest is what the second is compared with
+    #[arg(long)]
+    warm_up: bool,
 }
 
 /// Memory at one moment.
@@ -34,12 +37,21 @@ pub struct Idle {
 struct Sample {
     subscribers: usize,
     server: u64,
+    /// Of that, what is in no shared zone.
+    private: u64,
     clients: u64,
     kernel: KernelMemory,
 }
 
 impl Idle {
     pub fn run(&self) -> anyhow::Result<Report> {
+        if self.warm_up {
+            self.round()?;
+        }
+        self.round()
+    }
+
+    fn round(&self) -> anyhow::Result<Report> {
         let channels = self.channels.max(1);
         let cast = Cast {
             subscribers: self.subscribers,
@@ -86,10 +98,21 @@ impl Idle {
             }
             let kept = (after.server as f64 - empty.server as f64) / self.subscribers.max(1) as f64;
             bytes("kept_bytes", "kept per subscriber after they left", kept);
+            if self.warm_up {
+                let percent = kept_percent(empty.private, after.private);
+                report.fact(
+                    "kept_percent",
+                    "private memory after all have left, against before",
+                    percent,
+                    Unit::Percent,
+                );
+            }
+            let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
             bytes("empty_bytes", "server before", empty.server as f64);
             bytes("full_bytes", "server with all", full.server as f64);
             bytes("after_bytes", "server after they left", after.server as f64);
         }
+        let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
         let slab = slope(empty, full, |sample| sample.kernel.slab);
         bytes("kernel_slab_bytes", "kernel slab per connection, both ends", slab);
         let buffers = slope(empty, full, |sample| sample.kernel.socket_buffers);
@@ -107,6 +130,7 @@ impl Idle {
         Sample {
             subscribers,
             server: run.server.memory(),
+            private: run.server.private_memory(),
             clients: own_memory(),
             kernel: KernelMemory::now(),
         }

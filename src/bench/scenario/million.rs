@@ -42,6 +42,9 @@ const OTHER_FILES: u64 = 100_000;
 /// A server may take its time to give memory back.
 const TRIM_PATIENCE: Duration = Duration::from_secs(15);
 
+/// A server whose memory stays the same for so long has started.
+const SETTLING: Duration = Duration::from_secs(1);
+
 /// What the processes and the kernel take at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
@@ -72,7 +75,7 @@ impl Million {
             ..Cast::default()
         };
         // Before there are client processes: they set everything up for all their subscribers when they start.
-        let empty = Sample::of(&Server::new(self.target.server_pid.clone())?)?;
+        let empty = settled(&Server::new(self.target.server_pid.clone())?)?;
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let server = run.server.clone();
         let start = Instant::now();
@@ -166,6 +169,20 @@ impl Million {
             }
             std::thread::sleep(Duration::from_millis(500));
         }
+    }
+}
+
+/// What a server that has just started takes when all of its processes have made themselves ready.
+fn settled(server: &Server) -> anyhow::Result<Sample> {
+    let start = Instant::now();
+    let mut last = Sample::of(server)?;
+    loop {
+        std::thread::sleep(SETTLING);
+        let now = Sample::of(server)?;
+        if now.server.abs_diff(last.server) <= now.server / 1000 || start.elapsed() > TRIM_PATIENCE {
+            return Ok(now);
+        }
+        last = now;
     }
 }
 

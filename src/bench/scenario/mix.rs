@@ -7,7 +7,8 @@ use clap::Args;
 use super::{Cast, Clients, Findings, Run, Target};
 use crate::lanes::Audience;
 use crate::message;
-use crate::proc::{Cpu, Server};
+use crate::proc::{Cpu, Server, kept_percent};
+use crate::report::{Report, Unit};
 
 /// A crowd at work. All rates are open loops: nobody waits for the server.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,9 @@ pub struct Crowd {
     /// Seconds of rest before memory is measured with nobody coming or going
     #[arg(long, default_value_t = 1.5, value_name = "SECONDS")]
     pub rest: f64,
+    /// First a round that is only there to warm the server up: what it has after the rest is what the second is compared with
+    #[arg(long)]
+    pub warm_up: bool,
 }
 
 /// The server's processes at one moment.
@@ -47,6 +51,8 @@ pub struct Sample {
     /// Subscriptions so far.
     pub opened: u64,
     pub memory: u64,
+    /// Of that, what is in no shared zone.
+    pub private: u64,
     pub descriptors: u64,
 }
 
@@ -55,6 +61,7 @@ impl Sample {
         Self {
             opened,
             memory: server.memory(),
+            private: server.private_memory(),
             descriptors: server.descriptors(),
         }
     }
@@ -83,6 +90,13 @@ const SAMPLES: u32 = 40;
 
 impl Mix {
     pub fn run(&self, crowd: &Crowd) -> anyhow::Result<Course> {
+        if crowd.warm_up {
+            self.round(crowd)?;
+        }
+        self.round(crowd)
+    }
+
+    fn round(&self, crowd: &Crowd) -> anyhow::Result<Course> {
         let cast = Cast {
             subscribers: self.subscribers,
             channels: self.channels.max(1),
@@ -132,6 +146,19 @@ impl Mix {
 }
 
 impl Course {
+    /// Adds what the server kept, if an earlier round has warmed it up.
+    pub fn report_kept(&self, crowd: &Crowd, report: &mut Report) {
+        if crowd.warm_up && self.server_is_known {
+            let kept = kept_percent(self.empty.private, self.after.private);
+            report.fact(
+                "kept_percent",
+                "private memory after all have left, against before",
+                kept,
+                Unit::Percent,
+            );
+        }
+    }
+
     /// The sample nearest to this part of the time, from 0 to 1.
     pub fn at(&self, part: f64) -> Sample {
         let last = self.samples.len().saturating_sub(1);

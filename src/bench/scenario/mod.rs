@@ -644,10 +644,11 @@ fn turn_facts(report: &mut Report, turns: Option<Turns>) {
         return;
     };
     turns.look();
-    let (away, lost) = turns.seen();
-    report.latency("away", "an event loop away", away);
-    if lost > 0 {
-        report.problem(format!("{lost} turns of event loops were not seen"));
+    let seen = turns.seen();
+    report.latency("away", "an event loop away", &seen.away);
+    report.latency("busy", "with a processor meanwhile", &seen.busy);
+    if seen.lost > 0 {
+        report.problem(format!("{} turns of event loops were not seen", seen.lost));
     }
 }
 

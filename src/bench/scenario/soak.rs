@@ -77,6 +77,7 @@ impl Soak {
                 report.problem(format!("the server keeps {left} files open"));
             }
         }
+        course.report_kept(&self.crowd, &mut report);
         report.latency("latency", "publish to delivery", &findings.latency);
         report.latency("opening", "connect to response head", &findings.opening);
         report.latency("publish", "publish to answer", &findings.publish_latency);
