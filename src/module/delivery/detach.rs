@@ -47,13 +47,13 @@ impl Contexts {
     pub unsafe fn of(r: *mut ngx_http_request_t) -> Contexts {
         // SAFETY: a request's context array has one entry per http module.
         let contexts = unsafe { std::slice::from_raw_parts((*r).ctx, ngx_http_max_module) };
-        let mut bits = Contexts([0; 8]);
-        for (index, context) in contexts.iter().enumerate() {
-            if !context.is_null() {
-                bits.insert(index);
-            }
+        let mut words = [0; 8];
+        for (word, contexts) in words.iter_mut().zip(contexts.chunks(64)) {
+            // From the last to the first, so that the first one's bit ends up lowest.
+            let bits = contexts.iter().rev().map(|context| u64::from(!context.is_null()));
+            *word = bits.fold(0, |word, bit| word << 1 | bit);
         }
-        bits
+        Contexts(words)
     }
 
     fn insert(&mut self, index: usize) {

@@ -165,8 +165,10 @@ fn empty(fd: i32) {
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     fence::fence("delivery", recovery::start_over, || {
         let started = Instant::now();
-        let settling = PROCESS.with(|delivery| std::mem::take(&mut delivery.settling));
-        PROCESS.with(|delivery| delivery.journal.flush(Now::read().monotonic_ms));
+        let settling = PROCESS.with(|delivery| {
+            delivery.journal.flush(Now::read().monotonic_ms);
+            std::mem::take(&mut delivery.settling)
+        });
         settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
         let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);

@@ -1,29 +1,52 @@
 //! Which channels a request names.
 
+use std::ops::Range;
+
 use ngx::ffi::ngx_cycle;
 use push_stream_core::store::{ChannelInfo, Now, Summary, Worker};
 use push_stream_core::wire::channel_path::{self, Segment};
 use push_stream_core::wire::statistics::{self, Format, GroupWriter};
+use smallvec::SmallVec;
 
 use super::denial::Denial;
 use super::request::Request;
 use crate::config::Settings;
 
 /// The decoded channels path of a request.
-pub struct Path(Vec<u8>);
+pub struct Path {
+    text: Vec<u8>,
+    /// Where the ids are in it, each with its backtrack.
+    segments: SmallVec<[(Range<usize>, u32); 2]>,
+}
 
 impl Path {
     /// Evaluates `push_stream_channels_path`. An unset or empty one names no channel.
     pub fn of(r: Request<'_>) -> Result<Path, Denial> {
-        Ok(Path(r.value(r.location().channels_path)?.unwrap_or_default()))
+        let text = r.value(r.location().channels_path)?.unwrap_or_default();
+        let place = |segment: Segment<'_>| {
+            let start = segment.id.as_ptr().addr() - text.as_ptr().addr();
+            (start..start + segment.id.len(), segment.backtrack)
+        };
+        let segments = channel_path::parse(&text).map(place).collect();
+        Ok(Path { text, segments })
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.text.is_empty()
     }
 
-    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
-        channel_path::parse(&self.0)
+    pub fn segments(&self) -> impl ExactSizeIterator<Item = Segment<'_>> {
+        self.segments.iter().map(|(place, backtrack)| Segment {
+            id: &self.text[place.clone()],
+            backtrack: *backtrack,
+        })
+    }
+
+    /// The id of the `index`th element; none has the empty one.
+    pub fn id(&self, index: usize) -> &[u8] {
+        self.segments
+            .get(index)
+            .map_or(&[], |(place, _)| &self.text[place.clone()])
     }
 
     /// The ids without their backtracks.

@@ -300,6 +300,12 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Sends a short piece of the body through the output filters.
+    pub fn send_body_copy(self, bytes: &[u8]) -> ngx_int_t {
+        // SAFETY: the request is valid, and its head was sent before.
+        unsafe { body::send_copy(self.raw, bytes) }
+    }
+
     /// Sends a piece of the body through the output filters.
     pub fn send_body(self, bytes: Vec<u8>, last: bool) -> ngx_int_t {
         // SAFETY: the request is valid, and its head was sent before.

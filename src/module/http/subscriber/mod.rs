@@ -16,6 +16,8 @@ use push_stream_core::store::{
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::{eventsource as eventsource_wire, gap, http_date, position};
 
+use smallvec::SmallVec;
+
 use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
@@ -100,7 +102,7 @@ impl<'r> Candidate<'r> {
     /// only if there is something else to complain of, which would have to wait for its verdict on earlier channels.
     fn check(&self) -> Result<(), Denial> {
         let wildcards = check_wildcards(self.r, &self.path, self.settings);
-        let count = self.path.segments().count();
+        let count = self.path.segments().len();
         let admit = |sound| {
             if sound == count && wildcards.is_ok() {
                 return Ok(());
@@ -113,7 +115,7 @@ impl<'r> Candidate<'r> {
         wildcards
     }
 
-    fn channels(&self) -> Vec<JoinChannel<'_>> {
+    fn channels(&self) -> SmallVec<[JoinChannel<'_>; 2]> {
         self.path
             .segments()
             .map(|segment| JoinChannel {
@@ -167,11 +169,10 @@ impl<'r> Candidate<'r> {
         if let Some(retry) = self.r.location().retry().filter(|_| eventsource) {
             pieces.push(eventsource_wire::retry(random_between(retry.min_ms, retry.max_ms)));
         }
-        let ids = self.path.ids();
         let asked = self.resume.asked();
         for gap in &joined.gaps {
             let mut notice = Vec::new();
-            let channel = ids.get(gap.path_index as usize).copied().unwrap_or_default();
+            let channel = self.path.id(gap.path_index as usize);
             format.render_gap(channel, asked, gap.first, &mut notice);
             pieces.push(notice);
         }
@@ -184,11 +185,7 @@ impl<'r> Candidate<'r> {
 
     /// The value of the header that tells polls which channels have lost messages.
     fn gap_header(&self, joined: &Joined) -> Option<Vec<u8>> {
-        let ids = self.path.ids();
-        let channels = joined
-            .gaps
-            .iter()
-            .filter_map(|gap| ids.get(gap.path_index as usize).copied());
+        let channels = joined.gaps.iter().map(|gap| self.path.id(gap.path_index as usize));
         Some(gap::header_value(channels)).filter(|_| !joined.gaps.is_empty())
     }
 }

@@ -30,7 +30,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     // SAFETY: as above.
     let direct = unsafe { delivery::may_send_directly(r.raw(), &before) };
     // The head must not wait for a message.
-    let code = r.send_body(audience.header.clone(), false);
+    let code = r.send_body_copy(&audience.header);
     if code == NGX_ERROR as ngx_int_t {
         return Ok(code);
     }
