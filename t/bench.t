@@ -61,8 +61,9 @@ with_nginx $conf, sub ($nginx) {
         ok $found->{latency_p50_ms} > 0 && $found->{opening_p50_ms} > 0, "$transport: with latencies";
     }
 
-    my $idle = passes $nginx, 'idle', 'idle', subscribers => 200, rest => 0.1, messages => 3;
+    my $idle = passes $nginx, 'idle', 'idle', subscribers => 200, rest => 0.1, messages => 3, 'warm-up' => undef;
     ok $idle->{full_bytes} > 100_000, 'the server takes memory';
+    ok defined $idle->{kept_percent}, 'what it keeps of a second round is compared with the first';
     is passes($nginx, 'fanout', 'fanout', subscribers => 50, messages => 20)->{deliveries}, 1000, 'all delivered';
     is passes($nginx, 'many', 'many', subscribers => 100, channels => 50, messages => 100)->{deliveries}, 200,
         'all delivered';

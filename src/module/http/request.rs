@@ -64,6 +64,7 @@ impl<'r> Request<'r> {
 
     /// All headers of this name, in any case.
     pub fn headers(self, name: &str) -> impl Iterator<Item = &'r [u8]> {
+        let hash = hash(name);
         // SAFETY: the request is valid.
         let mut part: *const ngx_list_part_t = unsafe { &raw const (*self.raw).headers_in.headers.part };
         let mut index = 0;
@@ -74,15 +75,16 @@ impl<'r> Request<'r> {
                     if index < headers.nelts {
                         index += 1;
                         let header = &*headers.elts.cast::<ngx_table_elt_t>().add(index - 1);
-                        return Some((header.key.as_bytes(), header.value.as_bytes()));
+                        if header.hash == hash && header.key.as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
+                            return Some(header.value.as_bytes());
+                        }
+                        continue;
                     }
                     (part, index) = (headers.next, 0);
                 }
             }
             None
         })
-        .filter(|(key, _)| key.eq_ignore_ascii_case(name.as_bytes()))
-        .map(|(_, value)| value)
     }
 
     /// The value of a directive with variables, percent-decoded; None if the directive is not set.
@@ -311,6 +313,12 @@ impl<'r> Request<'r> {
         // SAFETY: the request is valid, and its head was sent before.
         unsafe { body::send(self.raw, bytes, last) }
     }
+}
+
+/// What nginx keeps with each header of a request, and 0 if a module has taken the header away: `ngx_hash_key_lc()`.
+fn hash(name: &str) -> ngx_uint_t {
+    let step = |hash: ngx_uint_t, byte: u8| hash.wrapping_mul(31).wrapping_add(byte.to_ascii_lowercase().into());
+    name.bytes().fold(0, step)
 }
 
 /// A constant as nginx's string type; nginx does not write to it.
