@@ -104,8 +104,7 @@ END
         $post->('/unstored', lines(map { { channels => ["once$_"], text => "text $_" } } 1 .. 3, 1));
         my $got = '';
         ok wait_until { $got .= $reader->chunk; (() = $got =~ /text/g) == (() = $uri =~ /once/g) + 1 }, "a batch arrives at $uri";
-        # TLS has a record for each channel.
-        is $segments->($reader) - $before, 1, 'in one segment' if PushStream::Nginx::transport() eq 'http1';
+        is $segments->($reader) - $before, 1, 'in one segment' if !over_http2();
     }
 
     # What is wrong spoils only its line.

@@ -102,6 +102,26 @@ impl Backlog {
         Some(bytes)
     }
 
+    /// Makes one piece of the first ones, as far as they are not more than `most` bytes, for whoever must be offered the same again. Not
+    /// if one was offered, or where messages are merged and each has its note.
+    pub fn unite(&mut self, most: usize) {
+        let Some(queue) = self.0.as_mut().filter(|queue| !queue.started) else {
+            return;
+        };
+        let (mut count, mut bytes) = (0, 0);
+        for piece in &queue.pieces {
+            bytes += piece.len();
+            if bytes > most || !piece.burst.is_plain() {
+                break;
+            }
+            count += 1;
+        }
+        if count > 1 {
+            let united = Burst::united(queue.pieces.drain(..count));
+            queue.pieces.push_front(Piece::whole(Rc::new(united)));
+        }
+    }
+
     /// The socket took that many bytes of the first pieces.
     pub fn advance(&mut self, mut taken: usize) {
         while taken > 0

@@ -82,16 +82,43 @@ impl Burst {
         Rc::new(burst)
     }
 
-    /// Notices that messages are missing.
-    pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
-        let mut burst = Burst {
-            is_gap: true,
-            ..Burst::default()
-        };
-        for notice in notices {
-            frame(framing, notice, &mut burst.bytes);
+    /// Bytes that are no message, each framed by itself.
+    pub fn of_texts(texts: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
+        let mut burst = Burst::default();
+        for text in texts {
+            frame(framing, text, &mut burst.bytes);
         }
         Rc::new(burst)
+    }
+
+    /// Notices of what a slow reader misses, for which others may be put when it misses more.
+    pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
+        let mut burst = Burst::of_texts(notices, framing);
+        if let Some(burst) = Rc::get_mut(&mut burst) {
+            burst.is_gap = true;
+        }
+        burst
+    }
+
+    /// Is it neither a notice nor merged from several channels?
+    pub fn is_plain(&self) -> bool {
+        !self.is_gap && self.notes.is_empty()
+    }
+
+    /// The same bytes and messages as one burst.
+    pub fn united(pieces: impl IntoIterator<Item = Piece>) -> Burst {
+        let mut united = Burst::default();
+        for piece in pieces {
+            let start = united.bytes.len() as u32;
+            let marks = piece.burst.marks.iter();
+            let within = marks.filter(|mark| mark.end > piece.from && mark.end <= piece.to);
+            united.marks.extend(within.map(|mark| Mark {
+                end: start + mark.end - piece.from,
+                ..*mark
+            }));
+            united.bytes.extend_from_slice(piece.bytes());
+        }
+        united
     }
 
     pub fn is_gap(&self) -> bool {

@@ -85,9 +85,13 @@ impl Delivery {
 }
 
 impl Subscriber {
-    /// May a live piece wait here for another one? Only where nothing but a send is to be done, and several pieces can be sent
-    /// as one: TLS would have to be offered the same again.
+    /// May a live piece wait here for another one? Only where nothing but a send is to be done.
     pub fn may_hold(&self) -> bool {
-        self.socket >= 0 && self.seats.len() > 1 && !self.ending && self.replay.is_none() && !self.backlog.is_started()
+        self.flight.is_none()
+            && !self.buffered()
+            && self.seats.len() > 1
+            && !self.ending
+            && self.replay.is_none()
+            && !self.backlog.is_started()
     }
 }

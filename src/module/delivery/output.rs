@@ -30,6 +30,9 @@ pub enum Progress {
 /// Bytes of several pieces that are sent as one.
 const GATHERED: usize = 64 * 1024;
 
+/// Bytes of a TLS record at most (RFC 8446 §5.1).
+const TLS_RECORD: usize = 16 * 1024;
+
 /// Pieces of a flight at most.
 const FLIGHT: usize = 32;
 
@@ -108,7 +111,7 @@ impl Subscriber {
     }
 
     /// Are there bytes in nginx that are not sent?
-    fn buffered(&self) -> bool {
+    pub fn buffered(&self) -> bool {
         // SAFETY: the connection is open. The head was flushed, so nothing is held back without `buffered`.
         let held = unsafe { (*self.connection).buffered() != 0 };
         // SAFETY: the flight lives as long as the request's pool.
@@ -203,6 +206,9 @@ impl Subscriber {
 
     /// Sends what waits, several pieces as one where that may be.
     pub fn send_backlog(&mut self) -> Progress {
+        if self.frozen() {
+            self.backlog.unite(TLS_RECORD);
+        }
         while let Some(piece) = self.backlog.front() {
             let gathered = (self.socket >= 0).then(|| self.backlog.gather(GATHERED)).flatten();
             let (taken, progress) = send(self.connection, gathered.as_deref().unwrap_or(piece.bytes()));
