@@ -401,38 +401,57 @@ impl Worker {
         }
     }
 
-    /// Deletes those of `ids` that exist; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many there
-    /// were.
+    /// Deletes those of `ids` that exist, all or none; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many
+    /// there were.
     pub fn delete(&mut self, ids: &[&[u8]], notice: &[u8], now: Now) -> Result<usize, Refusal> {
-        let mut deleted = 0;
-        for id in ids {
-            let hash = self.memory().hash(id);
-            match self.step_at(now, |locked, _| locked.delete_unfollowed(hash, id)) {
-                Deletion::Done => deleted += 1,
-                Deletion::Unknown => {}
-                Deletion::Followed => {
-                    let mut draft = self.draft(notice.len(), None, None, 1, now)?;
-                    self.write(&mut draft, notice);
+        let hashes = self.hashes(ids.iter().copied());
+        let cost = self.cost(ids.iter().copied());
+        let limits = self.limits.clone();
+        let slot = self.slot;
+        // A notice is only made if somebody is there to be told, and has room for so many channels.
+        let mut draft: Option<(Draft, usize)> = None;
+        loop {
+            let deletion = self.mutate(cost, now, |locked| {
+                let mut channels = Vec::with_capacity(ids.len());
+                for (id, &hash) in ids.iter().zip(&hashes) {
+                    channels.extend(locked.find(hash, id).filter(|channel| !channels.contains(channel)));
+                }
+                let followed: Vec<_> = channels
+                    .iter()
+                    .copied()
+                    .filter(|&channel| locked.get(channel, channel::members) != MemberRef::NONE)
+                    .collect();
+                if followed.len() > draft.as_ref().map_or(0, |&(_, room)| room) {
+                    return Ok(Deletion::Followed(followed.len()));
+                }
+                for &channel in &channels {
+                    locked.delete(channel);
+                }
+                if let Some((draft, _)) = draft.as_ref().filter(|_| !followed.is_empty()) {
                     let shape = Shape {
                         flags: link_flag::NOTICE,
                         ..draft.shape
                     };
-                    let slot = self.slot;
-                    let limits = self.limits.clone();
-                    let existed = self.mutate(self.cost([*id]), now, |locked| {
-                        let Some(channel) = locked.find(hash, id) else {
-                            return Ok(false);
-                        };
-                        locked.delete(channel);
-                        locked.link_reserved(slot, &[channel], shape, draft.block, None, &limits);
-                        Ok(true)
-                    });
+                    locked.link_reserved(slot, &followed, shape, draft.block, None, &limits);
+                }
+                Ok(Deletion::Done(channels.len()))
+            });
+            match deletion {
+                Ok(Deletion::Followed(count)) => {
+                    let mut made = self.draft(notice.len(), None, None, count, now)?;
+                    self.write(&mut made, notice);
+                    draft = Some((made, count));
+                }
+                Ok(Deletion::Done(count)) => {
                     self.unreserve();
-                    deleted += usize::from(existed?);
+                    return Ok(count);
+                }
+                Err(refusal) => {
+                    self.unreserve();
+                    return Err(refusal);
                 }
             }
         }
-        Ok(deleted)
     }
 
     /// Sends away all subscribers of those of `ids` that exist; the channels stay as they are. Returns the figures that these had.
@@ -903,12 +922,12 @@ pub(super) struct Head {
     event_type: bool,
 }
 
-/// How far the first attempt at a deletion came.
+/// How far an attempt at a deletion came.
 enum Deletion {
-    Unknown,
-    Done,
-    /// Somebody must be told, which takes a message.
-    Followed,
+    /// So many channels were deleted.
+    Done(usize),
+    /// The subscribers of so many channels must be told, which takes a message.
+    Followed(usize),
 }
 
 fn refused(limits: &Limits) -> Refusal {
@@ -919,17 +938,6 @@ fn refused(limits: &Limits) -> Refusal {
 }
 
 impl Locked<'_> {
-    fn delete_unfollowed(&mut self, hash: u32, id: &[u8]) -> Deletion {
-        match self.find(hash, id) {
-            None => Deletion::Unknown,
-            Some(channel) if self.get(channel, channel::members) != MemberRef::NONE => Deletion::Followed,
-            Some(channel) => {
-                self.delete(channel);
-                Deletion::Done
-            }
-        }
-    }
-
     fn admit(&self, request: &JoinRequest, hashes: &[u32], limits: &Limits) -> Result<(), Refusal> {
         for (wanted, &hash) in request.channels.iter().zip(hashes) {
             let channel = self.find(hash, wanted.id);

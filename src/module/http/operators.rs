@@ -19,6 +19,8 @@ const CHANNELS: u64 = 1000;
 const MESSAGES: u64 = 100;
 /// Slices of a list, each a few hundred channels, that make one piece.
 const LISTS_PER_PIECE: usize = 4;
+/// Channels that one step of the store deletes.
+const DELETED_AT_ONCE: usize = 64;
 /// Slices of stored messages, each up to a hundred, that make one piece.
 const REPLAYS_PER_PIECE: usize = 4;
 
@@ -231,7 +233,9 @@ fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         });
         if !dry_run {
             let ids: Vec<&[u8]> = ids.iter().map(Vec::as_slice).collect();
-            worker.delete(&ids, &notice, Now::read())?;
+            for ids in ids.chunks(DELETED_AT_ONCE) {
+                worker.delete(ids, &notice, Now::read())?;
+            }
         }
         if !more {
             operators::push_extent(count, extent.subscribers, Some(dry_run), out);

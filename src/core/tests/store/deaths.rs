@@ -259,6 +259,18 @@ fn deleting_a_followed_channel() {
 }
 
 #[test]
+fn deleting_several_channels() {
+    die_everywhere("delete several", followed, |test, worker| {
+        follow(worker, &["b", "c"], test.now);
+        worker.create_channels(&[b"idle"], test.now).unwrap();
+        worker
+            .delete(&[b"idle", b"a", b"b", b"nobody", b"c", b"a"], b"gone", test.now)
+            .unwrap();
+        drain(worker);
+    });
+}
+
+#[test]
 fn housekeeping() {
     let prepare = |test: &mut TestZone, worker: &mut Worker| {
         followed(test, worker);

@@ -286,3 +286,35 @@ fn a_lowered_limit_holds_from_the_next_publish() {
     );
     test.assert_whole();
 }
+
+#[test]
+fn channels_are_deleted_all_or_none() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    worker.create_channels(&[b"idle"], test.now).unwrap();
+    let joined = follow(&mut worker, &["a", "b"], test.now);
+    let mut len = 50_000;
+    while len > 100 {
+        // Until there is no room for a notice.
+        if publish(&mut worker, "full", &"x".repeat(len), &limits(), test.now).is_err() {
+            len /= 2;
+        }
+    }
+    while publish(&mut worker, "full", "x", &limits(), test.now).is_ok() {}
+    let all: [&[u8]; 5] = [b"idle", b"a", b"nobody", b"b", b"a"];
+    let refused = worker.delete(&all, b"gone", test.now);
+    assert_eq!(refused.unwrap_err(), Refusal::Full);
+    assert!(
+        all.iter().filter(|id| worker.channel(id).is_some()).count() == 4,
+        "nothing is gone"
+    );
+    assert!(drain(&mut worker).is_empty(), "and nobody was told");
+    test.assert_whole();
+    worker.set_limits(std::rc::Rc::new(evicting()), test.now);
+    assert_eq!(worker.delete(&all, b"gone", test.now), Ok(3));
+    assert!(all.iter().all(|id| worker.channel(id).is_none()));
+    assert_eq!(drain(&mut worker), ["gone", "gone"]);
+    test.assert_whole();
+    worker.leave(&joined.memberships, true);
+    test.assert_whole();
+}
