@@ -82,6 +82,12 @@ END
     is verdicts($nginx->post('/pub', lines({ channels => ['b'], text => 'x' }), 'Content-Type' => 'Application/X-NDJSON; charset=utf-8'))->[0]{status}, 200,
         'parameters of the content type do not matter';
 
+    my $told = $nginx->post('/pub?id=plain', 'x', 'Event-Id' => '7');
+    is $told->header('X-Nginx-PushStream-Event-Id'), '7', 'a single message is told the newest id of its channel there';
+    is $nginx->get('/pub?id=plain')->header('X-Nginx-PushStream-Event-Id'), '7', 'and so is who asks';
+    is $nginx->post('/single?id=plain', 'x', 'Event-Id' => '8')->header('X-Nginx-PushStream-Event-Id'), undef, 'nobody where nothing is on';
+    is $nginx->post('/pub?id=plain', 'x', 'Event-Id' => 'x' x 256)->status, 400, 'an id that is too long is refused';
+
     # Empty lines, and a last one without an end.
     my $empty = $post->('/quiet', "\n" . lines({ channels => ['b'], text => 'x' }) . " \r\n" . '{"channels": ["b"], "text": "y"}');
     is $empty->body, qq({"line": 2, "status": 200}\n{"line": 4, "status": 200}\n), 'empty lines count and get no verdict';

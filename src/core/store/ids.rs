@@ -173,9 +173,11 @@ impl Locked<'_> {
     pub fn newest_event_id(&self, channel: ChannelRef) -> Option<Vec<u8>> {
         let ordered = self.newest_id(channel).map(|id| id.to_text());
         let last = self.get(channel, channel::last).some();
-        let unordered =
-            last.filter(|&link| self.link_flag(link, link_flag::EVENT_ID) && self.ordered_id_of(link).is_none());
-        let Some(link) = unordered else { return ordered };
+        let newest = last.filter(|&link| {
+            let tells = ordered.is_none() || self.ordered_id_of(link).is_none();
+            self.link_flag(link, link_flag::EVENT_ID) && tells
+        });
+        let Some(link) = newest else { return ordered };
         let mut text = vec![0; 2 + usize::from(u16::MAX)];
         self.read_event_id(link, &mut text).map(<[u8]>::to_vec)
     }

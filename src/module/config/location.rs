@@ -292,13 +292,20 @@ pub struct Incoming {
 }
 
 impl Location {
-    /// Is anything asked for that goes by the ids of messages? Then those that publishers bring are checked.
-    pub fn checks_ids(&self) -> bool {
+    /// Is anything asked for that goes by the order of ids?
+    fn checks_ids(&self) -> bool {
         self.auto_event_id == 1
             || self.idempotent_publish == 1
             || self.out_of_order != unset::ENUM
             || self.resumes_in_order()
+            || self.gap_notice == 1
             || self.eventsource_retry.is_some()
+    }
+
+    /// Does the location say anything of ids, batches or gaps? Then ids and types that publishers bring are checked, and they are told
+    /// the newest id.
+    pub fn tells_ids(&self) -> bool {
+        self.checks_ids() || self.batch_publish == 1 || self.admin_api == 1
     }
 
     /// `push_stream_auto_event_id`.

@@ -29,7 +29,7 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
         "Access-Control-Allow-Headers",
         b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
     )?;
-    if r.location().checks_ids() {
+    if r.location().tells_ids() {
         r.add_header(
             "Access-Control-Expose-Headers",
             b"Etag, X-Nginx-PushStream-Gap, X-Nginx-PushStream-Event-Id",

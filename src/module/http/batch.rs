@@ -50,7 +50,7 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             series: worker.publishing(),
             settings,
             terms: r.location().terms(),
-            checks_ids: r.location().checks_ids(),
+            checks_ids: r.location().tells_ids(),
             now,
             report: &mut report,
             broken: HashSet::new(),

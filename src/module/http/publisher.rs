@@ -114,7 +114,7 @@ fn check_fields(r: Request<'_>) -> Result<(), Denial> {
     if fields.into_iter().flatten().any(|field| field.len() > LONGEST_FIELD) {
         return Err(Denial::EventFieldTooLong);
     }
-    if r.location().checks_ids() && !fields.into_iter().flatten().all(event_id::is_acceptable) {
+    if r.location().tells_ids() && !fields.into_iter().flatten().all(event_id::is_acceptable) {
         return Err(Denial::BadEventField);
     }
     Ok(())
@@ -132,7 +132,7 @@ fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
         if known.is_empty() {
             return Err(Denial::UnknownChannel);
         }
-        let newest = known.last().filter(|_| r.location().checks_ids());
+        let newest = known.last().filter(|_| r.location().tells_ids());
         let newest = newest.and_then(|(id, _)| worker.newest_event_id(id));
         Ok((channels::write_figures(format, worker, Now::read(), &known), newest))
     });
@@ -222,13 +222,14 @@ fn add_outcome(r: Request<'_>, published: &[Published]) -> Result<(), Denial> {
         r.add_header("X-Nginx-PushStream-Duplicate", duplicates.to_string().as_bytes())?;
     }
     let brought = brought_id(r);
-    if !r.location().checks_ids() || brought.is_none() && !r.location().gives_ids() {
+    if !r.location().tells_ids() || brought.is_none() && !r.location().gives_ids() {
         return Ok(());
     }
     let newest = published.last().and_then(|published| published.newest_id);
     let unordered = brought.filter(|id| OrderedId::parse(id).is_none());
     let id = unordered.map(<[u8]>::to_vec).or_else(|| newest.map(|id| id.to_text()));
-    answer::add_event_id(r, id.as_deref())
+    // A zone that does not keep track of ids knows none that is newer.
+    answer::add_event_id(r, id.as_deref().or(brought))
 }
 
 /// A single channel comes into being all the same, as in the C module.
