@@ -46,10 +46,11 @@ CONF
 
 my $page = <<'HTML';
 <!doctype html><title>page</title><script>
-const log = { ev: [], ws: [], wait: [] }, gaps = [];
+const log = { ev: [], ws: [], wait: [] }, gaps = [], opened = { ev: 0, ws: 0 };
 const take = (way, text) => { for (const line of text.split("\n")) if (line) log[way].push(JSON.parse(line)) };
 
 const source = new EventSource("/ev?id=a/b/c");
+source.onopen = () => opened.ev++;
 source.onmessage = (event) => take("ev", event.data);
 source.addEventListener("gap", (event) => gaps.push(JSON.parse(event.data)));
 
@@ -58,6 +59,7 @@ const move = (way) => { for (const message of log[way].slice(-1000)) if (message
 const later = (again) => setTimeout(again, 5);
 const talk = () => {
     const socket = new WebSocket(`ws://${location.host}/ws?id=a/b/c&eventid=${position.ws}`);
+    socket.onopen = () => opened.ws++;
     socket.onmessage = (event) => { take("ws", event.data); move("ws") };
     socket.onclose = () => later(talk);
 };
@@ -86,6 +88,15 @@ sub open_page ($nginx, $relay) {
 
 sub seen ($way) { return $browser->js('return log[arguments[0]]', $way) }
 sub last_seen ($way) { return $browser->js('return log[arguments[0]].at(-1)', $way) // {} }
+# The stream and the socket were broken so often that the rest means something.
+sub judge_cuts ($relay) {
+    my $opened = $browser->js('return opened');
+    diag $relay->cuts . " connections cut, EventSource opened $opened->{ev} times, WebSocket $opened->{ws} times" if $count > 1000;
+    my $least = $count >= 20_000 ? 50 : 2;
+    cmp_ok $opened->{$_}, '>', $least, "$_: begun $opened->{$_} times" for qw(ev ws);
+    cmp_ok $relay->cuts, '>', 5, 'after ' . $relay->cuts . ' broken connections';
+}
+
 sub count_seen ($way) { return $browser->js('return log[arguments[0]].length', $way) }
 
 # Breaks what can be broken while `publish` is called for each number.
@@ -98,7 +109,7 @@ sub publish_and_break ($nginx, $relay, $publish) {
     # A position to begin with, on a good network.
     $send->(0);
     wait_until { !grep { !count_seen($_) } qw(ev ws wait) } 20 or die 'the first message did not arrive';
-    $relay->cut($count > 1000 ? (2_000, 60_000) : (100, 1500));
+    $relay->cut($count > 1000 ? (2_000, 40_000) : (100, 1500));
     for my $n (1 .. $count) {
         my $sent = eval { $send->($n); 1 };
         if (!$sent) {
@@ -128,7 +139,7 @@ with_nginx $conf =~ s/%%AUTO%%/on/r =~ s/%%STORED%%/1000000/r, sub ($nginx) {
         is_deeply [ map { "$_->{channel}:$_->{text}" } @{ seen($way) } ], \@expected, "$way: every message once and in order";
     }
     is_deeply $browser->js('return gaps'), [], 'and no notice of a gap';
-    cmp_ok $relay->cuts, '>', 5, 'after ' . $relay->cuts . ' broken connections';
+    judge_cuts($relay);
     $browser->open_url('about:blank');
 };
 
@@ -155,8 +166,12 @@ with_nginx $conf =~ s/%%AUTO%%/off/r =~ s/%%STORED%%/1000000/r, sub ($nginx) {
             ($complete, %copies) = ($n);
         }
         is "@wrong", '', "$way: all copies of each";
+        my $copies = 0;
+        $copies += split m{/}, $channels->($_) for 0 .. $count;
+        diag "$way: " . @seen . " copies of $copies, " . (@seen - $copies) . ' of them again' if $count > 1000;
     }
     is_deeply $browser->js('return gaps'), [], 'and no notice of a gap';
+    judge_cuts($relay);
     $browser->open_url('about:blank');
 };
 
