@@ -178,6 +178,19 @@ with_nginx $conf =~ s/%%AUTO%%//r =~ s/%%STORED%%/1000/r =~ s/(http \{)/$1 push_
     is_deeply $gap, { channel => 'a', asked => "$last", first => undef }, 'and is told that the others are lost';
     $publish->(b => 401);
     is $reader->event->{id}, 401, 'on it goes';
+
+    # A poll is told in the head of its answer. When that is out, the answer is broken off: it must not look whole.
+    $publish->('c', $_) for 402 .. 801;
+    my $poll = $nginx->connect(receive_buffer => 4096);
+    $poll->send_request(GET => '/on/poll?id=c', headers => { 'Last-Event-Id' => 401 });
+    is $poll->head->header('X-Nginx-PushStream-Gap'), undef, 'a poll begins to read, and nothing is missing';
+    ok wait_until { !$nginx->get('/pub?id=c')->json->{stored_messages} }, 'then all is gone';
+    my $whole = eval { $poll->response->body };
+    is $whole, undef, 'its answer has no end';
+    $publish->(c => 802);
+    my $again = $nginx->get('/on/poll?id=c', 'Last-Event-Id' => 401);
+    is $again->header('X-Nginx-PushStream-Gap'), 'c', 'it asks again and is told';
+    like $again->body, qr/^\d+\|c\|802\|802 x+;$/, 'with what there is';
 };
 
 done_testing;

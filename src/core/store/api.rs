@@ -305,6 +305,20 @@ pub struct Joined {
     pub position: Option<OrderedId>,
 }
 
+impl Joined {
+    /// Takes up where messages were lost while the replay went on.
+    pub fn note_gaps(&mut self) {
+        for path_index in self.replay.as_mut().map(Replay::take_gaps).unwrap_or_default() {
+            if self.gaps.iter().all(|gap| gap.path_index != path_index) {
+                self.gaps.push(Gap {
+                    path_index,
+                    first: None,
+                });
+            }
+        }
+    }
+}
+
 /// A channel in which something was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -418,6 +432,15 @@ pub struct Message<'a> {
 pub struct Batch {
     pub(super) bytes: Vec<u8>,
     pub(super) records: Vec<Record>,
+    pub(super) lost: Vec<Lost>,
+}
+
+/// Messages of a channel were taken away to make room before this worker had taken them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    pub membership: Membership,
+    /// Sequence number of the last of them: who joined before has missed something.
+    pub seq: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -451,6 +474,12 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.records.clear();
+        self.lost.clear();
+    }
+
+    /// What a drain should have found and did not, as far as it is known now. It comes before the messages of the same channel.
+    pub fn lost(&self) -> &[Lost] {
+        &self.lost
     }
 
     pub fn is_empty(&self) -> bool {

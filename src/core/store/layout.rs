@@ -30,7 +30,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -310,6 +310,8 @@ record! {
         slot_next: MemberRef,
         slot_prev: MemberRef,
         dirty_next: MemberRef,
+        /// Sequence number of the last message that was taken away before this worker had taken it, until it is told; 0 = none.
+        lost_seq: u64,
     }
 }
 

@@ -51,6 +51,7 @@ impl Locked<'_> {
                 self.init(member, member::flags, 0);
                 self.init(member, member::next, LinkRef::NONE);
                 self.init(member, member::dirty_next, MemberRef::NONE);
+                self.init(member, member::lost_seq, 0);
                 self.set_kind(member.0, kind::MEMBER);
                 self.push_front(of_channel(channel), member);
                 self.push_front(of_slot(slot), member);

@@ -619,7 +619,8 @@ impl Locked<'_> {
         for _ in 0..64 {
             let Some(body) = next.some() else { return false };
             if let Some(link) = self.evictable_link(body) {
-                self.skip_for_all(link);
+                // Its channel loses its oldest: what is lost is then always in front of what is next.
+                self.skip_for_all(self.oldest_beside(link));
                 return true;
             }
             next = self.get(body, body::age_next);
@@ -642,6 +643,19 @@ impl Locked<'_> {
         None
     }
 
+    /// The oldest message in the queue of a message, as far as it can be found near the front: notices stay.
+    fn oldest_beside(&self, link: LinkRef) -> LinkRef {
+        let mut next = self.get(self.get(link, link::channel), channel::first);
+        for _ in 0..64 {
+            if !next.is_some() || !self.link_flag(next, link_flag::NOTICE | link_flag::STORED) {
+                break;
+            }
+            next = self.get(next, link::next);
+        }
+        let found = next.is_some() && !self.link_flag(next, link_flag::NOTICE | link_flag::STORED);
+        if found { next } else { link }
+    }
+
     fn is_being_copied(&self, channel: ChannelRef) -> bool {
         let mut next = self.get(channel, channel::members);
         while let Some(member) = next.some() {
@@ -656,10 +670,14 @@ impl Locked<'_> {
 
     fn skip_for_all(&mut self, link: LinkRef) {
         let channel = self.get(link, link::channel);
-        let after = self.get(link, link::next);
+        let (after, seq) = (self.get(link, link::next), self.seq_of(link));
         let mut next = self.get(channel, channel::members);
         while let Some(member) = next.some() {
-            if self.get(member, member::next) == link {
+            let waits_for = self.get(member, member::next).some();
+            if waits_for.is_some_and(|first| self.seq_of(first) <= seq) {
+                self.set(member, member::lost_seq, seq);
+            }
+            if waits_for == Some(link) {
                 self.set(member, member::next, after);
             }
             next = self.get(member, member::channel_next);

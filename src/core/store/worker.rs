@@ -1092,6 +1092,9 @@ impl Locked<'_> {
             } else {
                 self.get(member, member::next).some()
             };
+            if !gone && next.is_none_or(|link| is_due(self, link)) {
+                self.tell_lost(member, batch);
+            }
             let mut count = 0;
             while let Some(link) = next {
                 if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes || !is_due(self, link) {
@@ -1122,6 +1125,18 @@ impl Locked<'_> {
             }
         }
         heads
+    }
+
+    /// Says what was taken away from a member, once.
+    fn tell_lost(&mut self, member: MemberRef, batch: &mut Batch) {
+        let seq = self.get(member, member::lost_seq);
+        if seq > 0 {
+            self.set(member, member::lost_seq, 0);
+            batch.lost.push(Lost {
+                membership: Membership(member.0),
+                seq,
+            });
+        }
     }
 
     pub(super) fn head(&self, link: LinkRef) -> Head {

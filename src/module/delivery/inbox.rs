@@ -50,6 +50,8 @@ pub struct Answer {
     pub time: u64,
     pub tag: u32,
     pub deleted: bool,
+    /// Channels in which the reader has missed something while it waited.
+    pub missed: Vec<Rc<[u8]>>,
 }
 
 /// How far a run was handed out.
@@ -296,6 +298,7 @@ impl Delivery {
                 },
                 time: mark.time,
                 tag: mark.tag,
+                missed: Vec::new(),
             };
             self.leave_store(index);
             actions.push(Action::Answer(id, answer));
@@ -384,6 +387,10 @@ impl Delivery {
             return Replayed::Nothing;
         };
         let more = worker.replay(&mut replaying.replay, &mut self.inbox.batch);
+        if subscriber.is_broken_off(&mut replaying) {
+            self.inbox.batch.clear();
+            return Replayed::Broken;
+        }
         self.tally.delivered += self.inbox.batch.len() as u64;
         self.tally.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
         let mut burst = Burst::default();
@@ -422,6 +429,8 @@ pub enum Replayed {
     Some,
     /// Others first.
     Later,
+    /// What is missing can be told no more: the answer must not look as if it were whole.
+    Broken,
 }
 
 /// What became of a live piece.
@@ -512,11 +521,16 @@ impl Subscriber {
         !notices.is_empty()
     }
 
+    /// Is this a poll's answer of which something was lost when its head was out? The client asks again, and is told then.
+    fn is_broken_off(&self, replaying: &mut Replaying) -> bool {
+        let tells = self.style.format.gap_text.is_some() && matches!(self.kind, Kind::Answer(_));
+        tells && !replaying.replay.take_gaps().is_empty()
+    }
+
     /// Old messages may be lost before a slow reader has got them: that comes before what is left in `batch`. True if it is told.
     fn tell_lost(&mut self, replaying: &mut Replaying, batch: &Batch) -> bool {
         let lost = replaying.replay.take_gaps();
-        // The head of a poll's answer is out.
-        if lost.is_empty() || self.style.format.gap_text.is_none() || matches!(self.kind, Kind::Answer(_)) {
+        if lost.is_empty() || self.style.format.gap_text.is_none() {
             return false;
         }
         for path_index in lost {

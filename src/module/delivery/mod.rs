@@ -390,7 +390,11 @@ enum Next {
 
 /// Ends a subscriber's request.
 fn end(id: SubscriberId, ending: Ending) {
-    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id, ending)).flatten() else {
+    let removed = PROCESS.with(|delivery| {
+        let missed = delivery.inbox.ordered.take_missed(id.index);
+        Some((delivery.remove(id, ending)?, missed))
+    });
+    let Some((subscriber, missed)) = removed.flatten() else {
         return;
     };
     if subscriber.is_detached() {
@@ -412,7 +416,7 @@ fn end(id: SubscriberId, ending: Ending) {
                     }
                     NGX_OK as ngx_int_t
                 }
-                Kind::Waiting(respond) => fence::request("time-out", || respond(r, Reply::TimedOut)),
+                Kind::Waiting(respond) => fence::request("time-out", || respond(r, Reply::TimedOut, &missed)),
                 // The end of its text was in the backlog.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
@@ -458,7 +462,7 @@ fn answer_waiting(id: SubscriberId, answer: &Answer) {
         }
     };
     if let Kind::Waiting(respond) = subscriber.kind {
-        let code = fence::request("answer", || respond(subscriber.request, reply));
+        let code = fence::request("answer", || respond(subscriber.request, reply, &answer.missed));
         finalize(subscriber.request, code);
     }
 }
@@ -677,6 +681,7 @@ impl Delivery {
             let settles = !ends && subscriber.hold == Some(Hold::Unsent);
             match self.replay(id, replays) {
                 Replayed::Some => *attempted = false,
+                Replayed::Broken => return Some(Next::End(Ending::Failed)),
                 Replayed::Later => {
                     self.events.post_more_work();
                     return None;

@@ -27,6 +27,8 @@ const SHARED: usize = 256;
 pub struct Ordered {
     /// Where each of them is, by index.
     positions: FxHashMap<u32, Option<OrderedId>>,
+    /// Channels in which readers who wait for one answer have missed something: a gap ends no wait.
+    missed: FxHashMap<u32, Vec<Rc<[u8]>>>,
     /// New messages of each channel with such readers, and whether the channel was deleted.
     lists: FxHashMap<Membership, List>,
     /// Who is still to get them.
@@ -44,6 +46,20 @@ struct List {
     deleted: bool,
     /// Sequence number at which all subscribers that are there are sent away.
     dismissed: Option<u64>,
+    /// Sequence number of the last message that was taken away to make room, in front of the items.
+    lost: Option<u64>,
+}
+
+impl List {
+    /// The first item that somebody gets who joined at `joined_seq`.
+    fn from(&self, joined_seq: u64) -> usize {
+        self.items.partition_point(|item| item.seq <= joined_seq)
+    }
+
+    /// Has somebody who joined at `joined_seq` missed something?
+    fn has_lost(&self, joined_seq: u64) -> bool {
+        self.lost.is_some_and(|lost| lost > joined_seq)
+    }
 }
 
 struct Item {
@@ -84,12 +100,19 @@ impl Ordered {
 
     pub fn remove_reader(&mut self, index: u32) {
         self.positions.remove(&index);
+        self.missed.remove(&index);
+    }
+
+    /// Channels in which a reader has missed something while it waited.
+    pub fn take_missed(&mut self, index: u32) -> Vec<Rc<[u8]>> {
+        self.missed.remove(&index).unwrap_or_default()
     }
 
     /// Drops what is not handed out.
     pub fn forget_messages(&mut self) {
         *self = Ordered {
             positions: std::mem::take(&mut self.positions),
+            missed: std::mem::take(&mut self.missed),
             ..Ordered::default()
         };
     }
@@ -100,6 +123,12 @@ impl Ordered {
 
     /// Takes up what a drain has found for such readers.
     pub fn take_up(&mut self, batch: &Rc<Batch>, registry: &Registry) {
+        for lost in batch.lost() {
+            let channel = registry.channels.get(&lost.membership);
+            if channel.is_some_and(|channel| channel.styles().any(|style| style.format.ordered)) {
+                self.lists.entry(lost.membership).or_default().lost = Some(lost.seq);
+            }
+        }
         let (mut followed, mut only_ordered) = ((None, false), false);
         for (index, (source, message)) in batch.iter().enumerate() {
             let source = Membership(source);
@@ -268,7 +297,56 @@ impl Delivery {
         }
     }
 
+    /// A full zone has taken messages away that a reader would have got next: it is told before the others of this drain.
+    fn tell_taken_away(&mut self, id: SubscriberId, now_ms: u64, actions: &mut Vec<Action>) {
+        let Some(subscriber) = self.registry.slab.get(id).filter(|subscriber| !subscriber.ending) else {
+            return;
+        };
+        let style = subscriber.style.clone();
+        let ordered = &mut self.inbox.ordered;
+        if style.format.gap_text.is_none() || ordered.lists.values().all(|list| list.lost.is_none()) {
+            return;
+        }
+        let position = ordered.positions.get(&id.index).copied().flatten();
+        let waits = matches!(subscriber.kind, Kind::Waiting(_));
+        let mut told = SmallVec::<[Membership; 2]>::new();
+        let mut notices = Vec::new();
+        for membership in subscriber.seats.iter().map(|seat| seat.membership) {
+            let list = ordered.lists.get(&membership);
+            let Some(list) = list.filter(|list| list.has_lost(subscriber.joined_seq)) else {
+                continue;
+            };
+            let Some(channel) = self.registry.channels.get(&membership) else {
+                continue;
+            };
+            if told.contains(&membership) {
+                continue;
+            }
+            told.push(membership);
+            if waits {
+                let missed = ordered.missed.entry(id.index).or_default();
+                if !missed.contains(&channel.id) {
+                    missed.push(channel.id.clone());
+                }
+                continue;
+            }
+            let first = list.items[list.from(subscriber.joined_seq)..]
+                .iter()
+                .find_map(|item| item.id);
+            let mut notice = Vec::new();
+            style.format.render_gap(&channel.id, position, first, &mut notice);
+            notices.push(notice);
+        }
+        self.tally.gap_notices += u64::from(!told.is_empty());
+        if !notices.is_empty() {
+            let piece = Piece::whole(Burst::of_texts(&notices, style.framing));
+            let delivered = subscriber.deliver(piece, Some(position), now_ms);
+            self.account(id.index, delivered, actions);
+        }
+    }
+
     fn hand_ordered_to(&mut self, id: SubscriberId, now_ms: u64, actions: &mut Vec<Action>) {
+        self.tell_taken_away(id, now_ms, actions);
         let Some(subscriber) = self.registry.slab.get(id).filter(|subscriber| !subscriber.ending) else {
             return;
         };
@@ -276,7 +354,7 @@ impl Delivery {
         let mut sources = Sources::new();
         for seat in &subscriber.seats {
             if let Some(list) = ordered.lists.get(&seat.membership) {
-                let from = list.items.partition_point(|item| item.seq <= subscriber.joined_seq);
+                let from = list.from(subscriber.joined_seq);
                 if from < list.items.len() {
                     sources.push((seat.membership, from));
                 }
@@ -301,7 +379,8 @@ impl Delivery {
         let burst = ordered.merged(sources, &style, &mut position, &self.registry, &mut self.inbox.scratch);
         ordered.positions.insert(id.index, position);
         if waits {
-            if let Some(answer) = first_message(&burst) {
+            if let Some(mut answer) = first_message(&burst) {
+                answer.missed = self.inbox.ordered.take_missed(id.index);
                 self.tally.delivered += answer.piece.messages() as u64;
                 self.leave_store(id.index);
                 actions.push(Action::Answer(id, answer));
@@ -345,5 +424,6 @@ fn first_message(burst: &Rc<Burst>) -> Option<Answer> {
         time: last.time,
         tag: last.tag,
         deleted: last.deleted,
+        missed: Vec::new(),
     })
 }

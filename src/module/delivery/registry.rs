@@ -73,8 +73,9 @@ pub struct Rest {
 /// When something is due that never is.
 pub const NEVER: u64 = u64::MAX;
 
-/// Sends the answer to a request that waits; returns what the request is to be finalized with.
-pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>) -> ngx_int_t>;
+/// Sends the answer to a request that waits; returns what the request is to be finalized with. It is told the channels in which
+/// something was missed meanwhile.
+pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>, &[Rc<[u8]>]) -> ngx_int_t>;
 
 /// What a waiting request is answered with.
 #[derive(Clone, Copy, Debug)]

@@ -212,6 +212,86 @@ fn only_in_the_last_resort_an_undelivered_message_is_lost() {
 }
 
 #[test]
+fn who_waits_for_what_was_taken_away_learns_of_it_in_front_of_what_is_next() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    let first = follow(&mut worker, &["a", "b", "quiet"], test.now);
+    let send = |worker: &mut Worker, name: &str, index: u64, store| {
+        let text = format!("{index:0100}");
+        let ids = [name.as_bytes()];
+        let one = Post {
+            ids: &ids,
+            text: text.as_bytes(),
+            event_id: None,
+            store,
+        };
+        post(worker, one, &evicting(), test.now).unwrap();
+    };
+    let mut batch = Batch::default();
+    send(&mut worker, "quiet", 0, true);
+    worker.drain(usize::MAX, &mut batch);
+    assert_eq!((batch.len(), batch.lost()), (1, &[][..]));
+    for index in 0..600 {
+        // Stored and unstored ones mixed.
+        send(
+            &mut worker,
+            if index % 2 == 0 { "a" } else { "b" },
+            index,
+            index % 3 == 0,
+        );
+    }
+    let late = follow(&mut worker, &["a"], test.now);
+    test.assert_whole();
+    let evicted = worker.summary(test.now).evicted;
+    assert!(evicted.undelivered > 50, "{evicted:?}");
+    let (mut first_seqs, mut lost) = (std::collections::BTreeMap::new(), Vec::new());
+    loop {
+        let more = worker.drain(2000, &mut batch);
+        for told in batch.lost() {
+            assert!(!first_seqs.contains_key(&told.membership.0), "in front of what is next");
+            lost.push(*told);
+        }
+        for (source, message) in batch.iter() {
+            let before = first_seqs.insert(source, message.seq);
+            // Only the oldest are lost: the rest has no holes, every other message being in the other channel.
+            assert!(before.is_none_or(|before| message.seq == before + 2));
+        }
+        if !more {
+            break;
+        }
+    }
+    lost.sort_unstable_by_key(|lost| lost.membership);
+    let mut expected = first.memberships[..2].to_vec();
+    expected.sort_unstable();
+    assert_eq!(lost.iter().map(|lost| lost.membership).collect::<Vec<_>>(), expected);
+    assert!(lost.iter().all(|lost| first.seq < lost.seq && lost.seq < late.seq));
+    send(&mut worker, "a", 600, false);
+    worker.drain(usize::MAX, &mut batch);
+    assert_eq!((batch.len(), batch.lost()), (1, &[][..]), "told once");
+    test.assert_whole();
+}
+
+#[test]
+fn what_was_all_taken_away_is_told_without_a_message() {
+    let test = TestZone::new(128);
+    let mut worker = test.worker();
+    let joined = follow(&mut worker, &["a"], test.now);
+    publish(&mut worker, "a", &"x".repeat(1000), &evicting(), test.now).unwrap();
+    for len in (8_000..).step_by(100) {
+        if worker.summary(test.now).evicted.undelivered > 0 {
+            break;
+        }
+        publish(&mut worker, "other", &"y".repeat(len), &evicting(), test.now).unwrap();
+    }
+    let mut batch = Batch::default();
+    assert!(!worker.drain(usize::MAX, &mut batch));
+    assert!(batch.is_empty());
+    assert_eq!(batch.lost().len(), 1);
+    assert_eq!(batch.lost()[0].membership, joined.memberships[0]);
+    test.assert_whole();
+}
+
+#[test]
 fn what_can_never_fit_is_refused_at_once() {
     let test = TestZone::new(128);
     let mut worker = test.worker();

@@ -1,5 +1,7 @@
 //! Long polling: what there is, or the first message that comes.
 
+use std::rc::Rc;
+
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Now};
 
@@ -22,11 +24,17 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         return polling::send_stored(candidate, envelope, joined, seat);
     }
     let timeout_with_body = candidate.settings.timeout_with_body;
-    let gaps = candidate.gap_header(&joined);
-    let answer = move |r: *mut ngx_http_request_t, reply: Reply<'_>| {
+    let gaps: Vec<Vec<u8>> = candidate.gaps(&joined).into_iter().map(<[u8]>::to_vec).collect();
+    let answer = move |r: *mut ngx_http_request_t, reply: Reply<'_>, missed: &[Rc<[u8]>]| {
         // SAFETY: the delivery calls this for a request that is waiting and was not answered.
         let r = unsafe { Request::new(r) };
-        answer::conclude(r, reply_to(r, &envelope, gaps.as_deref(), timeout_with_body, reply))
+        let mut gaps: Vec<&[u8]> = gaps.iter().map(Vec::as_slice).collect();
+        for channel in missed.iter().map(|channel| &**channel) {
+            if !gaps.contains(&channel) {
+                gaps.push(channel);
+            }
+        }
+        answer::conclude(r, reply_to(r, &envelope, &gaps, timeout_with_body, reply))
     };
     let enlistment = Enlistment {
         audience: candidate.audience.clone(),
@@ -44,7 +52,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
 fn reply_to(
     r: Request<'_>,
     envelope: &Envelope,
-    gaps: Option<&[u8]>,
+    gaps: &[&[u8]],
     timeout_with_body: bool,
     reply: Reply<'_>,
 ) -> Result<ngx_int_t, Denial> {

@@ -14,7 +14,7 @@ use push_stream_core::store::{
     AddressLimit, Counter, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position, Refusal,
 };
 use push_stream_core::wire::event_id::OrderedId;
-use push_stream_core::wire::{eventsource as eventsource_wire, gap, http_date, position};
+use push_stream_core::wire::{eventsource as eventsource_wire, http_date, position};
 
 use smallvec::SmallVec;
 
@@ -183,10 +183,9 @@ impl<'r> Candidate<'r> {
         pieces
     }
 
-    /// The value of the header that tells polls which channels have lost messages.
-    fn gap_header(&self, joined: &Joined) -> Option<Vec<u8>> {
-        let channels = joined.gaps.iter().map(|gap| self.path.id(gap.path_index as usize));
-        Some(gap::header_value(channels)).filter(|_| !joined.gaps.is_empty())
+    /// The channels that have lost messages.
+    fn gaps(&self, joined: &Joined) -> Vec<&[u8]> {
+        joined.gaps.iter().map(|gap| self.path.id(gap.path_index as usize)).collect()
     }
 }
 

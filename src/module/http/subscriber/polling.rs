@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::{Batch, Counter, JoinMode, Joined, Worker};
+use push_stream_core::wire::gap;
 use push_stream_core::wire::template::Fields;
 
 use super::Candidate;
@@ -28,7 +29,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     if let Some(tag) = candidate.resume.tag {
         add_etag(r, tag)?;
     }
-    add_gaps(r, candidate.gap_header(&joined).as_deref())?;
+    add_gaps(r, &candidate.gaps(&joined))?;
     answer::header_only(r, NGX_HTTP_NOT_MODIFIED)
 }
 
@@ -38,14 +39,15 @@ pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
 }
 
 /// The channels that have lost messages since the client's position, if there are any.
-pub fn add_gaps(r: Request<'_>, channels: Option<&[u8]>) -> Result<(), Denial> {
-    match channels {
-        Some(channels) => r.add_header("X-Nginx-PushStream-Gap", channels),
-        None => Ok(()),
+pub fn add_gaps(r: Request<'_>, channels: &[&[u8]]) -> Result<(), Denial> {
+    if channels.is_empty() {
+        return Ok(());
     }
+    r.add_header("X-Nginx-PushStream-Gap", &gap::header_value(channels.iter().copied()))
 }
 
-/// Answers with old messages: a short answer in one piece, a long one as the client takes it.
+/// Answers with old messages: a short answer in one piece, a long one as the client takes it. Where gaps are told, what fits into a
+/// subscriber's queue is looked up before the head is sent, which then can say what was lost meanwhile.
 pub fn send_stored(
     candidate: &Candidate<'_>,
     envelope: Envelope,
@@ -57,17 +59,25 @@ pub fn send_stored(
     let (mut body, mut more, mut empty) = (envelope.opening(), false, true);
     if let Some(replay) = &mut joined.replay {
         let mut batch = Batch::default();
-        let replay_some = |worker: &mut Worker| {
-            let more = worker.replay(replay, &mut batch);
-            worker.count(Counter::Delivered, batch.len() as u64);
-            more
-        };
-        more = delivery::with_store(replay_some).ok_or(Denial::Unavailable)?;
-        for (index, message) in batch.iter() {
-            let channel = ids.get(index as usize).copied().unwrap_or_default();
-            envelope.separate(&mut empty, &mut body);
-            let format = &envelope.audience.format;
-            format.render(&delivery::fields(format, channel, &message), message.binary, &mut body);
+        let format = &envelope.audience.format;
+        loop {
+            let replay_some = |worker: &mut Worker| {
+                let more = worker.replay(replay, &mut batch);
+                worker.count(Counter::Delivered, batch.len() as u64);
+                more
+            };
+            more = delivery::with_store(replay_some).ok_or(Denial::Unavailable)?;
+            for (index, message) in batch.iter() {
+                let channel = ids.get(index as usize).copied().unwrap_or_default();
+                envelope.separate(&mut empty, &mut body);
+                format.render(&delivery::fields(format, channel, &message), message.binary, &mut body);
+            }
+            if !more || format.gap_text.is_none() || body.len() >= envelope.audience.queue_bytes {
+                break;
+            }
+        }
+        if format.gap_text.is_some() {
+            joined.note_gaps();
         }
     }
     envelope.set_content_type(r)?;
@@ -75,7 +85,7 @@ pub fn send_stored(
         r.set_last_modified(time);
         add_etag(r, tag)?;
     }
-    add_gaps(r, candidate.gap_header(&joined).as_deref())?;
+    add_gaps(r, &candidate.gaps(&joined))?;
     r.set_status(NGX_HTTP_OK, None);
     match r.send_head() {
         Ok(true) => {}
