@@ -109,7 +109,7 @@ sub publish_and_break ($nginx, $relay, $publish) {
     # A position to begin with, on a good network.
     $send->(0);
     wait_until { !grep { !count_seen($_) } qw(ev ws wait) } 20 or die 'the first message did not arrive';
-    $relay->cut($count > 1000 ? (2_000, 40_000) : (100, 1500));
+    $relay->cut($count > 1000 ? (1_500, 25_000) : (100, 1500));
     for my $n (1 .. $count) {
         my $sent = eval { $send->($n); 1 };
         if (!$sent) {

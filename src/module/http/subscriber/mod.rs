@@ -185,7 +185,11 @@ impl<'r> Candidate<'r> {
 
     /// The channels that have lost messages.
     fn gaps(&self, joined: &Joined) -> Vec<&[u8]> {
-        joined.gaps.iter().map(|gap| self.path.id(gap.path_index as usize)).collect()
+        joined
+            .gaps
+            .iter()
+            .map(|gap| self.path.id(gap.path_index as usize))
+            .collect()
     }
 }
 
