@@ -55,6 +55,13 @@ CONF
     is $nginx->request(OPTIONS => '/pub')->header('Accept-Post'), 'application/x-ndjson', 'OPTIONS says that it takes batches';
     is $nginx->request(OPTIONS => '/single')->header('Accept-Post'), undef, 'and nothing where it does not';
 
+    # What a client asks that has filled this nginx from a log.
+    my $epoch = sub ($uri) { $nginx->request(OPTIONS => $uri, headers => { 'X-Nginx-PushStream-Epoch' => '?' })->header('X-Nginx-PushStream-Epoch') };
+    like $epoch->('/pub'), qr/^[0-9]+$/, 'who asks is told which zone this is';
+    is $epoch->('/single'), $epoch->('/pub'), 'in every publisher location the same';
+    is $nginx->request(OPTIONS => '/pub')->header('X-Nginx-PushStream-Epoch'), undef, 'who does not ask is not';
+    is $epoch->('/ev'), undef, 'nor is a subscriber';
+
     my $events = $nginx->subscribe('/ev?id=a');
     my $answer = $post->('/pub?id=ignored', lines(
         { channels => ['a'], text => 'one', id => '1', type => 'note' },

@@ -16,6 +16,9 @@ use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
 
+/// In the answer to OPTIONS, if it was in the request: when the zone was made, in milliseconds of Unix time.
+const EPOCH: &str = "X-Nginx-PushStream-Epoch";
+
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
     answer::conclude(r, respond(r))
@@ -38,6 +41,9 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             if r.location().batch().is_some() {
                 r.add_header("Accept-Post", CONTENT_TYPE.as_bytes())?;
             }
+            if r.header(EPOCH).is_some() {
+                tell_epoch(r)?;
+            }
             answer::header_only(r, NGX_HTTP_OK)
         }
         NGX_HTTP_GET => {
@@ -56,6 +62,13 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         }
         _ => Err(Denial::Method(methods)),
     }
+}
+
+/// Which zone this is: whoever has filled it can see whether it is still the same.
+fn tell_epoch(r: Request<'_>) -> Result<(), Denial> {
+    let epoch = delivery::with_store(|worker| worker.zone().epoch_ms());
+    let epoch = epoch.ok_or(Denial::Unavailable)?;
+    r.add_header(EPOCH, epoch.to_string().as_bytes())
 }
 
 /// A path of channels to ask about.
