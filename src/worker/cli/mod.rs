@@ -72,19 +72,27 @@ enum Command {
     #[command(after_help = "Example:\n  push-stream-worker tap worker.toml route --raw --count 10")]
     Tap(live::Tap),
     /// Look through what could not be delivered, try it again, or forget it
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  push-stream-worker park list worker.toml")]
     Park(park::Park),
     /// Ask the queue what is still open
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  push-stream-worker ack wait worker.toml --timeout 30s"
+    )]
     Ack(ack::Ack),
     /// Turn switches of running workers
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Example:\n  push-stream-worker switch set worker.toml secure-firehose 20"
+    )]
     Switch(switch::Verb),
     /// Run recorded events through pipelines again
     #[command(after_help = "Example:\n  push-stream-worker replay worker.toml posts.ndjson --pipeline live --rate 500")]
     Replay(replay::Replay),
-    /// Measure the stages of a pipeline with made-up posts
-    #[command(after_help = "Example:\n  push-stream-worker bench worker.toml --pipeline live --seconds 5")]
+    /// Measure the stages of a pipeline, or the whole way from a queue to nginx, with made-up posts
+    #[command(
+        after_help = "Examples:\n  push-stream-worker bench worker.toml --pipeline live\n  push-stream-worker bench --source redis_streams --messages 1000000\n  push-stream-worker bench --source redis_streams --rate 10000 --seconds 300 --json latency.json"
+    )]
     Bench(bench::Bench),
     /// Compare this machine, and what a configuration needs, with what they should be
     #[command(after_help = "Example:\n  push-stream-worker doctor worker.toml")]

@@ -120,6 +120,7 @@ fn rabbitmq_queues_and_streams_lose_nothing_over_kills_and_restarts() {
 
 fn quorum_queue(broker: &mut RabbitMq) {
     const COUNT: usize = 600;
+    const BURST: usize = 200;
     let dir = TempDir::new();
     let nginx = StandIn::with_batches(|_| Behaviour::Accept);
     let config = pipeline(&nginx.address, &source(broker, "posts", "max_in_flight = 50"));
@@ -132,9 +133,22 @@ fn quorum_queue(broker: &mut RabbitMq) {
     worker.kill();
     let mut worker = Worker::start(&dir, &config);
     nginx.wait_until(|publishes| distinct(publishes) > 250);
-    broker.restart();
+    broker.stop_and_restart();
     worker.wait_for_log("connecting again");
     nginx.wait_until(|publishes| distinct(publishes) == COUNT);
+    // kill -9, in the middle of it.
+    let mut count = COUNT;
+    let kills = std::env::var("WORKER_KILLS").map_or(1, |kills| kills.parse::<usize>().unwrap());
+    for _ in 0..kills {
+        let producer = Producer::connect(broker);
+        (count + 1..=count + BURST).for_each(|n| producer.publish("posts", Some(&format!("m{n}")), &body(n)));
+        drop(producer);
+        count += BURST;
+        let some = count - fastrand::usize(1..BURST);
+        nginx.wait_until(|publishes| distinct(publishes) >= some);
+        broker.restart().unwrap();
+    }
+    nginx.wait_until(|publishes| distinct(publishes) == count);
     let producer = Producer::connect(broker);
     wait("all acknowledged", || producer.waiting("posts") == 0);
     assert!(worker.terminate().success());

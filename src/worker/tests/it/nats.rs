@@ -102,7 +102,7 @@ fn nothing_of_a_jetstream_is_lost_or_out_of_order_over_kills_and_restarts() {
     let worker = Worker::start(&dir, &config);
     nginx.wait_for(before + 1);
     assert_eq!(numbers(&nginx.publishes())[before], 301);
-    server.restart();
+    server.stop_and_restart();
     nginx.wait_until(|publishes| distinct(publishes) == 600);
     assert!(worker.terminate().success());
     assert_ordered(&nginx.publishes());

@@ -87,7 +87,7 @@ fn nothing_of_a_stream_is_lost_or_out_of_order_over_kills() {
         let before = nginx.count();
         nginx.wait_for(before + 200);
         if round == 3 {
-            redis.kill_and_restart();
+            redis.restart().unwrap();
             commands = redis.connect();
         }
         worker.kill();

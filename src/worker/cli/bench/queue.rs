@@ -1,0 +1,275 @@
+//! The queues that the whole way can begin with: filled as their producers fill them, and asked whether all is done.
+
+use clap::ValueEnum;
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    QueueDeclareOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use redis::Value;
+use tokio::runtime::Runtime;
+
+use crate::stand::{RabbitMq, Redis};
+
+/// Where the posts are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceKind {
+    #[value(name = "redis_streams")]
+    RedisStreams,
+    Thoonk,
+    Amqp,
+}
+
+/// A queue at a broker that was started for it.
+pub trait Queue {
+    /// The source's part of the worker's configuration.
+    fn source(&self) -> String;
+
+    /// The broker's process.
+    fn pid(&self) -> u32;
+
+    /// Puts posts in; their numbers begin with `first`.
+    fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String>;
+
+    /// How many are not finished.
+    fn open(&mut self) -> Result<u64, String>;
+
+    /// How many a second a consumer takes that does nothing but acknowledge, if that is of interest. Uses up what is there.
+    fn drain_bare(&mut self, _count: u64) -> Result<Option<f64>, String> {
+        Ok(None)
+    }
+}
+
+pub fn start(kind: SourceKind, fsync: &str) -> Result<Box<dyn Queue>, String> {
+    let told = |error: std::io::Error| error.to_string();
+    Ok(match kind {
+        SourceKind::Amqp => Box::new(Rabbit::start()?),
+        SourceKind::RedisStreams => Box::new(Stream(Server::start(Redis::start(fsync, &[]).map_err(told)?)?)),
+        SourceKind::Thoonk => Box::new(Jobs(Server::start(Redis::start(fsync, &[]).map_err(told)?)?)),
+    })
+}
+
+fn told(error: redis::RedisError) -> String {
+    format!("Redis: {error}")
+}
+
+struct Server {
+    redis: Redis,
+    connection: redis::Connection,
+}
+
+impl Server {
+    fn start(redis: Redis) -> Result<Self, String> {
+        let client = redis::Client::open(redis.url()).map_err(told)?;
+        let connection = client.get_connection().map_err(told)?;
+        Ok(Self { redis, connection })
+    }
+}
+
+struct Stream(Server);
+
+impl Queue for Stream {
+    fn source(&self) -> String {
+        let url = self.0.redis.url();
+        format!("type = \"redis_streams\"\nurl = \"{url}\"\nstream = \"posts\"\ngroup = \"bench\"\nlease = \"10s\"")
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.redis.pid()
+    }
+
+    fn put(&mut self, _first: u64, posts: &[String]) -> Result<(), String> {
+        let mut pipe = redis::pipe();
+        for post in posts {
+            pipe.cmd("XADD").arg("posts").arg("*").arg("body").arg(post).ignore();
+        }
+        pipe.query(&mut self.0.connection).map_err(told)
+    }
+
+    fn open(&mut self) -> Result<u64, String> {
+        // The group is made by the worker.
+        let groups: Vec<std::collections::HashMap<String, Value>> = redis::cmd("XINFO")
+            .arg("GROUPS")
+            .arg("posts")
+            .query(&mut self.0.connection)
+            .map_err(told)?;
+        let number = |key: &str| match groups.first().and_then(|group| group.get(key)) {
+            Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+            _ => 1,
+        };
+        Ok(number("lag") + number("pending"))
+    }
+}
+
+struct Jobs(Server);
+
+impl Queue for Jobs {
+    fn source(&self) -> String {
+        format!("type = \"thoonk\"\nurl = \"{}\"\nqueue = \"posts\"", self.0.redis.url())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.redis.pid()
+    }
+
+    fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String> {
+        let now = crate::clock::Timestamp::now().0;
+        let mut pipe = redis::pipe();
+        for (id, post) in (first..).zip(posts) {
+            pipe.cmd("MULTI").ignore();
+            pipe.cmd("LPUSH").arg("feed.ids:posts").arg(id).ignore();
+            pipe.cmd("INCR").arg("feed.publishes:posts").ignore();
+            pipe.cmd("HSET").arg("feed.items:posts").arg(id).arg(post).ignore();
+            pipe.cmd("ZADD").arg("feed.published:posts").arg(now).arg(id).ignore();
+            pipe.cmd("EXEC").ignore();
+        }
+        pipe.query(&mut self.0.connection).map_err(told)
+    }
+
+    fn open(&mut self) -> Result<u64, String> {
+        let (put, done): (Option<u64>, Option<u64>) = redis::pipe()
+            .get("feed.publishes:posts")
+            .get("feed.finishes:posts")
+            .query(&mut self.0.connection)
+            .map_err(told)?;
+        Ok(put.unwrap_or_default().saturating_sub(done.unwrap_or_default()))
+    }
+}
+
+/// As the source has it by default.
+const PREFETCH: u16 = 256;
+/// Confirms that may be outstanding.
+const UNCONFIRMED: usize = 1000;
+
+struct Rabbit {
+    broker: RabbitMq,
+    runtime: Runtime,
+    _connection: Connection,
+    channel: Channel,
+}
+
+fn lapin_told(error: lapin::Error) -> String {
+    format!("RabbitMQ: {error}")
+}
+
+impl Rabbit {
+    fn start() -> Result<Self, String> {
+        let broker = RabbitMq::start("").map_err(|error| error.to_string())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        let (connection, channel) = runtime
+            .block_on(async {
+                let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await?;
+                let channel = connection.create_channel().await?;
+                channel.confirm_select(ConfirmSelectOptions::default()).await?;
+                for queue in ["posts", "bare"] {
+                    let mut arguments = FieldTable::default();
+                    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+                    arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+                    let durable = QueueDeclareOptions {
+                        durable: true,
+                        ..QueueDeclareOptions::default()
+                    };
+                    channel.queue_declare(queue.into(), durable, arguments).await?;
+                }
+                Ok((connection, channel))
+            })
+            .map_err(lapin_told)?;
+        Ok(Self {
+            broker,
+            runtime,
+            _connection: connection,
+            channel,
+        })
+    }
+
+    async fn fill(channel: &Channel, queue: &str, first: u64, posts: &[String]) -> Result<(), lapin::Error> {
+        for (chunk, posts) in posts.chunks(UNCONFIRMED).enumerate() {
+            let mut confirms = Vec::with_capacity(posts.len());
+            for (id, post) in (first + (chunk * UNCONFIRMED) as u64..).zip(posts) {
+                let properties = BasicProperties::default()
+                    .with_delivery_mode(2)
+                    .with_message_id(id.to_string().into());
+                let options = BasicPublishOptions::default();
+                confirms.push(
+                    channel
+                        .basic_publish("".into(), queue.into(), options, post.as_bytes(), properties)
+                        .await?,
+                );
+            }
+            for confirm in confirms {
+                confirm.await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn waiting(&self, queue: &str) -> Result<u64, String> {
+        let passive = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = self
+            .runtime
+            .block_on(self.channel.queue_declare(queue.into(), passive, FieldTable::default()));
+        Ok(u64::from(declared.map_err(lapin_told)?.message_count()))
+    }
+}
+
+impl Queue for Rabbit {
+    fn source(&self) -> String {
+        format!("type = \"amqp\"\nurl = \"{}\"\nqueue = \"posts\"", self.broker.url())
+    }
+
+    fn pid(&self) -> u32 {
+        self.broker.pid()
+    }
+
+    /// Into both queues: the bare consumer is to find the same.
+    fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String> {
+        for queue in ["posts", "bare"] {
+            self.runtime
+                .block_on(Self::fill(&self.channel, queue, first, posts))
+                .map_err(lapin_told)?;
+        }
+        Ok(())
+    }
+
+    /// What is with the worker does not count: it is finished when the worker has ended.
+    fn open(&mut self) -> Result<u64, String> {
+        self.waiting("posts")
+    }
+
+    fn drain_bare(&mut self, count: u64) -> Result<Option<f64>, String> {
+        use futures_util::StreamExt;
+
+        let start = std::time::Instant::now();
+        self.runtime
+            .block_on(async {
+                let connection = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await?;
+                let channel = connection.create_channel().await?;
+                channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+                let options = BasicConsumeOptions::default();
+                let mut consumer = channel
+                    .basic_consume("bare".into(), "bench".into(), options, FieldTable::default())
+                    .await?;
+                for _ in 0..count {
+                    let Some(delivery) = consumer.next().await else { break };
+                    channel
+                        .basic_ack(delivery?.delivery_tag, BasicAckOptions::default())
+                        .await?;
+                }
+                connection.close(200, "done".into()).await
+            })
+            .map_err(lapin_told)?;
+        let elapsed = start.elapsed().as_secs_f64();
+        match self.waiting("bare")? {
+            0 => Ok(Some(count as f64 / elapsed)),
+            rest => Err(format!("the bare consumer has left {rest}")),
+        }
+    }
+}
