@@ -14,8 +14,9 @@
 //!   is settled), [`checkpoint`] (durable positions), [`retry`] (back-off).
 //! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the client under sinks, alerts and
 //!   commands. [`switch`]: what can be turned on and off while it runs. [`stand`]: servers for `bench` and tests. [`pipeline_test`]: tests in the
-//!   configuration.
+//!   configuration. [`broker_tls`]: certificates for brokers.
 
+pub mod broker_tls;
 pub mod checkpoint;
 pub mod cli;
 pub mod client;

@@ -3,15 +3,16 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, FromRedisValue, Script};
+use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue, Script, TlsCertificates};
 
-use crate::config::section::FromText;
+use crate::broker_tls::BrokerTls;
+use crate::config::section::{FromText, Section};
 
 /// A Redis that says nothing for so long is not there.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// `redis://[user:password@]host:port/database` or `unix:///socket`.
+/// `redis://[user:password@]host:port/database`, `rediss://` for TLS, or `unix:///socket`.
 #[derive(Clone, Debug)]
 pub struct Server(Client);
 
@@ -25,6 +26,32 @@ impl FromText for Server {
 }
 
 impl Server {
+    /// `url`, and with TLS the certificates.
+    pub fn read(section: &Section<'_>) -> Option<Self> {
+        let Self(client) = section.required("url")?;
+        let address = client.get_connection_info().addr().clone();
+        let is_tls = matches!(address, ConnectionAddr::TcpTls { .. });
+        let BrokerTls { authorities, identity } = BrokerTls::read(section, "rediss://", is_tls);
+        if !is_tls {
+            return Some(Self(client));
+        }
+        let client_tls = identity.map(|(certificate, key)| ClientTlsConfig {
+            client_cert: certificate.text,
+            client_key: key.text,
+        });
+        let certificates = TlsCertificates {
+            client_tls,
+            root_cert: authorities.map(|pem| pem.text),
+        };
+        match Client::build_with_tls(client.get_connection_info().clone(), certificates) {
+            Ok(client) => Some(Self(client)),
+            Err(error) => {
+                section.complain_at("url", format!("TLS: {error}"));
+                None
+            }
+        }
+    }
+
     pub async fn connect(&self) -> Result<MultiplexedConnection, String> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))

@@ -28,6 +28,7 @@ use serde_json::Value;
 use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::{FieldPath, scalar_text};
+use crate::redis_link::Server;
 
 /// The hash is read again after this time even if nobody nudges.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -240,22 +241,16 @@ pub struct Switches {
 /// `[switches]`
 #[derive(Clone, Debug)]
 pub struct Live {
-    pub url: String,
+    pub server: Server,
     pub key: String,
 }
 
 impl Live {
     pub fn read(section: &Section<'_>) -> Option<Self> {
-        let url: Option<String> = section.required("url");
-        if url
-            .as_ref()
-            .is_some_and(|url| redis::Client::open(url.as_str()).is_err())
-        {
-            section.complain_at("url", "is not a Redis URL (example: \"redis://127.0.0.1:6379/0\")");
-        }
+        let server = Server::read(section);
         Some(Self {
             key: section.or("key", "glue.switches".to_owned()),
-            url: url?,
+            server: server?,
         })
     }
 }
@@ -277,7 +272,7 @@ impl Switches {
     }
 
     async fn follow_connection(&self, live: &Live) -> redis::RedisResult<()> {
-        let client = redis::Client::open(live.url.as_str())?;
+        let client = live.server.client();
         let mut nudges = client.get_async_pubsub().await?;
         nudges.subscribe(&live.key).await?;
         let mut connection = client.get_multiplexed_async_connection().await?;

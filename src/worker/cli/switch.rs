@@ -8,8 +8,7 @@ use redis::aio::MultiplexedConnection;
 
 use super::{Outcome, block_on, load};
 use crate::config::Config;
-use crate::config::section::FromText;
-use crate::redis_link::{Server, told};
+use crate::redis_link::told;
 use crate::switch::{Live, State};
 
 #[derive(Debug, Subcommand)]
@@ -48,7 +47,7 @@ async fn connect(config: &Config, path: &Path) -> Result<(MultiplexedConnection,
             path.display()
         )
     })?;
-    Ok((Server::from_text(&live.url)?.connect().await?, live))
+    Ok((live.server.connect().await?, live))
 }
 
 async fn list(config: &Config, path: &Path) -> Outcome {

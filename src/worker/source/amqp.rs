@@ -16,7 +16,7 @@
 //!
 //! A connection is given up and made again when the broker closes it, when it says nothing for three heartbeats, or when the queue cannot be asked for its length.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,13 +28,16 @@ use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueDeclareOptions,
 };
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, LongString};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
+use super::open::Open;
+use super::{Context, Guarantee, Kind, Limits, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
+use crate::broker_tls::BrokerTls;
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
 use crate::config::section::{FromText, Section};
@@ -61,12 +64,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const FENCE: Duration = Duration::from_secs(10);
 /// How often the queue is asked how long it is, which also shows that the broker is there.
 const TICK: Duration = Duration::from_secs(1);
+/// After a first word on how events went, others are let come for so long, and all are acknowledged together.
+const ACK_PAUSE: Duration = Duration::from_millis(1);
 const REASON_HEADER: &str = "x-parked";
 const OFFSET_HEADER: &str = "x-stream-offset";
 
 #[derive(Clone)]
 pub struct Amqp {
     url: Url,
+    tls: BrokerTls,
     queue: String,
     kind: QueueKind,
     has_ids: bool,
@@ -112,7 +118,9 @@ impl QueueKind {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let url = section.required("url");
+    let url = section.required::<Url>("url");
+    let is_tls = url.as_ref().is_some_and(|url| url.0.scheme == AMQPScheme::AMQPS);
+    let tls = BrokerTls::read(section, "amqps://", is_tls);
     let queue = section.required("queue");
     let kinds = [QueueKind::Quorum, QueueKind::Classic, QueueKind::Stream].map(|kind| (kind.name(), kind));
     let kind = section.choice("kind", &kinds, QueueKind::Quorum);
@@ -138,6 +146,7 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     }
     Some(Box::new(Amqp {
         url: url?,
+        tls,
         queue: queue?,
         kind,
         has_ids,
@@ -175,15 +184,15 @@ impl Source for Amqp {
         Box::pin(async move { Work::start(*self, context)?.run().await })
     }
 
-    fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
+    fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, super::Open>> {
         // RabbitMQ does not tell how old a message is; what is in the queue is open.
-        (self.kind != QueueKind::Stream).then(|| -> Operation<'_, Open> {
+        (self.kind != QueueKind::Stream).then(|| -> Operation<'_, super::Open> {
             Box::pin(async move {
                 let (_connection, channel) = self.connect().await?;
                 let declared =
                     answer(channel.queue_declare(self.queue.as_str().into(), passive(), FieldTable::default())).await?;
                 let events = u64::from(declared.message_count());
-                Ok(Open {
+                Ok(super::Open {
                     events,
                     oldest: (events > 0).then_some(Timestamp(0)),
                 })
@@ -213,11 +222,17 @@ async fn answer<T>(question: impl Future<Output = lapin::Result<T>>) -> Result<T
 
 impl Amqp {
     async fn connect(&self) -> Result<(Connection, Channel), String> {
-        let connection = answer(Connection::connect_uri(
-            self.url.0.clone(),
-            ConnectionProperties::default(),
-        ))
-        .await?;
+        let BrokerTls { authorities, identity } = self.tls.clone();
+        let cert_chain = authorities.map(|pem| String::from_utf8_lossy(&pem.text).into_owned());
+        let identity = identity.map(|(certificate, key)| OwnedIdentity::PKCS8 {
+            pem: certificate.text,
+            key: key.text,
+        });
+        let tls = OwnedTLSConfig { identity, cert_chain };
+        let runtime = lapin::runtime::default_runtime().map_err(|error| format!("RabbitMQ: {error}"))?;
+        let properties = ConnectionProperties::default();
+        let connect = Connection::connect_uri_with_config(self.url.0.clone(), properties, tls, runtime);
+        let connection = answer(connect).await?;
         let channel = answer(connection.create_channel()).await?;
         Ok((connection, channel))
     }
@@ -291,10 +306,10 @@ struct Work {
     stop: Stop,
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
-    next_ticket: u64,
     /// With the lanes; the session tells whether the tag still means anything.
-    open: HashMap<u64, Claim>,
+    open: Open<Claim>,
     session: u64,
+    done: Done,
     fence: Arc<Fence>,
     stream: Option<StreamPosition>,
 }
@@ -305,6 +320,48 @@ struct Claim {
     permit: Option<Permit>,
     /// Of the watermark, for streams.
     mark: Option<u64>,
+}
+
+/// What is done and has to be acknowledged.
+#[derive(Default)]
+struct Done {
+    /// By tag.
+    ready: BTreeMap<u64, Option<Permit>>,
+    /// Acknowledged one by one, with something open before them.
+    alone: BTreeSet<u64>,
+    /// All up to this tag are acknowledged.
+    upto: u64,
+}
+
+impl Done {
+    /// All that has nothing open before it in one go, the rest one by one.
+    async fn acknowledge(&mut self, channel: &Channel) -> Result<(), String> {
+        if let Some((last, permits)) = self.take_prefix() {
+            answer(channel.basic_ack(last, BasicAckOptions { multiple: true })).await?;
+            drop(permits);
+        }
+        while let Some((tag, permit)) = self.ready.pop_first() {
+            answer(channel.basic_ack(tag, BasicAckOptions::default())).await?;
+            self.alone.insert(tag);
+            drop(permit);
+        }
+        Ok(())
+    }
+
+    /// The last tag of those that can go together, and their permits.
+    fn take_prefix(&mut self) -> Option<(u64, Vec<Option<Permit>>)> {
+        let (mut last, mut permits) = (None, Vec::new());
+        loop {
+            let next = self.upto + 1;
+            if let Some(permit) = self.ready.remove(&next) {
+                last = Some(next);
+                permits.push(permit);
+            } else if !self.alone.remove(&next) {
+                return Some((last?, permits));
+            }
+            self.upto = next;
+        }
+    }
 }
 
 struct StreamPosition {
@@ -343,9 +400,9 @@ impl Work {
             stop,
             acks,
             ack_to,
-            next_ticket: 0,
-            open: HashMap::new(),
+            open: Open::default(),
             session: 0,
+            done: Done::default(),
             fence: Arc::default(),
             stream,
         })
@@ -390,7 +447,7 @@ impl Work {
     async fn forget(&mut self, stop: &mut Stop) {
         while self.config.kind != QueueKind::Stream && !self.open.is_empty() {
             tokio::select! {
-                Some(ack) = self.acks.recv() => drop(self.open.remove(&ack.ticket)),
+                Some(ack) = self.acks.recv() => drop(self.open.remove(ack.ticket)),
                 () = stop.abandoned() => return,
             }
         }
@@ -405,6 +462,7 @@ impl Work {
         answer(channel.basic_qos(self.config.prefetch, BasicQosOptions::default())).await?;
         let mut consumer = self.consume(&channel).await?;
         self.session += 1;
+        self.done = Done::default();
         self.fence = Arc::default();
         self.fence.hold(Instant::now(), FENCE);
         self.feed.gauges().set_ready(true);
@@ -414,6 +472,7 @@ impl Work {
         let mut stop = self.stop.clone();
         let mut tick = tokio::time::interval(TICK);
         let mut waiting: Option<Delivery> = None;
+        let mut ack_at = None;
         loop {
             if stop.is_requested() {
                 return self.leave(connection, &channel, &parking).await;
@@ -423,7 +482,14 @@ impl Work {
             tokio::select! {
                 biased;
                 () = stop.requested() => {}
-                Some(ack) = self.acks.recv() => self.settle(ack, &channel, &parking).await?,
+                Some(ack) = self.acks.recv(), if ack_at.is_none() => {
+                    self.settle(ack, &parking).await?;
+                    ack_at = Some(tokio::time::Instant::now() + ACK_PAUSE);
+                }
+                () = tokio::time::sleep_until(ack_at.unwrap_or_else(tokio::time::Instant::now)), if ack_at.is_some() => {
+                    ack_at = None;
+                    self.settle_all(&channel, &parking).await?;
+                }
                 _ = tick.tick() => {
                     self.fence.hold(Instant::now(), FENCE);
                     self.tell_lag(&channel).await?;
@@ -471,8 +537,6 @@ impl Work {
         if delivery.redelivered {
             self.feed.gauges().count_redelivered(1);
         }
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
         let (mut mark, mut held) = (None, Some(permit));
         let ack_to = self.ack_to.clone();
         let to = match &mut self.stream {
@@ -495,7 +559,7 @@ impl Work {
             permit: held,
             mark,
         };
-        self.open.insert(ticket, claim);
+        let ticket = self.open.insert(claim);
         let handle = Handle::new(ticket, to, None);
         match unusable {
             None => self.feed.emit(event, handle),
@@ -510,8 +574,17 @@ impl Work {
         }
     }
 
-    async fn settle(&mut self, ack: Ack, channel: &Channel, parking: &Channel) -> Result<(), String> {
-        let Some(claim) = self.open.remove(&ack.ticket) else {
+    /// All that is done by now.
+    async fn settle_all(&mut self, channel: &Channel, parking: &Channel) -> Result<(), String> {
+        while let Ok(ack) = self.acks.try_recv() {
+            self.settle(ack, parking).await?;
+        }
+        self.done.acknowledge(channel).await
+    }
+
+    /// Notes it; what is to be parked is stored first.
+    async fn settle(&mut self, ack: Ack, parking: &Channel) -> Result<(), String> {
+        let Some(claim) = self.open.remove(ack.ticket) else {
             return Ok(());
         };
         if !ack.outcome.is_settled() {
@@ -536,8 +609,7 @@ impl Work {
         if let (Outcome::Parked, Some(parked), None) = (ack.outcome, &ack.parked, claim.mark) {
             self.store_parked(&claim.delivery, parked, parking).await?;
         }
-        answer(channel.basic_ack(claim.delivery.delivery_tag, BasicAckOptions::default())).await?;
-        drop(claim.permit);
+        self.done.ready.insert(claim.delivery.delivery_tag, claim.permit);
         Ok(())
     }
 
@@ -564,7 +636,10 @@ impl Work {
         let mut stop = self.stop.clone();
         while !self.open.is_empty() {
             tokio::select! {
-                Some(ack) = self.acks.recv() => self.settle(ack, channel, parking).await?,
+                Some(ack) = self.acks.recv() => {
+                    self.settle(ack, parking).await?;
+                    self.settle_all(channel, parking).await?;
+                }
                 () = tokio::time::sleep(TICK) => self.fence.hold(Instant::now(), FENCE),
                 () = stop.abandoned() => break,
             }
@@ -679,5 +754,28 @@ fn parked_event(message: &Delivery) -> ParkedEvent {
         id,
         reason,
         raw: message.data.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_nothing_open_before_it_is_acknowledged_together() {
+        let mut done = Done::default();
+        let add = |done: &mut Done, tags: &[u64]| tags.iter().for_each(|&tag| drop(done.ready.insert(tag, None)));
+        let prefix = |done: &mut Done| done.take_prefix().map(|(last, permits)| (last, permits.len()));
+        add(&mut done, &[2, 3]);
+        assert_eq!(prefix(&mut done), None, "the first is open");
+        // These go one by one.
+        done.ready.clear();
+        done.alone.extend([2, 3]);
+        add(&mut done, &[1]);
+        assert_eq!(prefix(&mut done), Some((1, 1)));
+        assert_eq!((done.upto, done.alone.len()), (3, 0));
+        add(&mut done, &[4, 5, 7]);
+        assert_eq!(prefix(&mut done), Some((5, 2)));
+        assert_eq!(done.ready.len(), 1);
     }
 }

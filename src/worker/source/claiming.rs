@@ -9,7 +9,7 @@
 //! kills the worker: it goes alone, one suspect at a time, with a mark in the queue. Only a death under that mark counts against an event, so
 //! that a worker that is killed at random parks nobody.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
 use super::Context;
+use super::open::Open;
 use crate::credit::Permit;
 use crate::engine::park::Reason;
 use crate::engine::{Feed, Stop};
@@ -29,6 +30,11 @@ use crate::retry::{Backoff, Policy};
 const SETTLE_WAIT: Duration = Duration::from_millis(5);
 /// With so much company it does not wait.
 const SETTLE_BATCH: usize = 100;
+/// After a first word on how events went, others are let come for so long: each of them alone would wake this thread.
+const ACK_PAUSE: Duration = Duration::from_millis(1);
+/// A queue that was emptied is asked again after this time, and only if there is nothing then, watched: so a steady trickle comes in small
+/// batches. An event that comes to a quiet queue does not wait.
+const LINGER: Duration = Duration::from_millis(2);
 /// An event that was handed out more often than this and never finished is suspected.
 const INNOCENT_DELIVERIES: u32 = 3;
 /// A standby worker asks at least so often.
@@ -119,8 +125,7 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
         acks,
         ack_to,
         fence: terms.exclusive.then(Arc::default),
-        next_ticket: 0,
-        open: HashMap::new(),
+        open: Open::default(),
         finished: Vec::new(),
         parked: Vec::new(),
         unsettled_since: None,
@@ -159,9 +164,8 @@ struct Work<C> {
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
     fence: Option<Arc<Fence>>,
-    next_ticket: u64,
     /// With the lanes.
-    open: HashMap<u64, (C, Permit)>,
+    open: Open<(C, Permit)>,
     finished: Vec<(C, Permit)>,
     parked: Vec<(C, Parked, Permit)>,
     /// Since when something waits to be settled.
@@ -287,21 +291,26 @@ impl<C: Clone> Work<C> {
         let more = Arc::new(Notify::new());
         let mut is_waiting = false;
         let mut is_dry = false;
+        // Until then the queue is not asked for more, and nobody wakes for what was done.
+        let (mut claim_at, mut ack_at) = (None, None);
         loop {
             self.note_all();
+            let now = Instant::now();
+            claim_at = claim_at.filter(|at| *at > now);
+            ack_at = ack_at.filter(|at| *at > now);
             if self.is_settling_due(stop) && !self.settle(queue).await? {
                 return Ok(Turn::LostLease);
             }
-            if Instant::now() >= renew_at {
-                renew_at = Instant::now() + self.terms.lease / 3;
+            if now >= renew_at {
+                renew_at = now + self.terms.lease / 3;
                 if !self.renew(queue).await? {
                     return Ok(Turn::LostLease);
                 }
                 // Others may have died since.
                 is_recovering |= !self.terms.exclusive;
             }
-            if Instant::now() >= lag_at {
-                lag_at = Instant::now() + LAG_INTERVAL;
+            if now >= lag_at {
+                lag_at = now + LAG_INTERVAL;
                 queue.lag(&self.feed).await?;
             }
             if stop.is_requested() {
@@ -317,11 +326,14 @@ impl<C: Clone> Work<C> {
                     is_recovering = !is_last;
                     self.feed.gauges().count_redelivered(claimed.len() as u64);
                     self.pending.extend(claimed);
-                } else if room > 0 && !is_dry {
+                } else if room > 0 && !is_dry && claim_at.is_none() {
                     let Grant::Granted(claimed) = queue.claim(room).await? else {
                         return Ok(Turn::LostLease);
                     };
                     is_dry = claimed.is_empty();
+                    if claimed.len() < room && !is_dry {
+                        claim_at = Some(Instant::now() + LINGER);
+                    }
                     self.pending.extend(claimed);
                 }
             }
@@ -337,7 +349,8 @@ impl<C: Clone> Work<C> {
                 queue.wait_for_more(Arc::clone(&more));
             }
             let settle_at = self.unsettled_since.map(|since| since + SETTLE_WAIT);
-            let wake_at = settle_at.map_or(renew_at.min(lag_at), |at| at.min(renew_at).min(lag_at));
+            let times = [settle_at, claim_at, ack_at, Some(renew_at), Some(lag_at)];
+            let wake_at = times.into_iter().flatten().min().unwrap_or(lag_at);
             // A suspect waits for what is in flight, and not for credit.
             let innocent = self
                 .pending
@@ -351,7 +364,10 @@ impl<C: Clone> Work<C> {
                 biased;
                 () = stop.requested(), if !stopping => {}
                 () = last_word.abandoned(), if stopping => return Ok(Turn::Stopped),
-                Some(ack) = self.acks.recv() => self.note(ack),
+                Some(ack) = self.acks.recv(), if ack_at.is_none() => {
+                    self.note(ack);
+                    ack_at = Some(Instant::now() + ACK_PAUSE);
+                }
                 () = more.notified(), if is_dry => (is_dry, is_waiting) = (false, false),
                 permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() && !stopping => {
                     if let Some(claimed) = self.pending.pop_front() {
@@ -403,9 +419,7 @@ impl<C: Clone> Work<C> {
             unusable,
         } = claimed;
         event.fence = self.fence.clone();
-        let ticket = self.next_ticket;
-        self.next_ticket += 1;
-        self.open.insert(ticket, (claim, permit));
+        let ticket = self.open.insert((claim, permit));
         let handle = Handle::new(ticket, AckTo::Broker(self.ack_to.clone()), None);
         match unusable {
             None => self.feed.emit(event, handle),
@@ -427,7 +441,7 @@ impl<C: Clone> Work<C> {
     }
 
     fn note(&mut self, ack: Ack) {
-        let Some((claim, permit)) = self.open.remove(&ack.ticket) else {
+        let Some((claim, permit)) = self.open.remove(ack.ticket) else {
             return;
         };
         match (ack.outcome, ack.parked) {
@@ -487,9 +501,7 @@ impl<C: Clone> Work<C> {
 
     /// All that is claimed, in the order of the source.
     fn claims(&self) -> Vec<C> {
-        let mut open: Vec<_> = self.open.iter().collect();
-        open.sort_unstable_by_key(|(ticket, _)| **ticket);
-        let open = open.into_iter().map(|(_, (claim, _))| claim.clone());
+        let open = self.open.iter().map(|(claim, _)| claim.clone());
         let done = self.finished.iter().map(|(claim, _)| claim.clone());
         let parked = self.parked.iter().map(|(claim, ..)| claim.clone());
         done.chain(parked)

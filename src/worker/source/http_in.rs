@@ -158,6 +158,10 @@ impl Source for HttpIn {
         }
     }
 
+    fn listens(&self) -> Option<SocketAddr> {
+        Some(self.listen)
+    }
+
     fn run(self: Box<Self>, context: Context) -> Run {
         Box::pin(async move {
             let listener = server::bind(self.listen).await?;

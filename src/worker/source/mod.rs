@@ -12,6 +12,7 @@ pub mod file;
 pub mod follow;
 pub mod http_in;
 pub mod nats;
+mod open;
 pub mod recorded;
 pub mod redis_pubsub;
 pub mod redis_streams;
@@ -21,6 +22,7 @@ pub mod thoonk;
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 
@@ -102,6 +104,11 @@ pub trait Source: Send {
     /// Is it ready as soon as it runs, or will it say when?
     fn starts_ready(&self) -> bool {
         true
+    }
+
+    /// Where it takes connections, if it does: that stays open over a reload.
+    fn listens(&self) -> Option<SocketAddr> {
+        None
     }
 
     /// What was put in up to a moment and is not done, if the queue can be asked.

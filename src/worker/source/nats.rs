@@ -30,6 +30,7 @@ use tokio::sync::Notify;
 use super::claiming::{self, Claimed, Grant, Queue, Terms};
 use super::redis_streams::MIN_LEASE;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
+use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
 use crate::config::section::{FromText, Section};
 use crate::engine::Feed;
@@ -53,6 +54,7 @@ const REASON_HEADER: &str = "Parked";
 #[derive(Clone)]
 pub struct Nats {
     url: Url,
+    tls: BrokerTls,
     stream: String,
     consumer: String,
     /// Only these of the stream's subjects.
@@ -74,7 +76,9 @@ impl FromText for Url {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let url = section.required("url");
+    let url = section.required::<Url>("url");
+    let is_tls = url.as_ref().is_some_and(|url| url.0.tls_required());
+    let tls = BrokerTls::read(section, "tls://", is_tls);
     let stream = section.required("stream");
     let consumer = section.or("consumer", "push".to_owned());
     let subject = section.optional("subject");
@@ -90,6 +94,7 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     let max_deaths = section.or("max_deaths", 3_usize);
     Some(Box::new(Nats {
         url: url?,
+        tls,
         stream: stream?,
         consumer,
         subject,
@@ -160,9 +165,15 @@ async fn answer<T, E: std::fmt::Display>(question: impl Future<Output = Result<T
 
 impl Nats {
     async fn connect(&self) -> Result<jetstream::Context, String> {
-        let options = async_nats::ConnectOptions::new()
+        let mut options = async_nats::ConnectOptions::new()
             .connection_timeout(ANSWER_TIMEOUT)
             .event_callback(|_| async {});
+        if let Some(authorities) = &self.tls.authorities {
+            options = options.add_root_certificates(authorities.path.clone());
+        }
+        if let Some((certificate, key)) = &self.tls.identity {
+            options = options.add_client_certificate(certificate.path.clone(), key.path.clone());
+        }
         let client = answer(options.connect(self.url.0.clone())).await?;
         Ok(jetstream::new(client))
     }
@@ -382,11 +393,17 @@ impl Pull {
             .collect())
     }
 
-    async fn acknowledge(&mut self, sequence: u64) -> Result<(), String> {
-        match self.open.remove(&sequence) {
-            Some(message) => answer(message.ack()).await,
-            None => Ok(()),
+    /// An acknowledgement that was only written to the connection dies with this process, and its message comes again. The server takes them in order, so when
+    /// it has confirmed the last one it has them all.
+    async fn acknowledge(&mut self, sequences: &[u64]) -> Result<(), String> {
+        let messages: Vec<Message> = sequences.iter().filter_map(|one| self.open.remove(one)).collect();
+        let Some((last, others)) = messages.split_last() else {
+            return Ok(());
+        };
+        for message in others {
+            answer(message.ack()).await?;
         }
+        answer(last.double_ack()).await
     }
 
     async fn holds_lease(&mut self) -> Result<bool, String> {
@@ -478,9 +495,7 @@ impl Queue for Pull {
         if self.lease.take().is_some() {
             answer(self.link()?.leases.delete(key)).await?;
         }
-        // Acknowledgements are on their way; they must have left.
-        let client = self.link()?.context.client();
-        answer(client.flush()).await
+        Ok(())
     }
 
     async fn claim(&mut self, count: usize) -> Result<Grant<Vec<Claimed<u64>>>, String> {
@@ -520,11 +535,10 @@ impl Queue for Pull {
             let context = &self.link()?.context;
             let stored = answer(context.publish_with_headers(subject, headers, message.payload.clone())).await?;
             answer(stored.into_future()).await?;
-            self.acknowledge(*sequence).await?;
         }
-        for sequence in finished {
-            self.acknowledge(*sequence).await?;
-        }
+        let parked = parked.iter().map(|(sequence, _)| *sequence);
+        let done: Vec<u64> = finished.iter().copied().chain(parked).collect();
+        self.acknowledge(&done).await?;
         Ok(Grant::Granted(0))
     }
 

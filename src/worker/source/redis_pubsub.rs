@@ -34,7 +34,7 @@ pub struct RedisPubSub {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let server = section.required("url");
+    let server = Server::read(section);
     let channels: Vec<String> = section.or("channels", Vec::new());
     let patterns: Vec<String> = section.or("patterns", Vec::new());
     if channels.is_empty() && patterns.is_empty() {

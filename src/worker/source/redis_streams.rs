@@ -82,7 +82,7 @@ enum Format {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let server = section.required("url");
+    let server = Server::read(section);
     let stream = section.required("stream");
     let group = section.optional::<String>("group");
     let is_grouped = section.has("group");
@@ -378,17 +378,18 @@ return {answer[1], entries, counts, answer[3] or {}}";
 const SETTLE: &str = r"
 if ARGV[1] ~= '' and redis.call('GET', KEYS[2]) ~= ARGV[1] then return false end
 local count, ours = tonumber(ARGV[4]), 0
-local function done(id)
-    ours = ours + redis.call('XACK', KEYS[1], ARGV[2], id)
-    if ARGV[3] == '1' then redis.call('XDEL', KEYS[1], id) end
-    redis.call('HDEL', KEYS[4], id)
+local has_suspects = redis.call('EXISTS', KEYS[4]) == 1
+local function done(first, last)
+    ours = ours + redis.call('XACK', KEYS[1], ARGV[2], unpack(ARGV, first, last))
+    if ARGV[3] == '1' then redis.call('XDEL', KEYS[1], unpack(ARGV, first, last)) end
+    if has_suspects then redis.call('HDEL', KEYS[4], unpack(ARGV, first, last)) end
 end
-for i = 5, 4 + count do done(ARGV[i]) end
+for i = 5, 4 + count, 1000 do done(i, math.min(i + 999, 4 + count)) end
 for i = 5 + count, #ARGV, 2 do
     local entry = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])[1]
     local fields = entry and entry[2] or {}
     redis.call('XADD', KEYS[3], '*', 'parked.id', ARGV[i], 'parked.reason', ARGV[i + 1], unpack(fields))
-    done(ARGV[i])
+    done(i, i)
 end
 return ours";
 
@@ -612,12 +613,14 @@ impl Queue for Group {
             return;
         };
         let (stream, group, seen) = (self.config.stream.clone(), self.group.clone(), self.last_seen);
+        let is_alone = self.config.terms.exclusive && seen > StreamId::default();
         tokio::task::spawn_local(async move {
             // What somebody else of the group was given is no news.
-            let delivered = match group_info(&mut connection, &stream, &group).await {
-                Ok(info) => info.get("last-delivered-id").cloned().and_then(bytes_of),
-                Err(_) => None,
+            let delivered = match is_alone {
+                true => None,
+                false => group_info(&mut connection, &stream, &group).await.ok(),
             };
+            let delivered = delivered.and_then(|info| info.get("last-delivered-id").cloned().and_then(bytes_of));
             let after = delivered
                 .and_then(|id| StreamId::parse(&id))
                 .unwrap_or_default()

@@ -73,7 +73,7 @@ enum Dialect {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let server = section.required("url");
+    let server = Server::read(section);
     let queue = section.required::<String>("queue");
     if queue
         .as_ref()
@@ -199,36 +199,47 @@ const PREAMBLE: &str = r"
 local ids, items, published, claimed, cancelled, stalled, finishes = unpack(KEYS, 1, 7)
 local lease, seq, seqno, owner, deliveries, suspects, park = unpack(KEYS, 8, 14)
 if ARGV[1] ~= '' and redis.call('GET', lease) ~= ARGV[1] then return false end
-local function describe(id, body)
-    local number = redis.call('HGET', seq, id)
-    if not number then
-        number = redis.call('INCR', seqno)
-        redis.call('HSET', seq, id, number)
+-- What is told of claimed jobs; `bodies` has the body of each.
+local function describe(list, bodies)
+    local out = {}
+    if #list == 0 then return out end
+    local numbers = redis.call('HMGET', seq, unpack(list))
+    local times = redis.call('ZMSCORE', published, unpack(list))
+    for i, id in ipairs(list) do
+        local number = numbers[i]
+        if not number then
+            number = redis.call('INCR', seqno)
+            redis.call('HSET', seq, id, number)
+        end
+        out[i] = {id, bodies[i], redis.call('HINCRBY', deliveries, id, 1), times[i] or '0', number}
     end
-    return {id, body, redis.call('HINCRBY', deliveries, id, 1), redis.call('ZSCORE', published, id) or '0', number}
+    return out
 end
-local function forget(id)
-    redis.call('HDEL', seq, id)
-    redis.call('HDEL', owner, id)
-    redis.call('HDEL', deliveries, id)
-    redis.call('HDEL', suspects, id)
+local function forget(...)
+    redis.call('HDEL', seq, ...)
+    redis.call('HDEL', owner, ...)
+    redis.call('HDEL', deliveries, ...)
+    redis.call('HDEL', suspects, ...)
 end
 ";
 
 // ARGV: token, now in ms, worker, count
 const CLAIM: &str = r"
-local out = {}
-for _ = 1, 10 * ARGV[4] do
-    if #out >= tonumber(ARGV[4]) then break end
-    local id = redis.call('RPOP', ids)
-    if not id then break end
-    local body = redis.call('HGET', items, id)
-    if body and redis.call('ZADD', claimed, 'NX', ARGV[2], id) == 1 then
-        redis.call('HSET', owner, id, ARGV[3])
-        out[#out + 1] = describe(id, body)
+local taken, bodies, wanted = {}, {}, tonumber(ARGV[4])
+for _ = 1, 10 do
+    if #taken >= wanted then break end
+    local popped = redis.call('RPOP', ids, wanted - #taken)
+    if not popped then break end
+    local found = redis.call('HMGET', items, unpack(popped))
+    for i, id in ipairs(popped) do
+        if found[i] and redis.call('ZADD', claimed, 'NX', ARGV[2], id) == 1 then
+            taken[#taken + 1] = id
+            bodies[#taken] = found[i]
+            redis.call('HSET', owner, id, ARGV[3])
+        end
     end
 end
-return out";
+return describe(taken, bodies)";
 
 // Claims with our mark, each with its number. ARGV: token
 const OURS: &str = r"
@@ -242,40 +253,45 @@ return out";
 
 // ARGV: token, now in ms, worker, ids
 const TAKE_OVER: &str = r"
-local out = {}
+local taken, bodies = {}, {}
 for i = 4, #ARGV do
     local id = ARGV[i]
     local body = redis.call('HGET', items, id)
     if body and redis.call('ZSCORE', claimed, id) then
         redis.call('ZADD', claimed, 'XX', ARGV[2], id)
         redis.call('HSET', owner, id, ARGV[3])
-        out[#out + 1] = describe(id, body)
+        taken[#taken + 1] = id
+        bodies[#taken] = body
     else
         redis.call('ZREM', claimed, id)
         forget(id)
     end
 end
-return out";
+return describe(taken, bodies)";
 
 // ARGV: token, worker, channel for results or '', number of finished ids, these, then for each parked id: id, reason as JSON
 const SETTLE: &str = r"
 local count, ours = tonumber(ARGV[4]), 0
-local done = 0
 local function is_ours(id)
     return (ARGV[1] ~= '' or redis.call('HGET', owner, id) == ARGV[2]) and redis.call('ZREM', claimed, id) == 1
 end
-for i = 5, 4 + count do
-    local id = ARGV[i]
-    if is_ours(id) then
-        done = done + 1
-        redis.call('HDEL', cancelled, id)
-        redis.call('ZREM', published, id)
-        redis.call('HDEL', items, id)
-        forget(id)
-        if ARGV[3] ~= '' then redis.call('PUBLISH', ARGV[3], id) end
+for first = 5, 4 + count, 1000 do
+    local done = {}
+    for i = first, math.min(first + 999, 4 + count) do
+        if is_ours(ARGV[i]) then done[#done + 1] = ARGV[i] end
+    end
+    if #done > 0 then
+        redis.call('HDEL', cancelled, unpack(done))
+        redis.call('ZREM', published, unpack(done))
+        redis.call('HDEL', items, unpack(done))
+        forget(unpack(done))
+        redis.call('INCRBY', finishes, #done)
+        ours = ours + #done
+    end
+    if ARGV[3] ~= '' then
+        for _, id in ipairs(done) do redis.call('PUBLISH', ARGV[3], id) end
     end
 end
-if done > 0 then redis.call('INCRBY', finishes, done) end
 for i = 5 + count, #ARGV, 2 do
     local id = ARGV[i]
     if is_ours(id) then
@@ -287,7 +303,7 @@ for i = 5 + count, #ARGV, 2 do
         forget(id)
     end
 end
-return ours + done";
+return ours";
 
 // ARGV: token, now in ms, ids
 const RENEW: &str = r"

@@ -1,6 +1,7 @@
 //! The worker as a process, against a stand-in for nginx that can fail in every way a server fails.
 
 mod amqp;
+mod broker_tls;
 mod brokers;
 mod command_line;
 mod crash;
