@@ -1,5 +1,6 @@
 //! The small HTTP server under `http_in` and the admin address.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -17,6 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_local;
@@ -30,10 +32,28 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// Binds, with an error that names the address.
+/// Listeners that outlive a reload: between the old topology and the new one, clients wait in the queue of the kernel and are not refused.
+static HELD: Mutex<BTreeMap<SocketAddr, std::net::TcpListener>> = Mutex::new(BTreeMap::new());
+
+/// Binds, or takes what is held, with an error that names the address.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-    TcpListener::bind(address).await.map_err(named)
+    let held = HELD.lock().get(&address).map(std::net::TcpListener::try_clone);
+    let listener = match held {
+        Some(listener) => listener.map_err(named)?,
+        None => TcpListener::bind(address)
+            .await
+            .and_then(TcpListener::into_std)
+            .map_err(named)?,
+    };
+    let to_hold = listener.try_clone().map_err(named)?;
+    HELD.lock().entry(address).or_insert(to_hold);
+    TcpListener::from_std(listener).map_err(named)
+}
+
+/// Closes all that are held but these. Those that somebody serves stay open for as long as he does.
+pub fn hold_only(addresses: &[SocketAddr]) {
+    HELD.lock().retain(|address, _| addresses.contains(address));
 }
 
 /// Serves until a stop is requested, then until the requests under way are answered or the stop is final.

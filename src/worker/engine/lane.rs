@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +21,7 @@ use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::park::{ParkingLot, Reason};
 use super::pipeline::{Pipeline, SinkSlot};
+use super::settlement::{Office, Share};
 use super::turn::Turn;
 use crate::event::{Event, EventId};
 use crate::finalizer::{Handle, Outcome};
@@ -57,8 +59,7 @@ struct Ready {
 pub struct Lane {
     /// By the index of [`SinkSlot::sink`].
     sinks: Vec<Rc<dyn LaneSink>>,
-    parking: ParkingLot,
-    metrics: Arc<Metrics>,
+    office: Arc<Office>,
     /// A key that is here has an event in flight; its queue holds those that wait for it.
     busy: RefCell<HashMap<(usize, OrderKey), VecDeque<Ready>>>,
     optional: Arc<Semaphore>,
@@ -69,8 +70,7 @@ impl Lane {
     pub fn new(sinks: &[Arc<dyn RunningSink>], parking: ParkingLot, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             sinks: sinks.iter().map(|sink| sink.open()).collect(),
-            parking,
-            metrics,
+            office: Office::new(parking, metrics),
             busy: RefCell::default(),
             optional: Arc::new(Semaphore::new(OPTIONAL_BACKLOG)),
         })
@@ -96,7 +96,10 @@ impl Lane {
                     turns: turns.clone(),
                 };
                 if keeps_order {
-                    spawn_local(Rc::clone(&self).settle(ready));
+                    // Nobody here waits for the end of it.
+                    self.hand_over(ready)
+                        .into_iter()
+                        .for_each(|delivery| drop(spawn_local(delivery)));
                 } else {
                     self.enqueue(slot, ready);
                 }
@@ -104,6 +107,8 @@ impl Lane {
             // Whatever the stages made of it holds its own share.
             handle.resolve(Outcome::Accepted);
         }
+        // Some sinks settle on threads of their own.
+        self.office.closed().await;
     }
 
     /// Runs all stages. What comes out goes to `emit`; what does not is dropped or parked here.
@@ -120,7 +125,9 @@ impl Lane {
                             StageResult::Out(event) => emit(event, handle.share()),
                             StageResult::Dropped => handle.share().resolve(Outcome::Dropped),
                             StageResult::Parked(event, reason) => {
-                                self.parking.park(&pipeline.name, &event, &reason, handle.share());
+                                self.office
+                                    .parking
+                                    .park(&pipeline.name, &event, &reason, handle.share());
                             }
                         }
                     }
@@ -133,7 +140,9 @@ impl Lane {
                         text,
                         attempts: tries,
                     };
-                    self.parking.park(&pipeline.name, &original, &reason, handle.share());
+                    self.office
+                        .parking
+                        .park(&pipeline.name, &original, &reason, handle.share());
                     return;
                 }
                 Err(_) => {
@@ -154,7 +163,7 @@ impl Lane {
         spawn_local(async move {
             let mut next = Some(ready);
             while let Some(ready) = next {
-                Rc::clone(&lane).settle(ready).await;
+                join_all(lane.hand_over(ready).into_iter()).await;
                 next = lane.next_of(slot);
             }
         });
@@ -169,63 +178,28 @@ impl Lane {
         next
     }
 
-    /// Hands the event to all sinks of the pipeline, at once; the future waits for them and tells the finaliser.
-    fn settle(self: Rc<Self>, ready: Ready) -> impl Future<Output = ()> + 'static {
+    /// Hands the event to all sinks of the pipeline, at once. The futures see to those that need a task of this lane, to its end.
+    fn hand_over(&self, ready: Ready) -> Vec<Settling> {
         let Ready {
             pipeline,
             event,
             handle,
             mut turns,
         } = ready;
-        let mut deliveries = Vec::with_capacity(pipeline.sinks.len());
-        for (index, slot) in pipeline.sinks.iter().enumerate() {
-            let turn = turns.iter().position(|(at, _)| *at == index);
+        let mut settling = Vec::new();
+        for share in self.office.open(&pipeline, &event, handle) {
+            let turn = turns.iter().position(|(at, _)| *at == share.sink());
             let turn = turn.map(|at| turns.swap_remove(at).1);
-            if slot.required {
-                let delivery = deliver_counted(&*self.sinks[slot.sink], &slot.metrics, &event, turn);
-                deliveries.push((index, delivery));
-            } else {
-                self.deliver_aside(slot, &event);
+            let sink = &self.sinks[pipeline.sinks[share.sink()].sink];
+            match sink.direct() {
+                Some(direct) => direct.hand_over(Arc::clone(&event), turn, share),
+                None => settling.push(settle(deliver(&**sink, &event, turn), share)),
             }
         }
-        async move {
-            let verdicts = if deliveries.len() == 1 {
-                let (index, delivery) = deliveries.remove(0);
-                vec![(index, delivery.await)]
-            } else {
-                let wait = |(index, delivery): (usize, Delivery)| async move { (index, delivery.await) };
-                join_all(deliveries.into_iter().map(wait)).await
-            };
-            self.conclude(&pipeline, &event, verdicts, handle);
+        for slot in pipeline.sinks.iter().filter(|slot| !slot.required) {
+            self.deliver_aside(slot, &event);
         }
-    }
-
-    fn conclude(&self, pipeline: &Pipeline, event: &Event, verdicts: Vec<(usize, Verdict)>, handle: Handle) {
-        let mut refusal = None;
-        let mut released = false;
-        for (index, verdict) in verdicts {
-            match verdict {
-                Verdict::Accepted => {}
-                Verdict::Released => released = true,
-                Verdict::Refused { reason, attempts } => {
-                    let component = format!("sink {}", pipeline.sinks[index].name);
-                    refusal.get_or_insert(Reason {
-                        component,
-                        text: reason,
-                        attempts,
-                    });
-                }
-            }
-        }
-        match refusal {
-            // Whoever has the claim by now settles it.
-            _ if released => handle.resolve(Outcome::Released),
-            None => {
-                self.metrics.event_age.observe(event.received.elapsed());
-                handle.resolve(Outcome::Accepted);
-            }
-            Some(reason) => self.parking.park(&pipeline.name, event, &reason, handle),
-        }
+        settling
     }
 
     /// For a sink that nobody waits for.
@@ -236,41 +210,45 @@ impl Lane {
             metrics.discard(false, "backlog_full");
             return;
         };
-        let delivery = deliver_counted(&*self.sinks[slot.sink], &metrics, event, None);
+        metrics.receive();
+        let start = Instant::now();
+        let delivery = deliver(&*self.sinks[slot.sink], event, None);
         let (id, name) = (event.id.clone(), slot.name.clone());
         spawn_local(async move {
-            if let Verdict::Refused { reason, .. } = delivery.await {
-                tracing::warn!("sink {name} (not required): event {id} is not there: {reason}");
+            match delivery.await {
+                Verdict::Accepted => {
+                    metrics.send(1);
+                    metrics.latency.observe(start.elapsed());
+                }
+                Verdict::Released => metrics.discard(false, "released"),
+                Verdict::Refused { reason, .. } => {
+                    metrics.park();
+                    tracing::warn!("sink {name} (not required): event {id} is not there: {reason}");
+                }
             }
             drop(room);
         });
     }
 }
 
-/// Hands the event over, counts it in and, by the verdict, out. A panic is a refusal.
-fn deliver_counted(sink: &dyn LaneSink, metrics: &Arc<Component>, event: &Arc<Event>, turn: Option<Turn>) -> Delivery {
-    metrics.receive();
-    let start = Instant::now();
+type Settling = Pin<Box<dyn Future<Output = ()>>>;
+
+fn settle(delivery: Delivery, share: Share) -> Settling {
+    Box::pin(async move { share.tell(delivery.await) })
+}
+
+/// Hands the event over. A panic is a refusal.
+fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, turn: Option<Turn>) -> Delivery {
     let refuse = |panic: &str| Verdict::Refused {
         reason: format!("the sink panicked: {panic}"),
         attempts: 1,
     };
     let handed = catch_unwind(AssertUnwindSafe(|| sink.deliver(Arc::clone(event), turn)));
-    let metrics = Arc::clone(metrics);
     Box::pin(async move {
-        let verdict = match handed {
+        match handed {
             Ok(delivery) => catch_panic(delivery).await.unwrap_or_else(|panic| refuse(&panic)),
             Err(panic) => refuse(&panic_text(&*panic)),
-        };
-        match &verdict {
-            Verdict::Accepted => {
-                metrics.send(1);
-                metrics.latency.observe(start.elapsed());
-            }
-            Verdict::Released => metrics.discard(false, "released"),
-            Verdict::Refused { .. } => metrics.park(),
         }
-        verdict
     })
 }
 
@@ -409,7 +387,7 @@ impl Drop for Running<'_> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::engine::pipeline::StageSlot;
+    use crate::engine::pipeline::{Account, StageSlot};
     use crate::finalizer::{Ack, AckTo};
     use crate::sink::Delivery;
     use crate::stage::Order;
@@ -471,17 +449,19 @@ mod tests {
             on_error: OnError::Park,
             split_arrays: true,
         };
+        let sinks = vec![SinkSlot {
+            name: "k".into(),
+            sink: 0,
+            running: Arc::new(Unused),
+            required: true,
+            metrics: Arc::default(),
+        }];
         let pipeline = Arc::new(Pipeline {
             name: "p".into(),
             index: 0,
             stages: vec![slot(Arc::new(parse)), slot(Arc::new(Panics))],
-            sinks: vec![SinkSlot {
-                name: "k".into(),
-                sink: 0,
-                running: Arc::new(Unused),
-                required: true,
-                metrics: Arc::default(),
-            }],
+            account: Account::of("p", &sinks),
+            sinks,
             order: Order::Source,
             prefix: String::new(),
             dark: None,
@@ -491,8 +471,7 @@ mod tests {
         {
             let lane = Lane {
                 sinks: vec![recorder.clone()],
-                parking,
-                metrics,
+                office: Office::new(parking, metrics),
                 busy: RefCell::default(),
                 optional: Arc::new(Semaphore::new(1)),
             };
@@ -555,6 +534,7 @@ mod tests {
             index: 0,
             stages,
             sinks: vec![],
+            account: Account::of("p", &[]),
             order: Order::Source,
             prefix: String::new(),
             dark: None,

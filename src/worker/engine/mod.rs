@@ -14,6 +14,7 @@ pub mod lane;
 pub mod order;
 pub mod park;
 pub mod pipeline;
+pub mod settlement;
 pub mod turn;
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -33,7 +34,7 @@ use crate::credit::Credit;
 use crate::engine::lane::{Job, Lane};
 use crate::engine::order::OrderKey;
 use crate::engine::park::{ParkingLot, Reason};
-use crate::engine::pipeline::{DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
+use crate::engine::pipeline::{Account, DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
 use crate::event::Event;
 use crate::finalizer::{AckTo, Handle};
 use crate::ops::admin;
@@ -286,6 +287,8 @@ struct Tasks {
 
 impl Topology {
     fn start(config: Config, metrics: &Arc<Metrics>) -> Result<Self, Error> {
+        let listens = config.sources.iter().filter_map(|named| named.component.listens());
+        crate::server::hold_only(&listens.chain(config.admin).collect::<Vec<_>>());
         let Config {
             sources,
             pipelines,
@@ -411,8 +414,15 @@ impl Topology {
                     }
                     None => false,
                 },
-                _ = signals.terminate.recv() => true,
-                _ = signals.interrupt.recv() => true,
+                _ = signals.terminate.recv() => {
+                    // Nobody comes after this.
+                    crate::server::hold_only(&[]);
+                    true
+                }
+                _ = signals.interrupt.recv() => {
+                    crate::server::hold_only(&[]);
+                    true
+                }
                 _ = signals.hangup.recv() => {
                     if *self.phase.borrow() == Phase::Running && let Some(next) = reread(path, &self.metrics) {
                         result = result.map(|_| Some(next));
@@ -584,7 +594,7 @@ fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningS
                 metrics: component("stage", named.component_type, &named.name),
             })
             .collect();
-        let slots = spec
+        let slots: Vec<SinkSlot> = spec
             .sinks
             .iter()
             .map(|&sink| (sink, &config.sinks[sink]))
@@ -606,6 +616,7 @@ fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningS
                 name: spec.name.clone(),
                 index,
                 stages,
+                account: Account::of(&spec.name, &slots),
                 sinks: slots,
                 order,
                 prefix: spec.prefix.clone(),

@@ -18,11 +18,29 @@ pub struct Pipeline {
     pub index: usize,
     pub stages: Vec<StageSlot>,
     pub sinks: Vec<SinkSlot>,
+    pub account: Arc<Account>,
     pub order: Order,
     /// Put before every channel.
     pub prefix: String,
     /// In dark mode the source does not wait for this pipeline.
     pub dark: Option<Arc<Semaphore>>,
+}
+
+/// What is said and counted of a pipeline's deliveries.
+pub struct Account {
+    pub pipeline: String,
+    /// Name and counters of each sink.
+    pub sinks: Vec<(String, Arc<Component>)>,
+}
+
+impl Account {
+    pub fn of(pipeline: &str, sinks: &[SinkSlot]) -> Arc<Self> {
+        let sinks = sinks.iter().map(|slot| (slot.name.clone(), Arc::clone(&slot.metrics)));
+        Arc::new(Self {
+            pipeline: pipeline.to_owned(),
+            sinks: sinks.collect(),
+        })
+    }
 }
 
 /// A stage at its place in a pipeline.

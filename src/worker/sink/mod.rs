@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crate::client::{Address, Tls};
 use crate::config::section::Section;
+use crate::engine::settlement::Share;
 use crate::engine::turn::Turn;
 use crate::event::Event;
 use crate::ops::metrics::Metrics;
@@ -96,6 +97,17 @@ pub trait RunningSink: Send + Sync {
 pub trait LaneSink {
     /// The event is sealed: its body is what is sent, however often.
     fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery;
+
+    /// Does it need no task of the lane to settle an event?
+    fn direct(&self) -> Option<&dyn DirectSink> {
+        None
+    }
+}
+
+/// A sink that settles events on a thread of its own.
+pub trait DirectSink {
+    /// As [`LaneSink::deliver`]; the verdict goes to the share.
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share);
 }
 
 /// One line of the table of sinks.

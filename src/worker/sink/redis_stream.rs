@@ -15,12 +15,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::oneshot;
 
-use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
+use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
+use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::ops::watchdog::Beat;
@@ -47,7 +49,7 @@ pub struct RedisStream {
 }
 
 fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
-    let server = section.required("url");
+    let server = Server::read(section);
     let stream = section.required("stream");
     let (keep, max_length) = (section.optional("keep"), section.optional("max_length"));
     if section.has("keep") && section.has("max_length") {
@@ -87,14 +89,14 @@ impl Sink for RedisStream {
 #[derive(Clone)]
 struct Append {
     event: Arc<Event>,
-    done: Arc<parking_lot::Mutex<Option<oneshot::Sender<Verdict>>>>,
+    reply: Arc<Mutex<Option<Reply>>>,
 }
 
 impl Append {
     fn settle(&self, verdict: Verdict) {
-        if let Some(done) = self.done.lock().take() {
-            // A lane that has gone does not mind.
-            let _ = done.send(verdict);
+        let reply = self.reply.lock().take();
+        if let Some(reply) = reply {
+            reply.tell(verdict);
         }
     }
 }
@@ -125,11 +127,27 @@ struct Lane(Arc<Sequencer<Append>>);
 
 impl LaneSink for Lane {
     fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery {
-        let (done, verdict) = oneshot::channel();
-        let turn = turn.unwrap_or_else(|| self.0.take_turn());
-        let done = Arc::new(parking_lot::Mutex::new(Some(done)));
-        self.0.put(&turn, Append { event, done });
+        let (reply, verdict) = oneshot::channel();
+        self.put(event, turn, Reply::Waiting(reply));
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
+    }
+
+    fn direct(&self) -> Option<&dyn DirectSink> {
+        Some(self)
+    }
+}
+
+impl DirectSink for Lane {
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share) {
+        self.put(event, turn, Reply::Share(share));
+    }
+}
+
+impl Lane {
+    fn put(&self, event: Arc<Event>, turn: Option<Turn>, reply: Reply) {
+        let turn = turn.unwrap_or_else(|| self.0.take_turn());
+        let reply = Arc::new(Mutex::new(Some(reply)));
+        self.0.put(&turn, Append { event, reply });
     }
 }
 

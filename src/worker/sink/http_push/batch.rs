@@ -7,15 +7,121 @@ use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE as CONTENT_TYPE_HEADER, HOST, HeaderName, HeaderValue};
+use hyper::http::response::Parts;
+use hyper::{Method, Request};
 use serde::{Deserialize, Serialize};
 
+use super::node::{Answer, Attempt, Failure, Node};
+use super::{EPOCH, HttpPush};
 use crate::event::Event;
+use crate::ops::metrics::Code;
 
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 /// Lines to a POST at most; a node takes 1000 by default.
 pub const DEFAULT_LINES: usize = 256;
 /// Half of nginx's default `client_max_body_size`. A line that is longer goes alone.
 pub const MAX_BYTES: usize = 512 * 1024;
+
+const ACCEPT_POST: &str = "accept-post";
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
+
+/// The question what a node offers, and which memory it has.
+pub fn question(config: &HttpPush, node: &Node) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::default());
+    *request.method_mut() = Method::OPTIONS;
+    *request.uri_mut() = config.batch_path.clone();
+    request.headers_mut().insert(HOST, node.host.clone());
+    request.headers_mut().insert(EPOCH, HeaderValue::from_static("?"));
+    request
+}
+
+/// Does the node that answers so take batches?
+pub fn is_offered(answer: &Parts) -> bool {
+    let offers = answer.headers.get_all(ACCEPT_POST).iter();
+    let mut kinds = offers
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    kinds.any(|kind| kind.trim().eq_ignore_ascii_case(CONTENT_TYPE))
+}
+
+/// How many from the head fit into one POST.
+pub fn fitting<'a>(lines: impl Iterator<Item = &'a Bytes>, max_lines: usize) -> usize {
+    let mut bytes = 0;
+    let fits = |line: &&Bytes| {
+        bytes += line.len();
+        bytes <= MAX_BYTES
+    };
+    lines.take(max_lines).take_while(fits).count()
+}
+
+/// The POST of these lines.
+pub fn request(config: &HttpPush, node: &Node, lines: Vec<u8>) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(Bytes::from(lines)));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = config.batch_path.clone();
+    let headers = request.headers_mut();
+    headers.insert(HOST, node.host.clone());
+    headers.insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(CONTENT_TYPE));
+    headers.insert(PREFER, RETURN_MINIMAL);
+    request
+}
+
+/// What a node made of a batch.
+pub enum Outcome {
+    /// One for each line.
+    Verdicts(Vec<Attempt>),
+    /// The same for all.
+    Whole(Attempt),
+    /// Fewer next time; a single one that is still too large goes by itself and gets its own verdict.
+    TooLarge,
+    /// It has changed its mind since it was asked.
+    NotTaken,
+}
+
+/// The meaning of the answer to a batch of `count` lines.
+pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count: usize) -> Result<Outcome, Failure> {
+    let answer = Answer::of(parts);
+    match answer.status {
+        200 => {}
+        413 => {
+            node.metrics.count(Code::Status(413));
+            return Ok(Outcome::TooLarge);
+        }
+        415 => {
+            node.metrics.count(Code::Status(415));
+            return Ok(Outcome::NotTaken);
+        }
+        // Whatever is wrong is not wrong with the first event.
+        400..=499 => {
+            let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
+            node.metrics.count(Code::Status(answer.status));
+            node.misconfigured(&text);
+            return Ok(Outcome::Whole(Attempt::Retry {
+                failure: text,
+                after: answer.retry_after,
+            }));
+        }
+        _ => return Ok(Outcome::Whole(node.judge(config, answer))),
+    }
+    let is_minimal = parts
+        .headers
+        .get("preference-applied")
+        .is_some_and(|value| *value == RETURN_MINIMAL);
+    let judge = |line: LineVerdict| {
+        let answer = Answer {
+            status: line.status,
+            explain: line.explain,
+            retry_after: None,
+            duplicates: 0,
+        };
+        node.judge(config, answer)
+    };
+    let lines = verdicts(body, is_minimal, count).map_err(Failure::Batch)?;
+    Ok(Outcome::Verdicts(lines.into_iter().map(judge).collect()))
+}
 
 #[derive(Serialize)]
 struct Line<'a> {
@@ -70,7 +176,7 @@ struct Verdict {
 }
 
 /// The verdicts on `lines` lines, in their order.
-pub fn verdicts(body: &[u8], is_minimal: bool, lines: usize) -> Result<Vec<LineVerdict>, String> {
+fn verdicts(body: &[u8], is_minimal: bool, lines: usize) -> Result<Vec<LineVerdict>, String> {
     let mut answer = body
         .split(|&byte| byte == b'\n')
         .filter(|line| !line.trim_ascii().is_empty());

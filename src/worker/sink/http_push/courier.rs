@@ -11,19 +11,15 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
-use hyper::{Method, Request, Uri};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use super::node::{Answer, Attempt, Failure, Node};
 use super::tally::Tally;
-use super::{HttpPush, MAX_ANSWER_BYTES, batch, event_request};
+use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Sender};
 use crate::engine::turn::Sequencer;
 use crate::event::Event;
-use crate::ops::metrics::Code;
 use crate::ops::watchdog::Beat;
 use crate::retry::Backoff;
 
@@ -31,10 +27,6 @@ use crate::retry::Backoff;
 const BEHIND: usize = 4096;
 /// An idle connection that nginx has closed is opened again, to see whether nginx is still there; at most so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-const ACCEPT_POST: &str = "accept-post";
-const PREFER: HeaderName = HeaderName::from_static("prefer");
-const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
-
 /// An event on its way to all nodes.
 pub struct Parcel {
     pub event: Arc<Event>,
@@ -271,31 +263,15 @@ impl Work {
         let Courier { config, node, .. } = &self.courier;
         let tls = config.tls.as_ref();
         let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
-        if config.batch == 0 && !node.is_gone() {
-            return Ok(Link {
-                sender,
-                ended,
-                takes_batches: false,
-            });
-        }
-        let mut request = Request::new(Full::default());
-        *request.method_mut() = Method::OPTIONS;
-        *request.uri_mut() = config.batch_path.clone();
-        request.headers_mut().insert(HOST, node.host.clone());
+        let request = batch::question(config, node);
         // A socket may still be open when nobody accepts from it any more.
         let gone = |error| client::Error::Connect(std::io::Error::other(error));
         let answer = sender.send_request(request).await.map_err(gone)?;
         let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
         if !parts.status.is_server_error() {
-            node.arrived();
+            node.arrived(parts.headers.get(EPOCH));
         }
-        let offers = parts
-            .headers
-            .get_all(ACCEPT_POST)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        let mut kinds = offers.flat_map(|value| value.split(','));
-        let takes_batches = config.batch > 0 && kinds.any(|kind| kind.trim().eq_ignore_ascii_case(batch::CONTENT_TYPE));
+        let takes_batches = config.batch > 0 && batch::is_offered(&parts);
         if sender.ready().await.is_err() {
             // An old node that closes after what it does not know.
             (sender, ended) = client::connect_watched(&node.address, tls).await?;
@@ -317,7 +293,7 @@ impl Work {
             return Ok(Vec::new());
         }
         let Courier { config, node, .. } = &self.courier;
-        let count = fitting(&self.queue, self.max_lines);
+        let count = batch::fitting(self.queue.iter().map(|parcel| parcel.line()), self.max_lines);
         if !link.takes_batches || count == 0 || self.max_lines == 0 {
             let event = &self.queue[0].event;
             let request = match event_request(config, node, event) {
@@ -333,52 +309,24 @@ impl Work {
             .iter()
             .take(count)
             .for_each(|parcel| body.extend_from_slice(parcel.line()));
-        let request = batch_request(&config.batch_path, node.host.clone(), body);
+        let request = batch::request(config, node, body);
         let answer = link.sender.send_request(request).await.map_err(client::Error::from)?;
         let (parts, body) = client::read_body(answer, MAX_ANSWER_BYTES * count).await?;
-        let answer = Answer::of(&parts);
-        match answer.status {
-            200 => {}
-            // Fewer next time; a single one that is still too large goes by itself and gets its own verdict.
-            413 => {
-                node.metrics.count(Code::Status(413));
+        match batch::outcome(config, node, &parts, &body, count)? {
+            batch::Outcome::Verdicts(verdicts) => {
+                self.max_lines = (self.max_lines * 2).min(config.batch);
+                Ok(verdicts)
+            }
+            batch::Outcome::Whole(attempt) => Ok(vec![attempt]),
+            batch::Outcome::TooLarge => {
                 self.max_lines = if count == 1 { 0 } else { count / 2 };
-                return Ok(Vec::new());
+                Ok(Vec::new())
             }
-            // It has changed its mind since it was asked.
-            415 => {
-                node.metrics.count(Code::Status(415));
+            batch::Outcome::NotTaken => {
                 link.takes_batches = false;
-                return Ok(Vec::new());
+                Ok(Vec::new())
             }
-            // Whatever is wrong is not wrong with the first event.
-            400..=499 => {
-                let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
-                node.metrics.count(Code::Status(answer.status));
-                node.misconfigured(&text);
-                return Ok(vec![Attempt::Retry {
-                    failure: text,
-                    after: answer.retry_after,
-                }]);
-            }
-            _ => return Ok(vec![node.judge(config, answer)]),
         }
-        let applied = parts
-            .headers
-            .get("preference-applied")
-            .is_some_and(|value| *value == RETURN_MINIMAL);
-        let lines = batch::verdicts(&body, applied, count).map_err(Failure::Batch)?;
-        self.max_lines = (self.max_lines * 2).min(config.batch);
-        let judge = |line: batch::LineVerdict| {
-            let answer = Answer {
-                status: line.status,
-                explain: line.explain,
-                retry_after: None,
-                duplicates: 0,
-            };
-            node.judge(config, answer)
-        };
-        Ok(lines.into_iter().map(judge).collect())
     }
 
     /// Tells whoever waits. What is to be tried again stays at the head, in order; then the answer is how long the node asked to wait.
@@ -429,16 +377,6 @@ impl Work {
     }
 }
 
-/// How many from the head fit into one POST.
-fn fitting(queue: &VecDeque<Arc<Parcel>>, max_lines: usize) -> usize {
-    let mut bytes = 0;
-    let fits = |parcel: &&Arc<Parcel>| {
-        bytes += parcel.line().len();
-        bytes <= batch::MAX_BYTES
-    };
-    queue.iter().take(max_lines).take_while(fits).count()
-}
-
 /// A node that does not answer must not make the worker grow: what others have taken may miss it.
 fn miss_settled(queue: &mut VecDeque<Arc<Parcel>>, node: &Node) {
     let mut excess = queue.len().saturating_sub(BEHIND);
@@ -450,15 +388,4 @@ fn miss_settled(queue: &mut VecDeque<Arc<Parcel>>, node: &Node) {
         }
         !is_missed
     });
-}
-
-fn batch_request(path: &Uri, host: HeaderValue, body: Vec<u8>) -> Request<Full<Bytes>> {
-    let mut request = Request::new(Full::new(Bytes::from(body)));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = path.clone();
-    let headers = request.headers_mut();
-    headers.insert(HOST, host);
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(batch::CONTENT_TYPE));
-    headers.insert(PREFER, RETURN_MINIMAL);
-    request
 }

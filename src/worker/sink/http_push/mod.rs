@@ -21,7 +21,8 @@
 //! * `ordered = true` (default if the source gives ids): each node gets events in the order of the source, over all lanes and channels, one POST at a
 //!   time ([`courier`]). Up to `batch` events share a POST with a node that offers batches; an older node, or the C module, gets
 //!   one POST each.
-//! * `ordered = false`: each lane publishes on up to `connections` connections per node, one POST per event, in order per key ([`unordered`]).
+//! * `ordered = false`: each lane publishes on up to `connections` connections per node, in order per key ([`unordered`]); where the node offers batches, on
+//!   two, and what waits meanwhile shares a POST.
 //!
 //! With `statistics` each node's own count is compared with ours ([`reconcile`]). A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
 //! what is more than a few thousand events old misses that node, which is counted. An ordered sink notices by itself, when its connection ends, that a node is
@@ -50,9 +51,10 @@ use hyper::{Method, Request, Uri};
 use self::courier::{Courier, Parcel};
 use self::node::Node;
 use self::tally::{Required, Tally};
-use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
+use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Tls};
 use crate::config::section::Section;
+use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::retry::Policy;
@@ -70,6 +72,8 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
 const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
+/// Asked for and told by a node: which memory it has.
+const EPOCH: &str = "x-nginx-pushstream-epoch";
 
 #[derive(Clone, Debug)]
 pub struct HttpPush {
@@ -143,9 +147,6 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
     }
     if ordered == Some(false) && section.has("statistics") {
         section.complain_at("statistics", "belongs to ordered = true");
-    }
-    if ordered == Some(false) && section.has("batch") {
-        section.complain_at("batch", "belongs to ordered = true");
     }
     let permanent = section.or("permanent", Vec::<u16>::new());
     for status in permanent.iter().filter(|status| !(400..600).contains(*status)) {
@@ -291,7 +292,24 @@ struct OrderedLane {
 
 impl LaneSink for OrderedLane {
     fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery {
-        let (tally, verdict) = Tally::new(self.nodes, self.needed);
+        let (tally, verdict) = Tally::awaited(self.nodes, self.needed);
+        self.put(event, turn, tally);
+        Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
+    }
+
+    fn direct(&self) -> Option<&dyn DirectSink> {
+        Some(self)
+    }
+}
+
+impl DirectSink for OrderedLane {
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share) {
+        self.put(event, turn, Tally::new(self.nodes, self.needed, Reply::Share(share)));
+    }
+}
+
+impl OrderedLane {
+    fn put(&self, event: Arc<Event>, turn: Option<Turn>, tally: Tally) {
         let parcel = Parcel::new(event, tally);
         if self.has_batches {
             // Here, where lanes work side by side, and not where everything passes through one courier.
@@ -300,7 +318,6 @@ impl LaneSink for OrderedLane {
         // An event without a turn was never announced; it goes at the end.
         let turn = turn.unwrap_or_else(|| self.sequencer.take_turn());
         self.sequencer.put(&turn, parcel);
-        Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
 }
 

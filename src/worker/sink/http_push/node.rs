@@ -36,6 +36,8 @@ pub struct Node {
     is_gone: AtomicBool,
     /// The last time it came back, counted over all nodes; 0 if it was always there.
     recovery: AtomicU64,
+    /// Which memory it had when it was last asked; `None`: it does not tell.
+    epoch: Mutex<Option<HeaderValue>>,
     state: Mutex<State>,
     error_logged: Mutex<Option<Instant>>,
     /// Wakes those who wait at an open breaker, and those who wait for their next attempt.
@@ -57,7 +59,7 @@ enum State {
 }
 
 /// How one attempt ended.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Attempt {
     Accepted,
     Permanent(String),
@@ -120,6 +122,7 @@ impl Node {
             failures: AtomicU32::new(0),
             is_gone: AtomicBool::new(false),
             recovery: AtomicU64::new(0),
+            epoch: Mutex::new(None),
             state: Mutex::new(State::Closed),
             error_logged: Mutex::new(None),
             changed: Notify::new(),
@@ -172,9 +175,14 @@ impl Node {
     }
 
     /// It takes connections and answers. After an absence that counts as success, for it must get what is older before it gets what has waited.
-    pub fn arrived(&self) {
+    /// The same if it was there all the time and its memory is another, as after an upgrade of nginx's binary.
+    pub fn arrived(&self, epoch: Option<&HeaderValue>) {
+        let before = std::mem::replace(&mut *self.epoch.lock(), epoch.cloned());
         if self.is_gone.load(Ordering::Relaxed) {
             self.succeeded();
+        } else if before.is_some() && epoch.is_some() && before.as_ref() != epoch {
+            tracing::info!("sink {}: {} has begun with an empty memory", self.sink, self.address);
+            self.recovery.store(self.metrics.recovered(), Ordering::Relaxed);
         }
     }
 
@@ -362,6 +370,21 @@ mod tests {
             assert_eq!(judge(code, None), "parked", "{code}");
         }
         assert_eq!(judge(403, Some(EXPLAIN_CHANNEL_LIMIT)), "retried");
+    }
+
+    #[test]
+    fn another_memory_counts_as_a_recovery() {
+        let (node, _) = node();
+        let epoch = |text| HeaderValue::from_static(text);
+        let recovery = || node.recovery.load(Ordering::Relaxed);
+        node.arrived(None);
+        node.arrived(Some(&epoch("1")));
+        node.arrived(Some(&epoch("1")));
+        assert_eq!(recovery(), 0);
+        node.arrived(Some(&epoch("2")));
+        assert_eq!(recovery(), 1);
+        node.arrived(None);
+        assert_eq!(recovery(), 1);
     }
 
     #[test]

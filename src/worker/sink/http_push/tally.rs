@@ -1,9 +1,10 @@
 //! How many nodes must have an event.
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::config::section::{FromItem, Item};
+use crate::engine::settlement::Reply;
 use crate::sink::Verdict;
 
 /// `required = "all"`, `"quorum"`, `"any"`, or a number.
@@ -52,12 +53,17 @@ struct Count {
     needed: usize,
     accepted: usize,
     refusal: Option<(String, u32)>,
-    reply: Option<oneshot::Sender<Verdict>>,
+    reply: Option<Reply>,
 }
 
 impl Tally {
-    pub fn new(nodes: usize, needed: usize) -> (Self, oneshot::Receiver<Verdict>) {
+    /// With somebody who waits for the verdict.
+    pub fn awaited(nodes: usize, needed: usize) -> (Self, oneshot::Receiver<Verdict>) {
         let (reply, verdict) = oneshot::channel();
+        (Self::new(nodes, needed, Reply::Waiting(reply)), verdict)
+    }
+
+    pub fn new(nodes: usize, needed: usize, reply: Reply) -> Self {
         let count = Count {
             open: nodes,
             needed,
@@ -65,7 +71,7 @@ impl Tally {
             refusal: None,
             reply: Some(reply),
         };
-        (Self(Mutex::new(count)), verdict)
+        Self(Mutex::new(count))
     }
 
     /// A node has it.
@@ -74,7 +80,7 @@ impl Tally {
         count.open -= 1;
         count.accepted += 1;
         if count.accepted == count.needed {
-            count.settle(Verdict::Accepted);
+            settle(count, Verdict::Accepted);
         }
     }
 
@@ -86,13 +92,13 @@ impl Tally {
         if count.accepted + count.open < count.needed
             && let Some((reason, attempts)) = count.refusal.take()
         {
-            count.settle(Verdict::Refused { reason, attempts });
+            settle(count, Verdict::Refused { reason, attempts });
         }
     }
 
     /// It is another worker's by now.
     pub fn release(&self) {
-        self.0.lock().settle(Verdict::Released);
+        settle(self.0.lock(), Verdict::Released);
     }
 
     /// Has the source its answer? Then a node that is behind may leave it out.
@@ -101,12 +107,12 @@ impl Tally {
     }
 }
 
-impl Count {
-    fn settle(&mut self, verdict: Verdict) {
-        if let Some(reply) = self.reply.take() {
-            // A lane that has gone does not mind.
-            let _ = reply.send(verdict);
-        }
+/// Tells, once, and not under the lock.
+fn settle(mut count: MutexGuard<'_, Count>, verdict: Verdict) {
+    let reply = count.reply.take();
+    drop(count);
+    if let Some(reply) = reply {
+        reply.tell(verdict);
     }
 }
 
@@ -115,7 +121,7 @@ mod tests {
     use super::*;
 
     fn verdict(needed: usize, nodes: &[bool]) -> Option<bool> {
-        let (tally, mut verdict) = Tally::new(3, needed);
+        let (tally, mut verdict) = Tally::awaited(3, needed);
         for (n, &ok) in nodes.iter().enumerate() {
             if ok {
                 tally.accept()
@@ -143,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_first_reason_is_told() {
-        let (tally, mut verdict) = Tally::new(2, 1);
+        let (tally, mut verdict) = Tally::awaited(2, 1);
         tally.refuse("first".into(), 1);
         tally.refuse("second".into(), 2);
         let expected = Verdict::Refused {

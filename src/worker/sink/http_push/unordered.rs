@@ -1,17 +1,21 @@
-//! Unordered publishing: every lane has connections of its own to every node, and each event one POST.
+//! Unordered publishing: every lane has connections of its own to every node.
 //!
-//! The lane lets one event per key through at a time, so order per key holds; between keys there is none.
+//! The lane lets one event per key through at a time, so order per key holds; between keys there is none. A POST takes one event, or where the
+//! node offers batches whatever has come while the POSTs before were under way.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_local;
 
 use super::node::{Answer, Attempt, Failure, Node};
 use super::tally::Tally;
-use super::{HttpPush, MAX_ANSWER_BYTES, event_request};
-use crate::client::Pool;
+use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
+use crate::client::{self, Pool};
 use crate::engine::turn::Turn;
 use crate::event::Event;
 use crate::retry::Backoff;
@@ -19,6 +23,8 @@ use crate::sink::{Delivery, LaneSink, Verdict};
 
 /// Events that others have settled and that are still tried at a node; beyond it they miss that node.
 const BEHIND: usize = 1024;
+/// POSTs under way to a node that takes batches: while one is answered the next one fills.
+const BATCHES: usize = 2;
 
 /// One lane's connections to all nodes.
 pub struct Lane {
@@ -33,7 +39,10 @@ impl Lane {
                 node: Arc::clone(node),
                 config: Arc::clone(config),
                 pool: Pool::new(node.address.clone(), config.tls.clone(), MAX_ANSWER_BYTES),
-                slots: Semaphore::new(config.connections),
+                waiting: RefCell::default(),
+                posting: Cell::new(0),
+                takes_batches: Cell::new(None),
+                max_lines: Cell::new(config.batch),
                 behind: Arc::new(Semaphore::new(BEHIND)),
             })
         };
@@ -46,11 +55,11 @@ impl Lane {
 
 impl LaneSink for Lane {
     fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
-        let (tally, verdict) = Tally::new(self.clients.len(), self.needed);
+        let (tally, verdict) = Tally::awaited(self.clients.len(), self.needed);
         let tally = Rc::new(tally);
         for client in &self.clients {
             let (client, event, tally) = (Rc::clone(client), Arc::clone(&event), Rc::clone(&tally));
-            spawn_local(async move { client.publish(&event, &tally).await });
+            spawn_local(async move { client.publish(event, &tally).await });
         }
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
@@ -61,13 +70,27 @@ struct Client {
     node: Arc<Node>,
     config: Arc<HttpPush>,
     pool: Pool,
-    slots: Semaphore,
+    /// Attempts that no POST has taken up yet.
+    waiting: RefCell<VecDeque<Waiting>>,
+    /// Tasks that take them up.
+    posting: Cell<usize>,
+    /// `None`: it has to be asked.
+    takes_batches: Cell<Option<bool>>,
+    /// Halved when the node finds a batch too large.
+    max_lines: Cell<usize>,
     behind: Arc<Semaphore>,
+}
+
+/// One attempt to publish.
+struct Waiting {
+    event: Arc<Event>,
+    line: Bytes,
+    reply: oneshot::Sender<Attempt>,
 }
 
 impl Client {
     /// Tries until this node has it, will never have it, or nobody needs to know any more.
-    async fn publish(&self, event: &Event, tally: &Tally) {
+    async fn publish(self: Rc<Self>, event: Arc<Event>, tally: &Tally) {
         let policy = &self.config.retry;
         let mut backoff = Backoff::new(policy);
         let mut attempts = 0;
@@ -82,7 +105,7 @@ impl Client {
                 ("it does not answer".to_owned(), None)
             } else {
                 attempts += 1;
-                match self.attempt(event).await {
+                match self.attempt(&event).await {
                     Attempt::Accepted => return tally.accept(),
                     Attempt::Permanent(reason) => {
                         return tally.refuse(format!("{}: {reason}", self.node.address), attempts);
@@ -106,19 +129,148 @@ impl Client {
         }
     }
 
-    async fn attempt(&self, event: &Event) -> Attempt {
+    async fn attempt(self: &Rc<Self>, event: &Arc<Event>) -> Attempt {
+        let (reply, attempt) = oneshot::channel();
+        let line = if self.config.batch > 0 {
+            batch::line(event)
+        } else {
+            Bytes::new()
+        };
+        let event = Arc::clone(event);
+        self.waiting.borrow_mut().push_back(Waiting { event, line, reply });
+        let most = match self.takes_batches.get() {
+            Some(true) => BATCHES,
+            Some(false) => self.config.connections,
+            None if self.config.batch > 0 => 1,
+            None => self.config.connections,
+        };
+        if self.posting.get() < most {
+            self.posting.set(self.posting.get() + 1);
+            let client = Rc::clone(self);
+            spawn_local(async move {
+                client.post_all().await;
+                client.posting.set(client.posting.get() - 1);
+            });
+        }
+        let lost = Attempt::Retry {
+            failure: "the attempt was given up".to_owned(),
+            after: None,
+        };
+        attempt.await.unwrap_or(lost)
+    }
+
+    /// Until nothing waits any more.
+    async fn post_all(&self) {
+        // What the lane is about to hand over comes along.
+        tokio::task::yield_now().await;
+        while !self.waiting.borrow().is_empty() {
+            if self.takes_batches.get().is_none() && self.config.batch > 0 {
+                self.ask().await;
+            }
+            let is_batch = self.takes_batches.get() == Some(true);
+            let count = {
+                let waiting = self.waiting.borrow();
+                let most = if is_batch { self.max_lines.get() } else { 0 };
+                batch::fitting(waiting.iter().map(|one| &one.line), most)
+            };
+            let mut taken: Vec<Waiting> = {
+                let mut waiting = self.waiting.borrow_mut();
+                let count = count.max(1).min(waiting.len());
+                waiting.drain(..count).collect()
+            };
+            if is_batch && count > 0 {
+                self.post_batch(taken).await;
+            } else if let Some(one) = taken.pop() {
+                let attempt = self.post(&one.event).await;
+                // Whoever does not wait any more has gone with the lane.
+                let _ = one.reply.send(attempt);
+            }
+        }
+    }
+
+    /// What does the node offer? If it does not answer, the events will find out why.
+    async fn ask(&self) {
+        let request = batch::question(&self.config, &self.node);
+        let answer = tokio::time::timeout(self.config.timeout, self.pool.request(request)).await;
+        let offered = match answer {
+            Ok(Ok((parts, _))) => {
+                self.node.arrived(parts.headers.get(EPOCH));
+                batch::is_offered(&parts)
+            }
+            _ => return self.takes_batches.set(Some(false)),
+        };
+        self.node.metrics.set_batches(offered);
+        self.takes_batches.set(Some(offered));
+    }
+
+    async fn post_batch(&self, events: Vec<Waiting>) {
+        let count = events.len();
+        let mut body = Vec::with_capacity(events.iter().map(|one| one.line.len()).sum());
+        events.iter().for_each(|one| body.extend_from_slice(&one.line));
+        let request = batch::request(&self.config, &self.node, body);
+        let timeout = self.config.timeout;
+        let outcome = match tokio::time::timeout(timeout, self.pool.request(request)).await {
+            Ok(Ok((parts, body))) => batch::outcome(&self.config, &self.node, &parts, &body, count),
+            Ok(Err(failure)) => Err(failure.into()),
+            Err(_) => Err(Failure::Timeout(timeout)),
+        };
+        let attempts = match outcome {
+            Ok(batch::Outcome::Verdicts(attempts)) => {
+                self.max_lines.set((self.max_lines.get() * 2).min(self.config.batch));
+                attempts
+            }
+            Ok(batch::Outcome::Whole(attempt)) => vec![attempt; count],
+            // These go again at once, in fewer lines or one by one.
+            Ok(batch::Outcome::TooLarge) => {
+                self.max_lines.set(count / 2);
+                return self.put_back(events);
+            }
+            Ok(batch::Outcome::NotTaken) => {
+                self.takes_batches.set(Some(false));
+                return self.put_back(events);
+            }
+            Err(failure) => vec![self.fail(&failure); count],
+        };
+        for (one, attempt) in events.into_iter().zip(attempts) {
+            if matches!(attempt, Attempt::Accepted) {
+                self.node.metrics.accept(one.event.channels.len() as u64);
+            }
+            let _ = one.reply.send(attempt);
+        }
+    }
+
+    fn put_back(&self, events: Vec<Waiting>) {
+        let mut waiting = self.waiting.borrow_mut();
+        events.into_iter().rev().for_each(|one| waiting.push_front(one));
+    }
+
+    async fn post(&self, event: &Event) -> Attempt {
         let request = match event_request(&self.config, &self.node, event) {
             Ok(request) => request,
             Err(reason) => return Attempt::Permanent(reason),
         };
         let timeout = self.config.timeout;
-        // The slots are never closed. Waiting for one is not part of the attempt: the node is not to blame for it.
-        let _slot = self.slots.acquire().await;
+        // A single one that was too large for a batch is no measure for the next.
+        self.max_lines.set(self.max_lines.get().max(1).min(self.config.batch));
         let failure = match tokio::time::timeout(timeout, self.pool.request(request)).await {
-            Ok(Ok((parts, _))) => return self.node.judge(&self.config, Answer::of(&parts)),
+            Ok(Ok((parts, _))) => {
+                let attempt = self.node.judge(&self.config, Answer::of(&parts));
+                if matches!(attempt, Attempt::Accepted) {
+                    self.node.metrics.accept(event.channels.len() as u64);
+                }
+                return attempt;
+            }
             Ok(Err(failure)) => failure.into(),
             Err(_) => Failure::Timeout(timeout),
         };
-        self.node.unanswered(&self.config, &failure)
+        self.fail(&failure)
+    }
+
+    /// The node may be another one when it is back.
+    fn fail(&self, failure: &Failure) -> Attempt {
+        if matches!(failure, Failure::Client(client::Error::Connect(_))) {
+            self.takes_batches.set(None);
+        }
+        self.node.unanswered(&self.config, failure)
     }
 }

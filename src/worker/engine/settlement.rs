@@ -1,0 +1,196 @@
+//! How the deliveries of one event come together: each sink that must have it holds a [`Share`]; when the last of them is told, the finaliser is.
+//!
+//! A share may be told from any thread, so a sink that settles many events at once does not wake a lane for each.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use super::park::{ParkingLot, Reason};
+use super::pipeline::{Account, Pipeline};
+use crate::event::Event;
+use crate::finalizer::{Handle, Outcome};
+use crate::ops::metrics::Metrics;
+use crate::sink::Verdict;
+
+/// Of one event in one pipeline. It does not keep the pipeline: a sink that holds this would hold itself.
+struct Settlement {
+    account: Arc<Account>,
+    event: Arc<Event>,
+    office: Weak<Office>,
+    state: Mutex<State>,
+}
+
+struct State {
+    open: usize,
+    /// Another worker has it by now.
+    is_released: bool,
+    refusal: Option<Reason>,
+    handle: Option<Handle>,
+}
+
+/// A sink's part in it. Dropped without a word it counts as [`Verdict::Released`].
+pub struct Share {
+    settlement: Arc<Settlement>,
+    /// Among the sinks of the pipeline.
+    sink: usize,
+    start: Instant,
+    is_told: bool,
+}
+
+/// Who waits for a sink's verdict.
+pub enum Reply {
+    Share(Share),
+    Waiting(oneshot::Sender<Verdict>),
+}
+
+impl Reply {
+    pub fn tell(self, verdict: Verdict) {
+        match self {
+            Self::Share(share) => share.tell(verdict),
+            // A lane that has gone does not mind.
+            Self::Waiting(waiting) => drop(waiting.send(verdict)),
+        }
+    }
+}
+
+/// A lane's desk for all its events. When it is closed, what is open there is released.
+pub struct Office {
+    pub parking: ParkingLot,
+    metrics: Arc<Metrics>,
+    open: AtomicUsize,
+    idle: Notify,
+}
+
+impl Office {
+    pub fn new(parking: ParkingLot, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            parking,
+            metrics,
+            open: AtomicUsize::new(0),
+            idle: Notify::new(),
+        })
+    }
+
+    /// A share for each required sink of the pipeline, with its place; counts the event in there.
+    pub fn open(self: &Arc<Self>, pipeline: &Pipeline, event: &Arc<Event>, handle: Handle) -> Vec<Share> {
+        let required = pipeline.sinks.iter().filter(|slot| slot.required).count();
+        // Release, as in `close_one`: whoever sees none open sees what was done with them.
+        self.open.fetch_add(1, Ordering::Release);
+        let settlement = Arc::new(Settlement {
+            account: Arc::clone(&pipeline.account),
+            event: Arc::clone(event),
+            office: Arc::downgrade(self),
+            state: Mutex::new(State {
+                open: required,
+                is_released: false,
+                refusal: None,
+                handle: Some(handle),
+            }),
+        });
+        if required == 0 {
+            settlement.conclude();
+        }
+        let start = Instant::now();
+        let sinks = pipeline.sinks.iter().enumerate().filter(|(_, slot)| slot.required);
+        let share = |(sink, slot): (usize, &super::pipeline::SinkSlot)| {
+            slot.metrics.receive();
+            Share {
+                settlement: Arc::clone(&settlement),
+                sink,
+                start,
+                is_told: false,
+            }
+        };
+        sinks.map(share).collect()
+    }
+
+    /// Waits until nothing is open.
+    pub async fn closed(&self) {
+        while self.open.load(Ordering::Acquire) > 0 {
+            self.idle.notified().await;
+        }
+    }
+
+    fn close_one(&self) {
+        if self.open.fetch_sub(1, Ordering::Release) == 1 {
+            self.idle.notify_one();
+        }
+    }
+}
+
+impl Share {
+    pub fn sink(&self) -> usize {
+        self.sink
+    }
+
+    pub fn tell(mut self, verdict: Verdict) {
+        self.record(verdict);
+    }
+
+    fn record(&mut self, verdict: Verdict) {
+        self.is_told = true;
+        let (name, metrics) = &self.settlement.account.sinks[self.sink];
+        match &verdict {
+            Verdict::Accepted => {
+                metrics.send(1);
+                metrics.latency.observe(self.start.elapsed());
+            }
+            Verdict::Released => metrics.discard(false, "released"),
+            Verdict::Refused { .. } => metrics.park(),
+        }
+        let mut state = self.settlement.state.lock();
+        match verdict {
+            Verdict::Accepted => {}
+            Verdict::Released => state.is_released = true,
+            Verdict::Refused { reason, attempts } => {
+                let component = format!("sink {name}");
+                state.refusal.get_or_insert(Reason {
+                    component,
+                    text: reason,
+                    attempts,
+                });
+            }
+        }
+        state.open -= 1;
+        let is_last = state.open == 0;
+        drop(state);
+        if is_last {
+            self.settlement.conclude();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if !self.is_told {
+            self.record(Verdict::Released);
+        }
+    }
+}
+
+impl Settlement {
+    fn conclude(&self) {
+        let mut state = self.state.lock();
+        let (handle, refusal, is_released) = (state.handle.take(), state.refusal.take(), state.is_released);
+        drop(state);
+        let Some(handle) = handle else { return };
+        // A lane that was abandoned has let go of everything.
+        let Some(office) = self.office.upgrade() else { return };
+        match refusal {
+            // Whoever has the claim by now settles it.
+            _ if is_released => handle.resolve(Outcome::Released),
+            None => {
+                office.metrics.event_age.observe(self.event.received.elapsed());
+                handle.resolve(Outcome::Accepted);
+            }
+            Some(reason) => office
+                .parking
+                .park(&self.account.pipeline, &self.event, &reason, handle),
+        }
+        office.close_one();
+    }
+}
