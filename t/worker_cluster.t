@@ -128,9 +128,19 @@ CONF
     ok wait_until(sub { answer($feeder_admin, '/ready') =~ /200 OK/ }, 20), 'and that it is back';
     is $nginx->figures('thread.9')->{stored_messages}, 310, 'with everything';
 
+    # An upgrade of nginx's binary: somebody always listens, and the new one begins with nothing.
+    my $old = $nginx->master;
+    $nginx->signal('USR2');
+    ok wait_until(sub { my $new = $nginx->follow_pid_file; $new && $new != $old && $nginx->worker_pids == $nginx->worker_count }, 20), 'a new nginx';
+    $nginx->signal(QUIT => $old);
+    ok wait_until(sub { !PushStream::Nginx::is_alive($old) }, 20), 'and the old one is gone';
+    ok wait_until(sub { (eval { $nginx->figures('thread.9')->{stored_messages} } // 0) == 310 }, 20), 'the new one is filled';
+    put $redis, 'last', post(311);
+    ok wait_until(sub { (eval { $nginx->figures('thread.9')->{stored_messages} } // 0) == 311 }, 20), 'and goes on';
+
     is end($feeder), 0, 'the feeder ends well';
     is end($formatter), 0, 'so does the formatter';
     end $server;
-};
+}, daemon => 1;
 
 done_testing;

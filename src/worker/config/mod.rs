@@ -18,7 +18,7 @@ use crate::ops::alert::Alert;
 use crate::ops::statsd::Statsd;
 use crate::pipeline_test::PipelineTest;
 use crate::sink::{self, Sink};
-use crate::source::{self, Source};
+use crate::source::{self, Guarantee, Source};
 use crate::stage::gate::Gate;
 use crate::stage::{self, Stage};
 use crate::switch::{Live, State, Switch, Switches};
@@ -326,6 +326,8 @@ struct LocatedSpec {
     sinks: Vec<Located<String>>,
     /// Which events enter.
     gate: Option<Arc<Switch>>,
+    /// Must the source hear of each event only when it was published?
+    end_to_end: Option<Located<bool>>,
 }
 
 fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> Option<LocatedSpec> {
@@ -358,6 +360,7 @@ fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> O
     if prefix.contains(['/', '*']) || prefix.contains(char::is_control) {
         section.complain_at("prefix", "cannot be part of a channel id");
     }
+    let end_to_end = section.optional::<Located<bool>>("end_to_end");
     let gate = section.switch("gate");
     let stage_indexes = all("stage", &names.stages, &stages);
     let sinks = to.unwrap_or_default();
@@ -376,6 +379,7 @@ fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> O
         stages,
         sinks,
         gate,
+        end_to_end: end_to_end.filter(|wanted| wanted.value),
     })
 }
 
@@ -411,9 +415,25 @@ fn check_pipeline(
         from,
         stages: stage_names,
         sinks: sink_names,
+        end_to_end,
         ..
     } = pipeline;
     let source = &sources[spec.source].component;
+    if let Some(wanted) = end_to_end {
+        let refuse = |text: String| problems.add(wanted.at, wanted.key.clone(), text);
+        if source.guarantee() == Guarantee::BestEffort {
+            refuse(format!(
+                "source \"{}\" cannot be told what was published: what is in flight at a crash is lost",
+                from.value
+            ));
+        }
+        if spec.is_dark {
+            refuse("nobody waits for a dark pipeline".to_owned());
+        }
+        if !spec.sinks.iter().any(|&sink| sinks[sink].component.is_required()) {
+            refuse("none of its sinks is required".to_owned());
+        }
+    }
     let (mut has_fields, mut has_channels) = (false, source.gives_channels());
     for (&index, name) in spec.stages.iter().zip(stage_names) {
         let stage = &stages[index].component;
@@ -547,6 +567,24 @@ p = { from = "a", stages = ["parse", "route"], to = ["nginx"] }
                 "11: pipeline.p.to[1]: \"nginx\" needs a route stage before it",
                 "11: pipeline.p.to[1]: \"nginx\" is there twice",
             ]
+        );
+    }
+
+    #[test]
+    fn who_wants_to_be_told_of_the_end_must_be_one_that_can_be() {
+        let best_effort = GOOD.replace("to = [\"nginx\"]", "to = [\"nginx\"], end_to_end = true");
+        assert_eq!(
+            problems(&best_effort),
+            [
+                "11: pipeline.p.end_to_end: source \"a\" cannot be told what was published: what is in flight at a crash is lost"
+            ]
+        );
+        let wanted = best_effort.replace("type = \"stdin\"", "type = \"file\", path = \"in\"");
+        assert_eq!(problems(&wanted), Vec::<String>::new());
+        let dark = wanted.replace("end_to_end = true", "end_to_end = true, mode = \"dark\"");
+        assert_eq!(
+            problems(&dark),
+            ["11: pipeline.p.end_to_end: nobody waits for a dark pipeline"]
         );
     }
 

@@ -13,11 +13,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::metrics::Metrics;
+#[cfg(feature = "sentry")]
 use super::sentry::{self, Dsn};
 use super::watchdog::Watchdog;
 use crate::config::section::{FromText, Section};
@@ -43,6 +45,7 @@ pub struct Alert {
     lasting: Duration,
     log: bool,
     webhook: Option<Target>,
+    #[cfg(feature = "sentry")]
     sentry: Option<Dsn>,
 }
 
@@ -88,14 +91,18 @@ impl Alert {
                 _ => {}
             }
         }
-        let (webhook, sentry) = (section.optional("webhook"), section.optional("sentry"));
+        if cfg!(not(feature = "sentry")) && (does("sentry") || section.has("sentry")) {
+            section.complain_at("do", "this worker was built without the feature \"sentry\"");
+            return None;
+        }
         Some(Self {
             name: section.name().to_owned(),
             when: when?,
             lasting,
             log: does("log"),
-            webhook,
-            sentry,
+            webhook: section.optional("webhook"),
+            #[cfg(feature = "sentry")]
+            sentry: section.optional("sentry"),
         })
     }
 }
@@ -114,6 +121,10 @@ pub async fn run(alerts: Vec<Alert>, metrics: Arc<Metrics>, watchdog: Arc<Watchd
     loop {
         tokio::time::sleep(INTERVAL).await;
         let totals = metrics.totals();
+        let silent = watchdog.silent().len();
+        if silent == 0 {
+            metrics.watchdog_beats.fetch_add(1, Ordering::Relaxed);
+        }
         let broken = metrics.check_invariant();
         for component in &broken {
             tracing::error!("{component}: what went in is not what came out, was dropped, parked, or is in flight");
@@ -131,7 +142,7 @@ pub async fn run(alerts: Vec<Alert>, metrics: Arc<Metrics>, watchdog: Arc<Watchd
             ("oldest_seconds", totals.oldest.as_secs_f64()),
             ("lag", totals.lag as f64),
             ("nodes_down", metrics.nodes_down().len() as f64),
-            ("silent_threads", watchdog.silent().len() as f64),
+            ("silent_threads", silent as f64),
             ("invariant_broken", broken.len() as f64),
         ]);
         before = totals;
@@ -170,6 +181,7 @@ impl Alert {
         if let Some(target) = self.webhook.clone() {
             send(target, "application/json", Vec::new(), body.to_string());
         }
+        #[cfg(feature = "sentry")]
         if let Some(dsn) = self.sentry.as_ref().filter(|_| state == "firing") {
             let envelope = sentry::envelope(&self.name, &text, &body);
             send(dsn.target().clone(), sentry::CONTENT_TYPE, dsn.headers(), envelope);

@@ -292,6 +292,8 @@ pub struct Metrics {
     /// From the source's claim to the last required sink.
     pub event_age: Histogram,
     pub parked_total: AtomicU64,
+    /// Looks at all threads that found none of them silent.
+    pub watchdog_beats: AtomicU64,
 }
 
 impl Metrics {
@@ -625,6 +627,8 @@ impl Metrics {
         out.sample("", "", self.start.0.elapsed().as_secs());
         out.family("glue_parked_events_total", "counter");
         out.sample("", "", load(&self.parked_total));
+        out.family("glue_watchdog_beats_total", "counter");
+        out.sample("", "", load(&self.watchdog_beats));
         out.family("glue_build_info", "gauge");
         out.sample("", concat!("release=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
         out.text

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod alert;
 pub mod metrics;
+#[cfg(feature = "sentry")]
 pub mod sentry;
 pub mod statsd;
 pub mod tap;

@@ -8,9 +8,10 @@
 //! The result is an HTML fragment: text stays text, what is allowed stays markup, everything else goes. It is not made
 //! for use inside an attribute. A field that is missing or not a string is left as it is: a number cannot carry markup.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{Flow, Kind, Stage};
@@ -55,8 +56,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
 
 impl CleanHtml {
     pub fn new(fields: Vec<FieldPath>, allow: Vec<String>) -> Self {
-        // The configuration lives as long as the process, and so may its tag names.
-        let tags: HashSet<&'static str> = allow.into_iter().map(|tag| &*tag.leak()).collect();
+        let tags: HashSet<&'static str> = allow.into_iter().map(interned).collect();
         let mut cleaner = ammonia::Builder::default();
         cleaner
             .tags(tags)
@@ -65,6 +65,18 @@ impl CleanHtml {
             .link_rel(Some("noopener noreferrer nofollow ugc"));
         Self { fields, cleaner }
     }
+}
+
+/// Lives as long as the process, and is there once, however often the configuration is read.
+fn interned(tag: String) -> &'static str {
+    static ALL: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut all = ALL.lock();
+    if let Some(known) = all.get(tag.as_str()) {
+        return known;
+    }
+    let tag: &'static str = tag.leak();
+    all.insert(tag);
+    tag
 }
 
 impl Stage for CleanHtml {

@@ -1,5 +1,7 @@
 //! Conditions on an event, as minijinja expressions: `approved and forum != "test"`.
 
+use std::sync::OnceLock;
+
 use minijinja::value::Serde;
 use minijinja::{Environment, Expression, UndefinedBehavior};
 
@@ -19,9 +21,7 @@ impl FromText for Condition {
     const WANTED: &'static str = "a condition such as \"approved and forum != 'test'\"";
 
     fn from_text(text: &str) -> Result<Self, String> {
-        // A condition lives as long as its worker, or until a reload replaces it.
-        let environment: &'static Environment<'static> = Box::leak(Box::new(environment()));
-        let expression = environment.compile_expression_owned(text.to_owned());
+        let expression = environment().compile_expression_owned(text.to_owned());
         let expression = expression.map_err(|error| format!("\"{text}\": {}", describe(&error)))?;
         Ok(Self {
             text: text.to_owned(),
@@ -30,11 +30,15 @@ impl FromText for Condition {
     }
 }
 
-fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_fuel(Some(FUEL));
-    environment.set_undefined_behavior(UndefinedBehavior::Chainable);
-    environment
+/// The same for all conditions of the process, however often they are read anew.
+fn environment() -> &'static Environment<'static> {
+    static SHARED: OnceLock<Environment<'static>> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        environment.set_undefined_behavior(UndefinedBehavior::Chainable);
+        environment
+    })
 }
 
 impl Condition {

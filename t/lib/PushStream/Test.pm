@@ -49,10 +49,10 @@ our @EXPORT = (@Test::More::EXPORT, qw(with_nginx over_http2 only_over_http1 onl
 $SIG{PIPE} = 'IGNORE';
 
 # Runs the body once for each number of workers, each time with a fresh nginx, then stops it and reads its error log.
-sub with_nginx ($conf, $body) {
+sub with_nginx ($conf, $body, %options) {
     for my $workers (split ' ', $ENV{TEST_WORKERS} // '1 4') {
         subtest "$workers worker" . ($workers == 1 ? '' : 's') => sub {
-            my $nginx = PushStream::Nginx->start($conf, workers => $workers);
+            my $nginx = PushStream::Nginx->start($conf, workers => $workers, %options);
             my $ended = eval { $body->($nginx); 1 };
             ok $ended, 'the test ran to its end' or diag $@;
             $nginx->stop if $nginx->is_running;
