@@ -66,6 +66,7 @@ const FENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_secs(1);
 /// After a first word on how events went, others are let come for so long, and all are acknowledged together.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
+const HELD_UP: &str = "this worker was held up for so long that the broker may have given its messages to another";
 const REASON_HEADER: &str = "x-parked";
 const OFFSET_HEADER: &str = "x-stream-offset";
 
@@ -491,6 +492,9 @@ impl Work {
                     self.settle_all(&channel, &parking).await?;
                 }
                 _ = tick.tick() => {
+                    if !self.fence.is_held() {
+                        return Err(HELD_UP.to_owned());
+                    }
                     self.fence.hold(Instant::now(), FENCE);
                     self.tell_lag(&channel).await?;
                 }
@@ -588,7 +592,9 @@ impl Work {
             return Ok(());
         };
         if !ack.outcome.is_settled() {
-            return Ok(());
+            // What comes after it must not go on before it: the broker gives out everything again, in order.
+            let is_hole = claim.session == self.session && claim.mark.is_none() && !self.stop.is_requested();
+            return if is_hole { Err(HELD_UP.to_owned()) } else { Ok(()) };
         }
         if let (Some(stream), Some(mark)) = (&mut self.stream, claim.mark) {
             stream.marks.finish(mark);

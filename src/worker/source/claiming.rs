@@ -89,6 +89,9 @@ pub trait Queue {
     /// Claims what is waiting, oldest first.
     async fn claim(&mut self, count: usize) -> Result<Grant<Vec<Claimed<Self::Claim>>>, String>;
 
+    /// The lease is ours, and was not at every moment since it was last taken: what is claimed is to be recovered from its beginning.
+    async fn start_over(&mut self) -> Result<(), String>;
+
     /// Takes over claims of others that are dead or idle, oldest first, in slices. The flag says that this was the last.
     async fn recover(&mut self, count: usize) -> Result<Grant<(Vec<Claimed<Self::Claim>>, bool)>, String>;
 
@@ -131,6 +134,8 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
         unsettled_since: None,
         pending: VecDeque::new(),
         is_told: false,
+        has_hole: false,
+        is_asking: false,
     };
     let policy = Policy {
         initial: Duration::from_millis(50),
@@ -174,6 +179,10 @@ struct Work<C> {
     pending: VecDeque<Claimed<C>>,
     /// Has the present trouble been told?
     is_told: bool,
+    /// Something was let go of because the lease was not certain: what comes after it must not go on before it.
+    has_hole: bool,
+    /// The queue may have given out something that has not arrived here.
+    is_asking: bool,
 }
 
 /// Why a turn of work ended.
@@ -204,6 +213,12 @@ impl<C: Clone> Work<C> {
             if !kept {
                 // What is still on its way under the old lease is fenced; it must be gone before it can be taken over again.
                 self.forget(stop).await;
+                if !self.is_certain() && !stop.is_requested() {
+                    // That has taken longer than the lease.
+                    continue;
+                }
+                self.is_asking = true;
+                queue.start_over().await?;
             }
             if std::mem::take(&mut self.is_told) {
                 tracing::info!("source {}: connected again", queue.name());
@@ -215,7 +230,10 @@ impl<C: Clone> Work<C> {
                 Turn::Stopped => return self.leave(queue).await,
                 Turn::LostLease => {
                     self.drop_fence();
-                    tracing::warn!("source {}: another worker has taken over; standing by", queue.name());
+                    tracing::warn!(
+                        "source {}: the lease ran out, or another worker has taken over; standing by",
+                        queue.name()
+                    );
                 }
             }
         }
@@ -229,7 +247,7 @@ impl<C: Clone> Work<C> {
             let asked = Instant::now();
             if let Some(kept) = queue.take_lease().await? {
                 // A claim that was certain at every moment since the last one is the same claim.
-                let kept = kept && self.fence.as_ref().is_some_and(|fence| fence.is_held());
+                let kept = kept && self.is_certain() && !self.is_asking;
                 if !kept {
                     self.drop_fence();
                     self.fence = Some(Arc::default());
@@ -256,6 +274,11 @@ impl<C: Clone> Work<C> {
         }
     }
 
+    /// Was the lease certain at every moment, and is everything that was claimed under it still on its way?
+    fn is_certain(&self) -> bool {
+        !self.has_hole && self.fence.as_ref().is_some_and(|fence| fence.is_held())
+    }
+
     fn drop_fence(&self) {
         if let Some(fence) = &self.fence {
             fence.drop_now();
@@ -276,6 +299,7 @@ impl<C: Clone> Work<C> {
         self.finished.clear();
         self.parked.clear();
         self.unsettled_since = None;
+        (self.has_hole, self.is_asking) = (false, false);
     }
 
     /// Works with the lease in hand.
@@ -286,6 +310,7 @@ impl<C: Clone> Work<C> {
         must_recover: bool,
     ) -> Result<Turn, String> {
         let mut is_recovering = must_recover;
+        self.is_asking |= must_recover;
         let mut renew_at = Instant::now() + self.terms.lease / 3;
         let mut lag_at = Instant::now();
         let more = Arc::new(Notify::new());
@@ -295,6 +320,9 @@ impl<C: Clone> Work<C> {
         let (mut claim_at, mut ack_at) = (None, None);
         loop {
             self.note_all();
+            if self.terms.exclusive && self.has_hole && !stop.is_requested() {
+                return Ok(Turn::LostLease);
+            }
             let now = Instant::now();
             claim_at = claim_at.filter(|at| *at > now);
             ack_at = ack_at.filter(|at| *at > now);
@@ -324,12 +352,15 @@ impl<C: Clone> Work<C> {
                         return Ok(Turn::LostLease);
                     };
                     is_recovering = !is_last;
+                    self.is_asking = is_recovering;
                     self.feed.gauges().count_redelivered(claimed.len() as u64);
                     self.pending.extend(claimed);
                 } else if room > 0 && !is_dry && claim_at.is_none() {
+                    self.is_asking = true;
                     let Grant::Granted(claimed) = queue.claim(room).await? else {
                         return Ok(Turn::LostLease);
                     };
+                    self.is_asking = false;
                     is_dry = claimed.is_empty();
                     if claimed.len() < room && !is_dry {
                         claim_at = Some(Instant::now() + LINGER);
@@ -448,7 +479,10 @@ impl<C: Clone> Work<C> {
             (Outcome::Accepted | Outcome::Dropped, _) => self.finished.push((claim, permit)),
             (Outcome::Parked, Some(parked)) => self.parked.push((claim, *parked, permit)),
             // The claim stays as it is, and ends with its lease.
-            (Outcome::Parked | Outcome::Released, _) => return,
+            (Outcome::Parked | Outcome::Released, _) => {
+                self.has_hole = true;
+                return;
+            }
         }
         self.unsettled_since.get_or_insert_with(Instant::now);
     }
@@ -490,7 +524,7 @@ impl<C: Clone> Work<C> {
     async fn renew<Q: Queue<Claim = C>>(&mut self, queue: &mut Q) -> Result<bool, String> {
         if self.terms.exclusive {
             let asked = Instant::now();
-            if queue.take_lease().await? != Some(true) {
+            if queue.take_lease().await? != Some(true) || !self.is_certain() {
                 return Ok(false);
             }
             self.hold_fence(asked);

@@ -483,9 +483,6 @@ impl Queue for Pull {
                 }
             }
         };
-        if taken.is_some() {
-            self.take_over().await?;
-        }
         self.lease = taken;
         Ok(taken.map(|_| false))
     }
@@ -503,6 +500,10 @@ impl Queue for Pull {
             true => Ok(Grant::Granted(self.fetch(count).await?)),
             false => Ok(Grant::Lost),
         }
+    }
+
+    async fn start_over(&mut self) -> Result<(), String> {
+        self.take_over().await
     }
 
     async fn recover(&mut self, _count: usize) -> Result<Grant<(Vec<Claimed<u64>>, bool)>, String> {

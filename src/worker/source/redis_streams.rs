@@ -489,11 +489,7 @@ impl Queue for Group {
 
     async fn take_lease(&mut self) -> Result<Option<bool>, String> {
         let mut connection = self.connection()?;
-        let taken = self.lease.take(&mut connection).await?;
-        if taken == Some(false) {
-            self.recovered = StreamId::default();
-        }
-        Ok(taken)
+        self.lease.take(&mut connection).await
     }
 
     async fn release_lease(&mut self) -> Result<(), String> {
@@ -517,6 +513,11 @@ impl Queue for Group {
                 Ok(Grant::Granted(entries.map(|entry| self.claimed(entry, 1)).collect()))
             }
         }
+    }
+
+    async fn start_over(&mut self) -> Result<(), String> {
+        self.recovered = StreamId::default();
+        Ok(())
     }
 
     async fn recover(&mut self, count: usize) -> Result<Grant<(Vec<Claimed<StreamId>>, bool)>, String> {

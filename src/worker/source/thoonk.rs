@@ -587,11 +587,7 @@ impl Queue for Jobs {
     }
 
     async fn take_lease(&mut self) -> Result<Option<bool>, String> {
-        let taken = self.lease.take(&mut self.connection()?).await?;
-        if taken == Some(false) {
-            self.inherited = None;
-        }
-        Ok(taken)
+        self.lease.take(&mut self.connection()?).await
     }
 
     async fn release_lease(&mut self) -> Result<(), String> {
@@ -604,6 +600,11 @@ impl Queue for Jobs {
             None => Ok(Grant::Lost),
             Some(jobs) => Ok(Grant::Granted(jobs.into_iter().map(|job| self.claimed(job)).collect())),
         }
+    }
+
+    async fn start_over(&mut self) -> Result<(), String> {
+        self.inherited = None;
+        Ok(())
     }
 
     async fn recover(&mut self, count: usize) -> Result<Grant<(Vec<Claimed<String>>, bool)>, String> {

@@ -182,6 +182,38 @@ fn a_standby_takes_over_from_a_worker_that_is_paused_and_that_one_is_fenced() {
 }
 
 #[test]
+fn what_was_let_go_of_in_a_pause_comes_before_what_is_newer_also_if_nobody_else_took_the_lease() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let is_first = std::sync::atomic::AtomicBool::new(true);
+    let nginx = StandIn::start("127.0.0.1:0", move |_| {
+        if is_first.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            Behaviour::Hang(LEASE)
+        } else {
+            Behaviour::Accept
+        }
+    });
+    let mut commands = redis.connect();
+    append(&mut commands, 1..21);
+    let worker = Worker::start(&dir, &pipeline(&nginx.address, &streams(&redis, "")));
+    nginx.wait_for(1);
+    let lease = "glue.lease:posts:push";
+    let token: String = commands.get(lease).unwrap();
+    worker.signal("-STOP");
+    // The lease lasts, and yet the worker cannot have been certain of it all the time.
+    let _: () = commands.set_ex(lease, token, 600).unwrap();
+    std::thread::sleep(LEASE * 2);
+    append(&mut commands, 21..41);
+    worker.signal("-CONT");
+    nginx.wait_until(|publishes| {
+        let accepted = publishes.iter().filter(|publish| publish.accepted);
+        accepted.map(number).collect::<HashSet<_>>().len() == 40
+    });
+    assert_complete_and_ordered(&nginx.publishes(), 40);
+    assert!(worker.terminate().success());
+}
+
+#[test]
 fn what_kills_the_worker_again_and_again_is_parked_and_the_innocent_are_not() {
     let redis = Redis::start();
     let dir = TempDir::new();
