@@ -18,7 +18,8 @@ with_nginx <<'CONF', sub ($nginx) {
 events {}
 http {
     %%HTTP%%
-    push_stream_shared_memory_size 256m;
+    # What leaves a channel keeps its memory for ten seconds: room for all of it.
+    push_stream_shared_memory_size 2g;
     push_stream_channels_path $arg_id;
     push_stream_store_messages on;
     push_stream_max_messages_stored_per_channel 100;

@@ -9,7 +9,10 @@ use JSON::PP ();
 
 my $COUNT = $ENV{TEST_CHANNELS} // 20_000;
 
-with_nginx <<'CONF', sub ($nginx) {
+# Somebody takes nothing while all the others are served.
+my $TIMEOUT = $COUNT > 100_000 ? '120s' : '5s';
+
+with_nginx <<'CONF' =~ s/%%TIMEOUT%%/$TIMEOUT/r, sub ($nginx) {
 %%MAIN%%
 events {}
 http {
@@ -19,7 +22,7 @@ http {
     push_stream_channel_inactivity_time 1h;
     client_max_body_size 8m;
     client_body_buffer_size 1m;
-    send_timeout 5s;
+    send_timeout %%TIMEOUT%%;
 
     server {
         listen 127.0.0.1:%%PORT%%;
