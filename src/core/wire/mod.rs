@@ -9,6 +9,7 @@ pub mod gap;
 pub mod http_date;
 pub mod merge;
 pub mod operators;
+pub mod padding;
 pub mod percent;
 pub mod position;
 pub mod query;

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 
 use ngx::ffi::*;
 use ngx::ngx_conf_log_error;
+use push_stream_core::wire::padding;
 
 use super::REPORTED;
 use crate::ffi::pool;
@@ -31,69 +32,25 @@ impl Padding {
     }
 }
 
-/// One group as written.
-struct Group<'a> {
-    agents: &'a [u8],
-    header_min: u32,
-    message_min: u32,
-}
-
 /// Reads `REGEX,HEADERMIN,MESSAGEMIN:REGEX,...`; says what is wrong with it.
 ///
 /// # Safety
 /// `cf` is what nginx passed to a merge function.
 pub unsafe fn parse(cf: *mut ngx_conf_t, text: &[u8]) -> Result<Vec<Padding>, *mut c_char> {
-    let mut groups = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let (written, after) = split(rest);
-        let Some(group) = group(written) else {
-            let reason = if rest.split(|&byte| byte == b':').any(|part| self::group(part).is_some()) {
-                "error applying padding pattern to"
-            } else {
-                "padding pattern not match the value"
-            };
-            let rest = String::from_utf8_lossy(rest);
-            ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {reason} {rest}");
-            return Err(REPORTED);
-        };
-        groups.push(Padding {
+    let mut paddings = Vec::new();
+    for group in padding::groups(text) {
+        let group = group.map_err(|malformed| {
+            ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {malformed}");
+            REPORTED
+        })?;
+        paddings.push(Padding {
             // SAFETY: `cf` is valid for the call.
             agents: unsafe { compile(cf, group.agents)? },
             header_min: group.header_min,
             message_min: group.message_min,
         });
-        rest = after;
     }
-    Ok(groups)
-}
-
-/// The text up to the next `:`, and what follows it.
-fn split(text: &[u8]) -> (&[u8], &[u8]) {
-    match text.iter().position(|&byte| byte == b':') {
-        Some(colon) => (&text[..colon], &text[colon + 1..]),
-        None => (text, &[]),
-    }
-}
-
-/// The last two numbers count: the expression may have commas.
-fn group(text: &[u8]) -> Option<Group<'_>> {
-    let mut parts = text.rsplitn(3, |&byte| byte == b',');
-    let message_min = number(parts.next()?)?;
-    let header_min = number(parts.next()?)?;
-    Some(Group {
-        agents: parts.next()?,
-        header_min,
-        message_min,
-    })
-}
-
-fn number(digits: &[u8]) -> Option<u32> {
-    std::str::from_utf8(digits)
-        .ok()
-        .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?
-        .parse()
-        .ok()
+    Ok(paddings)
 }
 
 unsafe fn compile(cf: *mut ngx_conf_t, pattern: &[u8]) -> Result<NonNull<ngx_regex_t>, *mut c_char> {

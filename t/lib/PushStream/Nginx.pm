@@ -45,14 +45,14 @@ sub start ($class, $conf, %options) {
     die "nginx did not start: " . $self->{output}->() . $self->log . "\n";
 }
 
-# Runs `nginx -t`. Returns whether it succeeds, and all it said.
+# Runs `nginx -t`. Returns whether it succeeds, all it said, and its exit status as wait(2) has it.
 sub check ($class, $conf, %options) {
     my $self = $class->_new(workers => 1, %options);
     $self->write_conf($conf);
     my $pid = $self->_spawn('-t');
     waitpid $pid, 0;
     my $status = $?;
-    return ($status == 0, $self->{output}->() . $self->log);
+    return ($status == 0, $self->{output}->() . $self->log, $status);
 }
 
 sub _new ($class, %options) {
