@@ -80,9 +80,10 @@ pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Res
 impl Locked<'_> {
     /// Takes away what is missed least. False if there is nothing.
     fn evict_something(&mut self) -> bool {
-        let ways: [(Field<Hot, u64>, Step); 6] = [
+        let ways: [(Field<Hot, u64>, Step); 7] = [
             (hot::evicted_trash, |locked| locked.empty_trash(true)),
             (hot::evicted_trash, |locked| locked.empty_channel_trash(true)),
+            (hot::evicted_trash, |locked| locked.hasten_deletion()),
             (hot::evicted_expired, |locked| locked.expire()),
             (hot::evicted_stored, |locked| locked.evict_oldest()),
             (hot::evicted_channels, |locked| locked.evict_idle()),

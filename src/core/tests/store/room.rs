@@ -398,3 +398,23 @@ fn channels_are_deleted_all_or_none() {
     worker.leave(&joined.memberships, true);
     test.assert_whole();
 }
+
+#[test]
+fn deleted_channels_make_room_before_their_time() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker_with(&evicting());
+    let mut follower = test.worker_with(&evicting());
+    for round in 0..10_000 {
+        let id = format!("channel {round}");
+        publish(&mut worker, &id, "x", &evicting(), test.now).unwrap();
+        if round % 3 == 0 {
+            let joined = follow(&mut follower, &[&id], test.now);
+            worker.delete(&[id.as_bytes()], b"gone", test.now).unwrap();
+            assert_eq!(drain(&mut follower), ["gone"], "whoever is there is told");
+            follower.leave(&joined.memberships, true);
+        } else {
+            worker.delete(&[id.as_bytes()], b"gone", test.now).unwrap();
+        }
+    }
+    test.assert_whole();
+}
