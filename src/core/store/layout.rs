@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 use std::mem::offset_of;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::wire::event_id::MAX_GROUPS;
 
@@ -34,13 +35,24 @@ pub const LAYOUT_VERSION: u32 = 5;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
+///
+/// Words that are also read outside of the lock are written and read whole, as atomics do, in no order with others: on the
+/// machines that this runs on by the same instructions as any word.
 pub trait Word: Copy {
     fn to_bits(self) -> u64;
     fn from_bits(bits: u64) -> Self;
+
+    /// # Safety
+    /// `place` is an aligned, initialised word of this type that is only written by [`Word::write_whole`] meanwhile.
+    unsafe fn read_whole(place: *mut Self) -> Self;
+
+    /// # Safety
+    /// `place` is an aligned word of this type that others only read by [`Word::read_whole`] meanwhile.
+    unsafe fn write_whole(self, place: *mut Self);
 }
 
 macro_rules! word {
-    ($($type:ty)*) => { $(
+    ($($type:ty, $atomic:ty;)*) => { $(
         impl Word for $type {
             fn to_bits(self) -> u64 {
                 self as u64
@@ -48,10 +60,23 @@ macro_rules! word {
             fn from_bits(bits: u64) -> Self {
                 bits as $type
             }
+            unsafe fn read_whole(place: *mut Self) -> Self {
+                // SAFETY: as the caller vouches.
+                unsafe { <$atomic>::from_ptr(place).load(Ordering::Relaxed) }
+            }
+            unsafe fn write_whole(self, place: *mut Self) {
+                // SAFETY: as the caller vouches.
+                unsafe { <$atomic>::from_ptr(place).store(self, Ordering::Relaxed) }
+            }
         }
     )* };
 }
-word!(u8 u16 u32 u64);
+word! {
+    u8, AtomicU8;
+    u16, AtomicU16;
+    u32, AtomicU32;
+    u64, AtomicU64;
+}
 
 /// Numbers of blocks and what lies in them. 0 is none.
 macro_rules! reference {
@@ -76,6 +101,14 @@ macro_rules! reference {
             }
             fn from_bits(bits: u64) -> Self {
                 $name(bits as u32)
+            }
+            unsafe fn read_whole(place: *mut Self) -> Self {
+                // SAFETY: as the caller vouches; the type is transparent.
+                $name(unsafe { u32::read_whole(place.cast()) })
+            }
+            unsafe fn write_whole(self, place: *mut Self) {
+                // SAFETY: as above.
+                unsafe { self.0.write_whole(place.cast()) }
             }
         }
     )* };

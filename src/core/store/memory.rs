@@ -25,6 +25,7 @@ use libc::pthread_mutex_t;
 use super::Counter;
 use super::layout::*;
 use super::lock::{self, Taken, Tried};
+use super::wake;
 
 /// The zone as mapped here. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -347,7 +348,7 @@ impl Memory {
     /// How often a death inside the lock was repaired.
     pub fn repairs(&self) -> u64 {
         // SAFETY: an aligned word that only lock holders write; a torn or stale read is a stale count.
-        unsafe { ptr::read_volatile(&raw const (*self.header()).repairs) }
+        unsafe { u64::read_whole(&raw mut (*self.header()).repairs) }
     }
 
     /// Are the slots' descriptors set?
@@ -361,17 +362,17 @@ impl Memory {
         unsafe { ptr::write_volatile(&raw mut (*self.header()).wake_fds, 1) }
     }
 
-    /// A field of something that only this process writes, or that is written once: no lock needed.
+    /// A field of something that only this process writes, or that is written once, or whose value may be old: no lock needed.
     pub fn peek<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
         // SAFETY: `offset` is in bounds for a whole record and the field lies within it; any bit pattern is a `T`.
-        unsafe { ptr::read_volatile(self.base.add(record.offset(self) + field.offset).cast()) }
+        unsafe { T::read_whole(self.base.add(record.offset(self) + field.offset).cast()) }
     }
 
-    /// Writes a field of a record that nobody else looks at: a fresh or reserved block.
+    /// Writes a field of a record that nobody else looks at, as a fresh or reserved block, or only to [peek](Memory::peek) at.
     pub fn init<R: Record, T: Word>(&self, record: R, field: Field<R, T>, value: T) {
         kill_point();
         // SAFETY: in bounds as above.
-        unsafe { ptr::write(self.base.add(record.offset(self) + field.offset).cast(), value) }
+        unsafe { value.write_whole(self.base.add(record.offset(self) + field.offset).cast()) }
     }
 
     /// Copies `bytes` into a block that nobody else looks at.
@@ -455,9 +456,7 @@ impl Memory {
 
     /// Tells a slot's process that there is something to take.
     pub fn wake(&self, slot: SlotRef) {
-        // Pairs with the store in `Worker::drain`: either that sees what was linked before this, or it is woken again.
-        let asleep = self.woken(slot).swap(1, Ordering::SeqCst) == 0;
-        if !asleep {
+        if !wake::raise(self.woken(slot)) {
             return;
         }
         if self.own == Some(slot) {
@@ -602,8 +601,8 @@ impl Locked<'_> {
         if R::HOT {
             debug_assert!(self.changing);
             mutation_point();
-            // SAFETY: in bounds; the lock is held; `begin` saved the old value.
-            unsafe { ptr::write_volatile(self.memory.base.add(at).cast(), value) }
+            // SAFETY: in bounds; the lock is held; `begin` saved the old value, and its fence keeps this behind it.
+            unsafe { value.write_whole(self.memory.base.add(at).cast()) }
         } else {
             self.write(at, value);
         }
@@ -646,7 +645,7 @@ impl Locked<'_> {
     fn write<T: Word>(&mut self, at: usize, value: T) {
         debug_assert!(self.changing);
         // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the journal,
-        // and the journal says so, before the new one is written: all volatile, so the compiler keeps that order.
+        // and the journal says so, before the new one is written: the fences around that keep the compiler to this order.
         unsafe {
             let target = self.memory.base.add(at).cast::<T>();
             let entry = JournalEntry {
@@ -657,7 +656,7 @@ impl Locked<'_> {
             self.entries += 1;
             self.set_journal_state(1 + self.entries as u32);
             mutation_point();
-            ptr::write_volatile(target, value);
+            value.write_whole(target);
         }
     }
 
@@ -716,10 +715,10 @@ impl Locked<'_> {
                 let target = self.memory.base.add((place >> 16) as usize);
                 kill_point();
                 match place & 0xffff {
-                    1 => ptr::write_volatile(target, old as u8),
-                    2 => ptr::write_volatile(target.cast(), old as u16),
-                    4 => ptr::write_volatile(target.cast(), old as u32),
-                    _ => ptr::write_volatile(target.cast(), old),
+                    1 => (old as u8).write_whole(target),
+                    2 => (old as u16).write_whole(target.cast()),
+                    4 => (old as u32).write_whole(target.cast()),
+                    _ => old.write_whole(target.cast()),
                 }
             }
             ptr::copy_nonoverlapping(&raw const (*header).hot_saved, &raw mut (*header).hot, 1);
@@ -746,7 +745,7 @@ impl Locked<'_> {
         // SAFETY: the lock is held, and was taken as `OwnerDied`.
         unsafe {
             let repairs = &raw mut (*header).repairs;
-            ptr::write_volatile(repairs, ptr::read(repairs) + 1);
+            (ptr::read(repairs) + 1).write_whole(repairs);
             lock::consistent((&raw mut (*header).lock).cast());
         }
     }

@@ -57,6 +57,7 @@ mod resume;
 mod room;
 mod slots;
 mod tally;
+mod wake;
 mod window;
 mod worker;
 

@@ -1,11 +1,11 @@
 //! Slots: which processes use the zone, and what is done for those that died.
 
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{Locked, Memory, ZoneError};
+use super::wake;
 use super::{Connections, Counts, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
@@ -92,7 +92,7 @@ impl Zone {
             locked.add(Hot, hot::workers, 1);
             locked.commit();
             drop(locked);
-            self.memory.woken(slot).store(0, Ordering::SeqCst);
+            wake::lower(self.memory.woken(slot));
             Connections::clear(&self.memory, slot);
             return Some(Worker::new(*self, slot, limits, now));
         }
@@ -148,9 +148,9 @@ impl Zone {
                 subscribers: locked.get(slot, slot::subscribers).into(),
                 uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
                 connections: Connections::of(&self.memory, slot),
-                longest_stretch_us: locked.get(slot, slot::stretch_us),
+                longest_stretch_us: self.memory.peek(slot, slot::stretch_us),
                 started_unix: locked.get(slot, slot::started_unix).into(),
-                queued_bytes: locked.get(slot, slot::queued),
+                queued_bytes: self.memory.peek(slot, slot::queued),
             });
         }
         Summary {

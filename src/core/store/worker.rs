@@ -2,7 +2,6 @@
 
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 
 use super::api::{Record, ReplayPart, Span};
 use super::ids::ZONE_NEWEST;
@@ -164,7 +163,7 @@ impl Worker {
 
     /// Is there something to take that this worker was not signalled of, because it did it itself? Then [`Worker::drain`] soon.
     pub fn is_woken(&self) -> bool {
-        self.memory().woken(self.slot).load(Ordering::SeqCst) != 0
+        wake::is_raised(self.memory().woken(self.slot))
     }
 
     pub(super) fn memory(&self) -> &Memory {
@@ -655,7 +654,7 @@ impl Worker {
     /// where they are, and count as more.
     pub fn drain_except(&mut self, max_bytes: usize, batch: &mut Batch, skipped: impl Fn(Membership) -> bool) -> bool {
         batch.clear();
-        self.memory().woken(self.slot).store(0, Ordering::SeqCst);
+        wake::lower(self.memory().woken(self.slot));
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {
             let mut scope = Scope::Except {
@@ -674,7 +673,7 @@ impl Worker {
     /// what was published up to some sequence number and not taken before.
     pub fn drain_whole(&mut self, max_bytes: usize, batch: &mut Batch) -> Drained {
         batch.clear();
-        self.memory().woken(self.slot).store(0, Ordering::SeqCst);
+        wake::lower(self.memory().woken(self.slot));
         let mut drain = self.whole_drain.take();
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {

@@ -12,4 +12,5 @@ mod publishing;
 mod room;
 #[cfg(feature = "kill-points")]
 mod shortages;
+mod threads;
 mod zone;
