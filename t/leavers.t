@@ -56,7 +56,8 @@ CONF
     my $before = $resident->();
     ok $storm->(75), '3000 more';
     my $grown = $resident->() - $before;
-    cmp_ok $grown, '<', 2048, "no memory is left behind: $grown KiB";
+    # A sanitizer keeps what was freed, to find out who uses it.
+    cmp_ok $grown, '<', 2048, "no memory is left behind: $grown KiB" if !$ENV{TEST_SANITIZER};
     ok wait_until(sub { $nginx->figures->{channels} == 0 }, 10), 'no channel either';
     my $stream = $nginx->subscribe('/sub?id=b');
     $nginx->post('/pub?id=b', 'hello');
