@@ -99,12 +99,12 @@ CONF
         is "@missing[0 .. ($#missing < 9 ? $#missing : 9)]", '', "$name got all of them";
         is scalar(grep { $read[$_] <= $read[ $_ - 1 ] } 1 .. $#read), 0, "$name: each once, in order";
     };
-    1 while ($browser[-1] // 0) < $accepted[-1] && ($browse->(2) || !$browser);
+    1 while ($browser[-1] // 0) < $accepted[-1] && ($browse->(PushStream::Client::SECONDS) || !$browser);
     $judge->('the browser', @browser);
     for my $number (1 .. @spared) {
         my ($client, @read) = $spared[ $number - 1 ];
         while (($read[-1] // 0) < $accepted[-1]) {
-            push @read, (eval { $client->event(2) } // last)->{id};
+            push @read, (eval { $client->event } // last)->{id};
         }
         $judge->("spared subscriber $number", @read);
     }
