@@ -67,5 +67,6 @@ for my $file ('README.md', 'CHANGELOG.md', glob("$root/docs/*.md")) {
     for my $link (slurp($path) =~ /\]\((?!https?:)([^)#]+)[^)]*\)/g) {
         ok(-e "$dir/$link", "$path: $link exists");
     }
+    ok(-e "$root/$_", "$path: $_ exists") for slurp($path) =~ m{\b(t/\w+\.t)\b}g;
 }
 done_testing;
