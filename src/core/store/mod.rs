@@ -41,8 +41,11 @@ mod blocks;
 mod channels;
 mod check;
 mod counters;
+mod draft;
+mod draining;
 mod foresight;
 mod ids;
+mod joining;
 #[cfg(feature = "kill-points")]
 pub mod kill;
 mod layout;
@@ -63,13 +66,15 @@ mod worker;
 
 pub use api::*;
 pub use counters::{Counter, Counts, Fanout};
+pub use draft::Draft;
+pub use draining::Drained;
 pub use layout::LAYOUT_VERSION;
 pub use listing::{Landmark, Listed, Listing};
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
 pub use tally::{Connection, Connections, Hold, Mode};
-pub use worker::{Draft, Drained, Worker};
+pub use worker::Worker;
 
 /// Why a mutation stopped half way; it is undone then.
 #[derive(Clone, Copy, Debug)]

@@ -7,9 +7,9 @@
 //! them, so a seek collects them on its way: nothing in front of the first message in order that is not wanted any more can be.
 
 use super::api::{Replay, ReplayPart};
+use super::draining::Head;
 use super::layout::*;
 use super::memory::Locked;
-use super::worker::Head;
 use super::{Batch, JoinRequest, Mark, Position};
 use crate::wire::event_id::OrderedId;
 

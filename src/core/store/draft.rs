@@ -1,0 +1,127 @@
+//! A message that is being written: its blocks are reserved, and hang on the worker's slot until it is published.
+
+use super::layout::*;
+use super::messages::{Shape, head_room};
+use super::publishing::Brought;
+use super::worker::{ATTEMPTS, refused};
+use super::*;
+
+/// A reserved message that is being filled. Pass it to [`Worker::publish`] or [`Worker::discard`]; a lost one is found again by
+/// the next [`Worker::draft`].
+#[derive(Debug)]
+pub struct Draft {
+    pub(super) shape: Shape,
+    /// Where the next byte goes; in the end, the last block.
+    pub(super) block: BlockRef,
+    at: usize,
+    /// End of the room in that block.
+    end: usize,
+    pub(super) missing: usize,
+    pub(super) id: Brought,
+}
+
+impl Draft {
+    /// Says that the text is binary data, for those who tell the two apart.
+    pub fn mark_binary(&mut self) {
+        self.shape.flags |= link_flag::BINARY;
+    }
+}
+
+impl Worker {
+    /// Reserves room for a message and fills in event id and type; the text follows by [`Worker::write`]. `channels` = how many
+    /// ids it will be published to, at least 1.
+    pub fn draft(
+        &mut self,
+        text_len: usize,
+        event_id: Option<&[u8]>,
+        event_type: Option<&[u8]>,
+        channels: usize,
+        now: Now,
+    ) -> Result<Draft, Refusal> {
+        let shape = Shape::of(text_len, event_id, event_type, channels).ok_or(refused(&self.limits))?;
+        self.unreserve();
+        self.reserve(shape.blocks(), now).inspect_err(|_| {
+            self.count_full();
+            self.unreserve();
+        })?;
+        let first = self.memory().peek(self.slot, slot::reserved);
+        let mut draft = self.start(first, shape, event_id, event_type);
+        draft.id = self.brought(event_id);
+        Ok(draft)
+    }
+
+    pub(super) fn reserve(&mut self, blocks: u32, now: Now) -> Result<(), Refusal> {
+        if blocks > self.memory().blocks {
+            // No eviction could make room for it.
+            return Err(refused(&self.limits));
+        }
+        let mut missing = blocks;
+        let mut attempts = 0;
+        while missing > 0 {
+            let taken = self.step(|locked, slot| locked.reserve(slot, missing));
+            missing -= taken;
+            if taken == 0 {
+                attempts += 1;
+                if attempts > ATTEMPTS {
+                    return Err(refused(&self.limits));
+                }
+                room::make_room(&self.zone.memory, missing, &self.limits, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn unreserve(&mut self) {
+        if self.memory().peek(self.slot, slot::reserved) != BlockRef::NONE {
+            while self.step(|locked, slot| locked.unreserve(slot)) {}
+        }
+    }
+
+    /// Begins a message in the reserved blocks from `first` on: its head is behind the blocks for further links.
+    pub(super) fn start(
+        &mut self,
+        first: BlockRef,
+        shape: Shape,
+        event_id: Option<&[u8]>,
+        event_type: Option<&[u8]>,
+    ) -> Draft {
+        let mut block = first;
+        for _ in 0..shape.link_blocks() {
+            block = self.memory().peek(block, block::next);
+        }
+        let mut draft = Draft {
+            shape,
+            block,
+            at: HEAD_TEXT,
+            end: HEAD_TEXT + head_room(shape.multi()),
+            missing: shape.payload_len as usize,
+            id: Brought::default(),
+        };
+        for text in [event_id, event_type].into_iter().flatten() {
+            self.write(&mut draft, &(text.len() as u16).to_le_bytes());
+            self.write(&mut draft, text);
+        }
+        draft
+    }
+
+    /// Appends to the draft's text. No lock is held. Bytes beyond the announced length are ignored.
+    pub fn write(&mut self, draft: &mut Draft, bytes: &[u8]) {
+        let mut bytes = &bytes[..bytes.len().min(draft.missing)];
+        draft.missing -= bytes.len();
+        while !bytes.is_empty() {
+            if draft.at == draft.end {
+                draft.block = self.memory().peek(draft.block, block::next);
+                (draft.at, draft.end) = (4, BLOCK);
+            }
+            let (part, rest) = bytes.split_at(bytes.len().min(draft.end - draft.at));
+            self.memory().copy_in(draft.block, draft.at, part);
+            draft.at += part.len();
+            bytes = rest;
+        }
+    }
+
+    /// Gives a draft's room back.
+    pub fn discard(&mut self, _draft: Draft) {
+        self.unreserve();
+    }
+}
