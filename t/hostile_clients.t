@@ -161,7 +161,7 @@ with_nginx $conf, sub ($nginx) {
     {
         my @crowd = map {
             my $client = $nginx->connect(receive_buffer => 4096);
-            $client->send_request(GET => '/sub?id=crowd');
+            $client->send_request(GET => (qw(/sub /patient))[ $_ % 2 ] . '?id=crowd');
             $client;
         } 1 .. $crowd;
         ok wait_until { $nginx->figures->{subscribers} == $crowd }, "a crowd of $crowd that never reads";

@@ -1,6 +1,8 @@
 # Workers are killed and the configuration is replaced while thousands listen and publishers publish: every subscriber that
 # comes back with Last-Event-ID has the log of its channel, whole, once, in order, and nothing else.
 #
+# They listen in all modes that can go on where they were: EventSource, WebSocket, streaming and long polling.
+#
 # push-stream-bench keeps the books: one publisher for each channel, which sends a message only after the answer to the one
 # before, and checks every byte that a subscriber gets. A publish without its 2xx may arrive or not; its id is never used again.
 #
@@ -45,6 +47,9 @@ http {
 
         location = /pub { push_stream_publisher admin; push_stream_channels_path $arg_id; }
         location ~ ^/ev/(.+)$ { push_stream_subscriber eventsource; push_stream_channels_path $1; }
+        location ~ ^/ws/(.+)$ { push_stream_subscriber websocket; push_stream_channels_path $1; }
+        location ~ ^/st/(.+)$ { push_stream_subscriber; push_stream_channels_path $1; }
+        location ~ ^/lp/(.+)$ { push_stream_subscriber long-polling; push_stream_channels_path $1; }
         location = /status { push_stream_channels_statistics; push_stream_channels_path $arg_id; }
         # more locations
     }
@@ -78,16 +83,15 @@ with_nginx $conf, sub ($nginx) {
     my $port = $nginx->port;
 
     # Starts the bench; returns a function that waits for it and returns (its exit status, its report).
-    my $verify = sub ($name, @options) {
-        my $output = $nginx->dir . "/verify.$name";
+    my $verify = sub ($name, $uri, $subscribers, @options) {
+        my $output = $nginx->dir . '/verify.' . $name =~ s/\W/-/gr;
         my $pid = fork // die;
         if (!$pid) {
             open STDOUT, '>', $output;
             open STDERR, '>', "$output.err";
             exec $bench, 'verify', '--json', '--label', $name,
-                '--pub-url', "http://127.0.0.1:$port/pub?id={channel}", '--sub-url', "http://127.0.0.1:$port/ev/{channel}",
-                '--subscribers', $subscribers, '--channels', $channels, '--publishers', $publishers,
-                '--patience', 15 * PushStream::Nginx::slowness(), '--reconnect', @options
+                '--pub-url', "http://127.0.0.1:$port/pub?id={channel}", '--sub-url', "http://127.0.0.1:$port/$uri/{channel}",
+                '--subscribers', $subscribers, '--patience', 15 * PushStream::Nginx::slowness(), '--reconnect', @options
                 or POSIX::_exit(127);
         }
         my $status;
@@ -131,11 +135,26 @@ with_nginx $conf, sub ($nginx) {
     {
         my $seconds = $kills * $kill_every_ms / 1000;
         my $rate = 400;
-        my $run = $verify->('kills', '--master-pid', $nginx->master, '--kill-worker', $kill_every_ms, '--kill-count', $kills,
+        # Readers in the other modes, of other channels, listen until all kills are over.
+        my %mode = (ws => 'websocket', st => 'streaming', lp => 'long-polling');
+        my %run;
+        $run{$_} = $verify->("kills, $mode{$_}", $_, $subscribers / 10, '--transport', $mode{$_}, '--channels', 10, '--publishers', 2,
+            '--rate', 50, '--messages', int 50 * (2 * $seconds + 8)) for sort keys %mode;
+        # Each of them first waits until everybody has had one message of every channel.
+        ok wait_until(sub {
+            my @channels = @{ $nginx->figures('ALL')->{infos} };
+            return @channels == 10 * keys %mode && !grep { $_->{published_messages} < 2 } @channels;
+        }, 15), 'readers in all modes are served';
+        my $run = $verify->('kills', 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers,
+            '--master-pid', $nginx->master, '--kill-worker', $kill_every_ms, '--kill-count', $kills,
             '--rate', $rate, '--messages', int $rate * ($seconds + 2));
         my %fact = $judge->('kills', $run);
         cmp_ok $fact{killed} // 0, '>=', $kills, 'workers were killed';
         cmp_ok $fact{reconnects} // 0, '>', $kills, 'and subscribers came back';
+        for my $uri (sort keys %mode) {
+            my %fact = $judge->("kills, $mode{$uri}", $run{$uri});
+            cmp_ok $fact{reconnects} // 0, '>', $kills, "kills, $mode{$uri}: and they came back";
+        }
         ok wait_until { $nginx->worker_pids == $nginx->worker_count }, 'all workers are there';
         $nobody->('after the kills');
     }
@@ -144,7 +163,8 @@ with_nginx $conf, sub ($nginx) {
         # As many messages as the reloads take time: the bench is told to end by what it has published.
         my $rate = 400;
         my $per_reload = PushStream::Nginx::slowness() > 4 ? 4 : 1.5;
-        my $run = $verify->('reloads', '--rate', $rate, '--messages', int $rate * $per_reload * ($reloads + @changes / 2 + 4));
+        my $run = $verify->('reloads', 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers, '--rate', $rate,
+            '--messages', int $rate * $per_reload * ($reloads + @changes / 2 + 4));
         ok wait_until(sub { $nginx->figures->{subscribers} == $subscribers }, 15), 'everybody is here';
         my $done = 0;
         my $reload = sub ($name, $text) {

@@ -271,6 +271,35 @@ fn deleting_several_channels() {
 }
 
 #[test]
+fn sending_subscribers_away() {
+    die_everywhere("dismiss", followed, |test, worker| {
+        follow(worker, &["a", "b"], test.now);
+        worker.create_channels(&[b"idle"], test.now).unwrap();
+        let had = worker
+            .dismiss(&[b"idle", b"a", b"nobody", b"b", b"a"], test.now)
+            .unwrap();
+        assert_eq!(had.len(), 4);
+        drain(worker);
+    });
+}
+
+#[test]
+fn serving_some_before_others() {
+    die_everywhere("drain but some", followed, |test, worker| {
+        let joined = follow(worker, &["a", "b", "c"], test.now);
+        for text in ["one", "two"] {
+            for id in ["a", "b", "c"] {
+                publish(worker, id, text, &limits(), test.now).unwrap();
+            }
+        }
+        let mut batch = Batch::default();
+        assert!(worker.drain_except(1, &mut batch, |membership| membership == joined.memberships[0]));
+        assert!(worker.drain_except(1000, &mut batch, |_| true));
+        drain(worker);
+    });
+}
+
+#[test]
 fn housekeeping() {
     let prepare = |test: &mut TestZone, worker: &mut Worker| {
         followed(test, worker);

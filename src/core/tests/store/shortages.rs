@@ -85,6 +85,42 @@ fn a_subscription_without_a_block() {
 }
 
 #[test]
+fn channels_made_sent_away_and_deleted_without_a_block() {
+    short_everywhere("create", |test, worker| {
+        let long_id = [b'c'; 300];
+        worker.create_channels(&[&long_id], test.now)?;
+        worker.delete(&[&long_id], b"", test.now).map(drop)
+    });
+    short_everywhere("dismiss", |test, worker| {
+        worker.dismiss(&[b"nobody", b"a"], test.now)?;
+        drain(worker);
+        Ok(())
+    });
+    // The last step, for what it deletes is there no more.
+    short_everywhere("delete with a notice", |test, worker| {
+        worker.delete(&[b"a"], &[b'n'; 700], test.now).map(drop)
+    });
+}
+
+#[test]
+fn a_publish_whose_id_is_remembered_without_a_block() {
+    let once = Terms {
+        store: true,
+        auto_id: true,
+        idempotent: true,
+        out_of_order: OutOfOrder::Store,
+    };
+    let keeping = Limits {
+        auto_ids: true,
+        ..tracking()
+    };
+    short_everywhere("publish with an id", |test, worker| {
+        worker.set_limits(std::rc::Rc::new(keeping.clone()), test.now);
+        send(worker, &["a", "new"], &"x".repeat(300), Some("7"), once, test.now).map(drop)
+    });
+}
+
+#[test]
 fn the_smallest_zone_under_a_flood_of_everything() {
     let mut test = TestZone::with_slots(128, 4);
     let mut reader = test.worker();
