@@ -8,51 +8,26 @@ use PushStream::Test;
 
 use File::Temp ();
 use IO::Socket::INET;
+use PushStream::Program;
+use PushStream::Redis;
 
 only_over_plain_http1 'the publisher listens on a unix socket';
 
 my $top = "$FindBin::Bin/..";
 my $worker = "$top/target/release/push-stream-worker";
-plan skip_all => 'scripts/build makes the worker' unless -x $worker;
-plan skip_all => 'scripts/setup test installs redis-server' unless grep { -x "$_/redis-server" } split /:/, $ENV{PATH};
-
-# Programs of this test; they go with it.
-my @running;
-sub spawn ($log, @command) {
-    my $pid = fork // die "fork: $!";
-    if (!$pid) {
-        open STDOUT, '>', $log or die $!;
-        open STDERR, '>&', \*STDOUT or die $!;
-        exec @command or die "$command[0]: $!";
-    }
-    push @running, $pid;
-    return $pid;
-}
-sub end ($pid) { kill TERM => $pid; waitpid $pid, 0; @running = grep { $_ != $pid } @running; return $? }
-END { if (@running) { kill KILL => @running; waitpid $_, 0 for @running } }
-
-sub free_port { return IO::Socket::INET->new(LocalAddr => '127.0.0.1', Listen => 1)->sockport }
-
-# Sends commands to Redis; the answer to the first.
-sub redis ($port, @commands) {
-    my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.1:$port") or return;
-    for my $words (@commands) {
-        print {$socket} '*' . @$words . "\r\n", map { '$' . length($_) . "\r\n$_\r\n" } @$words;
-    }
-    $socket->flush;
-    # Each has a line: whoever closes before that takes back what the server has not read yet.
-    my ($first) = map { scalar <$socket> } @commands;
-    return $first;
-}
+plan skip_all => 'scripts/build makes the worker' if !-x $worker;
+plan skip_all => 'scripts/setup test installs redis-server' if !PushStream::Program->find('redis-server');
 
 # As a producer with the Thoonk library does it: in one transaction, for an id without its body is passed over.
-sub put ($port, $id, $body) {
-    redis $port, ['MULTI'],
-        [LPUSH => 'feed.ids:posts', $id],
-        [INCR => 'feed.publishes:posts'],
-        [HSET => 'feed.items:posts', $id, $body],
-        [ZADD => 'feed.published:posts', int(time * 1000), $id],
-        ['EXEC'];
+sub put ($redis, $id, $body) {
+    $redis->commands(
+        ['MULTI'],
+        [ LPUSH => 'feed.ids:posts', $id ],
+        [ INCR => 'feed.publishes:posts' ],
+        [ HSET => 'feed.items:posts', $id, $body ],
+        [ ZADD => 'feed.published:posts', int(time * 1000), $id ],
+        ['EXEC'],
+    );
 }
 
 sub post ($n) { return qq({"id":"$n","forum":"cnn","thread":"9","author":{"name":"Ann","ip":"192.0.2.7"},"message":"<script>x</script>hi $n"}) }
@@ -89,14 +64,12 @@ http {
 }
 CONF
     my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1);
-    my ($redis, $formatter_admin, $feeder_admin) = map { free_port } 1 .. 3;
-    my $server = spawn "$dir/redis.log", 'redis-server', '--bind', '127.0.0.1', '--port', $redis, '--save', '', '--dir', "$dir";
-    ok wait_until(sub { (redis($redis, ['PING']) // '') =~ /PONG/ }), 'Redis is there';
-
-    my %common = (REDIS => "redis://127.0.0.1:$redis/0", PUBLISH => 'unix:' . $nginx->dir . '/publish.sock');
+    my $redis = PushStream::Redis->start;
+    my ($formatter_admin, $feeder_admin) = map { PushStream::Program->free_port } 1 .. 2;
+    my %common = (REDIS => $redis->url, PUBLISH => 'unix:' . $nginx->dir . '/publish.sock');
     my $start = sub ($name, $admin) {
         local %ENV = (%ENV, %common, ADMIN => "127.0.0.1:$admin", STATE_DIR => "$dir/$name");
-        return spawn "$dir/$name.log", $worker, 'run', "$top/nginx-conf/cluster/$name.toml";
+        return PushStream::Program->start("$dir/$name.log", $worker, 'run', "$top/nginx-conf/cluster/$name.toml");
     };
     my $formatter = $start->('formatter', $formatter_admin);
     my $feeder = $start->('feeder', $feeder_admin);
@@ -111,7 +84,6 @@ CONF
     like $events[0]{id}, qr/^\d+-\d+$/, 'with the ids of the log';
     my $metrics = answer $feeder_admin, '/metrics';
     like $metrics, qr/glue_node_takes_batches\{.*\} 1/, 'in batches';
-    my ($requests) = $metrics =~ /glue_sink_requests_total\{.*code="200"\} (\d+)/;
 
     # nginx comes back with an empty memory.
     $nginx->stop;
@@ -138,9 +110,8 @@ CONF
     put $redis, 'last', post(311);
     ok wait_until(sub { (eval { $nginx->figures('thread.9')->{stored_messages} } // 0) == 311 }, 20), 'and goes on';
 
-    is end($feeder), 0, 'the feeder ends well';
-    is end($formatter), 0, 'so does the formatter';
-    end $server;
+    is $feeder->end, 0, 'the feeder ends well';
+    is $formatter->end, 0, 'so does the formatter';
 }, daemon => 1;
 
 done_testing;

@@ -14,6 +14,7 @@ use Time::HiRes qw(sleep time);
 
 use PushStream::Client;
 use PushStream::Http2;
+use PushStream::Program;
 
 my $TOP = abs_path(dirname(__FILE__) . '/../../..');
 
@@ -59,20 +60,10 @@ sub _new ($class, %options) {
     my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1, CLEANUP => !$ENV{TEST_KEEP});
     chmod 0755, "$dir";
     my $self = bless {
-        dir => $dir, workers => $options{workers} // 1, daemon => $options{daemon}, expected => [], port => _free_port(),
+        dir => $dir, workers => $options{workers} // 1, daemon => $options{daemon}, expected => [], port => PushStream::Program->free_port,
     }, $class;
     mkdir "$dir/html" or die "cannot make $dir/html: $!\n";
     return $self;
-}
-
-# Below the ports that the kernel gives to outgoing connections, above those that other tests have fixed.
-sub _free_port {
-    for (1 .. 100) {
-        my $port = 21000 + int rand 11000;
-        my $socket = IO::Socket::INET->new(LocalAddr => '127.0.0.1', LocalPort => $port, Listen => 1, ReuseAddr => 1);
-        return $port if $socket;
-    }
-    die "no free port\n";
 }
 
 sub dir ($self) { return "$self->{dir}" }
