@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use redis::aio::{MultiplexedConnection, PubSub};
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue, Script, TlsCertificates};
 
 use crate::broker_tls::BrokerTls;
@@ -11,6 +13,8 @@ use crate::config::section::{FromText, Section};
 /// A Redis that says nothing for so long is not there.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// A connection that is silent for so long is tried.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// `redis://[user:password@]host:port/database`, `rediss://` for TLS, or `unix:///socket`.
 #[derive(Clone, Debug)]
@@ -21,7 +25,15 @@ impl FromText for Server {
 
     fn from_text(text: &str) -> Result<Self, String> {
         let bad = |error| format!("not a Redis URL ({error}; example: \"redis://127.0.0.1:6379/0\")");
-        Client::open(text).map(Self).map_err(bad)
+        let client = Client::open(text).map_err(bad)?;
+        // What is asked for goes out at once, and a server that has gone without a word is noticed also where nothing is asked.
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE / 3)
+            .with_retries(3);
+        let tcp = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+        let server = client.get_connection_info().clone().set_tcp_settings(tcp);
+        Client::open(server).map(Self).map_err(bad)
     }
 }
 
@@ -69,16 +81,19 @@ impl Server {
 
     async fn open(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection, String> {
         let connection = self.0.get_multiplexed_async_connection_with_config(config).await;
-        connection.map_err(|error| {
-            format!(
-                "no connection to Redis at {}: {error}",
-                self.0.get_connection_info().addr()
-            )
-        })
+        connection.map_err(|error| self.unreachable(&error))
     }
 
-    pub fn client(&self) -> &Client {
-        &self.0
+    pub async fn subscribe(&self) -> Result<PubSub, String> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, self.0.get_async_pubsub()).await {
+            Ok(subscriber) => subscriber.map_err(|error| self.unreachable(&error)),
+            Err(_) => Err(self.unreachable(&"it does not answer")),
+        }
+    }
+
+    fn unreachable(&self, error: &dyn std::fmt::Display) -> String {
+        let address = self.0.get_connection_info().addr();
+        format!("no connection to Redis at {address}: {error}")
     }
 }
 

@@ -28,7 +28,7 @@ use serde_json::Value;
 use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::{FieldPath, scalar_text};
-use crate::redis_link::Server;
+use crate::redis_link::{Server, told};
 
 /// The hash is read again after this time even if nobody nudges.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -271,20 +271,22 @@ impl Switches {
         }
     }
 
-    async fn follow_connection(&self, live: &Live) -> redis::RedisResult<()> {
-        let client = live.server.client();
-        let mut nudges = client.get_async_pubsub().await?;
-        nudges.subscribe(&live.key).await?;
-        let mut connection = client.get_multiplexed_async_connection().await?;
+    async fn follow_connection(&self, live: &Live) -> Result<(), String> {
+        let mut nudges = live.server.subscribe().await?;
+        nudges.subscribe(&live.key).await.map_err(told)?;
+        let mut connection = live.server.connect().await?;
         let mut nudges = nudges.on_message();
         loop {
             let fields: BTreeMap<String, String> = redis::cmd("HGETALL")
                 .arg(&live.key)
                 .query_async(&mut connection)
-                .await?;
+                .await
+                .map_err(told)?;
             self.apply(&fields);
-            // Either way the hash is read again; a stream that has ended is a lost connection, which the reading will find.
-            let _ = tokio::time::timeout(REFRESH, nudges.next()).await;
+            // After a nudge, and from time to time without one, the hash is read again.
+            if let Ok(None) = tokio::time::timeout(REFRESH, nudges.next()).await {
+                return Err("the connection to Redis is lost".to_owned());
+            }
         }
     }
 

@@ -19,6 +19,7 @@ pub mod redis_streams;
 pub mod spool;
 pub mod stdin;
 pub mod thoonk;
+mod trouble;
 
 use std::future::Future;
 use std::io;
@@ -103,6 +104,11 @@ pub trait Source: Send {
 
     /// Is it ready as soon as it runs, or will it say when?
     fn starts_ready(&self) -> bool {
+        true
+    }
+
+    /// May it hold up its thread, as reading and writing files does? Then it gets one of its own.
+    fn may_block(&self) -> bool {
         true
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 
+use super::trouble::Trouble;
 use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
@@ -57,6 +58,10 @@ impl Source for RedisPubSub {
         Guarantee::BestEffort
     }
 
+    fn may_block(&self) -> bool {
+        false
+    }
+
     fn starts_ready(&self) -> bool {
         false
     }
@@ -66,18 +71,16 @@ impl Source for RedisPubSub {
             let epoch = next_epoch(&context)?;
             let mut stop = context.stop.clone();
             let mut seq = 0;
-            let mut is_told = false;
+            let mut trouble = Trouble::default();
             while !stop.is_requested() {
                 let Err(error) = self
-                    .listen(&context, &mut stop.clone(), epoch, &mut seq, &mut is_told)
+                    .listen(&context, &mut stop.clone(), epoch, &mut seq, &mut trouble)
                     .await
                 else {
                     break;
                 };
                 context.feed.gauges().set_ready(false);
-                if !std::mem::replace(&mut is_told, true) {
-                    tracing::warn!("source {}: {error}; what is said meanwhile is lost", context.name);
-                }
+                trouble.tell(&context.name, error, "what is said meanwhile is lost");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1000))) => {}
                     () = stop.requested() => {}
@@ -96,9 +99,9 @@ impl RedisPubSub {
         stop: &mut Stop,
         epoch: u64,
         seq: &mut u64,
-        is_told: &mut bool,
+        trouble: &mut Trouble,
     ) -> Result<(), String> {
-        let mut subscriber = self.server.client().get_async_pubsub().await.map_err(told)?;
+        let mut subscriber = self.server.subscribe().await?;
         for channel in &self.channels {
             subscriber.subscribe(channel).await.map_err(told)?;
         }
@@ -111,7 +114,7 @@ impl RedisPubSub {
             self.channels.len(),
             self.patterns.len()
         );
-        *is_told = false;
+        trouble.is_over();
         context.feed.gauges().set_ready(true);
         let mut messages = subscriber.on_message();
         loop {

@@ -205,6 +205,14 @@ gate = "next"
         "next: on (live)\n"
     );
     worker.wait_for_log("switch next: now on (live)");
+    // Half a connection is none: the hash would be read again and again.
+    redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("pubsub")
+        .exec(&mut redis.connect())
+        .unwrap();
+    worker.wait_for_log("switches: the connection to Redis is lost; they stay as they are");
     // The dark node fails for ever, and nobody waits for it.
     (2..20).for_each(|n| assert_eq!(post(port, "/", &event(n)).status, 200));
     nginx.wait_until(|publishes| publishes.iter().any(|publish| publish.uri == "/pub?id=dark.thread.1"));
