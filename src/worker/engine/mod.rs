@@ -150,6 +150,20 @@ impl Feed {
         self.metrics.send(1);
     }
 
+    /// As [`Feed::emit`], unless the source itself knows why the event cannot even begin: then that is why it is parked.
+    pub fn emit_usable(&self, event: Event, unusable: Option<String>, attempts: u32, handle: Handle) {
+        let Some(text) = unusable else {
+            return self.emit(event, handle);
+        };
+        let component = "source".to_owned();
+        let reason = Reason {
+            component,
+            text,
+            attempts,
+        };
+        self.park(&event, &reason, handle);
+    }
+
     /// For what is not even an event.
     pub fn park(&self, event: &Event, reason: &Reason, handle: Handle) {
         self.metrics.receive();

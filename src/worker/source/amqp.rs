@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
@@ -36,13 +36,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::open::Open;
+use super::trouble::Trouble;
 use super::{Context, Guarantee, Kind, Limits, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
 use crate::broker_tls::BrokerTls;
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
 use crate::config::section::{FromText, Section};
 use crate::credit::Permit;
-use crate::engine::park::Reason;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};
 use crate::fence::Fence;
@@ -64,6 +64,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const FENCE: Duration = Duration::from_secs(10);
 /// How often the queue is asked how long it is, which also shows that the broker is there.
 const TICK: Duration = Duration::from_secs(1);
+/// Messages that the broker sends ahead. It must cover the way of a message to nginx and of its acknowledgement back.
+pub const DEFAULT_PREFETCH: u16 = 1024;
+/// So many messages that are there already are taken in one go, before others on this thread have their turn.
+const AT_ONCE: usize = 64;
 /// After a first word on how events went, others are let come for so long, and all are acknowledged together.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 const HELD_UP: &str = "this worker was held up for so long that the broker may have given its messages to another";
@@ -127,7 +131,7 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     let kind = section.choice("kind", &kinds, QueueKind::Quorum);
     let has_ids = section.choice("ids", &[("message_id", true), ("none", false)], true);
     let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
-    let prefetch = section.or("prefetch", 256_u16);
+    let prefetch = section.or("prefetch", DEFAULT_PREFETCH);
     if prefetch == 0 {
         section.complain_at("prefetch", "must be at least 1");
     }
@@ -175,6 +179,10 @@ impl Source for Amqp {
 
     fn keeps_order(&self) -> bool {
         self.exclusive
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 
     fn starts_ready(&self) -> bool {
@@ -261,10 +269,9 @@ impl Amqp {
         Ok(())
     }
 
-    fn event(&self, delivery: &Delivery) -> (Event, Option<String>) {
+    fn event(&self, delivery: &Delivery, raw: Bytes) -> (Event, Option<String>) {
         let seconds = delivery.properties.timestamp().as_ref().copied();
         let received = seconds.map_or_else(Timestamp::now, |seconds| Timestamp(seconds.saturating_mul(1000)));
-        let raw = Bytes::copy_from_slice(&delivery.data);
         if self.kind == QueueKind::Stream {
             return match offset_of(delivery) {
                 Some(offset) => (Event::new(EventId::new(self.epoch, offset), received, raw), None),
@@ -317,7 +324,9 @@ struct Work {
 
 struct Claim {
     session: u64,
+    /// Without its data.
     delivery: Delivery,
+    raw: Bytes,
     permit: Option<Permit>,
     /// Of the watermark, for streams.
     mark: Option<u64>,
@@ -417,19 +426,17 @@ impl Work {
             ..Policy::default()
         };
         let mut backoff = Backoff::new(&policy);
-        let mut is_told = false;
+        let mut trouble = Trouble::default();
         let mut stop = self.stop.clone();
         loop {
             let began = Instant::now();
-            let Err(error) = self.session(&mut is_told).await else {
+            let Err(error) = self.session(&mut trouble).await else {
                 return Ok(());
             };
             // What is under way belongs to nobody now: the broker gives it out again.
             self.fence.drop_now();
             self.feed.gauges().set_ready(false);
-            if !std::mem::replace(&mut is_told, true) {
-                tracing::warn!("source {}: {error}; connecting again", self.name);
-            }
+            trouble.tell(&self.name, error, "connecting again");
             if began.elapsed() > policy.max {
                 backoff = Backoff::new(&policy);
             }
@@ -455,7 +462,7 @@ impl Work {
     }
 
     /// From connect to a stop, or to an error.
-    async fn session(&mut self, is_told: &mut bool) -> Result<(), String> {
+    async fn session(&mut self, trouble: &mut Trouble) -> Result<(), String> {
         let (connection, channel) = self.config.connect().await?;
         self.config.declare(&channel).await?;
         let parking = answer(connection.create_channel()).await?;
@@ -469,7 +476,7 @@ impl Work {
         self.feed.gauges().set_ready(true);
         let (name, queue) = (&self.name, &self.config.queue);
         tracing::info!("source {name}: consuming {} queue {queue}", self.config.kind.name());
-        *is_told = false;
+        trouble.is_over();
         let mut stop = self.stop.clone();
         let mut tick = tokio::time::interval(TICK);
         let mut waiting: Option<Delivery> = None;
@@ -503,14 +510,10 @@ impl Work {
                         self.emit(delivery, permit);
                     }
                 }
-                delivery = consumer.next(), if wanted.is_none() => match delivery {
-                    Some(Ok(delivery)) => match self.feed.credit().try_reserve_one(delivery.data.len()) {
-                        Some(permit) => self.emit(delivery, permit),
-                        None => waiting = Some(delivery),
-                    },
-                    Some(Err(error)) => return Err(format!("RabbitMQ: {error}")),
-                    None => return Err("the broker has cancelled the consumer".to_owned()),
-                },
+                delivery = consumer.next(), if wanted.is_none() => {
+                    waiting = self.take(delivery, &mut consumer)?;
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -536,8 +539,37 @@ impl Work {
         .await
     }
 
-    fn emit(&mut self, delivery: Delivery, permit: Permit) {
-        let (mut event, unusable) = self.config.event(&delivery);
+    /// Takes this message and those that are there already. The answer is the one there is no credit for.
+    fn take(
+        &mut self,
+        first: Option<lapin::Result<Delivery>>,
+        consumer: &mut Consumer,
+    ) -> Result<Option<Delivery>, String> {
+        let mut next = first;
+        for left in (0..AT_ONCE).rev() {
+            let delivery = match next {
+                Some(delivery) => delivery.map_err(|error| format!("RabbitMQ: {error}"))?,
+                None => return Err("the broker has cancelled the consumer".to_owned()),
+            };
+            match self.feed.credit().try_reserve_one(delivery.data.len()) {
+                Some(permit) => self.emit(delivery, permit),
+                None => return Ok(Some(delivery)),
+            }
+            if left == 0 {
+                break;
+            }
+            // Whatever this gives out must be taken.
+            match consumer.next().now_or_never() {
+                Some(more) => next = more,
+                None => break,
+            }
+        }
+        Ok(None)
+    }
+
+    fn emit(&mut self, mut delivery: Delivery, permit: Permit) {
+        let raw = Bytes::from(std::mem::take(&mut delivery.data));
+        let (mut event, unusable) = self.config.event(&delivery, raw.clone());
         if delivery.redelivered {
             self.feed.gauges().count_redelivered(1);
         }
@@ -560,22 +592,13 @@ impl Work {
         let claim = Claim {
             session: self.session,
             delivery,
+            raw,
             permit: held,
             mark,
         };
         let ticket = self.open.insert(claim);
         let handle = Handle::new(ticket, to, None);
-        match unusable {
-            None => self.feed.emit(event, handle),
-            Some(text) => {
-                let reason = Reason {
-                    component: "source".to_owned(),
-                    text,
-                    attempts,
-                };
-                self.feed.park(&event, &reason, handle);
-            }
-        }
+        self.feed.emit_usable(event, unusable, attempts, handle);
     }
 
     /// All that is done by now.
@@ -613,21 +636,22 @@ impl Work {
             return Ok(());
         }
         if let (Outcome::Parked, Some(parked), None) = (ack.outcome, &ack.parked, claim.mark) {
-            self.store_parked(&claim.delivery, parked, parking).await?;
+            self.store_parked(&claim, parked, parking).await?;
         }
         self.done.ready.insert(claim.delivery.delivery_tag, claim.permit);
         Ok(())
     }
 
     /// Publishes the copy, and returns when the broker has confirmed it.
-    async fn store_parked(&self, delivery: &Delivery, parked: &Parked, parking: &Channel) -> Result<(), String> {
-        let mut headers = delivery.properties.headers().clone().unwrap_or_default();
+    async fn store_parked(&self, claim: &Claim, parked: &Parked, parking: &Channel) -> Result<(), String> {
+        let properties = &claim.delivery.properties;
+        let mut headers = properties.headers().clone().unwrap_or_default();
         headers.insert(
             REASON_HEADER.into(),
             AMQPValue::LongString(LongString::from(reason_json(parked))),
         );
-        let properties = delivery.properties.clone().with_headers(headers).with_delivery_mode(2);
-        publish(parking, &self.config.parked_queue(), &delivery.data, properties).await
+        let properties = properties.clone().with_headers(headers).with_delivery_mode(2);
+        publish(parking, &self.config.parked_queue(), &claim.raw, properties).await
     }
 
     async fn tell_lag(&self, channel: &Channel) -> Result<(), String> {
@@ -651,6 +675,8 @@ impl Work {
             }
         }
         self.fence.drop_now();
+        // Whoever closes at once may close before the broker has passed the last acknowledgements on.
+        self.tell_lag(channel).await?;
         answer(connection.close(200, "bye".into())).await
     }
 }

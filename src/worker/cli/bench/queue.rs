@@ -12,6 +12,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redis::Value;
 use tokio::runtime::Runtime;
 
+use crate::source::amqp::DEFAULT_PREFETCH;
 use crate::stand::{RabbitMq, Redis};
 
 /// Where the posts are.
@@ -37,10 +38,18 @@ pub trait Queue {
     /// How many are not finished.
     fn open(&mut self) -> Result<u64, String>;
 
-    /// How many a second a consumer takes that does nothing but acknowledge, if that is of interest. Uses up what is there.
-    fn drain_bare(&mut self, _count: u64) -> Result<Option<f64>, String> {
+    /// What consumers reach that do nothing but acknowledge, if that is of interest. They find the same messages, and use them up.
+    fn drain_bare(&mut self, _count: u64) -> Result<Option<Bare>, String> {
         Ok(None)
     }
+}
+
+/// Messages a second of a consumer that only acknowledges.
+pub struct Bare {
+    /// Each message by itself.
+    pub one_by_one: f64,
+    /// Half of what the broker sends ahead at a time, as the worker does it.
+    pub in_groups: f64,
 }
 
 pub fn start(kind: SourceKind, fsync: &str) -> Result<Box<dyn Queue>, String> {
@@ -139,8 +148,12 @@ impl Queue for Jobs {
     }
 }
 
-/// As the source has it by default.
-const PREFETCH: u16 = 256;
+/// For the worker, and for the bare consumers.
+const QUEUES: [&str; 3] = ["posts", ONE_BY_ONE, IN_GROUPS];
+const ONE_BY_ONE: &str = "bare-one-by-one";
+const IN_GROUPS: &str = "bare-in-groups";
+/// Time for the broker to pass acknowledgements on to a queue.
+const PASSING_ON: Duration = Duration::from_secs(1);
 /// Confirms that may be outstanding.
 const UNCONFIRMED: usize = 1000;
 
@@ -168,7 +181,7 @@ impl Rabbit {
                 let connection = Connection::connect(&broker.url(), ConnectionProperties::default()).await?;
                 let channel = connection.create_channel().await?;
                 channel.confirm_select(ConfirmSelectOptions::default()).await?;
-                for queue in ["posts", "bare"] {
+                for queue in QUEUES {
                     let mut arguments = FieldTable::default();
                     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
                     arguments.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
@@ -231,9 +244,9 @@ impl Queue for Rabbit {
         self.broker.pid()
     }
 
-    /// Into both queues: the bare consumer is to find the same.
+    /// Into all queues: the bare consumers are to find the same.
     fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String> {
-        for queue in ["posts", "bare"] {
+        for queue in QUEUES {
             self.runtime
                 .block_on(Self::fill(&self.channel, queue, first, posts))
                 .map_err(lapin_told)?;
@@ -246,38 +259,52 @@ impl Queue for Rabbit {
         self.waiting("posts")
     }
 
-    fn drain_bare(&mut self, count: u64) -> Result<Option<f64>, String> {
+    fn drain_bare(&mut self, count: u64) -> Result<Option<Bare>, String> {
+        Ok(Some(Bare {
+            one_by_one: self.drain(ONE_BY_ONE, count, 1)?,
+            in_groups: self.drain(IN_GROUPS, count, u64::from(DEFAULT_PREFETCH) / 2)?,
+        }))
+    }
+}
+
+impl Rabbit {
+    /// Takes so many messages, acknowledges them in groups of this size, and returns how many it were a second.
+    fn drain(&self, queue: &str, count: u64, group: u64) -> Result<f64, String> {
         use futures_util::StreamExt;
 
         let start = Instant::now();
-        self.runtime
+        let elapsed = self
+            .runtime
             .block_on(async {
                 let connection = Connection::connect(&self.broker.url(), ConnectionProperties::default()).await?;
                 let channel = connection.create_channel().await?;
-                channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+                channel.basic_qos(DEFAULT_PREFETCH, BasicQosOptions::default()).await?;
                 let options = BasicConsumeOptions::default();
                 let mut consumer = channel
-                    .basic_consume("bare".into(), "bench".into(), options, FieldTable::default())
+                    .basic_consume(queue.into(), "bench".into(), options, FieldTable::default())
                     .await?;
                 for seen in 1..=count {
                     let Some(delivery) = consumer.next().await else { break };
                     let tag = delivery?.delivery_tag;
-                    // In groups, as the worker does it.
-                    if seen % u64::from(PREFETCH / 2) == 0 || seen == count {
-                        channel.basic_ack(tag, BasicAckOptions { multiple: true }).await?;
+                    if seen % group == 0 || seen == count {
+                        let multiple = group > 1;
+                        channel.basic_ack(tag, BasicAckOptions { multiple }).await?;
                     }
                 }
-                connection.close(200, "done".into()).await
+                let elapsed = start.elapsed().as_secs_f64();
+                // What the broker's end of a channel has not passed on when it ends is forgotten there.
+                tokio::time::sleep(PASSING_ON).await;
+                connection.close(200, "done".into()).await?;
+                Ok(elapsed)
             })
             .map_err(lapin_told)?;
-        let elapsed = start.elapsed().as_secs_f64();
         // The last acknowledgements are on their way through the queue's log.
         let patience = Instant::now() + Duration::from_secs(10);
         loop {
-            match self.waiting("bare")? {
-                0 => return Ok(Some(count as f64 / elapsed)),
+            match self.waiting(queue)? {
+                0 => return Ok(count as f64 / elapsed),
                 rest if Instant::now() > patience => {
-                    return Err(format!("the bare consumer has left {rest}"));
+                    return Err(format!("the bare consumer has left {rest} in {queue}"));
                 }
                 _ => std::thread::sleep(Duration::from_millis(10)),
             }
