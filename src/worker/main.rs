@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-/// Events are made on one thread and freed on another, which is what the C library's allocator is slowest at.
+/// Events may be made on one thread and freed on another, which is what the C library's allocator is slowest at.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

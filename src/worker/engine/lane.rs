@@ -31,6 +31,9 @@ use crate::stage::{Flow, Stage};
 
 /// How often an event may panic a stage before it is parked.
 const PANIC_TRIES: u32 = 2;
+/// After so many events the rest of the thread has its turn: answers of nodes and brokers have come meanwhile, and while nobody reads them nginx and the broker
+/// have nothing to do.
+const IN_A_ROW: usize = 32;
 /// How many events a lane keeps for sinks nobody waits for. Beyond it they miss that sink.
 const OPTIONAL_BACKLOG: usize = 1024;
 
@@ -78,7 +81,13 @@ impl Lane {
 
     /// Works until all senders are gone.
     pub async fn run(self: Rc<Self>, mut jobs: mpsc::UnboundedReceiver<Job>) {
+        let mut in_a_row = 0;
         while let Some(job) = jobs.recv().await {
+            in_a_row += 1;
+            if in_a_row == IN_A_ROW {
+                in_a_row = 0;
+                tokio::task::yield_now().await;
+            }
             let Job {
                 pipeline,
                 event,

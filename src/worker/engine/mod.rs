@@ -1,14 +1,15 @@
-//! The engine: sources on their threads, lanes on theirs, and the order in which everything starts and ends.
+//! The engine: lanes on their threads, sources and couriers beside them, and the order in which everything starts and ends.
 //!
 //! ```text
-//! source thread ──claim──▶ Feed ──hash(order key)──▶ lane thread: stages, then sinks ──▶ nginx
-//!        ▲                                              │
-//!        └────────────── Handle (worst outcome) ◀───────┘──▶ parking lot
+//! source ──claim──▶ Feed ──hash(order key)──▶ lane: stages, then sinks ──▶ nginx
+//!    ▲                                          │
+//!    └──────────── Handle (worst outcome) ◀─────┘──▶ parking lot
 //! ```
 //!
 //! Nothing between source and lane is bounded by itself: [`Credit`] bounds it all at the entry. A stop goes the same way as the
 //! events: sources stop claiming, what is in flight gets its time, then lanes end, then the parking lot.
 
+pub mod crew;
 pub mod join;
 pub mod lane;
 pub mod order;
@@ -31,6 +32,7 @@ use tokio::task::LocalSet;
 
 use crate::config::{self, Config};
 use crate::credit::Credit;
+use crate::engine::crew::Crews;
 use crate::engine::lane::{Job, Lane};
 use crate::engine::order::OrderKey;
 use crate::engine::park::{ParkingLot, Reason};
@@ -128,6 +130,14 @@ impl Feed {
 
     pub fn gauges(&self) -> &Gauges {
         &self.gauges
+    }
+
+    /// Events that the queue has forgotten before they were read here. Nobody can bring them back.
+    pub fn note_missed(&self, source: &str, events: u64) {
+        if events > 0 {
+            tracing::error!("source {source}: {events} events were trimmed away before they were read");
+            self.gauges.count_missed(events);
+        }
     }
 
     /// Counts how often a node has come back. What it had in memory may be gone.
@@ -320,19 +330,9 @@ impl Topology {
         let stop = Stop(stop);
         let (ended, endings) = mpsc::unbounded_channel();
         let watchdog = Watchdog::new();
-        let sinks = start_sinks(&config, metrics, &watchdog)?;
-
-        let mut lanes = Vec::with_capacity(config.lanes);
-        let mut lane_threads = Vec::with_capacity(config.lanes);
-        for number in 0..config.lanes {
-            let (jobs, receiver) = mpsc::unbounded_channel();
-            let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
-            let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
-            let body = move || run_lane(|| Lane::new(&sinks, parking, metrics), receiver, stop, beat);
-            let name = format!("lane-{number}");
-            lane_threads.push(spawn(name, ended.clone(), Ended::Lane(number), body)?);
-            lanes.push(jobs);
-        }
+        let mut crews = Crews::new(config.lanes);
+        let sinks = start_sinks(&config, metrics, &watchdog, &mut crews)?;
+        let (lanes, receivers): (Vec<_>, Vec<_>) = (0..config.lanes).map(|_| mpsc::unbounded_channel()).unzip();
 
         let built = build_pipelines(&config, metrics, &sinks);
         let recoveries = metrics.recoveries();
@@ -347,6 +347,7 @@ impl Topology {
             ..
         } = config;
         let sources_running = sources.len();
+        let mut blocking = Vec::new();
         for (index, named) in sources.into_iter().enumerate() {
             let limits = named.component.limits();
             let credit = Credit::new(limits.events, limits.bytes);
@@ -374,7 +375,22 @@ impl Topology {
                 stop: stop.clone(),
             };
             let beat = watchdog.watch(format!("source-{}", named.name));
-            start_source(named.name, named.component, context, ended.clone(), beat)?;
+            if named.component.may_block() {
+                blocking.push((named.component, context, beat));
+            } else {
+                crews.take_turn().source(named.component, context, ended.clone(), beat);
+            }
+        }
+        let mut lane_threads = Vec::with_capacity(receivers.len());
+        for ((number, jobs), crew) in receivers.into_iter().enumerate().zip(crews.into_crews()) {
+            let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
+            let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
+            let body = move || crew.run(|| Lane::new(&sinks, parking, metrics), jobs, stop, &beat);
+            let report = Report::of_lane(number, ended.clone());
+            lane_threads.push(spawn(format!("lane-{number}"), report, body)?);
+        }
+        for (source, context, beat) in blocking {
+            start_source(source, context, ended.clone(), beat)?;
         }
         Ok(Self {
             metrics: Arc::clone(metrics),
@@ -566,16 +582,18 @@ fn start_sinks(
     config: &Config,
     metrics: &Metrics,
     watchdog: &Arc<Watchdog>,
+    crews: &mut Crews,
 ) -> Result<Vec<Arc<dyn RunningSink>>, Error> {
     let start = |(index, sink): (usize, &config::Named<Arc<dyn crate::sink::Sink>>)| {
-        let scene = crate::sink::Scene {
+        let mut scene = crate::sink::Scene {
             name: &sink.name,
             metrics,
             watchdog,
             has_ids: has_ids(config, index),
+            crews: &mut *crews,
         };
         sink.component
-            .start(&scene)
+            .start(&mut scene)
             .map_err(io_error(format!("sink {}", sink.name)))
     };
     config.sinks.iter().enumerate().map(start).collect()
@@ -648,27 +666,40 @@ fn runtime() -> io::Result<Runtime> {
 /// Starts a thread that reports its end, also when it panics.
 fn spawn(
     name: String,
-    ended: mpsc::UnboundedSender<Ended>,
-    ending: Ended,
+    report: Report,
     body: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<JoinHandle<()>, Error> {
     let failed = io_error(format!("cannot start the thread {name}"));
-    let report = Report(Some((ended, ending)));
     let run = move || {
-        let mut report = report;
-        let result = body();
-        match (&mut report.0, result) {
-            (Some((_, Ended::Source { result: reported, .. })), result) => *reported = result,
-            // A lane ends well when all sources have let go of it, which they may do before they report their own end.
-            (Some((_, Ended::Lane(_))), Ok(())) => report.0 = None,
-            _ => {}
-        }
+        let report = report;
+        report.tell(body());
     };
     std::thread::Builder::new().name(name).spawn(run).map_err(failed)
 }
 
 /// Sends its message when dropped, that is, whatever happens.
 struct Report(Option<(mpsc::UnboundedSender<Ended>, Ended)>);
+
+impl Report {
+    fn of_lane(number: usize, ended: mpsc::UnboundedSender<Ended>) -> Self {
+        Self(Some((ended, Ended::Lane(number))))
+    }
+
+    fn of_source(name: String, ended: mpsc::UnboundedSender<Ended>) -> Self {
+        let result = Err(io::Error::other("it panicked"));
+        Self(Some((ended, Ended::Source { name, result })))
+    }
+
+    /// It has come to its end by itself.
+    fn tell(mut self, result: io::Result<()>) {
+        match (&mut self.0, result) {
+            (Some((_, Ended::Source { result: reported, .. })), result) => *reported = result,
+            // A lane ends well when all sources have let go of it, which they may do before they report their own end.
+            (Some((_, Ended::Lane(_))), Ok(())) => self.0 = None,
+            _ => {}
+        }
+    }
+}
 
 impl Drop for Report {
     fn drop(&mut self) {
@@ -678,17 +709,15 @@ impl Drop for Report {
     }
 }
 
+/// A source with a thread of its own.
 fn start_source(
-    name: String,
     source: Box<dyn Source>,
     context: Context,
     ended: mpsc::UnboundedSender<Ended>,
     beat: Beat,
 ) -> Result<(), Error> {
-    let panicked = Ended::Source {
-        name: name.clone(),
-        result: Err(io::Error::other("its thread panicked")),
-    };
+    let report = Report::of_source(context.name.clone(), ended);
+    let name = format!("source-{}", context.name);
     let body = move || {
         LocalSet::new().block_on(&runtime()?, async {
             tokio::select! {
@@ -697,26 +726,5 @@ fn start_source(
             }
         })
     };
-    spawn(format!("source-{name}"), ended, panicked, body).map(drop)
-}
-
-/// A lane's thread.
-fn run_lane(
-    open: impl FnOnce() -> std::rc::Rc<Lane>,
-    jobs: mpsc::UnboundedReceiver<Job>,
-    mut stop: Stop,
-    beat: Beat,
-) -> io::Result<()> {
-    let runtime = runtime()?;
-    let local = LocalSet::new();
-    local.spawn_local(open().run(jobs));
-    runtime.block_on(async {
-        tokio::select! {
-            // Ends when all senders of jobs are gone and all deliveries are done.
-            () = local => {}
-            () = stop.abandoned() => {}
-            () = beat.keep() => {}
-        }
-    });
-    Ok(())
+    spawn(name, report, body).map(drop)
 }

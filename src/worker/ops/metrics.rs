@@ -110,6 +110,7 @@ pub struct Source {
     oldest: AtomicU64,
     redelivered: AtomicU64,
     lost_claims: AtomicU64,
+    missed: AtomicU64,
     /// The recovery of a node after which its memory was filled again; unknown if this source does not do that.
     refilled: AtomicU64,
 }
@@ -148,6 +149,11 @@ impl Source {
     /// Events that were somebody else's by the time they were done here.
     pub fn count_lost_claims(&self, events: u64) {
         self.lost_claims.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Events that the queue has forgotten before they were read.
+    pub fn count_missed(&self, events: u64) {
+        self.missed.fetch_add(events, Ordering::Relaxed);
     }
 
     fn oldest_age(&self) -> Duration {
@@ -192,8 +198,8 @@ pub enum Code {
 }
 
 impl Node {
-    pub fn count(&self, code: Code) {
-        *self.requests.lock().entry(code).or_default() += 1;
+    pub fn count(&self, code: Code, requests: u64) {
+        *self.requests.lock().entry(code).or_default() += requests;
     }
 
     /// Channels in which the node had an event already.
@@ -312,6 +318,7 @@ impl Metrics {
             oldest: AtomicU64::new(UNKNOWN),
             redelivered: AtomicU64::new(0),
             lost_claims: AtomicU64::new(0),
+            missed: AtomicU64::new(0),
             refilled: AtomicU64::new(UNKNOWN),
         });
         let mut sources = self.sources.lock();
@@ -584,6 +591,10 @@ impl Metrics {
         for source in &sources {
             out.sample("", &label(source), load(&source.lost_claims));
         }
+        out.family("glue_source_missed_total", "counter");
+        for source in &sources {
+            out.sample("", &label(source), load(&source.missed));
+        }
         out.family("glue_sink_requests_total", "counter");
         let nodes = self.nodes.lock().clone();
         for node in &nodes {
@@ -735,8 +746,8 @@ mod tests {
         component.latency.observe(Duration::from_millis(3));
         metrics.component(labels).receive();
         let node = metrics.node("nginx", "http://a");
-        node.count(Code::Status(200));
-        node.count(Code::Failure("timeout"));
+        node.count(Code::Status(200), 1);
+        node.count(Code::Failure("timeout"), 1);
         node.set_breaker(Breaker::Open);
         metrics.source("posts", &Credit::new(5, 5), true).set_lag_bytes(7);
 

@@ -79,7 +79,7 @@ impl Sink for FileSink {
         self.required
     }
 
-    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         let (lines, receiver) = mpsc::channel();
         let mut writer = Writer {
             name: scene.name.to_owned(),
@@ -212,6 +212,7 @@ fn push_line(out: &mut Vec<u8>, body: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::crew::Crews;
     use crate::event::EventId;
     use crate::ops::metrics::Metrics;
     use crate::ops::watchdog::Watchdog;
@@ -232,13 +233,14 @@ mod tests {
             fsync: true,
             required: true,
         };
-        let scene = Scene {
+        let mut scene = Scene {
             name: "archive",
             metrics: &Metrics::default(),
             watchdog: &Watchdog::new(),
             has_ids: true,
+            crews: &mut Crews::new(1),
         };
-        let lane = config.start(&scene).unwrap().open();
+        let lane = config.start(&mut scene).unwrap().open();
         deliver(&*lane, 0, "{\"a\":1}");
         deliver(&*lane, 86_400_000, "{\n\"a\":\r\n2}");
         deliver(&*lane, 0, "two\nlines");

@@ -1,6 +1,6 @@
 //! Sinks: where events end.
 //!
-//! A sink is configured once, started once ([`Sink::start`]: threads, health shared by all lanes) and opened by every
+//! A sink is configured once, started once ([`Sink::start`]: couriers, health shared by all lanes) and opened by every
 //! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] takes the event at once, and its future ends when the event is
 //! settled there, all retries included. A sink that keeps the order of these calls says so ([`RunningSink::keeps_order`]) and may then group events as
 //! it likes; for any other, the lane keeps events of one key from overtaking each other. A sink that wants the order of the source over all
@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use crate::client::{Address, Tls};
 use crate::config::section::Section;
+use crate::engine::crew::Crews;
 use crate::engine::settlement::Share;
 use crate::engine::turn::Turn;
 use crate::event::Event;
@@ -65,7 +66,7 @@ pub trait Sink: Send + Sync {
         Vec::new()
     }
 
-    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>>;
+    fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>>;
 }
 
 /// What a sink starts with.
@@ -76,6 +77,18 @@ pub struct Scene<'a> {
     pub watchdog: &'a Arc<Watchdog>,
     /// Does every event that comes here have an id?
     pub has_ids: bool,
+    pub crews: &'a mut Crews,
+}
+
+impl Scene<'_> {
+    /// Has one of the engine's threads do this, watched under this name.
+    pub fn run<F>(&mut self, name: String, work: impl FnOnce() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        let beat = self.watchdog.watch(name);
+        self.crews.take_turn().sink(work, beat);
+    }
 }
 
 /// A sink that has what all lanes share.
@@ -104,7 +117,7 @@ pub trait LaneSink {
     }
 }
 
-/// A sink that settles events on a thread of its own.
+/// A sink that settles events in a task of its own.
 pub trait DirectSink {
     /// As [`LaneSink::deliver`]; the verdict goes to the share.
     fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share);

@@ -23,7 +23,7 @@ pub const KIND: Kind = Kind {
 pub struct Null;
 
 impl Sink for Null {
-    fn start(&self, _scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, _scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         Ok(Arc::new(*self))
     }
 }

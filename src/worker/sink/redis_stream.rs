@@ -25,7 +25,6 @@ use crate::config::section::Section;
 use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
-use crate::ops::watchdog::Beat;
 use crate::redis_link::{Server, told};
 use crate::retry::{Backoff, Policy};
 
@@ -71,7 +70,7 @@ impl Sink for RedisStream {
         true
     }
 
-    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         let sequencer = Sequencer::new(1);
         let writer = Writer {
             name: scene.name.to_owned(),
@@ -80,7 +79,7 @@ impl Sink for RedisStream {
             connection: None,
             queue: VecDeque::new(),
         };
-        writer.spawn(scene.watchdog.watch(format!("stream-{}", scene.name)))?;
+        scene.run(format!("stream-{}", scene.name), || writer.run());
         Ok(Arc::new(Running(sequencer)))
     }
 }
@@ -151,7 +150,7 @@ impl Lane {
     }
 }
 
-/// The thread that appends.
+/// Who appends.
 struct Writer {
     name: String,
     config: RedisStream,
@@ -161,25 +160,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn spawn(mut self, beat: Beat) -> io::Result<()> {
-        std::thread::Builder::new()
-            .name(format!("stream-{}", self.name))
-            .spawn(move || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let Ok(runtime) = runtime.inspect_err(|error| tracing::error!("cannot start a writer: {error}")) else {
-                    return;
-                };
-                runtime.block_on(async {
-                    tokio::select! {
-                        () = self.run() => {}
-                        () = beat.keep() => {}
-                    }
-                });
-            })?;
-        Ok(())
-    }
-
-    async fn run(&mut self) {
+    async fn run(mut self) {
         let policy = Policy {
             max: Duration::from_secs(2),
             ..Policy::default()

@@ -169,7 +169,7 @@ impl Sink for Webhook {
         vec![(self.target.address.clone(), self.tls.clone())]
     }
 
-    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         let name = scene.name.to_owned();
         Ok(Arc::new(Running {
             name,

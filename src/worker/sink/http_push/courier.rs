@@ -1,6 +1,6 @@
 //! Ordered publishing: one courier per node.
 //!
-//! All lanes put what they made under the turns of a [`Sequencer`]; each node's courier, a thread with one connection, takes it from there in
+//! All lanes put what they made under the turns of a [`Sequencer`]; each node's courier, a task with one connection, takes it from there in
 //! the order of the source and has one POST under way at a time: a batch, if the node offers that, else one event. Nothing overtakes: an event that
 //! must be retried holds up those after it, at this node. So a node sees ids in their order over all channels, which is what lets a
 //! browser resume from a single position.
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio::task::LocalSet;
+use tokio::task::JoinSet;
 
 use super::node::{Answer, Attempt, Failure, Node};
 use super::tally::Tally;
@@ -20,13 +20,13 @@ use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Sender};
 use crate::engine::turn::Sequencer;
 use crate::event::Event;
-use crate::ops::watchdog::Beat;
 use crate::retry::Backoff;
 
 /// Events that others have settled and a node that is down has not; beyond it the oldest miss that node.
 const BEHIND: usize = 4096;
 /// An idle connection that nginx has closed is opened again, to see whether nginx is still there; at most so often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// An event on its way to all nodes.
 pub struct Parcel {
     pub event: Arc<Event>,
@@ -83,33 +83,20 @@ struct Work {
 type Verdicts = Vec<Attempt>;
 
 impl Courier {
-    pub fn spawn(self, beat: Beat) -> std::io::Result<()> {
-        let name = format!("push-{}-{}", self.node.sink, self.place);
-        std::thread::Builder::new().name(name).spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let Ok(runtime) = runtime.inspect_err(|error| tracing::error!("cannot start a courier: {error}")) else {
-                return;
-            };
-            let max_lines = self.config.batch;
-            let mut work = Work {
-                courier: self,
-                queue: VecDeque::new(),
-                link: None,
-                look_at: Instant::now(),
-                max_lines,
-                attempts: 0,
-                tried_since: None,
-            };
-            let (config, node) = (Arc::clone(&work.courier.config), Arc::clone(&work.courier.node));
-            LocalSet::new().block_on(&runtime, async {
-                tokio::task::spawn_local(super::reconcile::run(config, node));
-                tokio::select! {
-                    () = work.run() => {}
-                    () = beat.keep() => {}
-                }
-            });
-        })?;
-        Ok(())
+    pub async fn run(self) {
+        let mut reconciling = JoinSet::new();
+        reconciling.spawn_local(super::reconcile::run(Arc::clone(&self.config), Arc::clone(&self.node)));
+        let max_lines = self.config.batch;
+        let mut work = Work {
+            courier: self,
+            queue: VecDeque::new(),
+            link: None,
+            look_at: Instant::now(),
+            max_lines,
+            attempts: 0,
+            tried_since: None,
+        };
+        work.run().await;
     }
 }
 
@@ -117,9 +104,8 @@ impl Work {
     async fn run(&mut self) {
         let mut backoff = Backoff::new(&self.courier.config.retry);
         while self.gather().await {
-            self.courier.node.admit().await;
             // Whoever has come after this one may have sent something newer by now.
-            if self.courier.sequencer.is_closed() {
+            if !self.is_admitted().await {
                 return;
             }
             let verdicts = self.post().await;
@@ -132,6 +118,24 @@ impl Work {
                     if !self.wait(pause).await {
                         return;
                     }
+                }
+            }
+        }
+    }
+
+    /// Waits while the node's breaker is open. `false`: the end.
+    async fn is_admitted(&self) -> bool {
+        let Courier {
+            node, sequencer, place, ..
+        } = &self.courier;
+        let admitted = node.admit();
+        tokio::pin!(admitted);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut admitted => return !sequencer.is_closed(),
+                () = sequencer.grown(*place) => if sequencer.is_closed() {
+                    return false;
                 }
             }
         }

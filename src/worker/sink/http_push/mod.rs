@@ -203,7 +203,7 @@ impl Sink for HttpPush {
         self.nodes.iter().map(|node| (node.clone(), self.tls.clone())).collect()
     }
 
-    fn start(&self, scene: &Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
+    fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {
         let needed = self.required.of(self.nodes.len());
         let nodes = self.nodes.iter().map(|address| {
             let own = HeaderValue::from_str(&address.host_header()).map_err(io::Error::other)?;
@@ -229,7 +229,7 @@ impl Sink for HttpPush {
                 sequencer: Arc::clone(&sequencer),
                 place,
             };
-            courier.spawn(scene.watchdog.watch(format!("push-{}-{place}", scene.name)))?;
+            scene.run(format!("push-{}-{place}", scene.name), || courier.run());
         }
         Ok(Arc::new(Ordered {
             sequencer,

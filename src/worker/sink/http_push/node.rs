@@ -267,7 +267,7 @@ impl Node {
 
     /// Counts a failure to get any answer.
     pub fn unanswered(&self, config: &HttpPush, failure: &Failure) -> Attempt {
-        self.metrics.count(failure.code());
+        self.metrics.count(failure.code(), 1);
         let text = failure.to_string();
         if matches!(failure, Failure::Client(client::Error::Connect(_))) {
             self.is_gone.store(true, Ordering::Relaxed);
@@ -281,10 +281,20 @@ impl Node {
         }
     }
 
+    /// It has taken so many events of a batch.
+    pub fn took(&self, events: usize) {
+        self.metrics.count(Code::Status(200), events as u64);
+        self.succeeded();
+    }
+
     /// What an answer to one event means.
     pub fn judge(&self, config: &HttpPush, answer: Answer) -> Attempt {
-        self.metrics.count(Code::Status(answer.status));
+        self.metrics.count(Code::Status(answer.status), 1);
         self.metrics.count_duplicates(answer.duplicates);
+        if (200..=299).contains(&answer.status) {
+            self.succeeded();
+            return Attempt::Accepted;
+        }
         let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let text = match &answer.explain {
             Some(explain) => format!("{} {explain}", answer.status),
@@ -295,10 +305,6 @@ impl Node {
             after: answer.retry_after,
         };
         match answer.status {
-            200..=299 => {
-                self.succeeded();
-                return Attempt::Accepted;
-            }
             408 | 424 | 425 | 429 | 500..=599 if !config.permanent.contains(&answer.status) => {
                 self.failed(config, &text);
                 return retry(text);
