@@ -18,8 +18,9 @@ use tokio::sync::{Notify, mpsc};
 
 use super::Context;
 use super::open::Open;
+use super::trouble::Trouble;
+use crate::config::section::Section;
 use crate::credit::Permit;
-use crate::engine::park::Reason;
 use crate::engine::{Feed, Stop};
 use crate::event::Event;
 use crate::fence::Fence;
@@ -53,6 +54,33 @@ pub struct Terms {
     pub exclusive: bool,
     /// An event that has killed the worker so often is parked.
     pub max_deaths: u32,
+}
+
+/// Below this a pause of the machine loses the lease.
+const MIN_LEASE: Duration = Duration::from_millis(300);
+
+impl Terms {
+    /// `batch`, `consumers`, `lease` and `max_deaths`; `batch` and `lease` are the defaults of this kind of queue, `max_batch` is what it can give at once.
+    pub fn read(section: &Section<'_>, batch: usize, max_batch: usize, lease: Duration) -> Self {
+        let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
+        let batch = section.or("batch", batch);
+        if batch == 0 && max_batch == usize::MAX {
+            section.complain_at("batch", "must be at least 1");
+        } else if !(1..=max_batch).contains(&batch) {
+            section.complain_at("batch", format!("must be from 1 to {max_batch}"));
+        }
+        let lease = section.or("lease", lease);
+        if lease < MIN_LEASE {
+            section.complain_at("lease", format!("must be at least {MIN_LEASE:?}"));
+        }
+        let max_deaths = section.or("max_deaths", 3_usize);
+        Self {
+            batch,
+            lease,
+            exclusive,
+            max_deaths: u32::try_from(max_deaths).unwrap_or(u32::MAX),
+        }
+    }
 }
 
 /// One event as claimed. `C` is what the queue knows it by.
@@ -105,14 +133,27 @@ pub trait Queue {
         parked: &[(Self::Claim, Parked)],
     ) -> Result<Grant<u64>, String>;
 
+    /// Both in one go, where that saves time. The first answer is `None` if nothing was settled, because there was something to be given out at once.
+    async fn settle_and_claim(
+        &mut self,
+        finished: &[Self::Claim],
+        parked: &[(Self::Claim, Parked)],
+        count: usize,
+    ) -> Result<(Option<Grant<u64>>, Grant<Vec<Claimed<Self::Claim>>>), String> {
+        let Grant::Granted(lost) = self.settle(finished, parked).await? else {
+            return Ok((Some(Grant::Lost), Grant::Lost));
+        };
+        Ok((Some(Grant::Granted(lost)), self.claim(count).await?))
+    }
+
     /// Keeps claims alive; called every third of the lease. An exclusive queue sweeps here, too.
     async fn renew(&mut self, claims: Vec<Self::Claim>) -> Result<(), String>;
 
     /// Gives back what will not be worked on, in the order of the source.
     async fn give_back(&mut self, claims: Vec<Self::Claim>) -> Result<(), String>;
 
-    /// Starts to wait for more; tells once.
-    fn wait_for_more(&mut self, more: Arc<Notify>);
+    /// Starts to wait for more; tells once. `true`: what comes is claimed at once, up to so many, and the next claim gives it out.
+    fn wait_for_more(&mut self, count: usize, more: Arc<Notify>) -> bool;
 
     /// Sets the gauges.
     async fn lag(&mut self, feed: &Feed) -> Result<(), String>;
@@ -133,7 +174,7 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
         parked: Vec::new(),
         unsettled_since: None,
         pending: VecDeque::new(),
-        is_told: false,
+        trouble: Trouble::default(),
         has_hole: false,
         is_asking: false,
     };
@@ -149,9 +190,7 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
             Err(error) => error,
         };
         work.feed.gauges().set_ready(false);
-        if !std::mem::replace(&mut work.is_told, true) {
-            tracing::warn!("source {}: {error}; connecting again", queue.name());
-        }
+        work.trouble.tell(queue.name(), error, "connecting again");
         tokio::select! {
             () = tokio::time::sleep(backoff.pause()) => {}
             () = stop.abandoned() => return Ok(()),
@@ -177,8 +216,7 @@ struct Work<C> {
     unsettled_since: Option<Instant>,
     /// Claimed, and waiting for credit.
     pending: VecDeque<Claimed<C>>,
-    /// Has the present trouble been told?
-    is_told: bool,
+    trouble: Trouble,
     /// Something was let go of because the lease was not certain: what comes after it must not go on before it.
     has_hole: bool,
     /// The queue may have given out something that has not arrived here.
@@ -220,7 +258,7 @@ impl<C: Clone> Work<C> {
                 self.is_asking = true;
                 queue.start_over().await?;
             }
-            if std::mem::take(&mut self.is_told) {
+            if self.trouble.is_over() {
                 tracing::info!("source {}: connected again", queue.name());
             }
             *backoff = Backoff::new(policy);
@@ -326,7 +364,11 @@ impl<C: Clone> Work<C> {
             let now = Instant::now();
             claim_at = claim_at.filter(|at| *at > now);
             ack_at = ack_at.filter(|at| *at > now);
-            if self.is_settling_due(stop) && !self.settle(queue).await? {
+            let has_room = self.pending.is_empty() && self.feed.credit().room() > 0;
+            let is_claiming = has_room && !stop.is_requested() && !is_recovering && !is_dry && claim_at.is_none();
+            // What is done goes with the next claim, if there is one soon.
+            let has_company = is_claiming || claim_at.is_some();
+            if !is_claiming && self.is_settling_due(stop, has_company) && !self.settle(queue).await? {
                 return Ok(Turn::LostLease);
             }
             if now >= renew_at {
@@ -355,9 +397,9 @@ impl<C: Clone> Work<C> {
                     self.is_asking = is_recovering;
                     self.feed.gauges().count_redelivered(claimed.len() as u64);
                     self.pending.extend(claimed);
-                } else if room > 0 && !is_dry && claim_at.is_none() {
+                } else if room > 0 && is_claiming {
                     self.is_asking = true;
-                    let Grant::Granted(claimed) = queue.claim(room).await? else {
+                    let Grant::Granted(claimed) = self.claim(queue, room).await? else {
                         return Ok(Turn::LostLease);
                     };
                     self.is_asking = false;
@@ -377,7 +419,8 @@ impl<C: Clone> Work<C> {
             }
             if is_dry && !is_waiting {
                 is_waiting = true;
-                queue.wait_for_more(Arc::clone(&more));
+                let room = self.terms.batch.min(self.feed.credit().room()).max(1);
+                self.is_asking |= queue.wait_for_more(room, Arc::clone(&more));
             }
             let settle_at = self.unsettled_since.map(|since| since + SETTLE_WAIT);
             let times = [settle_at, claim_at, ack_at, Some(renew_at), Some(lag_at)];
@@ -390,12 +433,14 @@ impl<C: Clone> Work<C> {
             let wanted = innocent.map(|claimed| claimed.event.raw.len());
             let credit = Arc::clone(self.feed.credit());
             let stopping = stop.is_requested();
+            // What is done can wait for a claim that comes soon, unless it makes room for what waits here.
+            let is_listening = ack_at.is_none() && (claim_at.is_none() || wanted.is_some());
             let mut last_word = stop.clone();
             tokio::select! {
                 biased;
                 () = stop.requested(), if !stopping => {}
                 () = last_word.abandoned(), if stopping => return Ok(Turn::Stopped),
-                Some(ack) = self.acks.recv(), if ack_at.is_none() => {
+                Some(ack) = self.acks.recv(), if is_listening => {
                     self.note(ack);
                     ack_at = Some(Instant::now() + ACK_PAUSE);
                 }
@@ -452,17 +497,7 @@ impl<C: Clone> Work<C> {
         event.fence = self.fence.clone();
         let ticket = self.open.insert((claim, permit));
         let handle = Handle::new(ticket, AckTo::Broker(self.ack_to.clone()), None);
-        match unusable {
-            None => self.feed.emit(event, handle),
-            Some(text) => {
-                let reason = Reason {
-                    component: "source".to_owned(),
-                    text,
-                    attempts: deliveries,
-                };
-                self.feed.park(&event, &reason, handle);
-            }
-        }
+        self.feed.emit_usable(event, unusable, deliveries, handle);
     }
 
     fn note_all(&mut self) {
@@ -491,34 +526,57 @@ impl<C: Clone> Work<C> {
         self.unsettled_since.is_some()
     }
 
-    fn is_settling_due(&self, stop: &Stop) -> bool {
+    /// With company on the way it waits for that.
+    fn is_settling_due(&self, stop: &Stop, has_company: bool) -> bool {
         let Some(since) = self.unsettled_since else {
             return false;
         };
         self.finished.len() + self.parked.len() >= SETTLE_BATCH
             || since.elapsed() >= SETTLE_WAIT
-            || self.open.is_empty()
+            || (self.open.is_empty() && !has_company)
             || stop.is_requested()
     }
 
     /// `false`: the lease is lost.
     async fn settle<Q: Queue<Claim = C>>(&mut self, queue: &mut Q) -> Result<bool, String> {
-        let finished: Vec<C> = self.finished.iter().map(|(claim, _)| claim.clone()).collect();
-        let parked: Vec<(C, Parked)> = self
+        let (finished, parked) = self.unsettled();
+        let settled = queue.settle(&finished, &parked).await?;
+        Ok(self.note_settled(&settled))
+    }
+
+    /// Claims, and settles what is done by the way.
+    async fn claim<Q: Queue<Claim = C>>(
+        &mut self,
+        queue: &mut Q,
+        count: usize,
+    ) -> Result<Grant<Vec<Claimed<C>>>, String> {
+        if !self.has_unsettled() {
+            return queue.claim(count).await;
+        }
+        let (finished, parked) = self.unsettled();
+        let (settled, claimed) = queue.settle_and_claim(&finished, &parked, count).await?;
+        let is_kept = settled.is_none_or(|settled| self.note_settled(&settled));
+        Ok(if is_kept { claimed } else { Grant::Lost })
+    }
+
+    /// What the queue is to be told.
+    fn unsettled(&self) -> (Vec<C>, Vec<(C, Parked)>) {
+        let finished = self.finished.iter().map(|(claim, _)| claim.clone());
+        let parked = self
             .parked
             .iter()
-            .map(|(claim, parked, _)| (claim.clone(), parked.clone()))
-            .collect();
-        match queue.settle(&finished, &parked).await? {
-            Grant::Lost => Ok(false),
-            Grant::Granted(lost) => {
-                self.feed.gauges().count_lost_claims(lost);
-                self.finished.clear();
-                self.parked.clear();
-                self.unsettled_since = None;
-                Ok(true)
-            }
-        }
+            .map(|(claim, parked, _)| (claim.clone(), parked.clone()));
+        (finished.collect(), parked.collect())
+    }
+
+    /// The queue's answer. `false`: the lease is lost.
+    fn note_settled(&mut self, settled: &Grant<u64>) -> bool {
+        let Grant::Granted(lost) = settled else { return false };
+        self.feed.gauges().count_lost_claims(*lost);
+        self.finished.clear();
+        self.parked.clear();
+        self.unsettled_since = None;
+        true
     }
 
     async fn renew<Q: Queue<Claim = C>>(&mut self, queue: &mut Q) -> Result<bool, String> {

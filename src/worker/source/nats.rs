@@ -28,7 +28,6 @@ use futures_util::StreamExt;
 use tokio::sync::Notify;
 
 use super::claiming::{self, Claimed, Grant, Queue, Terms};
-use super::redis_streams::MIN_LEASE;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
 use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
@@ -82,28 +81,14 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     let stream = section.required("stream");
     let consumer = section.or("consumer", "push".to_owned());
     let subject = section.optional("subject");
-    let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
-    let batch = section.or("batch", 256);
-    if batch == 0 {
-        section.complain_at("batch", "must be at least 1");
-    }
-    let lease = section.or("lease", Duration::from_secs(30));
-    if lease < MIN_LEASE {
-        section.complain_at("lease", format!("must be at least {MIN_LEASE:?}"));
-    }
-    let max_deaths = section.or("max_deaths", 3_usize);
+    let terms = Terms::read(section, 256, usize::MAX, Duration::from_secs(30));
     Some(Box::new(Nats {
         url: url?,
         tls,
         stream: stream?,
         consumer,
         subject,
-        terms: Terms {
-            batch,
-            lease,
-            exclusive,
-            max_deaths: u32::try_from(max_deaths).unwrap_or(u32::MAX),
-        },
+        terms,
         limits: Limits::read(section),
     }))
 }
@@ -119,6 +104,10 @@ impl Source for Nats {
 
     fn keeps_order(&self) -> bool {
         self.terms.exclusive
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 
     fn starts_ready(&self) -> bool {
@@ -565,9 +554,9 @@ impl Queue for Pull {
         answer(client.flush()).await
     }
 
-    fn wait_for_more(&mut self, more: Arc<Notify>) {
+    fn wait_for_more(&mut self, _count: usize, more: Arc<Notify>) -> bool {
         let Some(consumer) = self.link.as_ref().and_then(|link| link.consumer.clone()) else {
-            return;
+            return false;
         };
         let found = Rc::downgrade(&self.found);
         tokio::task::spawn_local(async move {
@@ -580,6 +569,7 @@ impl Queue for Pull {
             }
             more.notify_one();
         });
+        false
     }
 
     async fn lag(&mut self, feed: &Feed) -> Result<(), String> {

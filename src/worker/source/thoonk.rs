@@ -30,7 +30,6 @@ use redis::{Script, Value};
 use tokio::sync::Notify;
 
 use super::claiming::{self, Claimed, Grant, Queue, Terms};
-use super::redis_streams::MIN_LEASE;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
@@ -83,30 +82,16 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     }
     let words = [("classic", Dialect::Classic), ("jobs", Dialect::Jobs)];
     let dialect = section.choice("dialect", &words, Dialect::Classic);
-    let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
-    let batch = section.or("batch", 100);
-    if !(1..=MAX_BATCH).contains(&batch) {
-        section.complain_at("batch", format!("must be from 1 to {MAX_BATCH}"));
-    }
-    let lease = section.or("lease", Duration::from_secs(30));
-    if lease < MIN_LEASE {
-        section.complain_at("lease", format!("must be at least {MIN_LEASE:?}"));
-    }
+    let terms = Terms::read(section, 100, MAX_BATCH, Duration::from_secs(30));
     let foreign_lease = section.or("foreign_lease", Duration::from_secs(600));
     let orphan_interval = section.or("orphan_interval", ORPHAN_INTERVAL);
-    let max_deaths = section.or("max_deaths", 3_usize);
     Some(Box::new(Thoonk {
         server: server?,
         queue: queue?,
         dialect,
         foreign_lease,
         orphan_interval,
-        terms: Terms {
-            batch,
-            lease,
-            exclusive,
-            max_deaths: u32::try_from(max_deaths).unwrap_or(u32::MAX),
-        },
+        terms,
         limits: Limits::read(section),
     }))
 }
@@ -122,6 +107,10 @@ impl Source for Thoonk {
 
     fn keeps_order(&self) -> bool {
         self.terms.exclusive
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 
     fn starts_ready(&self) -> bool {
@@ -687,9 +676,9 @@ impl Queue for Jobs {
         self.call::<Value>(GIVE_BACK, &claims).await.map(drop)
     }
 
-    fn wait_for_more(&mut self, more: Arc<Notify>) {
+    fn wait_for_more(&mut self, _count: usize, more: Arc<Notify>) -> bool {
         let Some(mut connection) = self.waiting.clone() else {
-            return;
+            return false;
         };
         let ids = self.keys.0[0].clone();
         tokio::task::spawn_local(async move {
@@ -703,6 +692,7 @@ impl Queue for Jobs {
             }
             more.notify_one();
         });
+        false
     }
 
     async fn lag(&mut self, feed: &Feed) -> Result<(), String> {

@@ -182,6 +182,172 @@ fn a_standby_takes_over_from_a_worker_that_is_paused_and_that_one_is_fenced() {
 }
 
 #[test]
+fn what_a_stream_has_forgotten_before_it_was_read_is_told() {
+    let redis = Redis::start();
+    let (dir, cursor_dir) = (TempDir::new(), TempDir::new());
+    let (nginx, other_nginx) = (StandIn::accepting(), StandIn::accepting());
+    let group = pipeline(&nginx.address, &streams(&redis, ""));
+    let cursor = streams(&redis, "").replace("group = \"push\"\nlease = \"900ms\"\n", "");
+    let cursor = pipeline(&other_nginx.address, &cursor);
+    let mut commands = redis.connect();
+    append(&mut commands, 1..11);
+    let start = || (Worker::start(&dir, &group), Worker::start(&cursor_dir, &cursor));
+    let (first, second) = start();
+    for nginx in [&nginx, &other_nginx] {
+        nginx.wait_for(10);
+    }
+    // Whoever has seen the end of the stream knows how many entries there were.
+    wait("the position", || {
+        cursor_dir.read("state/in.position.json").contains("\"count\":10")
+    });
+    assert!(first.terminate().success() && second.terminate().success());
+    append(&mut commands, 11..111);
+    let mut trim = redis::cmd("XTRIM");
+    trim.arg("posts")
+        .arg("MAXLEN")
+        .arg("=")
+        .arg(20)
+        .exec(&mut commands)
+        .unwrap();
+    let (mut first, mut second) = start();
+    for (worker, nginx) in [(&mut first, &nginx), (&mut second, &other_nginx)] {
+        worker.wait_for_log("80 events were trimmed away before they were read");
+        nginx.wait_for(30);
+    }
+    assert!(first.terminate().success() && second.terminate().success());
+    for dir in [&dir, &cursor_dir] {
+        assert_eq!(dir.read("worker.log").matches("trimmed away").count(), 1, "told once");
+    }
+}
+
+/// Waits until the worker waits for the stream, and returns the number of the connection by which it does.
+fn waiting_reader(redis: &Redis) -> String {
+    let mut commands = redis.connect();
+    let mut reader = None;
+    wait("a worker that waits", || {
+        let list: String = redis::cmd("CLIENT").arg("LIST").query(&mut commands).unwrap();
+        let waits = |line: &&str| line.contains("cmd=xreadgroup") && line.contains("flags=b");
+        let line = list.lines().find(waits).map(str::to_owned);
+        reader = line.and_then(|line| Some(line.split_once("id=")?.1.split(' ').next()?.to_owned()));
+        reader.is_some()
+    });
+    reader.unwrap()
+}
+
+fn pending(commands: &mut redis::Connection) -> redis::Value {
+    let mut summary: Vec<redis::Value> = redis::cmd("XPENDING").arg("posts").arg("push").query(commands).unwrap();
+    summary.swap_remove(0)
+}
+
+#[test]
+fn a_worker_that_is_paused_while_it_waits_cannot_claim_what_comes_after_its_lease() {
+    let redis = Redis::start();
+    let (first_dir, second_dir) = (TempDir::new(), TempDir::new());
+    let nginx = StandIn::accepting();
+    let config = pipeline(&nginx.address, &streams(&redis, ""));
+    let mut commands = redis.connect();
+    append(&mut commands, 1..11);
+    let mut first = Worker::start(&first_dir, &config);
+    nginx.wait_for(10);
+    let reader = waiting_reader(&redis);
+    first.signal("-STOP");
+    let second = Worker::start(&second_dir, &config);
+    wait("the second one to wait", || waiting_reader(&redis) != reader);
+    append(&mut commands, 11..31);
+    nginx.wait_for(30);
+    assert_complete_and_ordered(&nginx.publishes(), 30);
+    wait("all to be acknowledged", || {
+        pending(&mut commands) == redis::Value::Int(0)
+    });
+    first.signal("-CONT");
+    first.wait_for_log("standing by");
+    assert!(second.terminate().success());
+    append(&mut commands, 31..41);
+    nginx.wait_for(40);
+    assert!(first.terminate().success());
+    assert_complete_and_ordered(&nginx.publishes(), 40);
+}
+
+#[test]
+fn a_connection_that_is_lost_while_it_waits_loses_nothing() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let worker = Worker::start(&dir, &pipeline(&nginx.address, &streams(&redis, "")));
+    let mut commands = redis.connect();
+    for round in 0..5 {
+        let reader = waiting_reader(&redis);
+        let mut pipe = redis::pipe();
+        // In one go: the first of these is claimed through a connection that is closed before it can say so.
+        for n in round * 10 + 1..round * 10 + 11 {
+            pipe.cmd("XADD").arg("posts").arg("*").arg("body").arg(body(n)).ignore();
+        }
+        pipe.cmd("CLIENT").arg("KILL").arg("ID").arg(reader).ignore();
+        pipe.query::<()>(&mut commands).unwrap();
+        nginx.wait_until(|publishes| publishes.iter().map(number).collect::<HashSet<_>>().len() == (round + 1) * 10);
+        wait("all to be acknowledged", || {
+            pending(&mut commands) == redis::Value::Int(0)
+        });
+    }
+    assert!(worker.terminate().success());
+    assert_complete_and_ordered(&nginx.publishes(), 50);
+}
+
+#[test]
+fn each_thing_that_is_wrong_with_a_broker_is_told_and_when_it_is_mended_the_events_come() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let mut commands = redis.connect();
+    append(&mut commands, 1..4);
+    let source = streams(&redis, "").replace("redis://", "redis://worker:secret@");
+    let mut worker = Worker::start(&dir, &pipeline(&nginx.address, &source));
+    worker.wait_for_log("Password authentication failed");
+    let mut set_user = |rights: &[&str]| {
+        let mut set = redis::cmd("ACL");
+        set.arg("SETUSER")
+            .arg("worker")
+            .arg(rights)
+            .exec(&mut commands)
+            .unwrap();
+    };
+    set_user(&["on", ">secret", "+@connection", "+info"]);
+    worker.wait_for_log("no permissions to run");
+    set_user(&["~*", "&*", "+@all"]);
+    nginx.wait_for(3);
+    assert!(worker.terminate().success());
+    assert_eq!(
+        dir.read("worker.log").matches("Password authentication failed").count(),
+        1,
+        "told once"
+    );
+}
+
+#[test]
+fn without_the_right_to_close_connections_a_stream_is_watched() {
+    let redis = Redis::start();
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let mut commands = redis.connect();
+    let rights = ["on", ">secret", "~*", "&*", "+@all", "-client|kill"];
+    redis::cmd("ACL")
+        .arg("SETUSER")
+        .arg("worker")
+        .arg(&rights)
+        .exec(&mut commands)
+        .unwrap();
+    let source = streams(&redis, "").replace("redis://", "redis://worker:secret@");
+    let mut worker = Worker::start(&dir, &pipeline(&nginx.address, &source));
+    worker.wait_for_log("watching the stream");
+    for n in 1..6 {
+        append(&mut commands, n..n + 1);
+        nginx.wait_for(n);
+    }
+    assert!(worker.terminate().success());
+    assert_complete_and_ordered(&nginx.publishes(), 5);
+}
+
+#[test]
 fn what_was_let_go_of_in_a_pause_comes_before_what_is_newer_also_if_nobody_else_took_the_lease() {
     let redis = Redis::start();
     let dir = TempDir::new();

@@ -1,0 +1,389 @@
+//! Reading everything, from a place of one's own.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, mpsc};
+
+use super::entry::{Entry, StreamId};
+use super::trimmed::{Extent, Missed};
+use super::{Format, RedisStreams, wait_for_entry};
+use crate::checkpoint::{self, Checkpointer};
+use crate::clock::Timestamp;
+use crate::engine::{Feed, Stop};
+use crate::finalizer::{Ack, AckTo, Handle};
+use crate::redis_link::told;
+use crate::source::Context;
+use crate::source::trouble::Trouble;
+use crate::watermark::Watermark;
+
+/// An append whose reply was lost is repeated within seconds; so many ids are remembered to find it.
+const REMEMBERED: usize = 16_384;
+
+/// What survives a restart of a cursor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Position {
+    stream: String,
+    id: StreamId,
+    #[serde(default)]
+    count: Option<u64>,
+}
+
+/// Behind an entry.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    id: StreamId,
+    /// As [`Cursor::count`].
+    count: Option<u64>,
+}
+
+/// Reads everything, from a place of its own.
+pub struct Cursor {
+    config: RedisStreams,
+    name: String,
+    feed: Feed,
+    stop: Stop,
+    /// The last entry handed out.
+    at: StreamId,
+    /// How many entries the stream had ever been given, up to this one; unknown until its end was seen.
+    count: Option<u64>,
+    missed: Missed,
+    marks: Watermark<Place>,
+    acks: mpsc::UnboundedReceiver<Ack>,
+    ack_to: mpsc::UnboundedSender<Ack>,
+    checkpointer: Checkpointer<Position>,
+    remembered: Remembered,
+    pending: VecDeque<Entry>,
+    /// Up to where the first reading goes; then the worker is ready.
+    catch_up_to: Option<StreamId>,
+    /// The last recovery of a node that was answered by reading again.
+    recovery: u64,
+    /// There was nothing more to read; somebody waits for more.
+    is_dry: bool,
+    recoveries: tokio::sync::watch::Receiver<u64>,
+}
+
+impl Cursor {
+    pub fn start(config: RedisStreams, context: Context) -> std::io::Result<Self> {
+        let Context {
+            name,
+            state_dir,
+            feed,
+            stop,
+        } = context;
+        let file = state_dir.join(format!("{name}.position.json"));
+        let position = checkpoint::load::<Position>(&file)?.filter(|position| position.stream == config.stream);
+        let count = position.as_ref().and_then(|position| position.count);
+        let count = count.filter(|_| config.history.is_none());
+        let at = match (config.history, position) {
+            (Some(history), _) => before_now(history),
+            (None, Some(position)) => position.id,
+            (None, None) if config.from_end => StreamId {
+                millis: u64::MAX,
+                seq: u64::MAX,
+            },
+            (None, None) => StreamId::default(),
+        };
+        let (ack_to, acks) = mpsc::unbounded_channel();
+        let mut recoveries = feed.recoveries();
+        let recovery = *recoveries.borrow_and_update();
+        Ok(Self {
+            checkpointer: Checkpointer::spawn(&name, file, |_| ())?,
+            recoveries,
+            config,
+            name,
+            feed,
+            stop,
+            at,
+            count,
+            missed: Missed::default(),
+            marks: Watermark::new(),
+            acks,
+            ack_to,
+            remembered: Remembered::default(),
+            pending: VecDeque::new(),
+            catch_up_to: None,
+            recovery,
+            is_dry: false,
+        })
+    }
+
+    pub async fn run(mut self) -> std::io::Result<()> {
+        let mut trouble = Trouble::default();
+        while !self.stop.is_requested() {
+            let Err(error) = self.session(&mut trouble).await else {
+                break;
+            };
+            self.feed.gauges().set_ready(false);
+            trouble.tell(&self.name, error, "connecting again");
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(fastrand::u64(200..1000))) => {}
+                () = stop.requested() => {}
+            }
+        }
+        self.settle();
+        while !self.marks.is_empty() {
+            tokio::select! {
+                Some(ack) = self.acks.recv() => self.note(&ack),
+                () = self.stop.abandoned() => break,
+            }
+            self.settle();
+        }
+        Ok(())
+    }
+
+    async fn session(&mut self, trouble: &mut Trouble) -> Result<(), String> {
+        let mut connection = self.config.server.connect().await?;
+        let waiting = self.config.server.connect_patiently().await?;
+        let newest = newest(&mut connection, &self.config.stream).await?;
+        self.at = self.at.min(newest);
+        self.catch_up_to.get_or_insert(newest);
+        let (name, stream) = (&self.name, &self.config.stream);
+        tracing::info!("source {name}: reading stream {stream} after {}", self.at);
+        trouble.is_over();
+        let more = Arc::new(Notify::new());
+        self.is_dry = false;
+        let mut lag_at = Instant::now();
+        let mut stop = self.stop.clone();
+        while !stop.is_requested() {
+            self.settle();
+            self.refill();
+            if Instant::now() >= lag_at {
+                lag_at = Instant::now() + Duration::from_secs(1);
+                self.tell_lag(&mut connection).await?;
+            }
+            let mut is_moving = false;
+            if self.pending.is_empty() && !self.is_dry && self.feed.credit().room() > 0 {
+                let room = self.config.terms.batch.min(self.feed.credit().room());
+                let entries = read_after(&mut connection, &self.config.stream, self.read_from(), room).await?;
+                self.is_dry = entries.is_empty();
+                is_moving = !self.is_dry;
+                self.pending.extend(entries);
+                if self.is_dry {
+                    let (connection, stream, after) = (waiting.clone(), self.config.stream.clone(), self.at);
+                    let more = Arc::clone(&more);
+                    tokio::task::spawn_local(async move {
+                        wait_for_entry(connection, &stream, after).await;
+                        more.notify_one();
+                    });
+                }
+            }
+            self.emit_pending();
+            self.look_whether_ready();
+            if is_moving {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let wanted = self.pending.front().map(Entry::size);
+            let credit = Arc::clone(self.feed.credit());
+            tokio::select! {
+                biased;
+                () = stop.requested() => {}
+                Some(ack) = self.acks.recv() => self.note(&ack),
+                () = more.notified(), if self.is_dry => self.is_dry = false,
+                _ = self.recoveries.changed(), if self.config.history.is_some() => self.recoveries.mark_changed(),
+                permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() => drop(permit),
+                () = tokio::time::sleep_until(lag_at.into()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read and not handed out must not be read again.
+    fn read_from(&self) -> StreamId {
+        self.pending.back().map_or(self.at, |entry| entry.id)
+    }
+
+    /// A node has been away: what it had in memory may be gone.
+    fn refill(&mut self) {
+        let Some(history) = self.config.history else { return };
+        if !self.recoveries.has_changed().unwrap_or(false) {
+            return;
+        }
+        self.recovery = *self.recoveries.borrow_and_update();
+        // What is under way is not sent to the node that is back; it may have waited for longer than there is history.
+        let waiting = self.marks.unfinished().map(|place| place.id).min();
+        let waiting = waiting.map(StreamId::before);
+        let from = waiting.into_iter().fold(before_now(history), StreamId::min);
+        if from < self.at {
+            tracing::info!("source {}: a node is back; reading again from {from}", self.name);
+            self.catch_up_to = Some(self.at);
+            self.feed.gauges().set_ready(false);
+            (self.at, self.count) = (from, None);
+            self.pending.clear();
+            self.remembered = Remembered::default();
+            self.is_dry = false;
+        }
+    }
+
+    fn emit_pending(&mut self) {
+        while let Some(entry) = self.pending.front() {
+            let Some(permit) = self.feed.credit().try_reserve_one(entry.size()) else {
+                return;
+            };
+            let Some(entry) = self.pending.pop_front() else { return };
+            self.at = entry.id;
+            self.count = self.count.map(|count| count + 1);
+            let place = Place {
+                id: entry.id,
+                count: self.count,
+            };
+            let ticket = self.marks.begin(place, permit);
+            let is_repeat =
+                self.config.format == Format::Envelope && entry.origin().is_some_and(|id| self.remembered.has(id));
+            if is_repeat {
+                self.marks.finish(ticket);
+                continue;
+            }
+            let (mut event, unusable) = entry.into_event(&self.config.format);
+            if self.config.history.is_some() {
+                event.recovery = self.recovery;
+            }
+            let handle = Handle::new(ticket, AckTo::Queue(self.ack_to.clone()), None);
+            self.feed.emit_usable(event, unusable, 1, handle);
+        }
+    }
+
+    /// Ready is who has published all that was there at the start.
+    fn look_whether_ready(&mut self) {
+        if self.catch_up_to.is_some_and(|end| self.at >= end) && self.marks.is_empty() {
+            self.catch_up_to = Some(StreamId::default());
+            if self.config.history.is_some() {
+                self.feed.gauges().set_refilled(self.recovery);
+            }
+            self.feed.gauges().set_ready(true);
+        }
+    }
+
+    async fn tell_lag(&mut self, connection: &mut MultiplexedConnection) -> Result<(), String> {
+        let newest = newest(connection, &self.config.stream).await?;
+        self.tell_missed(connection).await?;
+        let is_behind = newest > self.at;
+        // The number of entries behind a cursor is not known to Redis; the time is.
+        self.feed.gauges().set_lag(
+            u64::from(is_behind),
+            is_behind.then_some(Timestamp(self.at.millis.max(1))),
+        );
+        Ok(())
+    }
+
+    async fn tell_missed(&mut self, connection: &mut MultiplexedConnection) -> Result<(), String> {
+        let extent = Extent::of(connection, &self.config.stream).await?.unwrap_or_default();
+        if let Some(count) = self.count {
+            let read = count + self.pending.len() as u64;
+            let missed = self.missed.since(&extent, self.read_from(), read);
+            self.feed.note_missed(&self.name, missed);
+        }
+        if self.count.is_none() && self.read_from() == StreamId::default() {
+            // What was gone before the beginning is not missed.
+            self.count = Some(extent.removed);
+        }
+        if extent.last == self.read_from() {
+            self.count = Some(extent.added.saturating_sub(self.pending.len() as u64));
+            self.missed = Missed::default();
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, ack: &Ack) {
+        // First: a node that is back accepts what it will get again, and that must still be known here.
+        self.refill();
+        if ack.outcome.is_settled() {
+            self.marks.finish(ack.ticket);
+        }
+    }
+
+    fn settle(&mut self) {
+        while let Ok(ack) = self.acks.try_recv() {
+            self.note(&ack);
+        }
+        if let Some(advance) = self.marks.advance() {
+            let stream = self.config.stream.clone();
+            self.checkpointer.submit(
+                Position {
+                    stream,
+                    id: advance.position.id,
+                    count: advance.position.count,
+                },
+                advance.permits,
+            );
+        }
+    }
+}
+
+fn before_now(history: Duration) -> StreamId {
+    let millis = u64::try_from(history.as_millis()).unwrap_or(u64::MAX);
+    StreamId {
+        millis: Timestamp::now().0.saturating_sub(millis),
+        seq: 0,
+    }
+}
+
+async fn newest(connection: &mut MultiplexedConnection, stream: &str) -> Result<StreamId, String> {
+    let mut last = redis::cmd("XREVRANGE");
+    last.arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
+    let entries: Vec<Value> = last.query_async(connection).await.map_err(told)?;
+    Ok(entries
+        .into_iter()
+        .find_map(Entry::of)
+        .map_or(StreamId::default(), |entry| entry.id))
+}
+
+async fn read_after(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+    after: StreamId,
+    count: usize,
+) -> Result<Vec<Entry>, String> {
+    let mut read = redis::cmd("XREAD");
+    read.arg("COUNT")
+        .arg(count)
+        .arg("STREAMS")
+        .arg(stream)
+        .arg(after.to_string());
+    read.query_async(connection).await.map(Entry::of_read).map_err(told)
+}
+
+/// The ids of late: which of them have been here already?
+#[derive(Default)]
+struct Remembered {
+    order: VecDeque<Box<[u8]>>,
+    ids: std::collections::HashSet<Box<[u8]>>,
+}
+
+impl Remembered {
+    /// Remembers the id and says whether it was there before.
+    fn has(&mut self, id: &[u8]) -> bool {
+        if self.ids.contains(id) {
+            return true;
+        }
+        if self.order.len() >= REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        self.order.push_back(id.into());
+        self.ids.insert(id.into());
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_append_is_remembered() {
+        let mut remembered = Remembered::default();
+        assert!(!remembered.has(b"a") && remembered.has(b"a"));
+        for n in 0..REMEMBERED {
+            assert!(!remembered.has(n.to_string().as_bytes()));
+        }
+        assert!(!remembered.has(b"a"), "only the ids of late");
+    }
+}

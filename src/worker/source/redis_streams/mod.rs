@@ -1,0 +1,220 @@
+//! `redis_streams`: entries of a Redis Stream, as a consumer group or from a cursor of one's own.
+//!
+//! ```toml
+//! posts = { type = "redis_streams", url = "redis://127.0.0.1:6379/0", stream = "posts", group = "push" }
+//! log   = { type = "redis_streams", url = "redis://127.0.0.1:6379/0", stream = "out", envelope = true, history = "10m" }
+//! ```
+//!
+//! The event is the entry's `field` (default `body`), or with `field = "*"` all fields as one JSON object. Its id is the entry's.
+//! With `envelope = true` the entry is what a `redis_stream` sink wrote: finished bytes with their channels; no stage is needed.
+//!
+//! **With `group`** entries are acknowledged when they are published, and come again if not. `consumers = "one"` (default) keeps the order: of all workers with this
+//! group one is active, by a lease in Redis, the others stand by. `consumers = "many"` shares the entries out among all; order is
+//! lost. What is parked is copied to the stream `<stream>.parked`, with reason, and acknowledged in the same step.
+//!
+//! **Without `group`** the worker reads from a cursor of its own, stored in `state_dir`: every worker gets every entry. `history` makes
+//! it begin so far back at each start, and again whenever a node has been away, to fill the node's memory; `/ready` says yes when it has caught up. A node
+//! that has an entry already drops it by its id.
+//!
+//! A user with restricted rights needs those to streams and scripts on these keys, and should have `CLIENT ID`, `CLIENT KILL` and `INFO`: with them an event that comes
+//! to a quiet stream is claimed a round trip sooner.
+//!
+//! Needs Redis 7.0. The stream must keep entries for longer than a worker may be away: trim it by time. What was trimmed away before it was read is
+//! told in the log, and counted (`glue_source_missed_total`).
+
+mod cursor;
+mod entry;
+mod group;
+mod parked;
+mod reader;
+mod trimmed;
+
+use std::time::Duration;
+
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+
+use self::cursor::Cursor;
+use self::entry::{Entry, StreamId, bytes_of};
+use self::group::{Group, group_info};
+use super::claiming::{self, Terms};
+use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
+use crate::clock::Timestamp;
+use crate::config::section::Section;
+use crate::redis_link::{Server, told};
+
+pub const KIND: Kind = Kind {
+    name: "redis_streams",
+    about: "a Redis Stream, by consumer group or from a cursor",
+    read,
+};
+
+/// A blocking read is asked anew after this time.
+const BLOCK: Duration = Duration::from_secs(5);
+/// A wait that has failed counts as over after this time.
+const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// Entries to one read.
+const DEFAULT_BATCH: usize = 256;
+
+#[derive(Clone)]
+pub struct RedisStreams {
+    server: Server,
+    stream: String,
+    /// `None`: from a cursor.
+    group: Option<String>,
+    format: Format,
+    /// Where a new group or cursor begins.
+    from_end: bool,
+    /// How far back a cursor begins at each start.
+    history: Option<Duration>,
+    /// Remove entries that are done.
+    delete: bool,
+    terms: Terms,
+    limits: Limits,
+}
+
+/// How an event lies in an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Format {
+    /// In this field.
+    Field(String),
+    /// Spread over all fields.
+    Object,
+    /// Finished, as the `redis_stream` sink writes it.
+    Envelope,
+}
+
+fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
+    let server = Server::read(section);
+    let stream = section.required("stream");
+    let group = section.optional::<String>("group");
+    let is_grouped = section.has("group");
+    let envelope = section.or("envelope", false);
+    let field = section.or("field", "body".to_owned());
+    if envelope && section.has("field") {
+        section.complain_at("field", "contradicts envelope = true");
+    }
+    let format = match field.as_str() {
+        _ if envelope => Format::Envelope,
+        "*" => Format::Object,
+        _ => Format::Field(field),
+    };
+    let from_end = section.choice("start", &[("beginning", false), ("end", true)], false);
+    let history = section.optional("history");
+    let terms = Terms::read(section, DEFAULT_BATCH, usize::MAX, Duration::from_secs(10));
+    let delete = section.or("delete", false);
+    for key in ["consumers", "lease", "max_deaths", "delete"] {
+        if !is_grouped && section.has(key) {
+            section.complain_at(key, "belongs to a consumer group: group = \"…\"");
+        }
+    }
+    if is_grouped && section.has("history") {
+        section.complain_at("history", "belongs to a cursor; a group goes on where it was");
+    }
+    if section.has("start") && section.has("history") {
+        section.complain_at("start", "contradicts history");
+    }
+    Some(Box::new(RedisStreams {
+        server: server?,
+        stream: stream?,
+        group,
+        format,
+        from_end,
+        history,
+        delete,
+        terms,
+        limits: Limits::read(section),
+    }))
+}
+
+impl Source for RedisStreams {
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::AtLeastOnce
+    }
+
+    fn keeps_order(&self) -> bool {
+        self.group.is_none() || self.terms.exclusive
+    }
+
+    fn may_block(&self) -> bool {
+        false
+    }
+
+    fn starts_ready(&self) -> bool {
+        false
+    }
+
+    fn gives_channels(&self) -> bool {
+        self.format == Format::Envelope
+    }
+
+    fn run(self: Box<Self>, context: Context) -> Run {
+        Box::pin(async move {
+            match self.group.clone() {
+                Some(group) => {
+                    let terms = self.terms;
+                    claiming::run(Group::new(*self, group, &context.name), terms, context).await
+                }
+                None => Cursor::start(*self, context)?.run().await,
+            }
+        })
+    }
+
+    fn open_since(&self, until: Timestamp) -> Option<Operation<'_, Open>> {
+        let group = self.group.as_ref()?;
+        Some(Box::pin(async move {
+            let mut connection = self.server.connect().await?;
+            let info = group_info(&mut connection, &self.stream, group).await?;
+            let delivered = info.get("last-delivered-id").cloned().and_then(bytes_of);
+            let delivered = delivered.map_or_else(|| "0".to_owned(), |id| String::from_utf8_lossy(&id).into_owned());
+            let end = until.0.to_string();
+            let ((count, oldest, _, _), waiting): (PendingSummary, Vec<Value>) = redis::pipe()
+                .cmd("XPENDING")
+                .arg(&self.stream)
+                .arg(group)
+                .cmd("XRANGE")
+                .arg(&self.stream)
+                .arg(format!("({delivered}"))
+                .arg(end)
+                .query_async(&mut connection)
+                .await
+                .map_err(told)?;
+            let pending = oldest.and_then(|id| StreamId::parse(id.as_bytes()));
+            let first = waiting.first().cloned().and_then(Entry::of).map(|entry| entry.id);
+            Ok(Open {
+                events: count + waiting.len() as u64,
+                oldest: pending.into_iter().chain(first).min().map(|id| Timestamp(id.millis)),
+            })
+        }))
+    }
+
+    fn parked(&self) -> Option<Box<dyn super::ParkedEvents>> {
+        self.group.as_ref()?;
+        Some(Box::new(self.clone()))
+    }
+}
+
+/// Number, first id, last id, and numbers by consumer.
+type PendingSummary = (u64, Option<String>, Option<String>, Option<Vec<(String, String)>>);
+
+/// Returns when there is an entry after this one, or after a while.
+async fn wait_for_entry(mut connection: MultiplexedConnection, stream: &str, after: StreamId) {
+    let mut read = redis::cmd("XREAD");
+    let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
+    read.arg("COUNT")
+        .arg(1)
+        .arg("BLOCK")
+        .arg(block)
+        .arg("STREAMS")
+        .arg(stream)
+        .arg(after.to_string());
+    if let Err(error) = read.query_async::<Value>(&mut connection).await {
+        // The other connection will have noticed, too.
+        tracing::debug!("waiting for stream {stream}: {error}");
+        tokio::time::sleep(FAILURE_PAUSE).await;
+    }
+}
