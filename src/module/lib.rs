@@ -30,6 +30,7 @@ pub static mut ngx_http_push_stream_module: ngx_module_t = ngx_module_t {
     init_module: Some(init_module),
     init_process: Some(init_process),
     exit_process: Some(exit_process),
+    exit_master: Some(exit_master),
     ..ngx_module_t::default()
 };
 
@@ -91,5 +92,12 @@ unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 }
 
 unsafe extern "C" fn exit_process(_cycle: *mut ngx_cycle_t) {
-    fence::event("exit_process", delivery::stop);
+    fence::event("exit_process", || {
+        delivery::stop();
+        config::forget_wake_fds();
+    });
+}
+
+unsafe extern "C" fn exit_master(_cycle: *mut ngx_cycle_t) {
+    fence::event("exit_master", config::forget_wake_fds);
 }

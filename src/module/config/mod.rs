@@ -23,6 +23,7 @@ pub use location::{
 };
 pub use main::{Main, Settings};
 pub use padding::Padding;
+pub use zone::forget_wake_fds;
 
 pub use location::SlowReader;
 

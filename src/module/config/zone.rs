@@ -249,6 +249,11 @@ pub fn prepare_wake_fds(zone: &Zone) -> io::Result<()> {
     Ok(())
 }
 
+/// At the end of a process, which closes them.
+pub fn forget_wake_fds() {
+    drop(WAKE_FDS.take());
+}
+
 fn eventfd() -> io::Result<i32> {
     // SAFETY: no memory is passed.
     let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };

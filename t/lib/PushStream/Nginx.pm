@@ -74,9 +74,11 @@ sub master ($self) { return $self->{master} }
 sub write_conf ($self, $conf) {
     my $dir = $self->dir;
     my $user = $> == 0 ? 'user root;' : '';
+    # An nginx that takes over from another gets no more of the environment than the configuration says.
+    my $environment = $ENV{TEST_SANITIZER} ? 'env ASAN_OPTIONS;' : '';
     $self->{single} = $conf =~ /^\s*master_process\s+off;/m;
     my $main = <<"END" =~ s/\n\z//r;
-$user
+$user $environment
 daemon @{[ $self->{daemon} ? 'on' : 'off' ]};
 worker_processes $self->{workers};
 pid $dir/nginx.pid;
