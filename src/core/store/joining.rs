@@ -1,5 +1,7 @@
 //! Subscribers that come, with the old messages they want, and go.
 
+use smallvec::SmallVec;
+
 use super::api::ReplayPart;
 use super::ids::ZONE_NEWEST;
 use super::layout::*;
@@ -26,12 +28,12 @@ impl Worker {
         let cost = self.cost(request.channels.iter().map(|channel| channel.id).chain(keys));
         let slot = self.slot;
         let limits = self.limits.clone();
-        let mut seeks: Vec<Option<Seek>> = request.channels.iter().map(|_| None).collect();
+        let mut seeks: SmallVec<[Option<Seek>; 1]> = request.channels.iter().map(|_| None).collect();
         for attempt in 1.. {
             let budget = if attempt <= SEEKS { SEEK_LINKS } else { u32::MAX };
             let joined = self.mutate(cost, now, |locked| {
                 locked.admit(request, &hashes, &limits).map_err(Stop::Refused)?;
-                let mut channels = Vec::with_capacity(hashes.len());
+                let mut channels: SmallVec<[ChannelRef; 4]> = SmallVec::with_capacity(hashes.len());
                 for (channel, &hash) in request.channels.iter().zip(&hashes) {
                     channels.push(locked.find_or_create(hash, channel.id, &limits)?);
                 }

@@ -3,6 +3,8 @@
 use std::marker::PhantomData;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::draining::WholeDrain;
 use super::layout::*;
 use super::lock::Taken;
@@ -334,7 +336,7 @@ impl Worker {
         self.zone.summary(now)
     }
 
-    pub(super) fn hashes<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) -> Vec<u32> {
+    pub(super) fn hashes<'a>(&self, ids: impl Iterator<Item = &'a [u8]>) -> SmallVec<[u32; 4]> {
         ids.map(|id| self.memory().hash(id)).collect()
     }
 

@@ -48,10 +48,15 @@ impl Contexts {
         // SAFETY: a request's context array has one entry per http module.
         let contexts = unsafe { std::slice::from_raw_parts((*r).ctx, ngx_http_max_module) };
         let mut words = [0; 8];
-        for (word, contexts) in words.iter_mut().zip(contexts.chunks(64)) {
-            // From the last to the first, so that the first one's bit ends up lowest.
-            let bits = contexts.iter().rev().map(|context| u64::from(!context.is_null()));
-            *word = bits.fold(0, |word, bit| word << 1 | bit);
+        // Few have one: eight at a time are looked at first.
+        for (group, contexts) in contexts.chunks(8).enumerate() {
+            if contexts.iter().fold(0, |any, context| any | context.addr()) != 0 {
+                let bits = contexts
+                    .iter()
+                    .enumerate()
+                    .map(|(bit, context)| u64::from(!context.is_null()) << bit);
+                words[group / 8] |= bits.fold(0, |all, bit| all | bit) << (group % 8 * 8);
+            }
         }
         Contexts(words)
     }

@@ -243,7 +243,7 @@ impl Drop for Seat {
 pub struct Enlistment<'p> {
     pub audience: Rc<Audience>,
     /// Ids of the path's channels.
-    pub ids: Vec<&'p [u8]>,
+    pub ids: SmallVec<[&'p [u8]; 2]>,
     pub joined: Joined,
     pub seat: Seat,
     pub kind: Kind,

@@ -476,7 +476,7 @@ impl Registry {
     }
 
     /// Takes the subscriber at `index` off all its channels; returns them.
-    pub fn unseat_all(&mut self, index: u32) -> Vec<Membership> {
+    pub fn unseat_all(&mut self, index: u32) -> SmallVec<[Membership; 2]> {
         std::iter::from_fn(|| self.unseat(index, None)).collect()
     }
 

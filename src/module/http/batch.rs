@@ -12,7 +12,7 @@ use super::answer;
 use super::body::Body;
 use super::channels;
 use super::denial::Denial;
-use super::request::Request;
+use super::request::{HeaderName, Request};
 use crate::config::Settings;
 use crate::delivery;
 
@@ -24,7 +24,7 @@ const FAILED_DEPENDENCY: u32 = 424;
 
 /// Is this the request for a batch, in a location that takes some?
 pub fn is_batch(r: Request<'_>) -> bool {
-    r.location().batch().is_some() && r.header("Content-Type").is_some_and(batch::is_batch)
+    r.location().batch().is_some() && r.header(&HeaderName::CONTENT_TYPE).is_some_and(batch::is_batch)
 }
 
 /// Publishes a body of lines, all of which nginx has read.
@@ -36,7 +36,7 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         r.add_header("X-Nginx-PushStream-Explain", too_large.to_string().as_bytes())?;
         return answer::header_only(r, NGX_HTTP_REQUEST_ENTITY_TOO_LARGE);
     }
-    let minimal = batch::prefers_minimal(r.headers("Prefer"));
+    let minimal = batch::prefers_minimal(r.headers(&HeaderName::PREFER));
     let mut report = Report {
         figures: r.location().info_on_publish() && !minimal,
         ids: r.location().gives_ids(),

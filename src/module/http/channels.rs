@@ -50,7 +50,7 @@ impl Path {
     }
 
     /// The ids without their backtracks.
-    pub fn ids(&self) -> Vec<&[u8]> {
+    pub fn ids(&self) -> SmallVec<[&[u8]; 2]> {
         self.segments().map(|segment| segment.id).collect()
     }
 

@@ -11,13 +11,10 @@ use super::body::Body;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::operators;
-use super::request::Request;
+use super::request::{HeaderName, Request};
 use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
-
-/// In the answer to OPTIONS, if it was in the request: when the zone was made, in milliseconds of Unix time.
-const EPOCH: &str = "X-Nginx-PushStream-Epoch";
 
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
@@ -41,7 +38,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             if r.location().batch().is_some() {
                 r.add_header("Accept-Post", CONTENT_TYPE.as_bytes())?;
             }
-            if r.header(EPOCH).is_some() {
+            if r.header(&HeaderName::EPOCH).is_some() {
                 tell_epoch(r)?;
             }
             answer::header_only(r, NGX_HTTP_OK)
@@ -68,7 +65,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 fn tell_epoch(r: Request<'_>) -> Result<(), Denial> {
     let epoch = delivery::with_store(|worker| worker.zone().epoch_ms());
     let epoch = epoch.ok_or(Denial::Unavailable)?;
-    r.add_header(EPOCH, epoch.to_string().as_bytes())
+    r.add_header(HeaderName::EPOCH.text(), epoch.to_string().as_bytes())
 }
 
 /// A path of channels to ask about.
@@ -114,7 +111,7 @@ fn count_refusal(denial: &Denial) {
 
 /// The event id that the message brings; where messages get one, an empty one is none.
 fn brought_id(r: Request<'_>) -> Option<&[u8]> {
-    r.header("Event-Id")
+    r.header(&HeaderName::EVENT_ID)
         .filter(|id| !r.location().gives_ids() || !id.is_empty())
 }
 
@@ -123,7 +120,7 @@ const LONGEST_FIELD: usize = u16::MAX as usize;
 
 /// Event id and type: their length, and what is in them where that is checked.
 fn check_fields(r: Request<'_>) -> Result<(), Denial> {
-    let fields = [r.header("Event-Id"), r.header("Event-Type")];
+    let fields = [r.header(&HeaderName::EVENT_ID), r.header(&HeaderName::EVENT_TYPE)];
     if fields.into_iter().flatten().any(|field| field.len() > LONGEST_FIELD) {
         return Err(Denial::EventFieldTooLong);
     }
@@ -135,7 +132,7 @@ fn check_fields(r: Request<'_>) -> Result<(), Denial> {
 
 /// GET: the figures of those channels that exist.
 fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
-    let (format, content_type) = statistics::negotiate(r.header("Accept"));
+    let (format, content_type) = statistics::negotiate(r.header(&HeaderName::ACCEPT));
     let body = delivery::with_store(|worker| {
         let known: Vec<_> = path
             .ids()
@@ -211,7 +208,13 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         if body.len() == 0 {
             return refuse_empty(worker, &ids, now);
         }
-        let mut draft = worker.draft(body.len(), brought_id(r), r.header("Event-Type"), ids.len(), now)?;
+        let mut draft = worker.draft(
+            body.len(),
+            brought_id(r),
+            r.header(&HeaderName::EVENT_TYPE),
+            ids.len(),
+            now,
+        )?;
         if let Err(denial) = body.copy(worker, &mut draft) {
             worker.discard(draft);
             return Err(denial);
@@ -254,7 +257,7 @@ fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], now: Now) -> Result<Vec<Publ
 }
 
 fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[Published], now: Now) -> Result<ngx_int_t, Denial> {
-    let (format, content_type) = statistics::negotiate(r.header("Accept"));
+    let (format, content_type) = statistics::negotiate(r.header(&HeaderName::ACCEPT));
     let channels: Vec<_> = ids
         .iter()
         .copied()

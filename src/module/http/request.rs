@@ -58,13 +58,12 @@ impl<'r> Request<'r> {
     }
 
     /// The first header of this name, in any case.
-    pub fn header(self, name: &str) -> Option<&'r [u8]> {
+    pub fn header(self, name: &'static HeaderName) -> Option<&'r [u8]> {
         self.headers(name).next()
     }
 
     /// All headers of this name, in any case.
-    pub fn headers(self, name: &str) -> impl Iterator<Item = &'r [u8]> {
-        let hash = hash(name);
+    pub fn headers(self, name: &'static HeaderName) -> impl Iterator<Item = &'r [u8]> {
         // SAFETY: the request is valid.
         let mut part: *const ngx_list_part_t = unsafe { &raw const (*self.raw).headers_in.headers.part };
         let mut index = 0;
@@ -75,7 +74,8 @@ impl<'r> Request<'r> {
                     if index < headers.nelts {
                         index += 1;
                         let header = &*headers.elts.cast::<ngx_table_elt_t>().add(index - 1);
-                        if header.hash == hash && header.key.as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
+                        if header.hash == name.hash && header.key.as_bytes().eq_ignore_ascii_case(name.text.as_bytes())
+                        {
                             return Some(header.value.as_bytes());
                         }
                         continue;
@@ -315,10 +315,44 @@ impl<'r> Request<'r> {
     }
 }
 
-/// What nginx keeps with each header of a request, and 0 if a module has taken the header away: `ngx_hash_key_lc()`.
-fn hash(name: &str) -> ngx_uint_t {
-    let step = |hash: ngx_uint_t, byte: u8| hash.wrapping_mul(31).wrapping_add(byte.to_ascii_lowercase().into());
-    name.bytes().fold(0, step)
+/// The name of a request's header.
+pub struct HeaderName {
+    text: &'static str,
+    /// What nginx keeps with each header of a request, and 0 if a module has taken the header away: `ngx_hash_key_lc()`.
+    hash: ngx_uint_t,
+}
+
+impl HeaderName {
+    pub const ACCEPT: HeaderName = HeaderName::new("Accept");
+    pub const CONNECTION: HeaderName = HeaderName::new("Connection");
+    pub const CONTENT_TYPE: HeaderName = HeaderName::new("Content-Type");
+    /// In the answer to OPTIONS, if it was in the request: when the zone was made, in milliseconds of Unix time.
+    pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
+    pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
+    pub const EVENT_TYPE: HeaderName = HeaderName::new("Event-Type");
+    pub const IF_MODIFIED_SINCE: HeaderName = HeaderName::new("If-Modified-Since");
+    pub const IF_NONE_MATCH: HeaderName = HeaderName::new("If-None-Match");
+    pub const LAST_EVENT_ID: HeaderName = HeaderName::new("Last-Event-Id");
+    pub const MODE: HeaderName = HeaderName::new("X-Nginx-PushStream-Mode");
+    pub const PREFER: HeaderName = HeaderName::new("Prefer");
+    pub const UPGRADE: HeaderName = HeaderName::new("Upgrade");
+    pub const USER_AGENT: HeaderName = HeaderName::new("User-Agent");
+    pub const WEBSOCKET_KEY: HeaderName = HeaderName::new("Sec-WebSocket-Key");
+    pub const WEBSOCKET_VERSION: HeaderName = HeaderName::new("Sec-WebSocket-Version");
+
+    const fn new(text: &'static str) -> HeaderName {
+        let (mut hash, mut index): (ngx_uint_t, usize) = (0, 0);
+        while index < text.len() {
+            let byte = text.as_bytes()[index].to_ascii_lowercase();
+            hash = hash.wrapping_mul(31).wrapping_add(byte as ngx_uint_t);
+            index += 1;
+        }
+        HeaderName { text, hash }
+    }
+
+    pub const fn text(&self) -> &'static str {
+        self.text
+    }
 }
 
 /// A constant as nginx's string type; nginx does not write to it.

@@ -10,7 +10,7 @@ use super::channels::{self, Path};
 use super::denial::Denial;
 use super::metrics;
 use super::pieces::{self, Source};
-use super::request::Request;
+use super::request::{HeaderName, Request};
 use crate::config::StatisticsFormat;
 use crate::delivery;
 
@@ -29,7 +29,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
     r.add_header("X-Nginx-PushStream-Tag", env!("CARGO_PKG_VERSION").as_bytes())?;
     r.add_header("X-Nginx-PushStream-Commit", env!("PUSH_STREAM_COMMIT").as_bytes())?;
-    let accept = r.header("Accept");
+    let accept = r.header(&HeaderName::ACCEPT);
     let (format, content_type) = match r.location().statistics_format() {
         StatisticsFormat::Metrics => return send_metrics(r, Exposition::negotiate(accept)),
         StatisticsFormat::Fixed(format) => (format, format.content_type()),

@@ -21,7 +21,7 @@ use smallvec::SmallVec;
 use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
-use super::request::Request;
+use super::request::{HeaderName, Request};
 use crate::config::{Audience, Role, Settings, SubscriberMode, Transport};
 use crate::delivery::{self, Seat};
 
@@ -64,7 +64,7 @@ fn mode(r: Request<'_>) -> SubscriberMode {
         Some(Role::Subscriber(mode)) => mode,
         _ => SubscriberMode::Streaming,
     };
-    let asked = r.header("X-Nginx-PushStream-Mode").unwrap_or_default();
+    let asked = r.header(&HeaderName::MODE).unwrap_or_default();
     if asked.eq_ignore_ascii_case(b"long-polling") {
         SubscriberMode::LongPolling
     } else if asked.eq_ignore_ascii_case(b"polling") && configured != SubscriberMode::LongPolling {
@@ -239,17 +239,17 @@ impl Resume {
         };
         let event_id = if location.resumes_in_order() {
             // What a browser sends by itself is newer than what a page has put into its URL.
-            match r.header("Last-Event-Id").filter(|id| !id.is_empty()) {
+            match r.header(&HeaderName::LAST_EVENT_ID).filter(|id| !id.is_empty()) {
                 Some(id) => Some(id.to_vec()),
                 None => r.value(location.last_event_id)?.filter(|id| !id.is_empty()),
             }
         } else {
-            choose(location.last_event_id, "Last-Event-Id")?
+            choose(location.last_event_id, &HeaderName::LAST_EVENT_ID)?
         };
         Ok(Resume {
             event_id,
-            time: choose(location.last_time, "If-Modified-Since")?.and_then(|text| http_date::parse(&text)),
-            tag: choose(location.last_tag, "If-None-Match")?.and_then(|text| position::parse_tag(&text)),
+            time: choose(location.last_time, &HeaderName::IF_MODIFIED_SINCE)?.and_then(|text| http_date::parse(&text)),
+            tag: choose(location.last_tag, &HeaderName::IF_NONE_MATCH)?.and_then(|text| position::parse_tag(&text)),
         })
     }
 

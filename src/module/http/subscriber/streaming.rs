@@ -7,6 +7,7 @@ use super::Candidate;
 use crate::config::Padding;
 use crate::delivery::{self, Contexts, Enlistment, Kind};
 use crate::http::denial::Denial;
+use crate::http::request::HeaderName;
 
 /// Starts the stream; the delivery goes on with it.
 pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
@@ -64,7 +65,7 @@ fn padding<'c>(candidate: &Candidate<'c>) -> Result<Option<&'c Padding>, Denial>
     }
     let agent = match r.value(r.location().user_agent)? {
         Some(agent) => agent,
-        None => r.header("User-Agent").unwrap_or_default().to_vec(),
+        None => r.header(&HeaderName::USER_AGENT).unwrap_or_default().to_vec(),
     };
     Ok(groups.iter().find(|group| !agent.is_empty() && group.matches(&agent)))
 }

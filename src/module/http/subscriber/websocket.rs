@@ -8,7 +8,7 @@ use super::Candidate;
 use crate::delivery::{self, Enlistment, Framing, Kind, Seat, Socket};
 use crate::http::answer;
 use crate::http::denial::Denial;
-use crate::http::request::Request;
+use crate::http::request::{HeaderName, Request};
 
 /// Close code of a refusal (RFC 6455 §7.4.1: policy violation).
 const REFUSED: u16 = 1008;
@@ -38,10 +38,10 @@ fn judge_handshake(r: Request<'_>) -> Result<String, Denial> {
         return Err(Denial::NoHandshake);
     }
     let header = |name| r.header(name).ok_or(Denial::NoHandshake);
-    header("Upgrade")?;
-    header("Connection")?;
-    let key = header("Sec-WebSocket-Key")?;
-    match header("Sec-WebSocket-Version")? {
+    header(&HeaderName::UPGRADE)?;
+    header(&HeaderName::CONNECTION)?;
+    let key = header(&HeaderName::WEBSOCKET_KEY)?;
+    match header(&HeaderName::WEBSOCKET_VERSION)? {
         b"8" | b"13" => Ok(websocket::accept_key(key)),
         _ => Err(Denial::HandshakeVersion),
     }
