@@ -70,8 +70,10 @@ const READ_BYTES: usize = 64 * 1024;
 /// A subscriber that is so far behind is dropped: the floor must not eat the machine.
 const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 
-const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\
-    Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n3\r\n: \n\r\n";
+/// As many bytes as a web server sends: a date, and that nothing is to be cached.
+const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: floor\r\nDate: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
+    Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\
+    Expires: Thu, 01 Jan 1970 00:00:01 GMT\r\nCache-Control: no-cache, no-store, must-revalidate\r\n\r\n3\r\n: \n\r\n";
 const PLAIN_STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\
     Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n";
 const ACCEPTED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n";

@@ -6,28 +6,39 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::modes::Modes;
+
 /// A server under test: the processes with these ids and all their descendants, looked up anew at each sample.
 #[derive(Clone, Debug, Default)]
 pub struct Server {
     roots: Vec<u32>,
 }
 
-/// Processor time used so far.
+/// Processor time that was used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
     /// On a processor, in user and kernel mode, to the nanosecond.
     pub total: Duration,
-    /// Of that in user mode; the kernel counts it in ticks (10 ms) and scales, so it needs long runs.
-    pub user: Duration,
+    /// Of that in user mode, if it could be seen: that takes root.
+    pub user: Option<Duration>,
 }
 
-impl std::ops::Sub for Cpu {
-    type Output = Self;
+/// Measures a server's processor time from its making on.
+#[derive(Debug)]
+pub struct Meter {
+    server: Server,
+    before: Duration,
+    modes: Option<Modes>,
+}
 
-    fn sub(self, before: Self) -> Self {
-        Self {
-            total: self.total.saturating_sub(before.total),
-            user: self.user.saturating_sub(before.user),
+impl Meter {
+    /// What was used meanwhile.
+    pub fn read(self) -> Cpu {
+        let total = self.server.on_cpu().saturating_sub(self.before);
+        let part = self.modes.and_then(|modes| modes.end().user_part());
+        Cpu {
+            total,
+            user: part.map(|part| total.mul_f64(part)),
         }
     }
 }
@@ -60,19 +71,25 @@ impl Server {
             .collect()
     }
 
-    pub fn cpu(&self) -> Cpu {
-        let mut sum = Cpu::default();
-        for pid in self.pids() {
-            for task in entries(&format!("/proc/{pid}/task")) {
-                let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/task/{task}/{file}"));
-                sum.total += read("schedstat")
-                    .ok()
-                    .and_then(|text| on_cpu(&text))
-                    .unwrap_or_default();
-                sum.user += read("stat").ok().and_then(|text| user_time(&text)).unwrap_or_default();
-            }
+    /// Begins to measure processor time.
+    pub fn meter(&self) -> Meter {
+        Meter {
+            server: self.clone(),
+            before: self.on_cpu(),
+            modes: Modes::watch(&self.pids()).ok(),
         }
-        sum
+    }
+
+    /// Processor time of all processes so far.
+    fn on_cpu(&self) -> Duration {
+        let of = |pid: u32| {
+            let task = move |task| fs::read_to_string(format!("/proc/{pid}/task/{task}/schedstat"));
+            let tasks = entries(&format!("/proc/{pid}/task")).into_iter();
+            tasks
+                .filter_map(move |number| on_cpu(&task(number).ok()?))
+                .sum::<Duration>()
+        };
+        self.pids().into_iter().map(of).sum()
     }
 
     /// Open files of all processes.
@@ -182,15 +199,6 @@ fn on_cpu(schedstat: &str) -> Option<Duration> {
     Some(Duration::from_nanos(schedstat.split_whitespace().next()?.parse().ok()?))
 }
 
-/// utime of a stat file, proc(5) field 14; the command in field 2 may hold blanks and parentheses.
-fn user_time(stat: &str) -> Option<Duration> {
-    let (_, after_command) = stat.rsplit_once(')')?;
-    let ticks: u64 = after_command.split_whitespace().nth(11)?.parse().ok()?;
-    // SAFETY: takes no pointers.
-    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok()?;
-    Some(Duration::from_nanos(ticks * 1_000_000_000 / per_second.max(1)))
-}
-
 /// The value of a `Name:   123 kB` line, in bytes.
 fn kilobytes(text: &str, name: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name));
@@ -211,11 +219,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stat_files_are_read_behind_any_command_name() {
-        let stat = "77 (a) b) (c) S 1 77 77 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 1 0 1 1 1";
-        assert_eq!(user_time(stat), Some(Duration::from_millis(2500)));
+    fn time_on_a_processor_is_the_first_field() {
         assert_eq!(on_cpu("12345 678 9\n"), Some(Duration::from_nanos(12345)));
-        assert_eq!(user_time("garbage"), None);
+        assert_eq!(on_cpu("garbage"), None);
     }
 
     #[test]

@@ -339,6 +339,7 @@ const ROWS: &[Row] = &[
     ("workers-4", "cpu_us", "the same with 4 workers", NGINX),
     ("workers-8", "cpu_us", "the same with 8 workers", NGINX),
     ("storm", "cpu_us", "CPU per new subscriber", FLOOR),
+    ("storm", "user_cpu_us", "of that in user mode", FLOOR),
     ("storm", "cpu_us", "CPU per new subscriber, against `return 200`", NGINX),
     (
         "storm",

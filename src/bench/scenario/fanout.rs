@@ -7,6 +7,7 @@ use clap::Args;
 use super::{Cast, Clients, Run, Target, cpu_facts, per_second, turn_facts};
 use crate::message;
 use crate::report::{Report, Unit};
+use crate::turns::Turns;
 
 /// One channel with all subscribers
 #[derive(Args, Debug)]
@@ -108,12 +109,13 @@ impl Flow {
         if self.watch_turns {
             run.watch_turns()?;
         }
-        let before = run.server.cpu();
+        let meter = run.server.meter();
         run.publish(|_| Ok(()))?;
         run.drain()?;
-        let cpu = run.server.cpu() - before;
+        let cpu = meter.read();
         let known = run.server.is_known();
-        let turns = run.turns.take();
+        // Before they leave: that is no turn of a broadcast.
+        let turns = run.turns.take().map(Turns::end);
         let findings = run.finish()?;
 
         let mut report = self.target.report(scenario);

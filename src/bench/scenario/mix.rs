@@ -117,14 +117,14 @@ impl Mix {
 
         let every = self.duration / SAMPLES;
         let mut samples = vec![Sample::of(&server, self.subscribers as u64)];
-        let (before, start) = (server.cpu(), Instant::now());
+        let (meter, start) = (server.meter(), Instant::now());
         run.publish(|crew| {
             if start.elapsed() >= every * samples.len() as u32 {
                 samples.push(Sample::of(&server, crew.opened()));
             }
             Ok(())
         })?;
-        let (elapsed, cpu) = (start.elapsed(), server.cpu() - before);
+        let (elapsed, cpu) = (start.elapsed(), meter.read());
         run.drain()?;
         samples.push(Sample::of(&server, run.crew.opened()));
 

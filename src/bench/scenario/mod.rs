@@ -32,7 +32,7 @@ use crate::net;
 use crate::proc::{Cpu, Server};
 use crate::report::{Report, Unit};
 use crate::transport::Transport;
-use crate::turns::Turns;
+use crate::turns::{Seen, Turns};
 use crate::url::UrlTemplate;
 use crate::visits::spare_places;
 use crate::{publishers, subscribers};
@@ -417,10 +417,16 @@ impl Run {
         self.crew.enter(Phase::Leave);
         self.crew
             .wait(limit, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
-        Ok(match self.await_count(limit, |shown| shown == 0)? {
-            Count::Reached(_) => Ok(start.elapsed()),
+        // Longer than allowed, so that it can be told how long it took.
+        let count = self.await_count(limit * 2, |shown| shown == 0)?;
+        let taken = start.elapsed();
+        Ok(match count {
+            Count::Reached(_) if taken <= limit => Ok(taken),
+            Count::Reached(_) => Err(format!(
+                "until the statistics were empty again it took {taken:.1?}, {limit:.0?} are allowed"
+            )),
             Count::Stuck(shown) => Err(format!(
-                "all subscribers have left, but after {limit:.0?} the statistics still show {shown}"
+                "all subscribers have left, but after {taken:.0?} the statistics still show {shown}"
             )),
         })
     }
@@ -635,16 +641,16 @@ fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
         micros(cpu.total),
         Unit::Micros,
     );
-    report.fact("user_cpu_us", "of that in user mode", micros(cpu.user), Unit::Micros);
+    if let Some(user) = cpu.user {
+        report.fact("user_cpu_us", "of that in user mode", micros(user), Unit::Micros);
+    }
 }
 
 /// Adds how long the server's event loops were away, if they were watched.
-fn turn_facts(report: &mut Report, turns: Option<Turns>) {
-    let Some(mut turns) = turns else {
+fn turn_facts(report: &mut Report, seen: Option<Seen>) {
+    let Some(seen) = seen else {
         return;
     };
-    turns.look();
-    let seen = turns.seen();
     report.latency("away", "an event loop away", &seen.away);
     report.latency("busy", "with a processor meanwhile", &seen.busy);
     if seen.lost > 0 {

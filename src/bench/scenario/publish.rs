@@ -72,9 +72,9 @@ impl Publish {
             std::thread::sleep(FILL_REST);
         }
         let filled = server.memory();
-        let before = server.cpu();
+        let meter = server.meter();
         run.publish(|_| Ok(()))?;
-        let cpu = server.cpu() - before;
+        let cpu = meter.read();
         let published = server.memory();
         let findings = run.finish()?;
         let accepted = findings.accepted - findings.primed;

@@ -33,11 +33,11 @@ impl Storm {
             ..Cast::default()
         };
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
-        let before = run.server.cpu();
+        let meter = run.server.meter();
         let start = Instant::now();
         run.connect(self.subscribers)?;
         let taken = start.elapsed();
-        let cpu = run.server.cpu() - before;
+        let cpu = meter.read();
         let left = run.leave()?;
         let known = run.server.is_known();
         let findings = run.finish()?;
