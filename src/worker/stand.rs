@@ -51,9 +51,12 @@ pub fn mortal(signal: &str, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago. Below those that the kernel gives to outgoing connections: whoever tries again and again to reach one of
+/// these while nobody listens there is in the end connected to himself, and has taken it.
 pub fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut some = std::iter::repeat_with(|| fastrand::u16(21_000..32_000)).take(100);
+    some.find(is_free).ok_or_else(|| io::Error::other("no free port"))
 }
 
 /// Polls for what gives no notice.
@@ -90,21 +93,101 @@ fn terminate(child: &mut Child) -> io::Result<()> {
     child.wait().map(drop)
 }
 
-/// Debian's redis-server with an append-only file.
+/// A broker on a port and in a directory of its own.
+pub trait Broker {
+    const PROGRAM: &'static str;
+
+    /// Starts it on what it left behind.
+    fn command(&self, port: u16) -> io::Result<Command>;
+
+    fn is_up(&self, port: u16) -> bool {
+        listens(port)
+    }
+}
+
+/// A broker that runs, until this is dropped.
 #[derive(Debug)]
-pub struct Redis {
+pub struct Running<B: Broker> {
     child: Child,
     pub port: u16,
+    broker: B,
+}
+
+impl<B: Broker> Running<B> {
+    fn launch(broker: B, port: u16) -> io::Result<Self> {
+        let child = spawn(broker.command(port)?, B::PROGRAM)?;
+        let mut running = Self { child, port, broker };
+        running.await_start()?;
+        Ok(running)
+    }
+
+    fn await_start(&mut self) -> io::Result<()> {
+        let Self { child, port, broker } = self;
+        wait(B::PROGRAM, child, || broker.is_up(*port))
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        kill(&mut self.child);
+    }
+
+    /// SIGTERM, and waits for its end.
+    pub fn stop(&mut self) -> io::Result<()> {
+        terminate(&mut self.child)
+    }
+
+    /// Up again on the same data.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill();
+        self.child = spawn(self.broker.command(self.port)?, B::PROGRAM)?;
+        self.await_start()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl<B: Broker> Drop for Running<B> {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Debian's redis-server with an append-only file.
+#[derive(Debug)]
+pub struct RedisServer {
     options: Vec<String>,
     directory: Directory,
+}
+
+pub type Redis = Running<RedisServer>;
+
+fn redis_url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}/0")
+}
+
+impl Broker for RedisServer {
+    const PROGRAM: &'static str = "redis-server";
+
+    fn command(&self, port: u16) -> io::Result<Command> {
+        let mut command = mortal("KILL", Self::PROGRAM);
+        command.args(["--port", &port.to_string()]).args(&self.options);
+        command.arg("--dir").arg(self.directory.path(""));
+        Ok(command)
+    }
+
+    /// It answers with an error while it reads its file.
+    fn is_up(&self, port: u16) -> bool {
+        let connection = redis::Client::open(redis_url(port)).and_then(|client| client.get_connection());
+        connection.is_ok_and(|mut connection| redis::cmd("PING").query::<String>(&mut connection).is_ok())
+    }
 }
 
 impl Redis {
     /// `fsync` is `always`, `everysec` or `no`; further options as on its command line.
     pub fn start(fsync: &str, options: &[&str]) -> io::Result<Self> {
-        let directory = Directory::new()?;
-        let port = free_port()?;
-        let mut all = vec![
+        let always = [
             "--bind",
             "127.0.0.1",
             "--save",
@@ -114,71 +197,80 @@ impl Redis {
             "--appendfsync",
             fsync,
         ];
-        all.extend(options);
-        let options: Vec<String> = all.into_iter().map(str::to_owned).collect();
-        let child = Self::spawn(&directory, port, &options)?;
-        let mut redis = Self {
-            child,
-            port,
-            options,
-            directory,
-        };
-        redis.await_answer()?;
-        Ok(redis)
-    }
-
-    fn spawn(directory: &Directory, port: u16, options: &[String]) -> io::Result<Child> {
-        let mut command = mortal("KILL", "redis-server");
-        command.args(["--port", &port.to_string()]).args(options);
-        command.arg("--dir").arg(directory.path(""));
-        spawn(command, "redis-server")
-    }
-
-    fn await_answer(&mut self) -> io::Result<()> {
-        let client = redis::Client::open(self.url()).map_err(io::Error::other)?;
-        wait("redis-server", &mut self.child, || {
-            let connection = client.get_connection();
-            // It answers with an error while it reads its file.
-            connection.is_ok_and(|mut connection| redis::cmd("PING").query::<String>(&mut connection).is_ok())
-        })
-    }
-
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        kill(&mut self.child);
-    }
-
-    /// Up again on the same data.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.kill();
-        self.child = Self::spawn(&self.directory, self.port, &self.options)?;
-        self.await_answer()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        let options = always.iter().chain(options).map(|&option| option.to_owned()).collect();
+        let directory = Directory::new()?;
+        Self::launch(RedisServer { options, directory }, free_port()?)
     }
 
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.kill();
+        redis_url(self.port)
     }
 }
 
 /// Debian's RabbitMQ, without the wrapper that wants to be another user, and with a name server of its own.
 #[derive(Debug)]
-pub struct RabbitMq {
-    child: Child,
+pub struct RabbitMqServer {
     names: Child,
-    pub port: u16,
     names_port: u16,
     distribution_port: u16,
     directory: Directory,
+}
+
+pub type RabbitMq = Running<RabbitMqServer>;
+
+impl RabbitMqServer {
+    /// Where the package has its real scripts.
+    fn script() -> io::Result<PathBuf> {
+        let list = Command::new("dpkg").args(["-L", "rabbitmq-server"]).output()?;
+        let list = String::from_utf8_lossy(&list.stdout).into_owned();
+        let script = list
+            .lines()
+            .find(|line| line.contains("/lib/") && line.ends_with("/sbin/rabbitmq-server"));
+        let missing = || io::Error::other("the package rabbitmq-server is not installed");
+        script.map(PathBuf::from).ok_or_else(missing)
+    }
+}
+
+impl Broker for RabbitMqServer {
+    const PROGRAM: &'static str = "rabbitmq-server";
+
+    fn command(&self, _port: u16) -> io::Result<Command> {
+        let Self {
+            names_port, directory, ..
+        } = self;
+        let mut command = mortal("KILL", Self::script()?);
+        command
+            .env("HOME", directory.path("home"))
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", names_port.to_string())
+            .env("RABBITMQ_NODENAME", format!("worker{names_port}@localhost"))
+            .env("RABBITMQ_DIST_PORT", self.distribution_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", directory.path("mnesia"))
+            .env("RABBITMQ_LOG_BASE", directory.path("log"))
+            .env("RABBITMQ_CONFIG_FILE", directory.path("rabbit.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.path("enabled_plugins"))
+            .env("RABBITMQ_PID_FILE", directory.path("pid"))
+            // It leaves files where it is when it is killed.
+            .current_dir(&directory.0)
+            // The script then becomes the Erlang machine, and is not its parent.
+            .env("RUNNING_UNDER_SYSTEMD", "1")
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+S 1:1 -kernel inet_dist_use_interface {127,0,0,1}",
+            )
+            .stdout(File::create(directory.path("out"))?);
+        Ok(command)
+    }
+
+    fn is_up(&self, port: u16) -> bool {
+        self.directory.read("out").contains("completed with") && listens(port)
+    }
+}
+
+impl Drop for RabbitMqServer {
+    fn drop(&mut self) {
+        kill(&mut self.names);
+    }
 }
 
 impl RabbitMq {
@@ -195,80 +287,15 @@ impl RabbitMq {
         // Else the first Erlang program starts one, which outlives everybody.
         let mut names = mortal("KILL", "epmd");
         names.args(["-address", "127.0.0.1", "-port", &names_port.to_string()]);
-        let mut names = spawn(names, "epmd")?;
-        wait("epmd", &mut names, || listens(names_port))?;
-        let child = Self::spawn(&directory, names_port, distribution_port)?;
-        let mut broker = Self {
-            child,
+        let names = spawn(names, "epmd")?;
+        let mut broker = RabbitMqServer {
             names,
-            port,
             names_port,
             distribution_port,
             directory,
         };
-        broker.await_start()?;
-        Ok(broker)
-    }
-
-    /// Where the package has its real scripts.
-    fn script() -> io::Result<PathBuf> {
-        let list = Command::new("dpkg").args(["-L", "rabbitmq-server"]).output()?;
-        let list = String::from_utf8_lossy(&list.stdout).into_owned();
-        let script = list
-            .lines()
-            .find(|line| line.contains("/lib/") && line.ends_with("/sbin/rabbitmq-server"));
-        let missing = || io::Error::other("the package rabbitmq-server is not installed");
-        script.map(PathBuf::from).ok_or_else(missing)
-    }
-
-    fn spawn(directory: &Directory, names_port: u16, distribution_port: u16) -> io::Result<Child> {
-        let mut command = mortal("KILL", Self::script()?);
-        command
-            .env("HOME", directory.path("home"))
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", names_port.to_string())
-            .env("RABBITMQ_NODENAME", format!("worker{names_port}@localhost"))
-            .env("RABBITMQ_DIST_PORT", distribution_port.to_string())
-            .env("RABBITMQ_MNESIA_BASE", directory.path("mnesia"))
-            .env("RABBITMQ_LOG_BASE", directory.path("log"))
-            .env("RABBITMQ_CONFIG_FILE", directory.path("rabbit.conf"))
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.path("enabled_plugins"))
-            .env("RABBITMQ_PID_FILE", directory.path("pid"))
-            // The script then becomes the Erlang machine, and is not its parent.
-            .env("RUNNING_UNDER_SYSTEMD", "1")
-            .env(
-                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-                "+S 1:1 -kernel inet_dist_use_interface {127,0,0,1}",
-            )
-            .stdout(File::create(directory.path("out"))?);
-        spawn(command, "rabbitmq-server")
-    }
-
-    fn await_start(&mut self) -> io::Result<()> {
-        let (directory, port) = (&self.directory, self.port);
-        wait("rabbitmq-server", &mut self.child, || {
-            directory.read("out").contains("completed with") && listens(port)
-        })
-    }
-
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        kill(&mut self.child);
-    }
-
-    pub fn stop(&mut self) -> io::Result<()> {
-        terminate(&mut self.child)
-    }
-
-    /// Up again on the same data.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.kill();
-        self.child = Self::spawn(&self.directory, self.names_port, self.distribution_port)?;
-        self.await_start()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+        wait("epmd", &mut broker.names, || listens(names_port))?;
+        Self::launch(broker, port)
     }
 
     pub fn url(&self) -> String {
@@ -276,73 +303,36 @@ impl RabbitMq {
     }
 }
 
-impl Drop for RabbitMq {
-    fn drop(&mut self) {
-        self.kill();
-        kill(&mut self.names);
-    }
-}
-
 /// Debian's nats-server with JetStream.
 #[derive(Debug)]
-pub struct Nats {
-    child: Child,
-    pub port: u16,
+pub struct NatsServer {
     options: Vec<String>,
     directory: Directory,
+}
+
+pub type Nats = Running<NatsServer>;
+
+impl Broker for NatsServer {
+    const PROGRAM: &'static str = "nats-server";
+
+    fn command(&self, port: u16) -> io::Result<Command> {
+        let mut command = mortal("KILL", Self::PROGRAM);
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]);
+        command.arg(self.directory.path("js")).args(&self.options);
+        Ok(command)
+    }
 }
 
 impl Nats {
     /// With further options as on its command line.
     pub fn start(options: &[&str]) -> io::Result<Self> {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
         let directory = Directory::new()?;
-        let port = free_port()?;
-        let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
-        let child = Self::spawn(&directory, port, &options)?;
-        let mut nats = Self {
-            child,
-            port,
-            options,
-            directory,
-        };
-        wait("nats-server", &mut nats.child, || listens(port))?;
-        Ok(nats)
-    }
-
-    fn spawn(directory: &Directory, port: u16, options: &[String]) -> io::Result<Child> {
-        let mut command = mortal("KILL", "nats-server");
-        command
-            .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
-            .arg(directory.path("js"))
-            .args(options);
-        spawn(command, "nats-server")
-    }
-
-    /// SIGKILL.
-    pub fn kill(&mut self) {
-        kill(&mut self.child);
-    }
-
-    pub fn stop(&mut self) -> io::Result<()> {
-        terminate(&mut self.child)
-    }
-
-    /// Up again on the same data.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.kill();
-        self.child = Self::spawn(&self.directory, self.port, &self.options)?;
-        let port = self.port;
-        wait("nats-server", &mut self.child, || listens(port))
+        Self::launch(NatsServer { options, directory }, free_port()?)
     }
 
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
-    }
-}
-
-impl Drop for Nats {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
