@@ -29,11 +29,11 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
 
 /// The question what a node offers, and which memory it has.
-pub fn question(config: &HttpPush, node: &Node) -> Request<Full<Bytes>> {
+pub fn question(config: &HttpPush, host: &HeaderValue) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::default());
     *request.method_mut() = Method::OPTIONS;
     *request.uri_mut() = config.batch_path.clone();
-    request.headers_mut().insert(HOST, node.host.clone());
+    request.headers_mut().insert(HOST, host.clone());
     request.headers_mut().insert(EPOCH, HeaderValue::from_static("?"));
     request
 }
@@ -75,6 +75,8 @@ pub enum Outcome {
     Verdicts(Vec<Attempt>),
     /// The same for all.
     Whole(Attempt),
+    /// Likewise, and whether it takes batches at all is to be asked again.
+    Refused(Attempt),
     /// Fewer next time; a single one that is still too large goes by itself and gets its own verdict.
     TooLarge,
     /// It has changed its mind since it was asked.
@@ -90,8 +92,9 @@ pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count
             node.metrics.count(Code::Status(413), 1);
             return Ok(Outcome::TooLarge);
         }
-        415 => {
-            node.metrics.count(Code::Status(415), 1);
+        // A location without batches misses the channel, which stands in each line.
+        400 | 415 => {
+            node.metrics.count(Code::Status(answer.status), 1);
             return Ok(Outcome::NotTaken);
         }
         // Whatever is wrong is not wrong with the first event.
@@ -99,7 +102,7 @@ pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count
             let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
             node.metrics.count(Code::Status(answer.status), 1);
             node.misconfigured(&text);
-            return Ok(Outcome::Whole(Attempt::Retry {
+            return Ok(Outcome::Refused(Attempt::Retry {
                 failure: text,
                 after: answer.retry_after,
             }));

@@ -267,7 +267,7 @@ impl Work {
         let Courier { config, node, .. } = &self.courier;
         let tls = config.tls.as_ref();
         let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
-        let request = batch::question(config, node);
+        let request = batch::question(config, &node.host);
         // A socket may still be open when nobody accepts from it any more.
         let gone = |error| client::Error::Connect(std::io::Error::other(error));
         let answer = sender.send_request(request).await.map_err(gone)?;
@@ -322,12 +322,18 @@ impl Work {
                 Ok(verdicts)
             }
             batch::Outcome::Whole(attempt) => Ok(vec![attempt]),
+            batch::Outcome::Refused(attempt) => {
+                // The next connection begins with the question.
+                self.link = None;
+                Ok(vec![attempt])
+            }
             batch::Outcome::TooLarge => {
                 self.max_lines = if count == 1 { 0 } else { count / 2 };
                 Ok(Vec::new())
             }
             batch::Outcome::NotTaken => {
                 link.takes_batches = false;
+                node.metrics.set_batches(false);
                 Ok(Vec::new())
             }
         }

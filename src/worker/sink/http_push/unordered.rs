@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
@@ -26,6 +27,9 @@ const BEHIND: usize = 1024;
 /// POSTs under way to a node that takes batches: while one is answered the next one fills.
 const BATCHES: usize = 2;
 
+/// A node that takes no batches is asked again after so long: it may have been configured anew, which no connection tells.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
+
 /// One lane's connections to all nodes.
 pub struct Lane {
     clients: Vec<Rc<Client>>,
@@ -42,6 +46,7 @@ impl Lane {
                 waiting: RefCell::default(),
                 posting: Cell::new(0),
                 takes_batches: Cell::new(None),
+                asked_at: Cell::new(Instant::now()),
                 max_lines: Cell::new(config.batch),
                 behind: Arc::new(Semaphore::new(BEHIND)),
             })
@@ -76,6 +81,7 @@ struct Client {
     posting: Cell<usize>,
     /// `None`: it has to be asked.
     takes_batches: Cell<Option<bool>>,
+    asked_at: Cell<Instant>,
     /// Halved when the node finds a batch too large.
     max_lines: Cell<usize>,
     behind: Arc<Semaphore>,
@@ -164,7 +170,7 @@ impl Client {
         // What the lane is about to hand over comes along.
         tokio::task::yield_now().await;
         while !self.waiting.borrow().is_empty() {
-            if self.takes_batches.get().is_none() && self.config.batch > 0 {
+            if self.is_to_ask() {
                 self.ask().await;
             }
             let is_batch = self.takes_batches.get() == Some(true);
@@ -188,9 +194,19 @@ impl Client {
         }
     }
 
+    fn is_to_ask(&self) -> bool {
+        let is_due = match self.takes_batches.get() {
+            None => true,
+            Some(false) => self.asked_at.get().elapsed() >= ASK_AGAIN,
+            Some(true) => false,
+        };
+        is_due && self.config.batch > 0
+    }
+
     /// What does the node offer? If it does not answer, the events will find out why.
     async fn ask(&self) {
-        let request = batch::question(&self.config, &self.node);
+        self.asked_at.set(Instant::now());
+        let request = batch::question(&self.config, &self.node.host);
         let answer = tokio::time::timeout(self.config.timeout, self.pool.request(request)).await;
         let offered = match answer {
             Ok(Ok((parts, _))) => {
@@ -220,6 +236,10 @@ impl Client {
                 attempts
             }
             Ok(batch::Outcome::Whole(attempt)) => vec![attempt; count],
+            Ok(batch::Outcome::Refused(attempt)) => {
+                self.takes_batches.set(None);
+                vec![attempt; count]
+            }
             // These go again at once, in fewer lines or one by one.
             Ok(batch::Outcome::TooLarge) => {
                 self.max_lines.set(count / 2);
@@ -227,6 +247,8 @@ impl Client {
             }
             Ok(batch::Outcome::NotTaken) => {
                 self.takes_batches.set(Some(false));
+                self.asked_at.set(Instant::now());
+                self.node.metrics.set_batches(false);
                 return self.put_back(events);
             }
             Err(failure) => vec![self.fail(&failure); count],

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::process::Stdio;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -52,6 +53,76 @@ fn batches_keep_the_order_too_and_a_line_that_fails_holds_up_only_what_follows()
     assert_eq!(parked(&dir).len(), 1);
     assert!(parked(&dir)[0]["reason"].as_str().unwrap().contains("400 Bad."));
     assert!(nginx.batches() > 5 && nginx.batches() < 1500, "{}", nginx.batches());
+}
+
+/// In both modes.
+fn with_order_and_without(test: impl Fn(&str)) {
+    ["ordered = true", "ordered = false"].into_iter().for_each(test);
+}
+
+/// What was accepted, each once.
+fn accepted_once(nginx: &StandIn) -> Vec<u64> {
+    let mut numbers: Vec<u64> = nginx
+        .accepted()
+        .iter()
+        .map(|publish| publish.json()["n"].as_u64().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+#[test]
+fn a_batch_that_is_refused_as_a_whole_is_not_lost() {
+    const EVENTS: u64 = 60;
+    with_order_and_without(|mode| {
+        for status in [400, 403, 404, 405, 413, 415, 429, 500, 503] {
+            let dir = TempDir::new();
+            let left = AtomicU32::new(3);
+            let nginx = StandIn::with_batches(move |_| {
+                let taken = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+                taken.map_or(Behaviour::Accept, |_| Behaviour::RefuseBatch(status))
+            });
+            let config = pipeline(&nginx.address, "type = \"file\"\npath = \"posts\"");
+            let config = config.replace("timeout =", &format!("{mode}\ntimeout ="));
+            let posts: String = (0..EVENTS).map(|n| format!("{{\"thread\":{n},\"n\":{n}}}\n")).collect();
+            dir.append("posts", &posts);
+            let worker = Worker::start(&dir, &config);
+            nginx.wait_until(|publishes| publishes.len() as u64 >= EVENTS);
+            assert!(worker.terminate().success());
+            assert_eq!(
+                accepted_once(&nginx),
+                (0..EVENTS).collect::<Vec<_>>(),
+                "{mode}, {status}"
+            );
+            assert!(parked(&dir).is_empty(), "{mode}, {status}");
+        }
+    });
+}
+
+#[test]
+fn lines_of_a_batch_have_fates_of_their_own_also_without_order() {
+    let dir = TempDir::new();
+    let tries = Mutex::new(HashMap::new());
+    let nginx = StandIn::with_batches(move |publish| {
+        let n = publish.json()["n"].as_u64().unwrap();
+        let mut tries = tries.lock().unwrap();
+        let tries = tries.entry(n).or_insert(0);
+        *tries += 1;
+        match (n % 10, *tries) {
+            (3, _) => Behaviour::Status(400, "Bad."),
+            (5, 1..3) => Behaviour::Status(503, ""),
+            (7, 1) => Behaviour::Status(424, ""),
+            _ => Behaviour::Accept,
+        }
+    });
+    let config = pipeline(&nginx.address, "type = \"stdin\"").replace("timeout =", "ordered = false\ntimeout =");
+    let line = |n| format!("{{\"thread\":{n},\"n\":{n}}}");
+    assert!(run_lines(&dir, &config, (0..200).map(line)).success());
+    let good: Vec<u64> = (0..200).filter(|n| n % 10 != 3).collect();
+    assert_eq!(accepted_once(&nginx), good);
+    assert_eq!(parked(&dir).len(), 20);
+    assert!(parked(&dir)[0]["reason"].as_str().unwrap().contains("400 Bad."));
+    assert!(nginx.batches() > 0);
 }
 
 fn faults_do_not_change_the_order(mode: &str) -> Vec<Publish> {

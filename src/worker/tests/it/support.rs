@@ -88,12 +88,20 @@ pub enum Behaviour {
     Accept,
     /// With this explain text, if any.
     Status(u16, &'static str),
+    /// Answer so to the whole batch that begins with it; accept it alone.
+    RefuseBatch(u16),
     /// Close the connection without an answer, as if the publish was never seen.
     Abort,
     /// Take it in, then close the connection without an answer.
     AcceptAndAbort,
     /// Say nothing for so long.
     Hang(Duration),
+}
+
+impl Behaviour {
+    fn is_accepted(&self) -> bool {
+        matches!(self, Self::Accept | Self::AcceptAndAbort | Self::RefuseBatch(_))
+    }
 }
 
 /// A server that answers like a publisher location, and keeps a ledger.
@@ -283,11 +291,14 @@ fn take_batch(batch: &Publish, ledger: &Ledger, decide: &Decide) -> Result<Respo
             accepted: false,
         };
         let behaviour = decide(&publish);
-        publish.accepted = matches!(behaviour, Behaviour::Accept | Behaviour::AcceptAndAbort);
+        if let (1, Behaviour::RefuseBatch(status)) = (number, &behaviour) {
+            return Ok(Response::builder().status(*status).body(Full::default()).unwrap());
+        }
+        publish.accepted = behaviour.is_accepted();
         ledger.publishes.lock().unwrap().push(publish);
         ledger.grown.notify_all();
         match behaviour {
-            Behaviour::Accept => {}
+            Behaviour::Accept | Behaviour::RefuseBatch(_) => {}
             Behaviour::Status(status, explain) => {
                 verdicts.push(serde_json::json!({"line": number, "status": status, "explain": explain}));
             }
@@ -335,17 +346,20 @@ where
                 }
                 return Ok(answer.body(Full::default()).unwrap());
             }
+            if head.method == "GET" {
+                return Ok(Response::builder().status(404).body(Full::default()).unwrap());
+            }
             assert_eq!(head.method, "POST");
             if publish.headers["content-type"] == "application/x-ndjson" {
                 assert!(batches, "not offered");
                 return take_batch(&publish, &ledger, &decide);
             }
             let behaviour = decide(&publish);
-            publish.accepted = matches!(behaviour, Behaviour::Accept | Behaviour::AcceptAndAbort);
+            publish.accepted = behaviour.is_accepted();
             ledger.publishes.lock().unwrap().push(publish);
             ledger.grown.notify_all();
             let (status, explain) = match behaviour {
-                Behaviour::Accept => (200, ""),
+                Behaviour::Accept | Behaviour::RefuseBatch(_) => (200, ""),
                 Behaviour::Status(status, explain) => (status, explain),
                 Behaviour::Abort | Behaviour::AcceptAndAbort => return Err("abort"),
                 Behaviour::Hang(time) => {
@@ -476,11 +490,7 @@ pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+    push_stream_worker::stand::free_port().unwrap()
 }
 
 /// Waits until somebody listens there.
