@@ -8,7 +8,9 @@ use redis::io::tcp::socket2::TcpKeepalive;
 use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, FromRedisValue, Script, TlsCertificates};
 
 use crate::broker_tls::BrokerTls;
+use crate::clock::Timestamp;
 use crate::config::section::{FromText, Section};
+use crate::ops::finding::Finding;
 
 /// A Redis that says nothing for so long is not there.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,6 +97,96 @@ impl Server {
         let address = self.0.get_connection_info().addr();
         format!("no connection to Redis at {address}: {error}")
     }
+
+    /// Is it fit to hold what must not be lost?
+    pub async fn examine(&self, holds_events: bool) -> Vec<Finding> {
+        let address = self.0.get_connection_info().addr().to_string();
+        let mut connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return vec![Finding::Bad(with_advice(&error))],
+        };
+        let before = Timestamp::now();
+        let asked = redis::pipe()
+            .cmd("INFO")
+            .cmd("TIME")
+            .query_async::<(redis::InfoDict, (u64, u64))>(&mut connection)
+            .await;
+        let (info, (seconds, micros)) = match asked {
+            Ok(answers) => answers,
+            Err(error) => return vec![Finding::Bad(format!("{address}: {}", with_advice(&told(error))))],
+        };
+        let ahead = i128::from(seconds * 1000 + micros / 1000) - i128::from(before.0);
+        let mut findings = vec![Finding::Good(format!("Redis at {address} answers"))];
+        findings.extend(clock(ahead));
+        if holds_events {
+            findings.extend(durability(&info));
+        }
+        findings
+    }
+}
+
+/// Farther apart than this, ages mislead.
+const CLOCK_TOLERANCE_MILLIS: i128 = 2000;
+
+/// `ahead` in milliseconds.
+pub fn clock(ahead: i128) -> Option<Finding> {
+    let seconds = ahead.abs() / 1000;
+    let side = if ahead > 0 { "ahead of" } else { "behind" };
+    (ahead.abs() > CLOCK_TOLERANCE_MILLIS).then(|| {
+        Finding::Warning(format!(
+            "its clock is {seconds} s {side} the one here: ages of events are wrong by that; let both follow a time server"
+        ))
+    })
+}
+
+/// Does what Redis has said yes to survive?
+fn durability(info: &redis::InfoDict) -> Vec<Finding> {
+    let is = |key: &str, value: &str| info.get::<String>(key).is_some_and(|is| is == value);
+    let mut findings = Vec::new();
+    if is("role", "slave") {
+        findings.push(Finding::Bad(
+            "it is a replica and takes no writes: give the address of its master".to_owned(),
+        ));
+    }
+    if is("aof_enabled", "0") {
+        findings.push(Finding::Warning(
+            "it has no append-only file: what is queued is lost when it ends; set \"appendonly yes\"".to_owned(),
+        ));
+    } else if is("aof_last_write_status", "err") {
+        findings.push(Finding::Bad(
+            "it cannot write its append-only file: is its disk full? See its log".to_owned(),
+        ));
+    }
+    let policy = info.get::<String>("maxmemory_policy").unwrap_or_default();
+    if info.get::<u64>("maxmemory").is_some_and(|most| most > 0) && policy != "noeviction" {
+        let text = format!(
+            "with maxmemory-policy {policy} it throws away queues when its memory is full; set \"maxmemory-policy noeviction\""
+        );
+        // The others throw away only what has an end of its own, such as leases.
+        findings.push(if policy.starts_with("allkeys") {
+            Finding::Bad(text)
+        } else {
+            Finding::Warning(text)
+        });
+    }
+    findings
+}
+
+fn with_advice(error: &str) -> String {
+    let advice = [
+        ("NOAUTH", "it wants a password: redis://:PASSWORD@host:port/0"),
+        ("WRONGPASS", "check user and password in \"url\""),
+        ("AuthenticationFailed", "check user and password in \"url\""),
+        ("NOPERM", "this user may not do that: see ACL in its documentation"),
+        (
+            "Connection refused",
+            "is it running there, and does it listen on that address (\"bind\")?",
+        ),
+        ("DB index", "check the number at the end of \"url\""),
+        ("LOADING", "it still reads its file: wait"),
+    ];
+    let found = advice.iter().find(|(sign, _)| error.contains(sign));
+    found.map_or_else(|| error.to_owned(), |(_, advice)| format!("{error}; {advice}"))
 }
 
 /// What went wrong, for people.
@@ -155,4 +247,21 @@ pub async fn invoke<T: FromRedisValue>(
 pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}-{}-{:08x}", host.trim(), std::process::id(), fastrand::u32(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_off_is_told_of() {
+        assert_eq!(clock(1500), None);
+        assert_eq!(clock(-2000), None);
+        let told = |ahead| match clock(ahead) {
+            Some(Finding::Warning(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        assert!(told(75_000).starts_with("its clock is 75 s ahead of the one here"));
+        assert!(told(-3_600_000).starts_with("its clock is 3600 s behind the one here"));
+    }
 }

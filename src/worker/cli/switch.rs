@@ -43,7 +43,7 @@ async fn connect(config: &Config, path: &Path) -> Result<(MultiplexedConnection,
     let live = config.switches.live.clone();
     let live = live.ok_or_else(|| {
         format!(
-            "{}: there is no [switches] that says where they can be turned",
+            "{}: has no [switches], so that they cannot be turned live; add [switches] with url = \"redis://127.0.0.1:6379/0\"",
             path.display()
         )
     })?;

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod alert;
+pub mod finding;
 pub mod metrics;
 #[cfg(feature = "sentry")]
 pub mod sentry;

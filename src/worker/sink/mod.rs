@@ -28,6 +28,7 @@ use crate::engine::turn::Turn;
 use crate::event::Event;
 use crate::ops::metrics::Metrics;
 use crate::ops::watchdog::Watchdog;
+use crate::source::Examination;
 
 /// How a delivery ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,11 @@ pub trait Sink: Send + Sync {
     /// Whom it talks to, for a look whether they are there.
     fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
         Vec::new()
+    }
+
+    /// More than whether they are there, if that can be asked.
+    fn examine(&self) -> Option<Examination<'_>> {
+        None
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>>;

@@ -27,6 +27,7 @@ use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::redis_link::{Server, told};
 use crate::retry::{Backoff, Policy};
+use crate::source::Examination;
 
 pub const KIND: Kind = Kind {
     name: "redis_stream",
@@ -66,6 +67,10 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
 }
 
 impl Sink for RedisStream {
+    fn examine(&self) -> Option<Examination<'_>> {
+        Some(Box::pin(self.server.examine(true)))
+    }
+
     fn needs_channels(&self) -> bool {
         true
     }

@@ -34,6 +34,7 @@ use crate::config::value::ByteSize;
 use crate::credit::Credit;
 use crate::engine::{Feed, Stop};
 use crate::finalizer::Parked;
+use crate::ops::finding::Finding;
 
 /// What a source promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,11 @@ pub trait Source: Send {
         None
     }
 
+    /// How what it reads from is set up, if that can be asked.
+    fn examine(&self) -> Option<Examination<'_>> {
+        None
+    }
+
     /// What was put in up to a moment and is not done, if the queue can be asked.
     fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
         None
@@ -141,6 +147,8 @@ pub trait ParkedEvents {
     /// Forgets them, and returns how many there were.
     fn forget(&self, ids: Vec<String>) -> Operation<'_, u64>;
 }
+
+pub type Examination<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
 
 pub type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
 

@@ -50,6 +50,10 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
 }
 
 impl Source for RedisPubSub {
+    fn examine(&self) -> Option<super::Examination<'_>> {
+        Some(Box::pin(self.server.examine(false)))
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }

@@ -97,6 +97,10 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
 }
 
 impl Source for Thoonk {
+    fn examine(&self) -> Option<super::Examination<'_>> {
+        Some(Box::pin(self.server.examine(true)))
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }

@@ -31,6 +31,7 @@
 
 mod batch;
 mod courier;
+mod examine;
 mod node;
 mod reconcile;
 mod tally;
@@ -58,6 +59,7 @@ use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::retry::Policy;
+use crate::source::Examination;
 
 pub const KIND: Kind = Kind {
     name: "http_push",
@@ -199,8 +201,8 @@ impl Sink for HttpPush {
         self.ordered == Some(true)
     }
 
-    fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
-        self.nodes.iter().map(|node| (node.clone(), self.tls.clone())).collect()
+    fn examine(&self) -> Option<Examination<'_>> {
+        Some(Box::pin(self.look()))
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {

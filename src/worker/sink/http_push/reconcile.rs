@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::header::HOST;
+use hyper::http::response::Parts;
+use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
 use super::node::Node;
@@ -24,6 +25,9 @@ const LOOKS: u32 = 3;
 #[derive(Deserialize)]
 struct Summary {
     published_messages: u64,
+    /// What the figures of one channel have not.
+    #[serde(rename = "channels")]
+    _channels: u64,
 }
 
 /// Compares for as long as it is polled.
@@ -31,34 +35,53 @@ pub async fn run(config: Arc<HttpPush>, node: Arc<Node>) {
     let Some(path) = config.statistics.clone() else { return };
     let pool = Pool::new(node.address.clone(), config.tls.clone(), MAX_ANSWER_BYTES);
     let mut books = Books::default();
+    let mut is_told = false;
     loop {
         let ours = node.metrics.accepted_messages();
         let read = tokio::time::timeout(config.timeout, ask(&pool, &node, &path)).await;
-        // A node that does not answer is told of elsewhere.
-        if let Ok(Ok(theirs)) = read {
-            let delta = books.compare(theirs, ours);
-            node.metrics.set_delta(delta);
-            if books.is_worrying() {
-                let (sink, address) = (&node.sink, &node.address);
-                tracing::warn!(
-                    "sink {sink}: {address} counts {} published messages fewer than it accepted",
-                    -delta
-                );
+        let (sink, address) = (&node.sink, &node.address);
+        // A node that does not answer at all is told of elsewhere.
+        let Ok(Ok((parts, body))) = read else {
+            tokio::time::sleep(INTERVAL).await;
+            continue;
+        };
+        match published(&parts, &body) {
+            Ok(theirs) => {
+                is_told = false;
+                let delta = books.compare(theirs, ours);
+                node.metrics.set_delta(delta);
+                if books.is_worrying() {
+                    tracing::warn!(
+                        "sink {sink}: {address} counts {} published messages fewer than it accepted",
+                        -delta
+                    );
+                }
             }
+            Err(error) if !std::mem::replace(&mut is_told, true) => tracing::warn!(
+                "sink {sink}: {address} tells no figures at {path}: {error}; check \"statistics\"; nothing is compared meanwhile"
+            ),
+            Err(_) => {}
         }
         tokio::time::sleep(INTERVAL).await;
     }
 }
 
-async fn ask(pool: &Pool, node: &Node, path: &str) -> Result<u64, String> {
+async fn ask(pool: &Pool, node: &Node, path: &str) -> Result<(Parts, Vec<u8>), String> {
     let request = Request::get(path)
         .header(HOST, node.host.clone())
         .header("Accept", "application/json");
     let request = request
         .body(Full::<Bytes>::default())
         .map_err(|error| error.to_string())?;
-    let (_, body) = pool.request(request).await.map_err(|error| error.to_string())?;
-    let summary: Summary = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+    pool.request(request).await.map_err(|error| error.to_string())
+}
+
+/// What the answer of a node's statistics says.
+pub fn published(parts: &Parts, body: &[u8]) -> Result<u64, String> {
+    if parts.status != StatusCode::OK {
+        return Err(format!("it answers {}", parts.status));
+    }
+    let summary: Summary = serde_json::from_slice(body).map_err(|_| "no summary of a push stream zone".to_owned())?;
     Ok(summary.published_messages)
 }
 

@@ -128,6 +128,10 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
 }
 
 impl Source for RedisStreams {
+    fn examine(&self) -> Option<super::Examination<'_>> {
+        Some(Box::pin(self.server.examine(true)))
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }
@@ -168,21 +172,29 @@ impl Source for RedisStreams {
         let group = self.group.as_ref()?;
         Some(Box::pin(async move {
             let mut connection = self.server.connect().await?;
-            let info = group_info(&mut connection, &self.stream, group).await?;
+            let info = match group_info(&mut connection, &self.stream, group).await {
+                // Before the first event.
+                Err(error) if error.contains(NO_STREAM) => {
+                    return Ok(Open {
+                        events: 0,
+                        oldest: None,
+                    });
+                }
+                info => info?,
+            };
             let delivered = info.get("last-delivered-id").cloned().and_then(bytes_of);
             let delivered = delivered.map_or_else(|| "0".to_owned(), |id| String::from_utf8_lossy(&id).into_owned());
             let end = until.0.to_string();
-            let ((count, oldest, _, _), waiting): (PendingSummary, Vec<Value>) = redis::pipe()
-                .cmd("XPENDING")
-                .arg(&self.stream)
-                .arg(group)
-                .cmd("XRANGE")
-                .arg(&self.stream)
-                .arg(format!("({delivered}"))
-                .arg(end)
-                .query_async(&mut connection)
-                .await
-                .map_err(told)?;
+            let mut pending = redis::cmd("XPENDING");
+            pending.arg(&self.stream).arg(group);
+            // The first worker makes the group.
+            let (count, oldest, _, _): PendingSummary = match info.is_empty() {
+                true => Default::default(),
+                false => pending.query_async(&mut connection).await.map_err(told)?,
+            };
+            let mut range = redis::cmd("XRANGE");
+            range.arg(&self.stream).arg(format!("({delivered}")).arg(end);
+            let waiting: Vec<Value> = range.query_async(&mut connection).await.map_err(told)?;
             let pending = oldest.and_then(|id| StreamId::parse(id.as_bytes()));
             let first = waiting.first().cloned().and_then(Entry::of).map(|entry| entry.id);
             Ok(Open {
@@ -197,6 +209,9 @@ impl Source for RedisStreams {
         Some(Box::new(self.clone()))
     }
 }
+
+/// In the error of Redis.
+const NO_STREAM: &str = "no such key";
 
 /// Number, first id, last id, and numbers by consumer.
 type PendingSummary = (u64, Option<String>, Option<String>, Option<Vec<(String, String)>>);

@@ -194,6 +194,30 @@ fn dead_letters(broker: &RabbitMq) {
     };
     assert!(reason.to_string().contains("has no message_id"), "{reason}");
 
+    // The doctor of a broker that refuses, and of a queue that is not there yet.
+    let doctor = |config: String| {
+        std::fs::write(dir.path("ill.toml"), config).unwrap();
+        let output = Worker::command(&dir).args(["doctor", "ill.toml"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let good = pipeline(&nginx.address, &source(broker, "odd", ""));
+    assert!(doctor(good.clone()).contains("source in: answers, 0 open"));
+    let told = doctor(good.replace("amqp://", "amqp://nobody:x@"));
+    assert!(
+        told.contains("ERROR    source in:") && told.contains("check user and password"),
+        "{told}"
+    );
+    let told = doctor(good.replace("queue = \"odd\"", "queue = \"new\""));
+    assert!(
+        told.contains("warning  source in: there is no such queue yet"),
+        "{told}"
+    );
+    let told = doctor(good.replace(&broker.port.to_string(), &free_port().to_string()));
+    assert!(
+        told.contains("refused") && told.contains("is it running there"),
+        "{told}"
+    );
+
     // Without ids nothing can be promised about order, and `validate` says so.
     let config = pipeline(&nginx.address, &source(broker, "odd", "ids = \"none\""));
     std::fs::write(dir.path("none.toml"), &config).unwrap();

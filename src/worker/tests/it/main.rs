@@ -6,6 +6,7 @@ mod brokers;
 mod command_line;
 mod crash;
 mod delivery;
+mod doctor;
 mod examples;
 mod following;
 mod intake;
