@@ -58,7 +58,7 @@ pub struct Cursor {
     checkpointer: Checkpointer<Position>,
     remembered: Remembered,
     pending: VecDeque<Entry>,
-    /// Up to where the first reading goes; then the worker is ready.
+    /// Up to where the reading goes after which the worker is ready; `None`: that is to be asked.
     catch_up_to: Option<StreamId>,
     /// The last recovery of a node that was answered by reading again.
     recovery: u64,
@@ -140,9 +140,9 @@ impl Cursor {
     async fn session(&mut self, trouble: &mut Trouble) -> Result<(), String> {
         let mut connection = self.config.server.connect().await?;
         let waiting = self.config.server.connect_patiently().await?;
-        let newest = newest(&mut connection, &self.config.stream).await?;
-        self.at = self.at.min(newest);
-        self.catch_up_to.get_or_insert(newest);
+        let end = newest(&mut connection, &self.config.stream).await?;
+        self.at = self.at.min(end);
+        self.catch_up_to.get_or_insert(end);
         let (name, stream) = (&self.name, &self.config.stream);
         tracing::info!("source {name}: reading stream {stream} after {}", self.at);
         trouble.is_over();
@@ -153,6 +153,9 @@ impl Cursor {
         while !stop.is_requested() {
             self.settle();
             self.refill();
+            if self.catch_up_to.is_none() {
+                self.catch_up_to = Some(newest(&mut connection, &self.config.stream).await?);
+            }
             if Instant::now() >= lag_at {
                 lag_at = Instant::now() + Duration::from_secs(1);
                 self.tell_lag(&mut connection).await?;
@@ -212,7 +215,8 @@ impl Cursor {
         let from = waiting.into_iter().fold(before_now(history), StreamId::min);
         if from < self.at {
             tracing::info!("source {}: a node is back; reading again from {from}", self.name);
-            self.catch_up_to = Some(self.at);
+            // Up to what is there now, also what there was no room for while the node was away.
+            self.catch_up_to = None;
             self.feed.gauges().set_ready(false);
             (self.at, self.count) = (from, None);
             self.pending.clear();

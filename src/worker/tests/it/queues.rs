@@ -581,7 +581,7 @@ fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again()
     let (port, admin) = (free_port(), free_port());
     let ready = || request(admin, "GET", "/ready", &[], "").status;
     let source = format!(
-        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\nhistory = \"10m\"",
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\nhistory = \"10m\"\nmax_in_flight = 16",
         redis.url()
     );
     let config =
@@ -593,19 +593,33 @@ fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again()
     wait("it to be ready", || ready() == 200);
     assert_eq!(node.count(), 300);
     drop(node);
-    append(&mut redis.connect(), 301..311);
+    // More than are in flight at once.
+    append(&mut redis.connect(), 301..341);
     wait("it to notice", || ready() == 503);
     let node = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
     wait("it to be ready again", || ready() == 200);
     let numbers: Vec<usize> = node.publishes().iter().map(number).collect();
     // A channel that has something newer would refuse what is older.
-    assert_eq!(numbers, (1..311).collect::<Vec<_>>(), "all of it, the oldest first");
+    assert_eq!(numbers, (1..341).collect::<Vec<_>>(), "all of it, the oldest first");
     drop(node);
     wait("it to notice, though there is nothing to send", || ready() == 503);
+    // One that goes again before it has got everything.
+    let node = StandIn::start(&format!("127.0.0.1:{port}"), {
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        move |_| match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0..50 => Behaviour::Accept,
+            _ => Behaviour::Hang(PATIENCE),
+        }
+    });
+    node.wait_for(51);
+    drop(node);
+    wait("it to notice that, too", || {
+        request(admin, "GET", "/ready", &[], "").body.contains("not answering")
+    });
     let node = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
     wait("it to be ready once more", || ready() == 200);
     let numbers: Vec<usize> = node.publishes().iter().map(number).collect();
-    assert_eq!(numbers, (1..311).collect::<Vec<_>>(), "and again all of it");
+    assert_eq!(numbers, (1..341).collect::<Vec<_>>(), "and again all of it");
     assert!(worker.terminate().success());
 }
 
