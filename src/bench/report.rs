@@ -251,10 +251,17 @@ const ROWS: &[Row] = &[
         "private memory after a second round of churn, against after the first",
         Reference::Nothing,
     ),
+    ("churn", "zone_kept_bytes", "the same in the zone", Reference::Nothing),
     (
         "idle-again",
         "kept_percent",
         "private memory after a second 100,000 have left, against after the first",
+        Reference::Nothing,
+    ),
+    (
+        "idle-again",
+        "zone_kept_bytes",
+        "the same in the zone",
         Reference::Nothing,
     ),
     (
@@ -263,6 +270,7 @@ const ROWS: &[Row] = &[
         "private memory after a second round of all at once, against after the first",
         Reference::Nothing,
     ),
+    ("soak", "zone_kept_bytes", "the same in the zone", Reference::Nothing),
     ("channels", "channel_bytes", "memory per channel", Reference::Nothing),
     (
         "channels",
@@ -325,6 +333,12 @@ const ROWS: &[Row] = &[
         Reference::Scenario("few-channels"),
     ),
     (
+        "zone-4g",
+        "cpu_us",
+        "CPU per publish, zone of 4 GiB against 32 MiB",
+        Reference::Scenario("zone-32m"),
+    ),
+    (
         "batch",
         "cpu_us",
         "CPU per message in batches of 100, against one by one",
@@ -347,6 +361,13 @@ const ROWS: &[Row] = &[
         "connect to response head, 5,000/s, 99 %",
         FLOOR,
     ),
+    (
+        "rush",
+        "opened_per_second",
+        "new subscribers per second if 45,000 want in",
+        FLOOR,
+    ),
+    ("rush", "opening_p99_ms", "connect to response head then, 99 %", FLOOR),
     (
         "disqus",
         "deliveries_per_second",

