@@ -157,7 +157,8 @@ fn throughput(scene: &mut Scene, bench: &Bench) -> Result<Figures, String> {
     let worker = scene.start_worker()?;
     let (mut open, mut moved) = (u64::MAX, Instant::now());
     let mut busy = idle;
-    while open > 0 {
+    // What a broker has sent ahead is not open for it any more, and not published yet.
+    while open > 0 || published(scene.nginx.port)? < count * CHANNELS {
         std::thread::sleep(LOOK);
         let now = scene.queue.open()?;
         if now != open {

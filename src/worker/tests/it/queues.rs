@@ -234,6 +234,10 @@ fn waiting_reader(redis: &Redis) -> String {
     reader.unwrap()
 }
 
+fn distinct(publishes: &[Publish]) -> usize {
+    publishes.iter().map(number).collect::<HashSet<_>>().len()
+}
+
 fn pending(commands: &mut redis::Connection) -> redis::Value {
     let mut summary: Vec<redis::Value> = redis::cmd("XPENDING").arg("posts").arg("push").query(commands).unwrap();
     summary.swap_remove(0)
@@ -249,12 +253,15 @@ fn a_worker_that_is_paused_while_it_waits_cannot_claim_what_comes_after_its_leas
     append(&mut commands, 1..11);
     let mut first = Worker::start(&first_dir, &config);
     nginx.wait_for(10);
+    wait("all to be acknowledged", || {
+        pending(&mut commands) == redis::Value::Int(0)
+    });
     let reader = waiting_reader(&redis);
     first.signal("-STOP");
     let second = Worker::start(&second_dir, &config);
     wait("the second one to wait", || waiting_reader(&redis) != reader);
     append(&mut commands, 11..31);
-    nginx.wait_for(30);
+    nginx.wait_until(|publishes| distinct(publishes) == 30);
     assert_complete_and_ordered(&nginx.publishes(), 30);
     wait("all to be acknowledged", || {
         pending(&mut commands) == redis::Value::Int(0)
@@ -263,7 +270,7 @@ fn a_worker_that_is_paused_while_it_waits_cannot_claim_what_comes_after_its_leas
     first.wait_for_log("standing by");
     assert!(second.terminate().success());
     append(&mut commands, 31..41);
-    nginx.wait_for(40);
+    nginx.wait_until(|publishes| distinct(publishes) == 40);
     assert!(first.terminate().success());
     assert_complete_and_ordered(&nginx.publishes(), 40);
 }
@@ -284,7 +291,7 @@ fn a_connection_that_is_lost_while_it_waits_loses_nothing() {
         }
         pipe.cmd("CLIENT").arg("KILL").arg("ID").arg(reader).ignore();
         pipe.query::<()>(&mut commands).unwrap();
-        nginx.wait_until(|publishes| publishes.iter().map(number).collect::<HashSet<_>>().len() == (round + 1) * 10);
+        nginx.wait_until(|publishes| distinct(publishes) == (round + 1) * 10);
         wait("all to be acknowledged", || {
             pending(&mut commands) == redis::Value::Int(0)
         });
