@@ -664,6 +664,8 @@ impl Work {
     /// Finishes what is in flight; the rest goes back to the broker with the connection.
     async fn leave(&mut self, connection: Connection, channel: &Channel, parking: &Channel) -> Result<(), String> {
         let mut stop = self.stop.clone();
+        // What is done may still wait for company.
+        self.settle_all(channel, parking).await?;
         while !self.open.is_empty() {
             tokio::select! {
                 Some(ack) = self.acks.recv() => {
