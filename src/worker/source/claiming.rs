@@ -100,6 +100,16 @@ pub enum Grant<T> {
     Lost,
 }
 
+impl Grant<u64> {
+    /// How many of the settled were not ours any more; `ours` is `None` if the lease is somebody else's.
+    pub fn lost_of(ours: Option<u64>, settled: usize) -> Self {
+        match ours {
+            None => Self::Lost,
+            Some(ours) => Self::Granted((settled as u64).saturating_sub(ours)),
+        }
+    }
+}
+
 /// A queue with its connections. An error is a lost connection; the queue is then connected anew.
 pub trait Queue {
     type Claim: Clone;

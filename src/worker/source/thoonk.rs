@@ -46,6 +46,8 @@ pub const KIND: Kind = Kind {
 
 /// A blocking wait is begun anew after this time.
 const BLOCK_SECONDS: u64 = 5;
+/// Jobs to a script: while Redis works on some, the lane works on those before.
+const DEFAULT_BATCH: usize = 256;
 /// Scripts hold up the whole server: no more jobs to one.
 const MAX_BATCH: usize = 1000;
 /// How often orphans are looked for: it means reading all ids.
@@ -82,7 +84,7 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     }
     let words = [("classic", Dialect::Classic), ("jobs", Dialect::Jobs)];
     let dialect = section.choice("dialect", &words, Dialect::Classic);
-    let terms = Terms::read(section, 100, MAX_BATCH, Duration::from_secs(30));
+    let terms = Terms::read(section, DEFAULT_BATCH, MAX_BATCH, Duration::from_secs(30));
     let foreign_lease = section.or("foreign_lease", Duration::from_secs(600));
     let orphan_interval = section.or("orphan_interval", ORPHAN_INTERVAL);
     Some(Box::new(Thoonk {
@@ -434,6 +436,30 @@ impl Jobs {
         call(&mut self.connection()?, &self.keys, script, &self.token(), arguments).await
     }
 
+    fn claim_arguments(&self, count: usize) -> [String; 3] {
+        [now(), self.worker.clone(), count.to_string()]
+    }
+
+    fn settle_arguments(&self, finished: &[String], parked: &[(String, Parked)]) -> Vec<String> {
+        let results = match self.config.dialect {
+            Dialect::Classic => String::new(),
+            Dialect::Jobs => format!("event.job.finish:{}", self.config.queue),
+        };
+        let mut arguments = vec![self.worker.clone(), results, finished.len().to_string()];
+        arguments.extend_from_slice(finished);
+        let parked = parked.iter();
+        arguments.extend(parked.flat_map(|(id, parked)| [id.clone(), super::reason_json(parked)]));
+        arguments
+    }
+
+    /// `None`: the lease is somebody else's.
+    fn granted(&self, jobs: Option<Vec<Described>>) -> Grant<Vec<Claimed<String>>> {
+        match jobs {
+            None => Grant::Lost,
+            Some(jobs) => Grant::Granted(jobs.into_iter().map(|job| self.claimed(job)).collect()),
+        }
+    }
+
     fn claimed(&self, (id, body, deliveries, published, number): Described) -> Claimed<String> {
         let published = Timestamp(millis_of(published));
         Claimed {
@@ -588,11 +614,8 @@ impl Queue for Jobs {
     }
 
     async fn claim(&mut self, count: usize) -> Result<Grant<Vec<Claimed<String>>>, String> {
-        let arguments = [now(), self.worker.clone(), count.to_string()];
-        match self.call::<Option<Vec<Described>>>(CLAIM, &arguments).await? {
-            None => Ok(Grant::Lost),
-            Some(jobs) => Ok(Grant::Granted(jobs.into_iter().map(|job| self.claimed(job)).collect())),
-        }
+        let jobs = self.call(CLAIM, &self.claim_arguments(count)).await?;
+        Ok(self.granted(jobs))
     }
 
     async fn start_over(&mut self) -> Result<(), String> {
@@ -637,23 +660,23 @@ impl Queue for Jobs {
     }
 
     async fn settle(&mut self, finished: &[String], parked: &[(String, Parked)]) -> Result<Grant<u64>, String> {
-        let results = match self.config.dialect {
-            Dialect::Classic => String::new(),
-            Dialect::Jobs => format!("event.job.finish:{}", self.config.queue),
-        };
-        let mut arguments = vec![self.worker.clone(), results, finished.len().to_string()];
-        arguments.extend_from_slice(finished);
-        arguments.extend(
-            parked
-                .iter()
-                .flat_map(|(id, parked)| [id.clone(), super::reason_json(parked)]),
-        );
-        match self.call::<Option<u64>>(SETTLE, &arguments).await? {
-            None => Ok(Grant::Lost),
-            Some(ours) => Ok(Grant::Granted(
-                ((finished.len() + parked.len()) as u64).saturating_sub(ours),
-            )),
-        }
+        let ours = self.call(SETTLE, &self.settle_arguments(finished, parked)).await?;
+        Ok(Grant::lost_of(ours, finished.len() + parked.len()))
+    }
+
+    async fn settle_and_claim(
+        &mut self,
+        finished: &[String],
+        parked: &[(String, Parked)],
+        count: usize,
+    ) -> Result<(Option<Grant<u64>>, Grant<Vec<Claimed<String>>>), String> {
+        let (settle, claim) = (self.settle_arguments(finished, parked), self.claim_arguments(count));
+        // One behind the other on one connection.
+        let (ours, jobs) = tokio::try_join!(self.call(SETTLE, &settle), self.call(CLAIM, &claim))?;
+        Ok((
+            Some(Grant::lost_of(ours, finished.len() + parked.len())),
+            self.granted(jobs),
+        ))
     }
 
     async fn renew(&mut self, claims: Vec<String>) -> Result<(), String> {

@@ -318,7 +318,7 @@ impl Queue for Group {
     async fn settle(&mut self, finished: &[StreamId], parked: &[(StreamId, Parked)]) -> Result<Grant<u64>, String> {
         let call = self.settle_call(finished, parked);
         let answer = invoke(&mut self.connection()?, &call).await?;
-        Ok(lost_of(answer, finished.len() + parked.len()))
+        Ok(Grant::lost_of(answer, finished.len() + parked.len()))
     }
 
     async fn settle_and_claim(
@@ -333,7 +333,7 @@ impl Queue for Group {
         let (settle, claim) = (self.settle_call(finished, parked), self.claim_call(count));
         let (mut first, mut second) = (self.connection()?, self.connection()?);
         let (settled, claimed) = tokio::try_join!(invoke(&mut first, &settle), invoke(&mut second, &claim))?;
-        let lost = lost_of(settled, finished.len() + parked.len());
+        let lost = Grant::lost_of(settled, finished.len() + parked.len());
         Ok((Some(lost), self.granted(claimed)))
     }
 
@@ -431,14 +431,6 @@ impl Group {
             wait_for_entry(connection, &stream, after).await;
             more.notify_one();
         });
-    }
-}
-
-/// How many of the settled were not ours any more.
-fn lost_of(ours: Option<u64>, settled: usize) -> Grant<u64> {
-    match ours {
-        None => Grant::Lost,
-        Some(ours) => Grant::Granted((settled as u64).saturating_sub(ours)),
     }
 }
 
