@@ -236,9 +236,9 @@ fn visitors_notice_what_they_lose() {
         "0",
     ];
     let report = report(&floor.bench("disqus", &arguments));
-    // One of fifty, of at most 200.
+    // One of fifty, and the last of the 200 is due at the very end.
     assert_eq!(report["ok"], false, "{report}");
-    assert!((1.0..=4.0).contains(&value(&report, "lost")), "{report}");
+    assert!((3.0..=4.0).contains(&value(&report, "lost")), "{report}");
 }
 
 #[test]
@@ -256,11 +256,7 @@ fn churn_and_soak_see_what_the_server_gives_back() {
     ];
     let churn = report(&floor.bench("churn", &arguments));
     assert_eq!(churn["ok"], true, "{churn}");
-    assert!(value(&churn, "visits") >= 280.0, "{churn}");
-    assert!(
-        (280.0..=310.0).contains(&value(&churn, "arrivals_per_second")),
-        "{churn}"
-    );
+    assert!((280.0..=310.0).contains(&value(&churn, "visits")), "{churn}");
     assert_eq!(
         value(&churn, "after_descriptors"),
         value(&churn, "empty_descriptors"),
