@@ -17,6 +17,7 @@ use POSIX ();
 
 my $loads = $ENV{TEST_LOADS} || 3;
 
+my %lines = (headers => { 'Content-Type' => 'application/x-ndjson' });
 my $malloc = PushStream::Malloc->new;
 local $ENV{TEST_WORKERS} = 2;
 my %environment = $malloc->environment;
@@ -46,6 +47,7 @@ http {
         location /sub { push_stream_subscriber; }
         location /kept { push_stream_subscriber; push_stream_detach off; }
         location /ev { push_stream_subscriber eventsource; push_stream_slow_reader skip; push_stream_resume ordered; push_stream_gap_notice on; }
+        location /burst { push_stream_subscriber eventsource; push_stream_subscriber_queue 1m; }
         location /ws { push_stream_subscriber websocket; push_stream_websocket_allow_publish on; }
         location /lp { push_stream_subscriber long-polling; }
         location /status { push_stream_channels_statistics; }
@@ -58,7 +60,7 @@ CONF
             my $publisher = $nginx->connect;
             for (1 .. 50) {
                 $publisher->request(POST => '/pub?id=' . join('/', map { $channel->() } 0 .. rand 3), body => 'x' x rand 5000);
-                $publisher->request(POST => '/batch', body => join '', map { qq({"channel":"c$_","text":"batch"}\n) } 1 .. 5);
+                $publisher->request(POST => '/batch', %lines, body => join '', map { qq({"channels":["c$_"],"text":"batch"}\n) } 1 .. 5);
                 $publisher->request(DELETE => '/pub?id=' . $channel->()) if rand() < 0.05;
                 $publisher->request(GET => '/status?id=ALL');
             }
@@ -110,12 +112,24 @@ CONF
             $least{$_} = $sockets{$_} < ($least{$_} // 1e9) ? $sockets{$_} : $least{$_} for keys %sockets;
             !grep { $sockets{$_} > $least{$_} } keys %sockets;
         }, 10);
-        sleep 0.1;
+        # By then a worker has found, too, that nothing came for a second.
+        sleep 2.5;
         return map { $malloc->of($_) } sort { $a <=> $b } $nginx->worker_pids;
+    };
+    # More at once than any other message or batch of this test.
+    my $burst = sub {
+        my @readers = map { $nginx->connect->send_request(GET => '/burst?id=burst') } 1 .. 8;
+        wait_until(sub { $nginx->figures->{subscribers} == @readers }) or die 'not all are there';
+        my $text = 'x' x 20_000;
+        my $answer = $nginx->connect->request(POST => '/batch', %lines, body => qq({"channels":["burst"],"text":"$text"}\n) x 10);
+        unlike $answer->body, qr/explain/, 'a burst is taken';
+        for my $reader (@readers) { $reader->event for 1 .. 10 }
+        $_->close for @readers;
     };
     $load->($_) for 1, 2;
     my @before = $rest->();
     $load->(2 + $_) for 1 .. $loads;
+    $burst->();
     my @after = $rest->();
     for my $worker (0 .. $#before) {
         my $grown = $after[$worker] - $before[$worker];

@@ -227,7 +227,7 @@ impl Delivery {
         self.count();
         self.report(now);
         self.look_for_busiest(now);
-        self.forget_large_buffers();
+        self.forget_buffers();
         self.give_memory_back(now.monotonic_ms);
         self.wake();
         add_timer(&self.events.tick, next);

@@ -81,6 +81,8 @@ pub struct Inbox {
     pub ordered: Ordered,
     /// There may be more in the store.
     pub dirty: bool,
+    /// Messages came since the last tick.
+    taken: bool,
     /// Subscribers that still get old messages and are not waiting for their socket.
     pub catching_up: VecDeque<SubscriberId>,
     /// What waits for other channels of the same subscribers.
@@ -137,11 +139,20 @@ impl Delivery {
             || !self.inbox.held.is_empty()
     }
 
-    /// One large message must not cost memory for ever.
-    pub fn forget_large_buffers(&mut self) {
-        if self.inbox.scratch.capacity() > DRAIN_BYTES {
-            self.inbox.scratch = Vec::new();
-            self.inbox.batch = Batch::default();
+    /// Once a second: neither one large message nor one large burst must cost memory for ever.
+    pub fn forget_buffers(&mut self) {
+        let Inbox {
+            batch,
+            scratch,
+            catching_up,
+            taken,
+            ..
+        } = &mut self.inbox;
+        let at_rest = !std::mem::take(taken);
+        if at_rest || scratch.capacity() > DRAIN_BYTES {
+            *scratch = Vec::new();
+            *batch = Batch::default();
+            catching_up.shrink_to_fit();
         }
     }
 
@@ -186,7 +197,10 @@ impl Delivery {
 
     /// Writes messages for those who take them as they come.
     fn write_runs(&mut self, batch: &Batch) {
-        let Inbox { runs, scratch, .. } = &mut self.inbox;
+        let Inbox {
+            runs, scratch, taken, ..
+        } = &mut self.inbox;
+        *taken |= !batch.is_empty();
         for (source, message) in batch.iter() {
             let membership = Membership(source);
             if let Some(channel) = self.registry.channels.get(&membership) {
