@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
@@ -33,7 +33,9 @@ use crate::stage::{Flow, Stage};
 const PANIC_TRIES: u32 = 2;
 /// After so many events the rest of the thread has its turn: answers of nodes and brokers have come meanwhile, and while nobody reads them nginx and the broker
 /// have nothing to do.
-const IN_A_ROW: usize = 32;
+const IN_A_ROW: u32 = 32;
+/// And after so long, however few they were: a lease is renewed on this thread, too.
+const SPELL: Duration = Duration::from_millis(2);
 /// How many events a lane keeps for sinks nobody waits for. Beyond it they miss that sink.
 const OPTIONAL_BACKLOG: usize = 1024;
 
@@ -81,13 +83,22 @@ impl Lane {
 
     /// Works until all senders are gone.
     pub async fn run(self: Rc<Self>, mut jobs: mpsc::UnboundedReceiver<Job>) {
-        let mut in_a_row = 0;
-        while let Some(job) = jobs.recv().await {
+        let (mut in_a_row, mut since) = (0, Instant::now());
+        loop {
+            let job = match jobs.try_recv() {
+                Ok(job) if in_a_row < IN_A_ROW && since.elapsed() < SPELL => job,
+                Ok(job) => {
+                    tokio::task::yield_now().await;
+                    (in_a_row, since) = (0, Instant::now());
+                    job
+                }
+                Err(_) => {
+                    let Some(job) = jobs.recv().await else { break };
+                    (in_a_row, since) = (0, Instant::now());
+                    job
+                }
+            };
             in_a_row += 1;
-            if in_a_row == IN_A_ROW {
-                in_a_row = 0;
-                tokio::task::yield_now().await;
-            }
             let Job {
                 pipeline,
                 event,
@@ -395,6 +406,8 @@ impl Drop for Running<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
     use crate::clock::Timestamp;
     use crate::engine::pipeline::{Account, StageSlot};
     use crate::finalizer::{Ack, AckTo};
@@ -402,7 +415,11 @@ mod tests {
     use crate::stage::Order;
     use crate::stage::parse_json::{OnError, ParseJson};
     use crate::testing::TempDir;
-    use std::time::Duration;
+
+    thread_local! {
+        /// What a [`Recorder`] on this thread has got.
+        static RECORDED: Cell<u32> = const { Cell::new(0) };
+    }
 
     struct Panics;
 
@@ -411,6 +428,11 @@ mod tests {
             match event.payload().as_ref() {
                 b"{\"bad\":1}" => panic!("cannot take this"),
                 b"{\"drop\":1}" => Flow::Drop("test"),
+                b"{\"slow\":1}" => {
+                    std::thread::sleep(Duration::from_millis(10));
+                    Flow::Next
+                }
+                b"{\"late\":1}" if RECORDED.get() == 0 => Flow::Drop("nobody else had a turn"),
                 _ => Flow::Next,
             }
         }
@@ -431,6 +453,7 @@ mod tests {
                 let text = format!("{} {}", event.id, String::from_utf8_lossy(&event.payload()));
                 assert!(!text.contains("sink panic"), "sink panic");
                 seen.borrow_mut().push(text);
+                RECORDED.set(RECORDED.get() + 1);
                 Verdict::Accepted
             })
         }
@@ -595,6 +618,14 @@ mod tests {
         let (seen, acks, _) = run(&[(7, "{}"), (7, "{}"), (8, "{}"), (7, "{}")]);
         assert_eq!(seen, ["1-3 {}", "1-1 {}", "1-2 {}", "1-4 {}"]);
         assert_eq!(acks.len(), 4);
+    }
+
+    #[test]
+    fn slow_stages_let_the_rest_of_the_thread_have_its_turn() {
+        let mut events: Vec<_> = (1..=10).map(|key| (key, "{\"slow\":1}")).collect();
+        events.push((11, "{\"late\":1}"));
+        let (_, acks, _) = run(&events);
+        assert_eq!(outcome(&acks, 11), Outcome::Accepted);
     }
 
     #[test]
