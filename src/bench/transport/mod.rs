@@ -3,6 +3,7 @@
 
 mod event_source;
 mod texts;
+mod unfinished;
 mod websocket;
 
 use clap::ValueEnum;

@@ -2,78 +2,61 @@
 //!
 //! Neither format says where a message ends, but the text does (see [`crate::message`]).
 
+use super::unfinished::{Taken, Unfinished};
 use super::{Item, Message};
 use crate::message::{PREFIX, announced_length};
 
-/// The unfinished rest of a stream of texts.
+/// A stream of texts, as far as it has come.
 #[derive(Debug, Default)]
-pub struct Texts {
-    rest: Vec<u8>,
-    /// Bytes until the text in `rest` is whole, as far as it has told.
-    missing: usize,
-}
+pub struct Texts(Unfinished);
 
 impl Texts {
     pub fn feed(&mut self, input: &[u8], mut sink: impl FnMut(Item<'_>)) {
-        if self.rest.is_empty() {
-            let used = self.texts(input, &mut sink);
-            self.rest.extend_from_slice(&input[used..]);
-            return;
-        }
-        self.rest.extend_from_slice(input);
-        if input.len() < self.missing {
-            self.missing -= input.len();
-            return;
-        }
-        let mut all = std::mem::take(&mut self.rest);
-        let used = self.texts(&all, &mut sink);
-        if used < all.len() {
-            all.drain(..used);
-            self.rest = all;
-        }
+        self.0.feed(input, |bytes| take_texts(bytes, &mut sink));
     }
 
     pub fn is_inside_text(&self) -> bool {
-        !self.rest.is_empty()
+        !self.0.is_empty()
     }
+}
 
-    /// Hands out the whole texts at the start of `bytes` and returns how many bytes they took.
-    fn texts(&mut self, bytes: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
-        self.missing = 0;
-        let mut used = 0;
-        loop {
-            let left = &bytes[used..];
-            let blanks = left.len() - left.trim_ascii_start().len();
-            if blanks > 0 {
-                sink(Item::Comment);
-                used += blanks;
-                continue;
-            }
-            if left.is_empty() {
-                return used;
-            }
-            if !left.starts_with(PREFIX) && !PREFIX.starts_with(left) {
-                let end = memchr::memmem::find(left, PREFIX).unwrap_or(left.len());
-                sink(Item::Foreign(&left[..end]));
-                used += end;
-                continue;
-            }
-            let Some(announced) = announced_length(left) else {
-                return used;
-            };
-            let Some(length) = announced else {
-                // Skip the prefix, so that the next one is found.
-                sink(Item::Foreign(left));
-                used += PREFIX.len();
-                continue;
-            };
-            let Some(data) = left.get(..length) else {
-                self.missing = length - left.len();
-                return used;
-            };
-            sink(Item::Message(Message { id: None, data }));
-            used += length;
+/// Hands out the whole texts at the start of `bytes`.
+fn take_texts(bytes: &[u8], sink: &mut impl FnMut(Item<'_>)) -> Taken {
+    let mut used = 0;
+    loop {
+        let left = &bytes[used..];
+        let blanks = left.len() - left.trim_ascii_start().len();
+        if blanks > 0 {
+            sink(Item::Comment);
+            used += blanks;
+            continue;
         }
+        if left.is_empty() {
+            return Taken { used, missing: 0 };
+        }
+        if !left.starts_with(PREFIX) && !PREFIX.starts_with(left) {
+            let end = memchr::memmem::find(left, PREFIX).unwrap_or(left.len());
+            sink(Item::Foreign(&left[..end]));
+            used += end;
+            continue;
+        }
+        let Some(announced) = announced_length(left) else {
+            return Taken { used, missing: 0 };
+        };
+        let Some(length) = announced else {
+            // Skip the prefix, so that the next one is found.
+            sink(Item::Foreign(left));
+            used += PREFIX.len();
+            continue;
+        };
+        let Some(data) = left.get(..length) else {
+            return Taken {
+                used,
+                missing: length - left.len(),
+            };
+        };
+        sink(Item::Message(Message { id: None, data }));
+        used += length;
     }
 }
 

@@ -3,6 +3,7 @@
 //! Stricter than a browser: a push server has no reason to send masked, fragmented or binary frames here, so these are
 //! foreign.
 
+use super::unfinished::{Taken, Unfinished};
 use super::{Item, Message};
 
 /// The header lines of the opening handshake, with the key of the example in RFC 6455 §1.3.
@@ -21,12 +22,10 @@ const MASKED: u8 = 0x80;
 /// The payload of a control frame must not be longer (RFC 6455 §5.5).
 const MAX_CONTROL_BYTES: usize = 125;
 
-/// The unfinished rest of a connection's frames.
+/// A connection's frames, as far as they have come.
 #[derive(Debug, Default)]
 pub struct Frames {
-    rest: Vec<u8>,
-    /// Bytes until the frame in `rest` is whole, as far as its head has told.
-    missing: usize,
+    rest: Unfinished,
     /// Framing is lost for good: nothing that follows means anything.
     broken: bool,
 }
@@ -36,64 +35,54 @@ impl Frames {
         if self.broken || input.is_empty() {
             return;
         }
-        if self.rest.is_empty() {
-            let used = self.frames(input, &mut sink);
-            self.rest.extend_from_slice(&input[used..]);
-            return;
-        }
-        self.rest.extend_from_slice(input);
-        if input.len() < self.missing {
-            self.missing -= input.len();
-            return;
-        }
-        let mut all = std::mem::take(&mut self.rest);
-        let used = self.frames(&all, &mut sink);
-        if used < all.len() {
-            all.drain(..used);
-            self.rest = all;
-        }
+        let broken = &mut self.broken;
+        self.rest.feed(input, |bytes| take_frames(bytes, broken, &mut sink));
     }
 
     pub fn is_inside_frame(&self) -> bool {
         !self.rest.is_empty()
     }
+}
 
-    /// Hands out the whole frames at the start of `bytes` and returns how many bytes they took.
-    fn frames(&mut self, bytes: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
-        let mut used = 0;
-        while used < bytes.len() {
-            let left = &bytes[used..];
-            let Some((start, length)) = extent(left) else {
-                self.missing = 0;
-                break;
+/// Hands out the whole frames at the start of `bytes`.
+fn take_frames(bytes: &[u8], broken: &mut bool, sink: &mut impl FnMut(Item<'_>)) -> Taken {
+    let mut used = 0;
+    while used < bytes.len() {
+        let left = &bytes[used..];
+        let Some((start, length)) = extent(left) else {
+            return Taken { used, missing: 0 };
+        };
+        let wrong = match (left[0], left[1] & MASKED) {
+            (FINAL_TEXT, 0) => false,
+            (FINAL_CLOSE | FINAL_PING | FINAL_PONG, 0) => length > MAX_CONTROL_BYTES,
+            _ => true,
+        };
+        if wrong {
+            sink(Item::Foreign(left));
+            *broken = true;
+            return Taken {
+                used: bytes.len(),
+                missing: 0,
             };
-            let wrong = match (left[0], left[1] & MASKED) {
-                (FINAL_TEXT, 0) => false,
-                (FINAL_CLOSE | FINAL_PING | FINAL_PONG, 0) => length > MAX_CONTROL_BYTES,
-                _ => true,
-            };
-            if wrong {
-                sink(Item::Foreign(left));
-                self.broken = true;
-                return bytes.len();
-            }
-            let Some(payload) = left.get(start..start + length) else {
-                self.missing = start + length - left.len();
-                break;
-            };
-            sink(match left[0] {
-                FINAL_TEXT => Item::Message(Message {
-                    id: None,
-                    data: payload,
-                }),
-                FINAL_CLOSE => Item::Close,
-                FINAL_PING => Item::Ping(payload),
-                _ => Item::Comment,
-            });
-            used += start + length;
         }
-        used
+        let Some(payload) = left.get(start..start + length) else {
+            return Taken {
+                used,
+                missing: start + length - left.len(),
+            };
+        };
+        sink(match left[0] {
+            FINAL_TEXT => Item::Message(Message {
+                id: None,
+                data: payload,
+            }),
+            FINAL_CLOSE => Item::Close,
+            FINAL_PING => Item::Ping(payload),
+            _ => Item::Comment,
+        });
+        used += start + length;
     }
+    Taken { used, missing: 0 }
 }
 
 /// Where the payload of the frame at the start of `bytes` begins and how long it is; `None` while that has not come.
