@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const MILLIS_PER_DAY: u64 = 86_400_000;
+use time::UtcDateTime;
 
 /// Unix milliseconds. Displayed as RFC 3339 in UTC with milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,7 +22,7 @@ impl Timestamp {
 
     /// Expands a pattern checked by [`check_pattern`]: `%Y %m %d %H %M %S %%`.
     pub fn format(self, pattern: &str) -> String {
-        let parts = self.parts();
+        let moment = self.moment();
         let mut out = String::with_capacity(pattern.len() + 8);
         let mut chars = pattern.chars();
         while let Some(c) = chars.next() {
@@ -31,47 +31,37 @@ impl Timestamp {
                 continue;
             }
             out += &match chars.next() {
-                Some('Y') => format!("{:04}", parts.year),
-                Some('m') => format!("{:02}", parts.month),
-                Some('d') => format!("{:02}", parts.day),
-                Some('H') => format!("{:02}", parts.hour),
-                Some('M') => format!("{:02}", parts.minute),
-                Some('S') => format!("{:02}", parts.second),
+                Some('Y') => format!("{:04}", moment.year()),
+                Some('m') => format!("{:02}", u8::from(moment.month())),
+                Some('d') => format!("{:02}", moment.day()),
+                Some('H') => format!("{:02}", moment.hour()),
+                Some('M') => format!("{:02}", moment.minute()),
+                Some('S') => format!("{:02}", moment.second()),
                 _ => "%".to_owned(),
             };
         }
         out
     }
 
-    fn parts(self) -> Parts {
-        let (days, millis) = (self.0 / MILLIS_PER_DAY, self.0 % MILLIS_PER_DAY);
-        let (year, month, day) = civil_from_days(days);
-        Parts {
-            year,
-            month,
-            day,
-            hour: millis / 3_600_000,
-            minute: millis / 60_000 % 60,
-            second: millis / 1000 % 60,
-            milli: millis % 1000,
-        }
+    /// The end of the year 9999 for what is later.
+    fn moment(self) -> UtcDateTime {
+        UtcDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).unwrap_or(UtcDateTime::MAX)
     }
 }
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Parts {
-            year,
-            month,
-            day,
-            hour,
-            minute,
-            second,
-            milli,
-        } = self.parts();
+        let moment = self.moment();
         write!(
             f,
-            "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{milli:03}Z"
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+            moment.year(),
+            u8::from(moment.month()),
+            moment.day(),
+            moment.hour(),
+            moment.minute(),
+            moment.second(),
+            moment.millisecond()
         )
     }
 }
@@ -92,33 +82,6 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     Ok(())
 }
 
-struct Parts {
-    year: u64,
-    month: u64,
-    day: u64,
-    hour: u64,
-    minute: u64,
-    second: u64,
-    milli: u64,
-}
-
-/// Days since 1970-01-01 to year, month, day. Eras of 400 years starting on 1 March make leap days the last of a year
-/// (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn civil_from_days(days: u64) -> (u64, u64, u64) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +95,7 @@ mod tests {
             (1_709_164_800_123, "2024-02-29T00:00:00.123Z"),
             (1_735_689_599_000, "2024-12-31T23:59:59.000Z"),
             (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
+            (u64::MAX, "9999-12-31T23:59:59.999Z"),
         ] {
             assert_eq!(Timestamp(millis).to_string(), text);
         }
