@@ -385,7 +385,9 @@ impl Topology {
         for ((number, jobs), crew) in receivers.into_iter().enumerate().zip(crews.into_crews()) {
             let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
             let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
-            let body = move || crew.run(|| Lane::new(&sinks, parking, metrics), jobs, stop, &beat);
+            // Couriers end when nobody can open their sink any more.
+            let open = move || Lane::new(&sinks, parking, metrics);
+            let body = move || crew.run(open, jobs, stop, &beat);
             let report = Report::of_lane(number, ended.clone());
             lane_threads.push(spawn(format!("lane-{number}"), report, body)?);
         }

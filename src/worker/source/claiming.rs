@@ -406,6 +406,9 @@ impl<C: Clone> Work<C> {
                     is_recovering = !is_last;
                     self.is_asking = is_recovering;
                     self.feed.gauges().count_redelivered(claimed.len() as u64);
+                    if claimed.is_empty() {
+                        continue;
+                    }
                     self.pending.extend(claimed);
                 } else if room > 0 && is_claiming {
                     self.is_asking = true;

@@ -582,6 +582,44 @@ fn many_consumers_share_a_stream_and_take_over_what_one_leaves_behind() {
 }
 
 #[test]
+fn neither_the_first_event_after_a_start_waits_nor_the_end_of_a_worker_that_has_nothing_to_do() {
+    let redis = Redis::start();
+    let admin = free_port();
+    let mut jobs = Thoonk::classic(&redis, "posts");
+    // In milliseconds, at the best of some times: a machine that does something else is late now and then.
+    let best = |source: &str, put: &mut dyn FnMut(usize)| {
+        let times = (0..4).map(|n| {
+            let dir = TempDir::new();
+            let nginx = StandIn::accepting();
+            let config = pipeline(&nginx.address, source) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+            let worker = Worker::start(&dir, &config);
+            wait_for_port(admin);
+            wait("it to be ready", || {
+                request(admin, "GET", "/ready", &[], "").status == 200
+            });
+            let begin = Instant::now();
+            put(n);
+            nginx.wait_for(1);
+            let first = begin.elapsed().as_millis();
+            let begin = Instant::now();
+            assert!(worker.terminate().success());
+            (first, begin.elapsed().as_millis())
+        });
+        let (firsts, ends): (Vec<_>, Vec<_>) = times.unzip();
+        (*firsts.iter().min().unwrap(), *ends.iter().min().unwrap())
+    };
+    let mut commands = redis.connect();
+    let stream = best(&streams(&redis, ""), &mut |n| append(&mut commands, n..n + 1));
+    let thoonk = best(&thoonk(&redis, ""), &mut |n| jobs.put(&format!("job{n}"), &body(n)));
+    for (first, end) in [stream, thoonk] {
+        assert!(
+            first < 150 && end < 500,
+            "first event after {first} ms, end after {end} ms"
+        );
+    }
+}
+
+#[test]
 fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again() {
     let redis = Redis::start();
     let dir = TempDir::new();
