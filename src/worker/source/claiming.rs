@@ -378,8 +378,14 @@ impl<C: Clone> Work<C> {
             let is_claiming = has_room && !stop.is_requested() && !is_recovering && !is_dry && claim_at.is_none();
             // What is done goes with the next claim, if there is one soon.
             let has_company = is_claiming || claim_at.is_some();
-            if !is_claiming && self.is_settling_due(stop, has_company) && !self.settle(queue).await? {
-                return Ok(Turn::LostLease);
+            if !is_claiming && self.is_settling_due(stop, has_company) {
+                if !self.settle(queue).await? {
+                    return Ok(Turn::LostLease);
+                }
+                if !has_room {
+                    // What is settled has made some.
+                    continue;
+                }
             }
             if now >= renew_at {
                 renew_at = now + self.terms.lease / 3;

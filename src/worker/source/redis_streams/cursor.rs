@@ -182,7 +182,12 @@ impl Cursor {
                 tokio::task::yield_now().await;
                 continue;
             }
-            let wanted = self.pending.front().map(Entry::size);
+            let wanted = match self.pending.front() {
+                Some(entry) => Some(entry.size()),
+                // More may be read when what is done is stored.
+                None if !self.is_dry => Some(0),
+                None => None,
+            };
             let credit = Arc::clone(self.feed.credit());
             tokio::select! {
                 biased;

@@ -620,6 +620,36 @@ fn neither_the_first_event_after_a_start_waits_nor_the_end_of_a_worker_that_has_
 }
 
 #[test]
+fn what_is_done_makes_room_for_more_at_once() {
+    const COUNT: usize = 40;
+    let redis = Redis::start();
+    append(&mut redis.connect(), 1..COUNT + 1);
+    let mut jobs = Thoonk::classic(&redis, "posts");
+    (1..=COUNT).for_each(|n| jobs.put(&format!("job{n}"), &body(n)));
+    let cursor = format!(
+        "type = \"redis_streams\"\nurl = \"{}\"\nstream = \"posts\"\nmax_in_flight = 2",
+        redis.url()
+    );
+    let queues = [
+        streams(&redis, "max_in_flight = 2"),
+        thoonk(&redis, "max_in_flight = 2"),
+    ];
+    // Nor is there a lease that is renewed meanwhile.
+    let queues = queues.map(|source| source.replace("900ms", "30s"));
+    for source in queues.into_iter().chain([cursor]) {
+        let dir = TempDir::new();
+        let nginx = StandIn::accepting();
+        let begin = Instant::now();
+        let worker = Worker::start(&dir, &pipeline(&nginx.address, &source));
+        nginx.wait_for(COUNT);
+        let took = begin.elapsed();
+        // Whoever waits for something that comes once a second would take twenty of them.
+        assert!(took < Duration::from_secs(5), "{took:?}: {source}");
+        assert!(worker.terminate().success());
+    }
+}
+
+#[test]
 fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again() {
     let redis = Redis::start();
     let dir = TempDir::new();
