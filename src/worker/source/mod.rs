@@ -20,6 +20,7 @@ pub mod spool;
 pub mod stdin;
 pub mod thoonk;
 mod trouble;
+mod watch;
 
 use std::future::Future;
 use std::io;

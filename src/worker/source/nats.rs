@@ -28,6 +28,7 @@ use futures_util::StreamExt;
 use tokio::sync::Notify;
 
 use super::claiming::{self, Claimed, Grant, Queue, Terms};
+use super::watch::Watches;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
 use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
@@ -261,6 +262,7 @@ struct Pull {
     open: HashMap<u64, Message>,
     /// What a wait for more has brought.
     found: Rc<RefCell<VecDeque<Message>>>,
+    watches: Watches,
 }
 
 struct Link {
@@ -283,6 +285,7 @@ impl Pull {
             inherited: 0,
             open: HashMap::new(),
             found: Rc::default(),
+            watches: Watches::default(),
         }
     }
 
@@ -559,7 +562,7 @@ impl Queue for Pull {
             return false;
         };
         let found = Rc::downgrade(&self.found);
-        tokio::task::spawn_local(async move {
+        self.watches.spawn(async move {
             if let Ok(mut batch) = consumer.batch().max_messages(1).expires(WAIT).messages().await {
                 while let Some(Ok(message)) = batch.next().await {
                     if let Some(found) = found.upgrade() {

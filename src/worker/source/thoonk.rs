@@ -30,6 +30,7 @@ use redis::{Script, Value};
 use tokio::sync::Notify;
 
 use super::claiming::{self, Claimed, Grant, Queue, Terms};
+use super::watch::Watches;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
@@ -393,6 +394,7 @@ struct Jobs {
     inherited: Option<Vec<String>>,
     suspected_orphans: HashSet<String>,
     orphans_at: Instant,
+    watches: Watches,
 }
 
 /// Ids, bodies by id, reasons by id.
@@ -416,6 +418,7 @@ impl Jobs {
             inherited: None,
             suspected_orphans: HashSet::new(),
             orphans_at: Instant::now(),
+            watches: Watches::default(),
             config,
         }
     }
@@ -708,7 +711,7 @@ impl Queue for Jobs {
             return false;
         };
         let ids = self.keys.0[0].clone();
-        tokio::task::spawn_local(async move {
+        self.watches.spawn(async move {
             // Returns as soon as the list is not empty, and leaves it as it is.
             let mut wait = redis::cmd("BLMOVE");
             wait.arg(&ids).arg(&ids).arg("RIGHT").arg("RIGHT").arg(BLOCK_SECONDS);

@@ -19,6 +19,7 @@ use crate::finalizer::{Ack, AckTo, Handle};
 use crate::redis_link::told;
 use crate::source::Context;
 use crate::source::trouble::Trouble;
+use crate::source::watch::Watches;
 use crate::watermark::Watermark;
 
 /// An append whose reply was lost is repeated within seconds; so many ids are remembered to find it.
@@ -65,6 +66,7 @@ pub struct Cursor {
     /// There was nothing more to read; somebody waits for more.
     is_dry: bool,
     recoveries: tokio::sync::watch::Receiver<u64>,
+    watches: Watches,
 }
 
 impl Cursor {
@@ -109,6 +111,7 @@ impl Cursor {
             catch_up_to: None,
             recovery,
             is_dry: false,
+            watches: Watches::default(),
         })
     }
 
@@ -170,7 +173,7 @@ impl Cursor {
                 if self.is_dry {
                     let (connection, stream, after) = (waiting.clone(), self.config.stream.clone(), self.at);
                     let more = Arc::clone(&more);
-                    tokio::task::spawn_local(async move {
+                    self.watches.spawn(async move {
                         wait_for_entry(connection, &stream, after).await;
                         more.notify_one();
                     });

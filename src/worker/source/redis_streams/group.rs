@@ -18,6 +18,7 @@ use crate::finalizer::Parked;
 use crate::redis_link::{Lease, invoke, process_name, told};
 use crate::source::claiming::{Claimed, Grant, Queue};
 use crate::source::reason_json;
+use crate::source::watch::Watches;
 
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -88,6 +89,7 @@ pub struct Group {
     recovered: StreamId,
     last_seen: StreamId,
     missed: Missed,
+    watches: Watches,
 }
 
 /// How more is waited for.
@@ -121,6 +123,7 @@ impl Group {
             recovered: StreamId::default(),
             last_seen: StreamId::default(),
             missed: Missed::default(),
+            watches: Watches::default(),
         }
     }
 
@@ -372,11 +375,12 @@ impl Queue for Group {
                     key: self.reader_key.clone(),
                     count,
                 };
-                reader.wait(terms, more);
+                self.watches.spawn(reader.wait(terms, more));
                 true
             }
             Some(Waiting::Watching(connection)) => {
-                self.watch(connection.clone(), more);
+                let connection = connection.clone();
+                self.watch(connection, more);
                 false
             }
         }
@@ -414,10 +418,10 @@ impl Queue for Group {
 }
 
 impl Group {
-    fn watch(&self, mut connection: MultiplexedConnection, more: Arc<Notify>) {
+    fn watch(&mut self, mut connection: MultiplexedConnection, more: Arc<Notify>) {
         let (stream, group, seen) = (self.config.stream.clone(), self.group.clone(), self.last_seen);
         let is_alone = self.config.terms.exclusive && seen > StreamId::default();
-        tokio::task::spawn_local(async move {
+        self.watches.spawn(async move {
             // What somebody else of the group was given is no news.
             let delivered = match is_alone {
                 true => None,

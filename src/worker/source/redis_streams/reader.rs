@@ -120,15 +120,15 @@ impl Reader {
     }
 
     /// Claims the next entries as soon as there are some, or ends after a while; then tells.
-    pub fn wait(&self, terms: Terms, more: Arc<Notify>) {
+    pub fn wait(&self, terms: Terms, more: Arc<Notify>) -> impl Future<Output = ()> + use<> {
         let mut connection = self.connection.clone();
         let (name, arrived) = (self.name.to_string(), Rc::clone(&self.arrived));
         let is_registered = Rc::clone(&self.is_registered);
-        tokio::task::spawn_local(async move {
+        async move {
             let claimed = claim(&mut connection, &terms, &name, &is_registered).await;
             *arrived.borrow_mut() = claimed;
             more.notify_one();
-        });
+        }
     }
 }
 
