@@ -4,6 +4,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::fuzz_target;
+use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::{batch, channel_path};
 use serde_json::Value;
 
@@ -17,24 +18,52 @@ fuzz_target!(|body: &[u8]| {
         if fits {
             assert!(count <= limits.0 && line.len() <= limits.1);
         }
+        let verdict = batch::Verdict {
+            line: number,
+            status: 200,
+            explain: None,
+            duplicates: 0,
+            id: None,
+        };
         match batch::parse(line) {
-            Ok(parsed) => check(line, &parsed),
+            Ok(parsed) => {
+                check(line, &parsed);
+                let id = parsed.event_id.as_deref();
+                let verdict = batch::Verdict {
+                    duplicates: parsed.channels.len(),
+                    id: id.and_then(|id| OrderedId::parse(id.as_bytes())),
+                    ..verdict
+                };
+                let answer = answer(verdict);
+                assert_eq!(
+                    (&answer["status"], &answer["duplicate"]),
+                    (&200.into(), &verdict.duplicates.into())
+                );
+                assert!(verdict.id.is_none() || answer["id"].as_str() == id);
+            }
             Err(malformed) => {
                 assert!(malformed.column <= line.len() + 1, "{malformed}");
-                let mut answer = Vec::new();
                 let explain = malformed.to_string();
-                let verdict = batch::Verdict {
-                    line: number,
+                let answer = answer(batch::Verdict {
                     status: 400,
                     explain: Some(&explain),
-                };
-                batch::push_verdict(verdict, &[], &mut answer);
-                let answer: Value = serde_json::from_slice(&answer).expect("a verdict is JSON");
-                assert_eq!(answer["status"], 400);
+                    ..verdict
+                });
+                assert_eq!(
+                    (&answer["status"], answer["explain"].as_str()),
+                    (&400.into(), Some(&*explain))
+                );
             }
         }
     }
 });
+
+/// The text of a verdict, read by another parser.
+fn answer(verdict: batch::Verdict<'_>) -> Value {
+    let mut text = Vec::new();
+    batch::push_verdict(verdict, &[], &mut text);
+    serde_json::from_slice(&text).expect("a verdict is JSON")
+}
 
 /// The same line, read by another parser.
 fn check(line: &[u8], parsed: &batch::Line<'_>) {

@@ -29,7 +29,11 @@ fuzz_target!(|text: &[u8]| {
         );
         if let (Some(left_id), Some(right_id)) = ids {
             assert_eq!(left_id == right_id, left == &right[1..], "equal ids are equal texts");
-            assert_eq!(left_id < right_id, right_id > left_id);
+            assert_eq!(
+                left_id.cmp(&right_id),
+                groups(left).cmp(&groups(&right[1..])),
+                "group by group"
+            );
         }
     }
     statistics::negotiate(Some(text));
@@ -38,3 +42,9 @@ fuzz_target!(|text: &[u8]| {
     batch::is_batch(text);
     batch::prefers_minimal([text]);
 });
+
+/// The numbers of an ordered id.
+fn groups(id: &[u8]) -> Vec<u64> {
+    let text = std::str::from_utf8(id).expect("digits");
+    text.split('-').map(|group| group.parse().expect("a number")).collect()
+}
