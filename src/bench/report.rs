@@ -315,7 +315,7 @@ const ROWS: &[Row] = &[
     (
         "turns",
         "away_max_ms",
-        "longest time away from epoll_wait in 8 broadcasts to 32,000, median of 3 runs",
+        "longest time away from epoll_wait in 8 broadcasts, median of 3 runs",
         Reference::Shown,
     ),
     ("turns", "busy_max_ms", "of that with a processor", Reference::Shown),

@@ -257,6 +257,10 @@ fn churn_and_soak_see_what_the_server_gives_back() {
     let churn = report(&floor.bench("churn", &arguments));
     assert_eq!(churn["ok"], true, "{churn}");
     assert!((280.0..=310.0).contains(&value(&churn, "visits")), "{churn}");
+    assert!(
+        (280.0..=310.0).contains(&value(&churn, "arrivals_per_second")),
+        "{churn}"
+    );
     assert_eq!(
         value(&churn, "after_descriptors"),
         value(&churn, "empty_descriptors"),
