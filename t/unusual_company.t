@@ -110,7 +110,9 @@ with_nginx $conf, sub ($nginx) {
 
     my $included = $nginx->get('/includes');
     is $included->status, 200, 'a page that includes subscribers, figures and publishers';
-    like $included->body, qr/^before .* after$/s, 'comes to its end';
+    like $included->body, qr/^before   .*subscribers.* .*published.* after$/s, 'comes to its end, with what can be included';
+    my @refused = $nginx->log =~ /a subrequest cannot wait for messages.*subrequest: "([^"]*)"/g;
+    is_deeply [ sort grep { !/copy/ } @refused ], [ '/lp', '/sub', '/ws' ], 'and the error log knows what can not';
 
     for my $to (qw(sub ev poll lp ws pub status)) {
         my $client = $nginx->open(GET => "/accel?to=$to&id=x");

@@ -1,18 +1,23 @@
 //! Headers and answers that all roles share.
 
 use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::Now;
 
 use super::denial::Denial;
 use super::request::Request;
+use crate::config::Role;
+use crate::ffi::cell::ProcessCell;
 use crate::ffi::fence;
 
 /// How long a publisher that met a full zone should wait: the oldest messages expire by the second.
 const RETRY_AFTER: &[u8] = b"1";
 
-/// Nothing of this module may be cached.
+/// Nothing of this module may be cached. nginx's `expires` replaces both.
 pub fn add_cache_headers(r: Request<'_>) -> Result<(), Denial> {
-    r.add_header("Expires", b"Thu, 01 Jan 1970 00:00:01 GMT")?;
-    r.add_header("Cache-Control", b"no-cache, no-store, must-revalidate")
+    r.forget_entity();
+    r.set_expires("Thu, 01 Jan 1970 00:00:01 GMT")?;
+    r.set_cache_control("no-cache, no-store, must-revalidate")
 }
 
 /// `push_stream_allowed_origins`, if it has a value.
@@ -52,13 +57,46 @@ pub fn conclude(r: Request<'_>, result: Result<ngx_int_t, Denial>) -> ngx_int_t 
         .or_else(|denial| refuse(r, denial))
         .unwrap_or_else(|denial| match denial {
             Denial::Nginx(code) => code,
-            _ => NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t,
+            _ => {
+                log(r, denial);
+                NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t
+            }
         })
+}
+
+/// When this worker has last told of a full zone or of its own missing slot, in seconds.
+static LAST_TOLD: ProcessCell<u64> = ProcessCell::empty();
+
+/// Tells the error log of a refusal that an administrator should know of. What may meet thousands of requests is told once a
+/// second.
+pub fn log(r: Request<'_>, denial: Denial) {
+    let reason = match denial {
+        Denial::Internal(reason) => reason,
+        Denial::Subrequest => "a subrequest cannot wait for messages: only polling is answered there",
+        Denial::ZoneFull | Denial::NothingToEvict if is_first_this_second() => "shared zone is full, request refused",
+        Denial::Unavailable if is_first_this_second() => "worker is not ready, request refused",
+        _ => return,
+    };
+    ngx_log_error!(NGX_LOG_ERR, r.error_log(), "push stream: {reason}");
+}
+
+fn is_first_this_second() -> bool {
+    let now = Now::read().unix_secs();
+    let told = LAST_TOLD.with(|last| std::mem::replace(last, now) == now);
+    if told.is_none() {
+        LAST_TOLD.set(now);
+    }
+    told != Some(true)
 }
 
 fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
     if let Denial::Nginx(code) = denial {
         return Ok(code);
+    }
+    log(r, denial);
+    if r.is_head_sent() {
+        // Half an answer has no other end.
+        return Ok(NGX_ERROR as ngx_int_t);
     }
     if let Some(explain) = denial.explain() {
         r.add_header("X-Nginx-PushStream-Explain", explain.as_bytes())?;
@@ -69,7 +107,21 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
         Denial::NothingToEvict => r.add_header("Retry-After", RETRY_AFTER)?,
         _ => {}
     }
+    if is_for_nginx(r, denial) {
+        return Ok(denial.status() as ngx_int_t);
+    }
     header_only(r, denial.status())
+}
+
+/// Failures are nginx's to answer, and so is a publish that meets a full zone if there is an `error_page` for it, as with the C module.
+fn is_for_nginx(r: Request<'_>, denial: Denial) -> bool {
+    match denial {
+        Denial::Internal(_) => true,
+        Denial::ZoneFull | Denial::NothingToEvict => {
+            matches!(r.location().role, Some(Role::Publisher(_))) && r.has_error_page(denial.status())
+        }
+        _ => false,
+    }
 }
 
 /// A complete answer without a body. The connection stays usable: the request's body is read away.

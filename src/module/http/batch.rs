@@ -29,7 +29,10 @@ pub fn is_batch(r: Request<'_>) -> bool {
 
 /// Publishes a body of lines, all of which nginx has read.
 pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
-    let limits = r.location().batch().ok_or(Denial::Internal)?;
+    let limits = r
+        .location()
+        .batch()
+        .ok_or(Denial::Internal("the location takes no batches"))?;
     let body = Body::of(r);
     let body = body.read()?;
     if let Err(too_large) = batch::check(&body, limits.lines, limits.line_bytes) {

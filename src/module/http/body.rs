@@ -120,7 +120,7 @@ impl<'b> Piece<'b> {
                 .filter(|&got| got > 0)
                 .map(|got| &piece[..got])
             else {
-                return Err(Denial::Internal);
+                return Err(Denial::Internal("cannot read the request body from its temporary file"));
             };
             take(bytes);
             offset += bytes.len() as off_t;

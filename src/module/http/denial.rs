@@ -37,11 +37,19 @@ pub enum Denial {
     NothingToEvict,
     /// This worker has no slot in the zone (yet).
     Unavailable,
-    /// No memory, or a failure below.
-    Internal,
+    /// A subrequest asks for what has no end, or does not begin yet: its main request would wait with it.
+    Subrequest,
+    /// No memory, or a failure below; with what the error log says of it.
+    Internal(&'static str),
     /// What nginx answers by itself, with its own page.
     Nginx(ngx_int_t),
 }
+
+/// nginx's pools have nothing left.
+pub const NO_MEMORY: Denial = Denial::Internal("no memory");
+
+/// The delivery did not take a request over.
+pub const NOT_ENLISTED: Denial = Denial::Internal("no memory for a subscriber");
 
 impl Denial {
     pub fn status(self) -> u32 {
@@ -68,7 +76,9 @@ impl Denial {
             Denial::OutOfOrder => NGX_HTTP_CONFLICT,
             Denial::NothingToEvict => NGX_HTTP_INSUFFICIENT_STORAGE,
             Denial::Unavailable => NGX_HTTP_SERVICE_UNAVAILABLE,
-            Denial::ZoneFull | Denial::Internal | Denial::Nginx(_) => NGX_HTTP_INTERNAL_SERVER_ERROR,
+            Denial::ZoneFull | Denial::Subrequest | Denial::Internal(_) | Denial::Nginx(_) => {
+                NGX_HTTP_INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -98,7 +108,11 @@ impl Denial {
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
-            Denial::UnknownChannel | Denial::Method(_) | Denial::Internal | Denial::Nginx(_) => return None,
+            Denial::UnknownChannel => "Channel does not exist.",
+            Denial::Method(_) => "Method is not allowed.",
+            Denial::Subrequest => "Subrequests cannot wait for messages.",
+            Denial::Internal(_) => "Internal error, see the error log.",
+            Denial::Nginx(_) => return None,
         })
     }
 }

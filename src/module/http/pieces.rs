@@ -2,7 +2,7 @@
 //!
 //! A [`Source`] makes one piece at a time. What is short goes out whole, with its length. Otherwise the answer starts when
 //! enough has come together, and the next piece is made when the client has taken the one before, after other events have
-//! had their turn.
+//! had their turn. A subrequest's answer goes out whole.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -11,7 +11,7 @@ use ngx::ffi::*;
 use push_stream_core::store::Worker;
 
 use super::answer;
-use super::denial::Denial;
+use super::denial::{Denial, NO_MEMORY};
 use super::request::Request;
 use crate::delivery;
 use crate::ffi::{fence, lookup, pool};
@@ -39,15 +39,20 @@ pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Res
         ready: Vec::new(),
         started: false,
     };
+    let mut made = pieces.make()?;
+    while made != Made::Last && !r.is_main() {
+        // No event comes back to a subrequest that is not the one being sent.
+        made = pieces.make()?;
+    }
     // Most answers are short.
-    if pieces.make()? == Made::Last {
+    if made == Made::Last {
         return answer::with_body(r, content_type, pieces.ready);
     }
     r.discard_body()?;
     // SAFETY: the request is valid; it keeps the answer until it is freed, and its context entry of this module is ours.
     unsafe {
         let raw = r.raw();
-        let place = pool::place((*raw).pool, pieces).ok_or(Denial::Internal)?;
+        let place = pool::place((*raw).pool, pieces).ok_or(NO_MEMORY)?;
         *lookup::context(raw) = place.as_ptr().cast::<c_void>();
         if (*raw).discard_body() == 0 {
             (*raw).read_event_handler = Some(ngx_http_test_reading);

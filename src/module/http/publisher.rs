@@ -9,7 +9,7 @@ use super::answer;
 use super::batch;
 use super::body::Body;
 use super::channels::{self, Path};
-use super::denial::Denial;
+use super::denial::{Denial, NO_MEMORY};
 use super::operators;
 use super::request::{HeaderName, Request};
 use crate::config::{PublisherMode, Role, Settings};
@@ -159,7 +159,7 @@ fn read_body(
 ) -> Result<ngx_int_t, Denial> {
     // SAFETY: the request is valid; its context entry of this module is ours.
     unsafe {
-        let place = pool::place((*r.raw()).pool, path).ok_or(Denial::Internal)?;
+        let place = pool::place((*r.raw()).pool, path).ok_or(NO_MEMORY)?;
         *lookup::context(r.raw()) = place.as_ptr().cast();
     }
     r.read_body(then)
@@ -168,7 +168,12 @@ fn read_body(
 /// The path that [`read_body`] kept.
 fn kept_path(r: Request<'_>) -> Result<&Path, Denial> {
     // SAFETY: the entry is NULL or was set by `read_body`; the path lives as long as the request.
-    unsafe { lookup::context(r.raw()).cast::<Path>().as_ref().ok_or(Denial::Internal) }
+    unsafe {
+        lookup::context(r.raw())
+            .cast::<Path>()
+            .as_ref()
+            .ok_or(Denial::Internal("the channels of a publish are lost"))
+    }
 }
 
 unsafe extern "C" fn publish_body(r: *mut ngx_http_request_t) {

@@ -7,7 +7,7 @@ use std::ptr;
 use ngx::ffi::*;
 use push_stream_core::wire::{percent, query};
 
-use super::denial::Denial;
+use super::denial::{Denial, NO_MEMORY};
 use crate::config::{Location, Main, Settings};
 use crate::ffi::{body, lookup, pool};
 
@@ -96,7 +96,7 @@ impl<'r> Request<'r> {
         // SAFETY: the value was compiled into the configuration, which outlives the request.
         let code = unsafe { ngx_http_complex_value(self.raw, directive, &mut value) };
         if code != NGX_OK as ngx_int_t {
-            return Err(Denial::Internal);
+            return Err(Denial::Internal("cannot evaluate the variables of a directive"));
         }
         Ok(Some(percent::decode(value.as_bytes())))
     }
@@ -123,25 +123,129 @@ impl<'r> Request<'r> {
         query::arguments(text)
     }
 
-    /// Adds a header to the answer.
+    /// Adds a header to the answer. After a redirect inside nginx it replaces what the location before has said.
     pub fn add_header(self, name: &'static str, value: &[u8]) -> Result<(), Denial> {
-        // SAFETY: the request is valid; key and value live as long as the request.
+        // SAFETY: the request is valid; the value is copied to where it lives as long as the request.
         unsafe {
-            let value_copy = pool::copy((*self.raw).pool, value).ok_or(Denial::Internal)?;
+            if (*self.raw).internal() != 0 {
+                self.hide_headers(name);
+            }
+            let copy = pool::copy((*self.raw).pool, value).ok_or(NO_MEMORY)?;
+            let value = ngx_str_t {
+                len: value.len(),
+                data: copy.as_ptr(),
+            };
+            self.push_header(name, value)?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// The value lives as long as the request.
+    unsafe fn push_header(self, name: &'static str, value: ngx_str_t) -> Result<*mut ngx_table_elt_t, Denial> {
+        // SAFETY: the request is valid.
+        unsafe {
             let header = ngx_list_push(&raw mut (*self.raw).headers_out.headers).cast::<ngx_table_elt_t>();
             if header.is_null() {
-                return Err(Denial::Internal);
+                return Err(NO_MEMORY);
             }
             // Everything nginx may look at, also the link that later versions have.
             ptr::write_bytes(header, 0, 1);
             (*header).hash = 1;
             (*header).key = borrowed(name.as_bytes());
-            (*header).value = ngx_str_t {
-                len: value.len(),
-                data: value_copy.as_ptr(),
-            };
+            (*header).value = value;
+            Ok(header)
+        }
+    }
+
+    /// Takes all headers of this name, in any case, out of the answer. Fields of nginx that point to them are the caller's affair.
+    fn hide_headers(self, name: &str) {
+        // SAFETY: the request is valid; each part of the list holds `nelts` headers.
+        unsafe {
+            let mut part: *const ngx_list_part_t = &raw const (*self.raw).headers_out.headers.part;
+            while let Some(headers) = part.as_ref() {
+                for index in 0..headers.nelts {
+                    let header = &mut *headers.elts.cast::<ngx_table_elt_t>().add(index);
+                    if header.key.as_bytes().eq_ignore_ascii_case(name.as_bytes()) {
+                        header.hash = 0;
+                    }
+                }
+                part = headers.next;
+            }
+        }
+    }
+
+    /// Sets Expires, in the place of any other. nginx's own `expires` finds it and replaces it.
+    pub fn set_expires(self, value: &'static str) -> Result<(), Denial> {
+        // SAFETY: the request is valid, and the value constant.
+        unsafe {
+            let out = &raw mut (*self.raw).headers_out;
+            if !(*out).expires.is_null() {
+                self.hide_headers("Expires");
+            }
+            (*out).expires = self.push_header("Expires", borrowed(value.as_bytes()))?;
         }
         Ok(())
+    }
+
+    /// Sets Cache-Control, in the place of any other. nginx's own `expires` finds it and replaces it.
+    pub fn set_cache_control(self, value: &'static str) -> Result<(), Denial> {
+        // SAFETY: the request is valid, and the value constant.
+        unsafe {
+            let out = &raw mut (*self.raw).headers_out;
+            if (*out).cache_control.is_given() {
+                self.hide_headers("Cache-Control");
+            }
+            let header = self.push_header("Cache-Control", borrowed(value.as_bytes()))?;
+            (*out).cache_control.set_only((*self.raw).pool, header)
+        }
+    }
+
+    /// Drops what an application behind nginx has said of its own answer before it handed the request over (`X-Accel-Redirect`), as
+    /// far as nginx keeps it: it is about another body.
+    pub fn forget_entity(self) {
+        // SAFETY: the request is valid; each field is NULL or points into the list of headers.
+        unsafe {
+            let out = &mut (*self.raw).headers_out;
+            for header in [
+                &mut out.last_modified,
+                &mut out.accept_ranges,
+                &mut out.content_length,
+                &mut out.content_range,
+                &mut out.content_encoding,
+                &mut out.etag,
+            ] {
+                if let Some(header) = std::mem::replace(header, ptr::null_mut()).as_mut() {
+                    header.hash = 0;
+                }
+            }
+            out.last_modified_time = -1;
+            (*self.raw).set_allow_ranges(0);
+        }
+    }
+
+    /// Does the location have an `error_page` for this status that nginx would use now?
+    pub fn has_error_page(self, status: u32) -> bool {
+        // SAFETY: the request is valid; the core module fills its configuration at every level.
+        unsafe {
+            let pages = lookup::core_location(self.raw).error_pages;
+            if pages.is_null() || (*self.raw).error_page() != 0 {
+                return false;
+            }
+            let pages = std::slice::from_raw_parts((*pages).elts.cast::<ngx_http_err_page_t>(), (*pages).nelts);
+            pages.iter().any(|page| page.status == status as ngx_int_t)
+        }
+    }
+
+    /// The error log of the connection, which tells client and request with each line.
+    pub fn error_log(self) -> *mut ngx_log_t {
+        // SAFETY: the request is valid, and so is its connection.
+        unsafe { (*(*self.raw).connection).log }
+    }
+
+    pub fn is_head_sent(self) -> bool {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).header_sent() != 0 }
     }
 
     /// Sets status and length of the answer; None = not known yet.
@@ -170,6 +274,8 @@ impl<'r> Request<'r> {
             out.content_type = borrowed(content_type.as_bytes());
             out.content_type_len = content_type.find(';').unwrap_or(content_type.len());
             out.content_type_lowcase = ptr::null_mut();
+            // An application's that handed the request over.
+            out.charset = ngx_str_t::empty();
         }
     }
 
@@ -180,7 +286,7 @@ impl<'r> Request<'r> {
         if code == NGX_OK as ngx_int_t {
             Ok(())
         } else {
-            Err(Denial::Internal)
+            Err(NO_MEMORY)
         }
     }
 
@@ -312,6 +418,51 @@ impl<'r> Request<'r> {
     pub fn send_body(self, bytes: Vec<u8>, last: bool) -> ngx_int_t {
         // SAFETY: the request is valid, and its head was sent before.
         unsafe { body::send(self.raw, bytes, last) }
+    }
+}
+
+/// The lines of a header that may have several, as nginx keeps them with an answer: up to 1.22 an array of pointers, since 1.23 a chain.
+trait HeaderLines {
+    /// Is there a line already?
+    fn is_given(&self) -> bool;
+
+    /// Makes this the only line.
+    ///
+    /// # Safety
+    /// `pool` is the request's; the header is in its list, and its link is NULL.
+    unsafe fn set_only(&mut self, pool: *mut ngx_pool_t, header: *mut ngx_table_elt_t) -> Result<(), Denial>;
+}
+
+impl HeaderLines for ngx_array_t {
+    fn is_given(&self) -> bool {
+        self.nelts > 0
+    }
+
+    unsafe fn set_only(&mut self, pool: *mut ngx_pool_t, header: *mut ngx_table_elt_t) -> Result<(), Denial> {
+        // SAFETY: nginx makes the array when the first line comes; its elements are pointers to headers.
+        unsafe {
+            if self.elts.is_null() {
+                self.elts = ngx_palloc(pool, size_of::<*mut ngx_table_elt_t>());
+                if self.elts.is_null() {
+                    return Err(NO_MEMORY);
+                }
+                (self.size, self.nalloc, self.pool) = (size_of::<*mut ngx_table_elt_t>(), 1, pool);
+            }
+            self.elts.cast::<*mut ngx_table_elt_t>().write(header);
+            self.nelts = 1;
+        }
+        Ok(())
+    }
+}
+
+impl HeaderLines for *mut ngx_table_elt_t {
+    fn is_given(&self) -> bool {
+        !self.is_null()
+    }
+
+    unsafe fn set_only(&mut self, _pool: *mut ngx_pool_t, header: *mut ngx_table_elt_t) -> Result<(), Denial> {
+        *self = header;
+        Ok(())
     }
 }
 

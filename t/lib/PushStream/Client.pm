@@ -308,6 +308,9 @@ sub header ($self, $name) {
     return join ', ', @$values;
 }
 
+# The values of a header, one per line that was sent.
+sub headers ($self, $name) { return @{ $self->{headers}{ lc $name } // [] } }
+
 # The names as sent, in order.
 sub header_names ($self) { return @{ $self->{names} } }
 

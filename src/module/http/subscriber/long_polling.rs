@@ -9,7 +9,7 @@ use super::Candidate;
 use super::polling::{self, Envelope};
 use crate::delivery::{self, Enlistment, Kind, Reply};
 use crate::http::answer;
-use crate::http::denial::Denial;
+use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::Request;
 
 /// Text of the message that `push_stream_timeout_with_body` sends.
@@ -19,9 +19,15 @@ const TIMED_OUT_ID: i64 = -3;
 /// Answers as polling does, or waits; the head is withheld until there is an answer.
 pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let envelope = Envelope::of(candidate)?;
-    let (joined, seat) = candidate.join(JoinMode::LongPoll)?;
+    // The request that a subrequest belongs to must not wait with it.
+    let may_wait = candidate.r.is_main();
+    let mode = if may_wait { JoinMode::LongPoll } else { JoinMode::Poll };
+    let (joined, seat) = candidate.join(mode)?;
     if joined.replay.is_some() {
         return polling::send_stored(candidate, envelope, joined, seat);
+    }
+    if !may_wait {
+        return Err(Denial::Subrequest);
     }
     let timeout_with_body = candidate.settings.timeout_with_body;
     let gaps: Vec<Vec<u8>> = candidate.gaps(&joined).into_iter().map(<[u8]>::to_vec).collect();
@@ -46,7 +52,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         message_min: 0,
         asked: candidate.resume.asked(),
     };
-    delivery::enlist(candidate.r.raw(), enlistment).ok_or(Denial::Internal)
+    delivery::enlist(candidate.r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }
 
 fn reply_to(

@@ -42,19 +42,19 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     if r.method() != NGX_HTTP_GET {
         return Err(Denial::Method("GET"));
     }
-    if !r.is_main() {
-        // A subrequest cannot wait, and its parent must not.
-        return Err(Denial::Internal);
+    let mode = mode(r);
+    if !r.is_main() && matches!(mode, SubscriberMode::Streaming | SubscriberMode::EventSource) {
+        return Err(Denial::Subrequest);
     }
     let candidate = Candidate::of(r)?;
     r.discard_body()?;
-    match mode(r) {
+    match mode {
         SubscriberMode::Streaming => streaming::respond(&candidate),
         SubscriberMode::EventSource => eventsource::respond(&candidate),
         SubscriberMode::Polling => polling::respond(&candidate),
         SubscriberMode::LongPolling => long_polling::respond(&candidate),
         // Such a location never gets here, and nothing else leads to this mode.
-        SubscriberMode::WebSocket => Err(Denial::Internal),
+        SubscriberMode::WebSocket => Err(Denial::Internal("a WebSocket location without a handshake")),
     }
 }
 
@@ -90,7 +90,11 @@ impl<'r> Candidate<'r> {
         let candidate = Candidate {
             r,
             settings,
-            audience: r.location().audience.as_ref().ok_or(Denial::Internal)?,
+            audience: r
+                .location()
+                .audience
+                .as_ref()
+                .ok_or(Denial::Internal("a subscriber location without its settings"))?,
             path,
             resume: Resume::of(r)?,
         };

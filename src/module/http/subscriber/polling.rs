@@ -11,7 +11,7 @@ use super::Candidate;
 use crate::config::Audience;
 use crate::delivery::{self, Enlistment, Kind, Rest, Seat};
 use crate::http::answer;
-use crate::http::denial::Denial;
+use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::Request;
 
 /// Answers with the messages after the client's position, or 304.
@@ -47,7 +47,8 @@ pub fn add_gaps(r: Request<'_>, channels: &[&[u8]]) -> Result<(), Denial> {
 }
 
 /// Answers with old messages: a short answer in one piece, a long one as the client takes it. Where gaps are told, what fits into a
-/// subscriber's queue is looked up before the head is sent, which then can say what was lost meanwhile.
+/// subscriber's queue is looked up before the head is sent, which then can say what was lost meanwhile. A subrequest gets all in
+/// one piece: events of the connection are for the request that is being sent, which may be another.
 pub fn send_stored(
     candidate: &Candidate<'_>,
     envelope: Envelope,
@@ -57,6 +58,7 @@ pub fn send_stored(
     let r = candidate.r;
     let ids = candidate.path.ids();
     let (mut body, mut more, mut empty) = (envelope.opening(), false, true);
+    let whole = !r.is_main();
     if let Some(replay) = &mut joined.replay {
         let mut batch = Batch::default();
         let format = &envelope.audience.format;
@@ -72,7 +74,8 @@ pub fn send_stored(
                 envelope.separate(&mut empty, &mut body);
                 format.render(&delivery::fields(format, channel, &message), message.binary, &mut body);
             }
-            if !more || format.gap_text.is_none() || body.len() >= envelope.audience.queue_bytes {
+            let looks_ahead = format.gap_text.is_some() && body.len() < envelope.audience.queue_bytes;
+            if !more || !(whole || looks_ahead) {
                 break;
             }
         }
@@ -113,7 +116,7 @@ pub fn send_stored(
         message_min: 0,
         asked: candidate.resume.asked(),
     };
-    delivery::enlist(r.raw(), enlistment).ok_or(Denial::Internal)
+    delivery::enlist(r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }
 
 /// What stands around the messages of a poll's answer: header and footer template, and the JSONP call.

@@ -6,7 +6,7 @@ use push_stream_core::store::JoinMode;
 use super::Candidate;
 use crate::config::Padding;
 use crate::delivery::{self, Contexts, Enlistment, Kind};
-use crate::http::denial::Denial;
+use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::HeaderName;
 
 /// Starts the stream; the delivery goes on with it.
@@ -20,6 +20,8 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let (r, audience) = (candidate.r, candidate.audience);
     let padding = padding(candidate)?;
     let (joined, seat) = candidate.join(JoinMode::Stream)?;
+    // An nginx in front, or another proxy that knows the header, passes each message on as it comes.
+    r.add_header("X-Accel-Buffering", b"no")?;
     r.set_status(NGX_HTTP_OK, None);
     // SAFETY: the request is valid.
     let before = unsafe { Contexts::of(r.raw()) };
@@ -54,7 +56,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             asked: candidate.resume.asked(),
         },
     )
-    .ok_or(Denial::Internal)
+    .ok_or(NOT_ENLISTED)
 }
 
 /// The padding group for this client, if there is one.

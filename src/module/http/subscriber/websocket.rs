@@ -7,7 +7,7 @@ use push_stream_core::wire::websocket;
 use super::Candidate;
 use crate::delivery::{self, Enlistment, Framing, Kind, Seat, Socket};
 use crate::http::answer;
-use crate::http::denial::Denial;
+use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::{HeaderName, Request};
 
 /// Close code of a refusal (RFC 6455 §7.4.1: policy violation).
@@ -20,12 +20,16 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         return Err(Denial::Method("GET"));
     }
     answer::add_cache_headers(r)?;
+    if !r.is_main() {
+        return Err(Denial::Subrequest);
+    }
     let accept = judge_handshake(r)?;
     let mut opening = head(&accept);
     // The client sees the switch of protocols first, whatever becomes of its subscription.
     match join(r) {
         Ok(admitted) => admitted.enlist(opening),
         Err(denial) => {
+            answer::log(r, denial);
             push_refusal(denial, &mut opening);
             Ok(r.send_raw(&opening, NGX_HTTP_SWITCHING_PROTOCOLS))
         }
@@ -109,6 +113,6 @@ impl Admitted<'_> {
                 asked: candidate.resume.asked(),
             },
         )
-        .ok_or(Denial::Internal)
+        .ok_or(NOT_ENLISTED)
     }
 }
