@@ -8,6 +8,8 @@
 //!                     the empty line that ends the event
 //! ```
 //!
+//! A template of several lines makes so many `data:` lines of each line of the text.
+//!
 //! A line ends at CR, LF or CRLF and every line counts, also an empty one and the one behind a final line end: what the
 //! browser hands over is the text, with each line end turned into LF. No byte that came with a message can begin a line
 //! of its own.
@@ -30,8 +32,18 @@ pub fn retry(after_ms: u32) -> Vec<u8> {
     format!("retry: {after_ms}\n\n").into_bytes()
 }
 
-/// The header template as sent: each line a comment. Empty becomes `: \n`.
+/// The header template as sent: each line a comment. Empty becomes `: \n`. One that starts with `: ` is used as it stands, with the
+/// end of its last line, and of its last event, if they are missing: what follows would become part of it.
 pub fn header(template: &[u8]) -> Vec<u8> {
+    if is_ready_made(template) {
+        let mut header = template.to_vec();
+        if leaves_event_open(template) {
+            end_event(&mut header);
+        } else if !matches!(template.last(), Some(b'\r' | b'\n')) {
+            header.push(b'\n');
+        }
+        return header;
+    }
     let header = comment(template);
     match header.is_empty() {
         true => b": \n".to_vec(),
@@ -39,23 +51,108 @@ pub fn header(template: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The footer template as sent. Empty stays empty.
+/// The footer template as sent. Empty stays empty. An event in one that is used as it stands gets its end.
 pub fn footer(template: &[u8]) -> Vec<u8> {
-    comment(template)
+    if !is_ready_made(template) {
+        return comment(template);
+    }
+    let mut footer = template.to_vec();
+    if leaves_event_open(template) {
+        end_event(&mut footer);
+    }
+    footer
 }
 
 /// The message template of an EventSource location, prepared from the configured one.
 ///
-/// One that starts with `data: ` is used as it stands; a blank one is `~text~`.
+/// Each of its lines becomes a `data:` line. One that starts with `data: ` is used as it stands, up to one line end, for a second
+/// would end the event after the first line of a text; so is, behind the first, each line that is a field already. A blank one is
+/// `~text~`.
 pub fn message_template(configured: &[u8]) -> Template {
-    if configured.starts_with(b"data: ") {
-        return Template::parse(configured);
-    }
-    let body = match configured {
-        b"" => b"~text~",
-        body => body,
+    let (body, line_end) = match configured {
+        b"" => (&b"~text~"[..], &b"\n"[..]),
+        configured => split_line_end(configured),
     };
-    Template::parse(&[b"data: ", body, b"\n"].concat())
+    if configured.starts_with(OWN_DATA) {
+        return Template::parse(&[body, line_end].concat());
+    }
+    let mut template = Vec::new();
+    for (index, line) in lines(body).enumerate() {
+        if index > 0 && is_field(line) {
+            template.extend_from_slice(line);
+            template.push(b'\n');
+        } else {
+            push_field(OWN_DATA, line, &mut template);
+        }
+    }
+    Template::parse(&template)
+}
+
+/// What a message template begins with that brings its fields itself.
+const OWN_DATA: &[u8] = b"data: ";
+
+/// What is odd in the templates of an EventSource location: browsers would read something else than was meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Oddity {
+    #[error("push_stream_message_template begins with \"data:\" without a space, so \"data: \" is put in front of it")]
+    NoSpaceBehindData,
+    #[error("the empty line in push_stream_message_template ends each event before its last line")]
+    EventInTwo,
+    #[error("fields in {0} are sent as comments, because it does not begin with \": \"")]
+    FieldsInComment(&'static str),
+}
+
+/// Looks at a message, a header and a footer template as they were configured.
+pub fn oddities(message: &[u8], header: &[u8], footer: &[u8]) -> impl Iterator<Item = Oddity> {
+    let own_data = message.starts_with(OWN_DATA);
+    let in_two = own_data && lines(split_line_end(message).0).any(<[u8]>::is_empty);
+    let swallowed = |template: &[u8]| !is_ready_made(template) && lines(template).any(is_field);
+    [
+        (message.starts_with(b"data:") && !own_data).then_some(Oddity::NoSpaceBehindData),
+        in_two.then_some(Oddity::EventInTwo),
+        swallowed(header).then_some(Oddity::FieldsInComment("push_stream_header_template")),
+        swallowed(footer).then_some(Oddity::FieldsInComment("push_stream_footer_template")),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Text without the line ends behind it, and the first of these; a line feed if there is none. A carriage return gets a line feed, or
+/// it would take the one that ends the event.
+fn split_line_end(text: &[u8]) -> (&[u8], &[u8]) {
+    let end = text.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n'));
+    let (body, ends) = text.split_at(end.map_or(0, |last| last + 1));
+    let line_end = match ends {
+        [] => &b"\n"[..],
+        [b'\r', ..] => &b"\r\n"[..],
+        ends => &ends[..1],
+    };
+    (body, line_end)
+}
+
+fn is_field(line: &[u8]) -> bool {
+    [&b"data:"[..], b"event:", b"id:", b"retry:"]
+        .into_iter()
+        .any(|name| line.starts_with(name))
+}
+
+/// Appends the empty line that ends an event. A line feed behind a carriage return is part of that line's end.
+fn end_event(out: &mut Vec<u8>) {
+    out.extend_from_slice(if out.last() == Some(&b'\n') { b"\n" } else { b"\n\n" });
+}
+
+/// Is there a field behind the last empty line that only the next empty line gives an effect?
+fn leaves_event_open(text: &[u8]) -> bool {
+    let mut open = false;
+    let mut lines = lines(text).peekable();
+    while let Some(line) = lines.next() {
+        // What is behind the last line end is no line if it is empty.
+        if line.is_empty() && lines.peek().is_some() {
+            open = false;
+        }
+        open |= is_field(line) && !line.starts_with(b"retry:");
+    }
+    open
 }
 
 /// Appends one whole message: id line, event line, the data block, the empty line. Returns the length of the data block
@@ -85,10 +182,12 @@ pub fn render(template: &Template, fields: &Fields<'_>, out: &mut Vec<u8>) -> us
     out.len() - data_start
 }
 
+/// A header or footer template that brings comments or fields itself.
+fn is_ready_made(template: &[u8]) -> bool {
+    template.starts_with(b": ")
+}
+
 fn comment(template: &[u8]) -> Vec<u8> {
-    if template.starts_with(b": ") {
-        return template.to_vec();
-    }
     // A comment is for no one to read, so its empty lines are not worth sending.
     let mut out = Vec::new();
     for line in lines(template).filter(|line| !line.is_empty()) {
@@ -242,6 +341,98 @@ mod tests {
     }
 
     #[test]
+    fn each_line_of_a_template_is_a_data_line() {
+        let json = "{\n \"id\":~id~,\r\n\r\n \"text\":\"~text~\"\n}";
+        assert_eq!(
+            sent(json, &message(b"hi")),
+            "data: {\ndata:  \"id\":1,\ndata: \ndata:  \"text\":\"hi\"\ndata: }\n\n"
+        );
+        assert_eq!(
+            sent("<~text~\n>", &message(b"a\nb")),
+            "data: <a\ndata: >\ndata: <b\ndata: >\n\n"
+        );
+    }
+
+    #[test]
+    fn a_template_ends_with_one_line_end() {
+        for template in [
+            "~text~\n",
+            "~text~\n\n",
+            "data: ~text~",
+            "data: ~text~\n",
+            "data: ~text~\n\n",
+        ] {
+            assert_eq!(sent(template, &message(b"a")), "data: a\n\n", "{template:?}");
+            assert_eq!(
+                sent(template, &message(b"a\nb")),
+                "data: a\ndata: b\n\n",
+                "{template:?}"
+            );
+        }
+        assert_eq!(sent("data: ~text~\r\n\r\n", &message(b"a")), "data: a\r\n\n");
+        assert_eq!(sent("data: ~text~\r", &message(b"a\nb")), "data: a\r\ndata: b\r\n\n");
+        assert_eq!(sent("\n", &message(b"a")), "data: \n\n");
+    }
+
+    #[test]
+    fn a_template_may_bring_fields_of_its_own() {
+        let fields = Fields {
+            event_type: None,
+            ..message(b"a\nb")
+        };
+        assert_eq!(
+            sent("data: ~text~\nevent: ~channel~", &fields),
+            "data: a\nevent: news\ndata: b\nevent: news\n\n"
+        );
+        assert_eq!(
+            sent("~text~\ndata: tag ~tag~\nretry: 5", &message(b"a")),
+            "data: a\ndata: tag 1\nretry: 5\n\n"
+        );
+    }
+
+    #[test]
+    fn a_header_ready_made_leaves_no_line_and_no_event_open() {
+        assert_eq!(header(b": mine"), b": mine\n");
+        assert_eq!(header(b": a\r"), b": a\r");
+        assert_eq!(header(b": a\nretry: 5"), b": a\nretry: 5\n");
+        assert_eq!(header(b": a\nretry: 5\n\n"), b": a\nretry: 5\n\n");
+        assert_eq!(header(b": a\nevent: hello"), b": a\nevent: hello\n\n");
+        assert_eq!(header(b": a\ndata: hello\n"), b": a\ndata: hello\n\n");
+        assert_eq!(header(b": a\rdata: hello\r"), b": a\rdata: hello\r\n\n");
+        assert_eq!(header(b": a\ndata: hello\n\n"), b": a\ndata: hello\n\n");
+        assert_eq!(header(b": a\ndata: hello\r\n\r\n: b"), b": a\ndata: hello\r\n\r\n: b\n");
+        assert_eq!(footer(b": a\ndata: bye"), b": a\ndata: bye\n\n");
+        assert_eq!(footer(b": a\ndata: bye\n"), b": a\ndata: bye\n\n");
+        assert_eq!(footer(b": a\ndata: bye\n\n"), b": a\ndata: bye\n\n");
+    }
+
+    #[test]
+    fn what_is_odd_in_a_template_is_found() {
+        let found = |message: &str, header: &str, footer: &str| -> Vec<Oddity> {
+            oddities(message.as_bytes(), header.as_bytes(), footer.as_bytes()).collect()
+        };
+        for message in [
+            "",
+            "~text~",
+            "data: ~text~\n\n",
+            "{\n\n}\n",
+            "data: a\nevent: b",
+            "database",
+        ] {
+            assert_eq!(found(message, ": a\nretry: 5", "bye"), [], "{message:?}");
+        }
+        assert_eq!(found("data:~text~", "", ""), [Oddity::NoSpaceBehindData]);
+        assert_eq!(found("data: ~text~\n\ndata: b", "", ""), [Oddity::EventInTwo]);
+        assert_eq!(
+            found("", "retry: 5", "a\ndata: bye"),
+            [
+                Oddity::FieldsInComment("push_stream_header_template"),
+                Oddity::FieldsInComment("push_stream_footer_template")
+            ]
+        );
+    }
+
+    #[test]
     fn line_ends_in_ids_cannot_begin_a_field() {
         let fields = Fields {
             channel: b"a\ndata: forged",
@@ -369,6 +560,25 @@ mod tests {
             prop_assert_eq!(&events[0].event_type[..], &*on_one_line(event_type.as_deref().unwrap_or_default()));
             prop_assert_eq!(&events[1].data[..], b"next");
             prop_assert_eq!(&events[1].event_type[..], b"");
+        }
+
+        #[test]
+        fn whatever_the_templates_a_message_is_one_event(
+            first in bytes(), second in bytes(), template in bytes(), own in any::<bool>()
+        ) {
+            // A header that holds events, and a template that is said to end them, are the administrator's own doing.
+            let mut template: Vec<u8> = template.into_iter().filter(|byte| *byte != b':').collect();
+            if own {
+                template = [b"data: ", &template[..]].concat();
+            }
+            prop_assume!(oddities(&template, b"", b"").next().is_none());
+            let template = message_template(&template);
+            let mut out = header(b": a comment");
+            render(&template, &message(&first), &mut out);
+            let after_first = browser(&out).len();
+            render(&template, &message(&second), &mut out);
+            prop_assert_eq!(after_first, 1);
+            prop_assert_eq!(browser(&out).len(), 2);
         }
 
         #[test]

@@ -91,6 +91,41 @@ impl Template {
     }
 }
 
+/// The `~words~` of a template that are no tokens: probably mistyped, and sent as they are.
+pub fn unknown_words(source: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = source;
+    std::iter::from_fn(move || {
+        while let Some(start) = memchr::memchr(b'~', rest) {
+            let text = &rest[start..];
+            if let Some((word, _)) = token_at_start(text) {
+                rest = &text[word.len()..];
+                continue;
+            }
+            let letters = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            let len = 1 + text[1..]
+                .iter()
+                .position(|byte| !letters(byte))
+                .unwrap_or(text.len() - 1);
+            rest = &text[len..];
+            // The second tilde may be the first of a token.
+            let ends = rest.first() == Some(&b'~') && token_at_start(rest).is_none();
+            if ends && text.get(1).is_some_and(u8::is_ascii_alphabetic) {
+                rest = &rest[1..];
+                return Some(&text[..=len]);
+            }
+        }
+        None
+    })
+}
+
+/// The tokens in a text, as written.
+pub fn tokens(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    (0..text.len()).filter_map(|start| {
+        let (word, _) = token_at_start(&text[start..])?;
+        Some(&text[start..start + word.len()])
+    })
+}
+
 fn token_at_start(text: &[u8]) -> Option<(&'static [u8], Token)> {
     if text[0] != b'~' {
         return None;
@@ -169,6 +204,23 @@ mod tests {
             "-1: ||Thu, 01 Jan 1970 00:00:00 GMT|0||"
         );
         assert_eq!(rendered("~id~", &Fields { id: i64::MIN, ..ping }), i64::MIN.to_string());
+    }
+
+    #[test]
+    fn words_that_are_no_tokens_are_found() {
+        let unknown = |source: &'static str| {
+            let words: Vec<_> = unknown_words(source.as_bytes()).collect();
+            String::from_utf8(words.join(&b' ')).unwrap()
+        };
+        assert_eq!(
+            unknown("~id~ ~txt~ ~TEXT~~eventid~ ~event_type~"),
+            "~txt~ ~eventid~ ~event_type~"
+        );
+        assert_eq!(unknown("~a~text~ ~~ ~ ~ a~b ~5~ ~text~channel~ ~- ~"), "");
+        assert_eq!(unknown("~a~b~"), "~a~");
+        assert_eq!(unknown("~"), "");
+        let known: Vec<_> = tokens(b"~id~~Text~ ~txt~").collect();
+        assert_eq!(known, [&b"~id~"[..], b"~Text~"]);
     }
 
     #[test]
