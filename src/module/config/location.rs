@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::ptr;
 use std::rc::Rc;
@@ -11,13 +12,14 @@ use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::store::{OutOfOrder, Terms};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::statistics;
-use push_stream_core::wire::template::{Fields, Template};
+use push_stream_core::wire::template::{self, Fields, Template};
 use push_stream_core::wire::websocket::{self, Opcode};
 use push_stream_core::wire::{eventsource, gap};
 
 use super::ids::{ORDERED, Retry, STORE};
-use super::main::{Settings, refuse};
+use super::main::Settings;
 use super::padding::{self, Padding};
+use super::place::Place;
 use super::{Main, REPORTED, arguments, core_location_of, given, given_ms, main_of, unset, verdict, word};
 use crate::ffi::pool;
 use crate::http;
@@ -109,6 +111,8 @@ pub enum StatisticsFormat {
 
 /// One level of configuration, as written and, after merging, as inherited.
 pub struct Location {
+    /// Where its block begins.
+    place: Option<Place>,
     pub role: Option<Role>,
     pub channels_path: *mut ngx_http_complex_value_t,
     pub(super) store_messages: ngx_flag_t,
@@ -517,6 +521,35 @@ impl Location {
         Ok(())
     }
 
+    /// Warns of configured texts that clients will read as something else.
+    fn warn(&self, cf: *mut ngx_conf_t, mode: SubscriberMode) {
+        let message = self.message_template.as_bytes();
+        let (header, footer) = (self.header_template.as_bytes(), self.footer_template.as_bytes());
+        match mode {
+            SubscriberMode::EventSource => {
+                for oddity in eventsource::oddities(message, header, footer) {
+                    warn(cf, format_args!("{oddity}{}", location_name(cf)));
+                }
+            }
+            SubscriberMode::WebSocket => {
+                let texts = [
+                    ("push_stream_message_template", message),
+                    ("push_stream_header_template", header),
+                    ("push_stream_footer_template", footer),
+                    ("push_stream_gap_message_text", self.gap_text.as_bytes()),
+                ];
+                for (name, _) in texts.into_iter().filter(|(_, text)| str::from_utf8(text).is_err()) {
+                    let location = location_name(cf);
+                    warn(
+                        cf,
+                        format_args!("{name} is not UTF-8, so clients will close the connection{location}"),
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn gap_text(&self) -> Vec<u8> {
         if self.gap_text.data.is_null() {
             return b"Messages lost".to_vec();
@@ -702,6 +735,8 @@ fn settle<T: PartialEq + Copy>(inner: &mut T, outer: T, unset: T, default: T) {
 
 pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
     let location = Location {
+        // SAFETY: nginx passes a valid conf.
+        place: unsafe { Place::of(cf) },
         role: None,
         channels_path: ptr::null_mut(),
         store_messages: unset::FLAG,
@@ -752,21 +787,27 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
 pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made for the two levels; they differ.
     let (outer, inner, main) = unsafe { (&*outer.cast::<Location>(), &mut *inner.cast::<Location>(), main_of(cf)) };
+    // SAFETY: `cf` is valid for the call.
+    unsafe { Place::during(inner.place, cf, || settle_level(cf, outer, inner, main)) }
+}
+
+fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, main: &mut Main) -> *mut c_char {
     if let Err(reason) = inner.check_own() {
-        return refuse(cf, reason);
+        return refuse_here(cf, reason);
     }
     inner.inherit(outer, main);
     let Some(role) = inner.role else {
         return ptr::null_mut();
     };
     if let Err(reason) = inner.check(role, main) {
-        return refuse(cf, reason);
+        return refuse_here(cf, reason);
     }
     if role == Role::Statistics {
         let wanted = given(inner.statistics_channels).unwrap_or(0);
         main.statistics_channels.set(main.statistics_channels.get().max(wanted));
     }
     if let Role::Subscriber(mode) = role {
+        inner.warn(cf, mode);
         // SAFETY: `cf` is valid for the call.
         let padding = match unsafe { padding::parse(cf, inner.padding_text.as_bytes()) } {
             Ok(padding) => padding,
@@ -784,6 +825,66 @@ pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *
         inner.audience = Some(Rc::new(audience));
     }
     ptr::null_mut()
+}
+
+/// The location that is being merged, as it is written; nothing for a server.
+fn location_name(cf: *mut ngx_conf_t) -> String {
+    // SAFETY: `cf` is what nginx passed to a merge function.
+    let name = unsafe { core_location_of(cf).name };
+    if name.is_empty() {
+        return String::new();
+    }
+    format!(" in location \"{name}\"")
+}
+
+/// Refuses what a location says.
+fn refuse_here(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
+    let (reason, location) = (reason.to_string_lossy(), location_name(cf));
+    ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {reason}{location}");
+    REPORTED
+}
+
+fn warn(cf: *mut ngx_conf_t, what: impl Display) {
+    ngx_conf_log_error!(NGX_LOG_WARN, cf, "push stream module: {what}");
+}
+
+pub unsafe extern "C" fn set_message_template(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: nginx passes the directive, its words and this level's configuration.
+    let (problem, words) = unsafe { (ngx_conf_set_str_slot(cf, command, conf), arguments(cf)) };
+    if problem.is_null() {
+        for word in template::unknown_words(words[1].as_bytes()) {
+            let word = String::from_utf8_lossy(word);
+            warn(
+                cf,
+                format_args!("{word} in {} is no word of templates, and is sent as it is", words[0]),
+            );
+        }
+    }
+    problem
+}
+
+/// A template in which nothing is replaced.
+pub unsafe extern "C" fn set_literal_template(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: as above.
+    let (problem, words) = unsafe { (ngx_conf_set_str_slot(cf, command, conf), arguments(cf)) };
+    if problem.is_null()
+        && let Some(word) = template::tokens(words[1].as_bytes()).next()
+    {
+        let word = String::from_utf8_lossy(word);
+        warn(
+            cf,
+            format_args!("{word} in {} is not replaced, and is sent as it is", words[0]),
+        );
+    }
+    problem
 }
 
 pub unsafe extern "C" fn set_statistics(
@@ -860,7 +961,10 @@ unsafe fn install(
     // SAFETY: `cf` and `conf` are what nginx passed to the setter.
     unsafe {
         (*conf.cast::<Location>()).role = Some(role);
-        main_of(cf).used = true;
+        let main = main_of(cf);
+        if !main.used {
+            (main.used, main.first_used) = (true, Place::of(cf));
+        }
         let core = core_location_of(cf);
         core.handler = Some(handler);
         core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
+use std::mem::offset_of;
 use std::ptr;
 use std::rc::Rc;
 
@@ -11,6 +12,7 @@ use push_stream_core::store::{Events, Limits, OnFull, Zone};
 use push_stream_core::wire::statistics;
 
 use super::location::Format;
+use super::place::Place;
 use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
 use crate::ffi::pool;
 
@@ -52,6 +54,10 @@ pub struct Main {
     pub(super) drain_time_ms: ngx_msec_t,
     /// Some location has a role.
     pub used: bool,
+    /// The first of these.
+    pub(super) first_used: Option<Place>,
+    /// Where limits were written, by the offsets of their fields.
+    limits_written: Vec<(usize, Option<Place>)>,
     /// The zone of this cycle; NULL if no size was given.
     pub zone: *mut ngx_shm_zone_t,
     /// Made when the block has been read.
@@ -107,6 +113,8 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         auto_ids: false,
         drain_time_ms: unset::MSEC,
         used: false,
+        first_used: None,
+        limits_written: Vec::new(),
         zone: ptr::null_mut(),
         settings: None,
         formats: Vec::new(),
@@ -138,17 +146,45 @@ pub unsafe extern "C" fn set_shared_memory_size(
     }
 }
 
+/// A number that is checked when the whole http block was read.
+pub unsafe extern "C" fn set_limit(cf: *mut ngx_conf_t, command: *mut ngx_command_t, conf: *mut c_void) -> *mut c_char {
+    // SAFETY: nginx passes the directive, its words and our main configuration.
+    unsafe {
+        (*conf.cast::<Main>()).note(cf, (*command).offset);
+        ngx_conf_set_num_slot(cf, command, conf)
+    }
+}
+
+/// A time that is checked when the whole http block was read.
+pub unsafe extern "C" fn set_message_ttl(
+    cf: *mut ngx_conf_t,
+    command: *mut ngx_command_t,
+    conf: *mut c_void,
+) -> *mut c_char {
+    // SAFETY: as above.
+    unsafe {
+        (*conf.cast::<Main>()).note(cf, (*command).offset);
+        ngx_conf_set_sec_slot(cf, command, conf)
+    }
+}
+
 /// Runs when the whole http block was read, before servers and locations are merged.
 pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made.
     let main = unsafe { &mut *conf.cast::<Main>() };
     if main.used && main.zones.is_empty() {
-        return refuse(cf, c"push_stream_shared_memory_size must be set.");
+        let refuse = || refuse(cf, c"push_stream_shared_memory_size must be set.");
+        // SAFETY: `cf` is valid for the call.
+        return unsafe { Place::during(main.first_used, cf, refuse) };
     }
     if main.used
-        && let Some(name) = main.zero_limit()
+        && let Some((name, place)) = main.zero_limit()
     {
-        ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {} cannot be zero.", name);
+        let log = || {
+            ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {name} cannot be zero.");
+        };
+        // SAFETY: as above.
+        unsafe { Place::during(place, cf, log) };
         return REPORTED;
     }
     main.settings = Some(Rc::new(main.settle()));
@@ -169,32 +205,36 @@ pub(super) fn refuse(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
 }
 
 impl Main {
-    /// The first directive whose zero makes no sense, in the C module's order.
-    fn zero_limit(&self) -> Option<&'static str> {
-        [
-            ("push_stream_max_number_of_channels", self.max_channels == 0),
-            (
-                "push_stream_max_number_of_wildcard_channels",
-                self.max_wildcard_channels == 0,
-            ),
-            ("push_stream_message_ttl", self.message_ttl_secs == 0),
-            (
-                "push_stream_max_subscribers_per_channel",
-                self.max_subscribers_per_channel == 0,
-            ),
-            (
-                "push_stream_max_subscribers_per_address",
-                self.max_subscribers_per_address == 0,
-            ),
-            (
-                "push_stream_max_messages_stored_per_channel",
-                self.max_stored_per_channel == 0,
-            ),
-            ("push_stream_max_channel_id_length", self.max_channel_id_length == 0),
-            ("push_stream_idempotent_window", self.idempotent_window == 0),
+    /// Remembers where a limit is written.
+    ///
+    /// # Safety
+    /// `cf` is what nginx passed to a setter.
+    unsafe fn note(&mut self, cf: *mut ngx_conf_t, offset: usize) {
+        // SAFETY: as above.
+        self.limits_written.push((offset, unsafe { Place::of(cf) }));
+    }
+
+    /// The first directive whose zero makes no sense, in the C module's order, and where it is written.
+    fn zero_limit(&self) -> Option<(&'static str, Option<Place>)> {
+        macro_rules! limit {
+            ($name:literal, $field:ident) => {
+                ($name, self.$field == 0, offset_of!(Main, $field))
+            };
+        }
+        let (name, _, offset) = [
+            limit!("push_stream_max_number_of_channels", max_channels),
+            limit!("push_stream_max_number_of_wildcard_channels", max_wildcard_channels),
+            limit!("push_stream_message_ttl", message_ttl_secs),
+            limit!("push_stream_max_subscribers_per_channel", max_subscribers_per_channel),
+            limit!("push_stream_max_subscribers_per_address", max_subscribers_per_address),
+            limit!("push_stream_max_messages_stored_per_channel", max_stored_per_channel),
+            limit!("push_stream_max_channel_id_length", max_channel_id_length),
+            limit!("push_stream_idempotent_window", idempotent_window),
         ]
         .into_iter()
-        .find_map(|(name, zero)| zero.then_some(name))
+        .find(|(_, zero, _)| *zero)?;
+        let written = self.limits_written.iter().find(|(written, _)| *written == offset);
+        Some((name, written.and_then(|(_, place)| *place)))
     }
 
     /// Fills in the defaults.

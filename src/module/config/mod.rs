@@ -3,12 +3,14 @@
 //! * [`main`]: the http block's own directives and the checks of `nginx -t` that concern it.
 //! * [`ids`]: what is about the ids of messages.
 //! * [`location`]: what can also stand in servers, locations and `if` blocks: inheritance and checks.
+//! * [`place`]: the file and line that an error is told with.
 //! * [`zone`]: the shared memory zone's life across reloads.
 
 mod ids;
 mod location;
 mod main;
 mod padding;
+mod place;
 mod zone;
 
 use std::ffi::{CStr, c_char, c_void};
@@ -148,41 +150,36 @@ pub static mut COMMANDS: [ngx_command_t; 62] = [
         ngx_conf_set_flag_slot,
         timeout_with_body
     ),
-    http!("push_stream_message_ttl", ONE, ngx_conf_set_sec_slot, message_ttl_secs),
+    http!("push_stream_message_ttl", ONE, main::set_message_ttl, message_ttl_secs),
     http!(
         "push_stream_max_subscribers_per_channel",
         ONE,
-        ngx_conf_set_num_slot,
+        main::set_limit,
         max_subscribers_per_channel
     ),
     http!(
         "push_stream_max_subscribers_per_address",
         ONE,
-        ngx_conf_set_num_slot,
+        main::set_limit,
         max_subscribers_per_address
     ),
     http!(
         "push_stream_max_messages_stored_per_channel",
         ONE,
-        ngx_conf_set_num_slot,
+        main::set_limit,
         max_stored_per_channel
     ),
     http!(
         "push_stream_max_channel_id_length",
         ONE,
-        ngx_conf_set_num_slot,
+        main::set_limit,
         max_channel_id_length
     ),
-    http!(
-        "push_stream_max_number_of_channels",
-        ONE,
-        ngx_conf_set_num_slot,
-        max_channels
-    ),
+    http!("push_stream_max_number_of_channels", ONE, main::set_limit, max_channels),
     http!(
         "push_stream_max_number_of_wildcard_channels",
         ONE,
-        ngx_conf_set_num_slot,
+        main::set_limit,
         max_wildcard_channels
     ),
     http!(
@@ -202,12 +199,7 @@ pub static mut COMMANDS: [ngx_command_t; 62] = [
         &raw mut main::ON_FULL as *mut c_void,
     ),
     http!("push_stream_drain_time", ONE, ngx_conf_set_msec_slot, drain_time_ms),
-    http!(
-        "push_stream_idempotent_window",
-        ONE,
-        ngx_conf_set_num_slot,
-        idempotent_window
-    ),
+    http!("push_stream_idempotent_window", ONE, main::set_limit, idempotent_window),
     location!(
         "push_stream_channels_path",
         ALL_LEVELS_AND_IF,
@@ -269,21 +261,21 @@ pub static mut COMMANDS: [ngx_command_t; 62] = [
         "push_stream_header_template",
         ALL_LEVELS,
         ONE,
-        ngx_conf_set_str_slot,
+        location::set_literal_template,
         header_template
     ),
     location!(
         "push_stream_message_template",
         ALL_LEVELS,
         ONE,
-        ngx_conf_set_str_slot,
+        location::set_message_template,
         message_template
     ),
     location!(
         "push_stream_footer_template",
         ALL_LEVELS,
         ONE,
-        ngx_conf_set_str_slot,
+        location::set_literal_template,
         footer_template
     ),
     location!(

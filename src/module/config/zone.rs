@@ -13,6 +13,7 @@ use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_log_error, ngx_string};
 use push_stream_core::store::{LAYOUT_VERSION, Now, Zone};
 
+use super::place::Place;
 use super::{Main, REPORTED};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::fence;
@@ -30,6 +31,7 @@ const MIN_SLOTS: usize = 64;
 pub struct Wanted {
     pub name: Pinned,
     pub size: usize,
+    place: Option<Place>,
 }
 
 /// A string in the cycle's pool.
@@ -66,7 +68,9 @@ impl Wanted {
             return Err(REPORTED);
         }
         let name = Pinned(words.get(2).copied().unwrap_or(ngx_string!("push_stream_module")));
-        Ok(Wanted { name, size })
+        // SAFETY: `cf` is valid for the call.
+        let place = unsafe { Place::of(cf) };
+        Ok(Wanted { name, size, place })
     }
 }
 
@@ -80,13 +84,17 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
         return Ok(ptr::null_mut());
     };
     for zone in ignored {
-        ngx_conf_log_error!(
-            NGX_LOG_WARN,
-            cf,
-            "push stream module: there is one zone only, \"{}\" is used instead of \"{}\"",
-            last.name,
-            zone.name
-        );
+        let warn = || {
+            ngx_conf_log_error!(
+                NGX_LOG_WARN,
+                cf,
+                "push stream module: there is one zone only, \"{}\" is used instead of \"{}\"",
+                last.name,
+                zone.name
+            );
+        };
+        // SAFETY: `cf` is valid for the call.
+        unsafe { Place::during(zone.place, cf, warn) };
     }
     // SAFETY: `cf` is valid; the name is in the cycle's pool or a constant.
     unsafe {
