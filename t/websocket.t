@@ -58,6 +58,25 @@ CONF
         is $refused->status, 400, "without $missing";
         like $refused->header('X-Nginx-PushStream-Explain'), qr/^Don't have at least one of the mandatory headers: Connection, Upgrade, Sec-WebSocket-Key and Sec-WebSocket-Version$/, 'and why';
     }
+    # --- RFC 6455 section 4.2.1 ---
+    for my $wrong (
+        [ Upgrade => 'h2c', 'Header Upgrade must name websocket.' ],
+        [ Upgrade => 'websockets', 'Header Upgrade must name websocket.' ],
+        [ Connection => 'close', 'Header Connection must name Upgrade.' ],
+        [ Connection => 'keep-alive', 'Header Connection must name Upgrade.' ],
+        [ 'Sec-WebSocket-Key' => 'x', 'Header Sec-WebSocket-Key must be 16 bytes in base64.' ],
+        [ 'Sec-WebSocket-Key' => 'dGhlIHNhbXBsZSBub25jZSBsb25nZXI=', 'Header Sec-WebSocket-Key must be 16 bytes in base64.' ],
+        [ 'Sec-WebSocket-Key' => 'dGhlIHNhbXBsZSBub25jZQ==, dGhlIHNhbXBsZSBub25jZQ==', 'Header Sec-WebSocket-Key must be 16 bytes in base64.' ],
+    ) {
+        my ($name, $value, $explain) = @$wrong;
+        my $refused = $nginx->get('/ws?id=a', %handshake, $name => $value);
+        is $refused->status, 400, "$name: $value";
+        is $refused->explain, $explain, 'and why';
+    }
+    for my $right ([ Upgrade => 'WEBSOCKET' ], [ Upgrade => 'h2c, websocket' ], [ Connection => 'keep-alive, upgrade' ]) {
+        my ($name, $value) = @$right;
+        is(PushStream::WebSocket->new($nginx, '/ws?id=a', headers => { $name => $value })->answer->status, 101, "$name: $value");
+    }
     my $old = $nginx->get('/ws?id=a', %handshake, 'Sec-WebSocket-Version' => 7);
     is $old->status, 400, 'an old version';
     is $old->header('Sec-WebSocket-Version'), '8, 13', 'what is spoken';

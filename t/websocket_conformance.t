@@ -16,7 +16,7 @@ use constant { CONTINUED => 0x0, TEXT => 0x1, BINARY => 0x2, CLOSE => 0x8, PING 
 my @cases;
 my $section;
 sub case ($name, $sends, @returns) { push @cases, [ "$section: $name", $sends, @returns ] }
-sub closes ($code) { return [ CLOSE, defined $code ? pack('n', $code) : '' ] }
+sub closes ($code, $reason = '') { return [ CLOSE, defined $code ? pack('n', $code) . $reason : '' ] }
 
 # Ends a case regularly, so that nothing unexpected goes unnoticed.
 my @BYE = (frame(CLOSE, pack 'n', 1000));
@@ -144,13 +144,14 @@ $section = 'closing (5.5.1, 7)';
 case('without a code', [ frame(CLOSE, '') ], closes(undef));
 for my $code (1000 .. 1003, 1007 .. 1011, 3000, 3999, 4000, 4999) {
     case($code, [ frame(CLOSE, pack 'n', $code) ], closes($code));
-    case("$code with a reason", [ frame(CLOSE, pack('n', $code) . "\xe2\x82\xac because") ], closes($code));
+    my $reason = "\xe2\x82\xac because";
+    case("$code with a reason", [ frame(CLOSE, pack('n', $code) . $reason) ], closes($code, $reason));
 }
 for my $code (0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535) {
     case("$code, which nobody may send", [ frame(CLOSE, pack 'n', $code) ], closes(1002));
 }
 case('half a code', [ frame(CLOSE, 'x') ], closes(1002));
-case('the longest reason', [ frame(CLOSE, pack('n', 1000) . 'r' x 123) ], closes(1000));
+case('the longest reason', [ frame(CLOSE, pack('n', 1000) . 'r' x 123) ], closes(1000, 'r' x 123));
 case('one byte more', [ frame(CLOSE, pack('n', 1000) . 'r' x 124) ], closes(1002));
 case('a reason that is no UTF-8', [ frame(CLOSE, pack('n', 1000) . "\xce\xba\xf4\x90\x80\x80") ], closes(1007));
 case('a reason that ends within a character', [ frame(CLOSE, pack('n', 1000) . "\xe2\x82") ], closes(1007));

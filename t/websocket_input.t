@@ -85,7 +85,7 @@ CONF
         my $leaving = $open->('/listen?id=leaving');
         $leaving->send($CLOSE, $payload);
         my ($opcode, $answer) = $leaving->next_frame;
-        is_deeply [ $opcode, $answer ], [ $CLOSE, substr $payload, 0, 2 ], 'a close is answered in kind';
+        is_deeply [ $opcode, $answer ], [ $CLOSE, $payload ], 'a close is answered in kind, its reason included';
         is $nginx->figures('leaving')->{subscribers}, 0, 'and the client is gone by then';
         $leaving->send_bytes("GET /status HTTP/1.1\r\nHost: x\r\n\r\n");
         is $leaving->client->rest, '', 'what follows is no request';

@@ -4,6 +4,8 @@
 //! memory for what a header announces, only for what has arrived, and no more than the largest message allowed.
 
 use base64::Engine;
+use base64::alphabet;
+use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use sha1::{Digest, Sha1};
 
 /// RFC 6455 §1.3.
@@ -17,6 +19,25 @@ pub fn accept_key(key: &[u8]) -> String {
     hash.update(key);
     hash.update(KEY_GUID);
     base64::engine::general_purpose::STANDARD.encode(hash.finalize())
+}
+
+/// Bits behind the last byte of a key do not matter: some clients make keys of random letters.
+const KEY_ENGINE: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
+);
+
+/// Is this a `Sec-WebSocket-Key`: 16 bytes in base64 (RFC 6455 §4.2.1)?
+pub fn is_key(key: &[u8]) -> bool {
+    let mut bytes = [0; 18];
+    key.len() == 24 && KEY_ENGINE.decode_slice(key, &mut bytes) == Ok(16)
+}
+
+/// Is `wanted` one of the comma-separated words of a header, in any case?
+pub fn has_word(value: &[u8], wanted: &str) -> bool {
+    value
+        .split(|&byte| byte == b',')
+        .any(|word| word.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 /// What a frame is (RFC 6455 §5.2).
@@ -88,8 +109,8 @@ pub enum Received<'a> {
     /// To be answered with a pong of the same payload.
     Ping(&'a [u8]),
     Pong,
-    /// To be answered with a close frame of the same code.
-    Close(Option<u16>),
+    /// To be answered with a close frame of the same payload: none, or a code that may be sent, and a reason.
+    Close(&'a [u8]),
 }
 
 /// Why the connection must end, and with which code (RFC 6455 §7.4.1).
@@ -352,7 +373,10 @@ impl Decoder {
             Opcode::Binary => Received::Binary(&self.payload),
             Opcode::Ping => Received::Ping(&self.control),
             Opcode::Pong => Received::Pong,
-            Opcode::Close => Received::Close(close_code(&self.control)?),
+            Opcode::Close => {
+                judge_close(&self.control)?;
+                Received::Close(&self.control)
+            }
         })
     }
 }
@@ -368,9 +392,9 @@ fn header_len(header: &[u8; 14]) -> usize {
 }
 
 /// RFC 6455 §5.5.1 and §7.4: none, or a code that may be sent and a reason in UTF-8.
-fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
+fn judge_close(payload: &[u8]) -> Result<(), Violation> {
     match payload {
-        [] => Ok(None),
+        [] => Ok(()),
         [_] => Err(Violation::Protocol),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
@@ -379,7 +403,7 @@ fn close_code(payload: &[u8]) -> Result<Option<u16>, Violation> {
             } else if str::from_utf8(reason).is_err() {
                 Err(Violation::Text)
             } else {
-                Ok(Some(code))
+                Ok(())
             }
         }
     }
@@ -484,6 +508,33 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_sixteen_bytes_in_base64() {
+        assert!(is_key(b"dGhlIHNhbXBsZSBub25jZQ=="));
+        assert!(is_key(b"abcdefghijklmnopqrstuv=="));
+        for key in [
+            "",
+            "x",
+            "dGhlIHNhbXBsZSBub25jZQ",
+            "dGhlIHNhbXBsZSBub25jZQ= ",
+            "dGhlIHNhbXBsZSBub25jZSE=",
+            "dGhlIHNhbXBsZSBub25jZSEh",
+            "dGhlIHNhbXBsZSBub25jZ*==",
+            "dGhlIHNhbXBsZSBub25jZSBsb25nZXI=",
+        ] {
+            assert!(!is_key(key.as_bytes()), "{key}");
+        }
+    }
+
+    #[test]
+    fn words_are_found_in_any_case_and_whole() {
+        assert!(has_word(b"Upgrade", "upgrade"));
+        assert!(has_word(b"keep-alive ,\tUPGRADE", "upgrade"));
+        assert!(!has_word(b"close", "upgrade"));
+        assert!(!has_word(b"upgrade-insecure", "upgrade"));
+        assert!(!has_word(b"", "upgrade"));
+    }
+
+    #[test]
     fn lengths_take_one_three_or_nine_bytes() {
         for (len, header) in [
             (0, &[0x81, 0][..]),
@@ -569,8 +620,11 @@ mod tests {
 
     #[test]
     fn a_close_has_a_code_or_none() {
-        assert_eq!(decode(&frame(0x88, None, b"")), ["Close(None)"]);
-        assert_eq!(decode(&frame(0x88, None, b"\x03\xe8bye")), ["Close(Some(1000))"]);
+        assert_eq!(decode(&frame(0x88, None, b"")), ["Close([])"]);
+        assert_eq!(
+            decode(&frame(0x88, None, b"\x03\xe8bye")),
+            ["Close([3, 232, 98, 121, 101])"]
+        );
         assert_eq!(decode(&frame(0x88, None, b"\x03\xe8\xff")), ["text that is not UTF-8"]);
     }
 
@@ -623,7 +677,8 @@ mod tests {
         let mut out = Vec::new();
         push_close(1008, &[b'x'; 500], &mut out);
         assert_eq!(out.len(), 2 + 125);
-        assert_eq!(decode(&out), ["Close(Some(1008))"]);
+        assert!(decode(&out)[0].starts_with("Close([3, 240, 120, 120,"));
+        assert_eq!(out.len(), 2 + MAX_CONTROL as usize);
     }
 
     proptest! {

@@ -167,9 +167,17 @@ impl Delivery {
                     answered = true;
                 }
                 Ok(Received::Pong) => {}
-                Ok(Received::Close(code)) => return self.close(id, code, Reason::ClientClosing),
-                Err(Violation::Binary) => return self.close(id, None, Reason::Violation),
-                Err(violation) => return self.close(id, Some(violation.code()), Reason::Violation),
+                Ok(Received::Close(payload)) => {
+                    let mut farewell = Vec::new();
+                    websocket::push_frame(Opcode::Close, payload, &mut farewell);
+                    return self.close(id, &farewell, Reason::ClientClosing);
+                }
+                Err(Violation::Binary) => return self.close(id, CLOSE, Reason::Violation),
+                Err(violation) => {
+                    let mut farewell = Vec::new();
+                    websocket::push_close(violation.code(), b"", &mut farewell);
+                    return self.close(id, &farewell, Reason::Violation);
+                }
             }
         }
         if !decoder.is_idle()
@@ -193,20 +201,12 @@ impl Delivery {
     }
 
     /// The connection ends with a close frame: it counts as gone before the client sees that.
-    fn close(&mut self, id: SubscriberId, code: Option<u16>, reason: Reason) -> Reaction {
-        let farewell = match code {
-            None => CLOSE.to_vec(),
-            Some(code) => {
-                let mut frame = Vec::new();
-                websocket::push_close(code, b"", &mut frame);
-                frame
-            }
-        };
+    fn close(&mut self, id: SubscriberId, farewell: &[u8], reason: Reason) -> Reaction {
         if let Some(subscriber) = self.registry.slab.get(id) {
             subscriber.replay = None;
             subscriber.end_due_ms = NEVER;
             subscriber.ping_due_ms = NEVER;
-            subscriber.push_bytes(&farewell);
+            subscriber.push_bytes(farewell);
             subscriber.ends(reason);
         }
         self.wheel.remove(&mut self.registry.slab, id.index);

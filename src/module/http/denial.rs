@@ -25,6 +25,8 @@ pub enum Denial {
     /// No WebSocket handshake, or one of a version that nobody speaks any more.
     NoHandshake,
     HandshakeVersion,
+    /// One with a header that is wrong, and what is.
+    Handshake(&'static str),
     /// With the methods that are allowed.
     Method(&'static str),
     /// A brought event id or type with control characters, or too long.
@@ -62,6 +64,7 @@ impl Denial {
             | Denial::EventFieldTooLong
             | Denial::Argument(_)
             | Denial::NoHandshake
+            | Denial::Handshake(_)
             | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
             Denial::ReservedChannelId
             | Denial::TooManyWildcardChannels
@@ -103,7 +106,7 @@ impl Denial {
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
-            Denial::Argument(explain) => explain,
+            Denial::Argument(explain) | Denial::Handshake(explain) => explain,
             Denial::EventFieldTooLong => "Event id and event type must have at most 65535 bytes.",
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",

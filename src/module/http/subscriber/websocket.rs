@@ -36,7 +36,7 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-/// The value of `Sec-WebSocket-Accept`. Of the mandatory headers only the version is looked at.
+/// The value of `Sec-WebSocket-Accept` for a request that is a handshake (RFC 6455 §4.2.1).
 fn judge_handshake(r: Request<'_>) -> Result<String, Denial> {
     if !r.may_switch_protocols() {
         return Err(Denial::NoHandshake);
@@ -45,10 +45,23 @@ fn judge_handshake(r: Request<'_>) -> Result<String, Denial> {
     header(&HeaderName::UPGRADE)?;
     header(&HeaderName::CONNECTION)?;
     let key = header(&HeaderName::WEBSOCKET_KEY)?;
-    match header(&HeaderName::WEBSOCKET_VERSION)? {
-        b"8" | b"13" => Ok(websocket::accept_key(key)),
-        _ => Err(Denial::HandshakeVersion),
+    let version = header(&HeaderName::WEBSOCKET_VERSION)?;
+    if !matches!(version, b"8" | b"13") {
+        return Err(Denial::HandshakeVersion);
     }
+    let says = |name, word| r.headers(name).any(|value| websocket::has_word(value, word));
+    if !says(&HeaderName::UPGRADE, "websocket") {
+        return Err(Denial::Handshake("Header Upgrade must name websocket."));
+    }
+    if !says(&HeaderName::CONNECTION, "upgrade") {
+        return Err(Denial::Handshake("Header Connection must name Upgrade."));
+    }
+    if !websocket::is_key(key) {
+        return Err(Denial::Handshake(
+            "Header Sec-WebSocket-Key must be 16 bytes in base64.",
+        ));
+    }
+    Ok(websocket::accept_key(key))
 }
 
 fn head(accept: &str) -> Vec<u8> {
