@@ -164,6 +164,18 @@ END
     is_deeply [ map { $_->{line} } @$verdicts ], [2], 'and the line that failed';
     is $answer->header('Preference-Applied'), undef, 'otherwise there is no such header';
 
+    # Lines where no lines are taken are one message, as with the C module.
+    my $published = $nginx->figures('fine')->{published_messages};
+    for my $case ([ POST => '/single?id=fine', 'push_stream_batch_publish is off.' ], [ PUT => '/pub?id=fine', 'only POST takes batches.' ]) {
+        my ($method, $uri, $reason) = @$case;
+        my $lines = lines({ channels => ['fine'], text => 'x' });
+        my $answer = $nginx->request($method, $uri, headers => { %ndjson, 'Content-Type' => 'application/x-ndjson; charset=utf-8' }, body => $lines);
+        is $answer->status, 200, "$method $uri publishes them as one message";
+        is $answer->header('X-Nginx-PushStream-Warning'), "Published as one message: $reason", 'and says so';
+    }
+    is $nginx->figures('fine')->{published_messages}, $published + 2, 'one each';
+    is $nginx->post('/single?id=fine', 'x', 'Content-Type' => 'application/json')->header('X-Nginx-PushStream-Warning'), undef, 'others are not warned';
+
     # Limits.
     my $before = $nginx->figures('b')->{published_messages};
     my $many = $post->('/quiet', lines(({ channels => ['b'], text => 'x' }) x 4));

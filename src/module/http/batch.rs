@@ -24,7 +24,25 @@ const FAILED_DEPENDENCY: u32 = 424;
 
 /// Is this the request for a batch, in a location that takes some?
 pub fn is_batch(r: Request<'_>) -> bool {
-    r.location().batch().is_some() && r.header(&HeaderName::CONTENT_TYPE).is_some_and(batch::is_batch)
+    r.location().batch().is_some() && is_ndjson(r)
+}
+
+/// Does the request say that its body is one?
+fn is_ndjson(r: Request<'_>) -> bool {
+    r.content_type().is_some_and(batch::is_batch)
+}
+
+/// Tells a publisher whose lines became one message, which is what the C module makes of any body.
+pub fn warn_of_single_message(r: Request<'_>) -> Result<(), Denial> {
+    if !is_ndjson(r) {
+        return Ok(());
+    }
+    let reason: &[u8] = if r.location().batch().is_some() {
+        b"Published as one message: only POST takes batches."
+    } else {
+        b"Published as one message: push_stream_batch_publish is off."
+    };
+    r.add_header("X-Nginx-PushStream-Warning", reason)
 }
 
 /// Publishes a body of lines, all of which nginx has read.

@@ -229,6 +229,7 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     .ok_or(Denial::Unavailable)?
     .inspect_err(count_refusal)?;
     add_outcome(r, &published)?;
+    batch::warn_of_single_message(r)?;
     if r.location().info_on_publish() {
         confirm(r, &ids, &published, now)
     } else {

@@ -87,6 +87,12 @@ impl<'r> Request<'r> {
         })
     }
 
+    /// Content-Type, which nginx keeps in a field of its own.
+    pub fn content_type(self) -> Option<&'r [u8]> {
+        // SAFETY: the field is NULL or points to a header of the request.
+        unsafe { (*self.raw).headers_in.content_type.as_ref() }.map(|header| header.value.as_bytes())
+    }
+
     /// The value of a directive with variables, percent-decoded; None if the directive is not set.
     pub fn value(self, directive: *mut ngx_http_complex_value_t) -> Result<Option<Vec<u8>>, Denial> {
         if directive.is_null() {
@@ -476,7 +482,6 @@ pub struct HeaderName {
 impl HeaderName {
     pub const ACCEPT: HeaderName = HeaderName::new("Accept");
     pub const CONNECTION: HeaderName = HeaderName::new("Connection");
-    pub const CONTENT_TYPE: HeaderName = HeaderName::new("Content-Type");
     /// In the answer to OPTIONS, if it was in the request: when the zone was made, in milliseconds of Unix time.
     pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
     pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
