@@ -148,8 +148,6 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
         match pieces.turn(Request::new(r)) {
             Ok(Some(code)) => return Some(code),
             Ok(None) => {}
-            // Half an answer has no other end.
-            Err(_) if pieces.started => return Some(NGX_ERROR as ngx_int_t),
             Err(denial) => return Some(answer::conclude(Request::new(r), Err(denial))),
         }
         if is_full(r) {

@@ -44,6 +44,14 @@ fuzz_target!(|input: &[u8]| {
         &mut stream,
     );
     assert_eq!(read(&stream).len(), 1);
+    // Nor can a template make more or less of a message than one event, unless nginx -t warns of it.
+    if eventsource::oddities(text, b"", b"").next().is_none() {
+        let template = eventsource::message_template(text);
+        let mut stream = eventsource::header(b": a comment");
+        eventsource::render(&template, &fields, &mut stream);
+        eventsource::render(&template, &fields, &mut stream);
+        assert_eq!(read(&stream).len(), 2);
+    }
     let header = eventsource::header(text);
     if !text.starts_with(b": ") {
         assert!(read(&header).is_empty(), "a header is comments");
