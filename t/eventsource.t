@@ -36,6 +36,7 @@ CONF
     my $events = $nginx->subscribe('/ev?id=a');
     is $events->status, 200, 'an event stream';
     is $events->header('Content-Type'), 'text/event-stream; charset=utf-8', 'has its own type';
+    is $events->header('X-Accel-Buffering'), 'no', 'which no proxy may hold back';
     is $events->header($_), undef, "and no $_" for qw(Last-Modified Etag Content-Length);
     is $events->chunk, ": \n", 'it begins with a comment';
 

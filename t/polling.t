@@ -35,6 +35,7 @@ CONF
     my $nothing = $nginx->get('/poll?id=a');
     is $nothing->status, 304, 'nothing new';
     is $nothing->header($_), undef, "and no $_ when the client had no position" for qw(Last-Modified Etag);
+    is $nothing->header('X-Accel-Buffering'), undef, 'a proxy may do with it as it likes';
     is $nothing->header('Cache-Control'), 'no-cache, no-store, must-revalidate', 'not to be cached';
     is $nginx->figures('a')->{published_messages}, 0, 'polling creates its channel';
 

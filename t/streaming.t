@@ -37,6 +37,7 @@ CONF
     is $bare->header($_), over_http2() ? undef : $of_http1{$_}, "$_: each message is a chunk, the connection stays" for keys %of_http1;
     is $bare->header('Expires'), 'Thu, 01 Jan 1970 00:00:01 GMT', 'not to be kept by caches';
     is $bare->header('Cache-Control'), 'no-cache, no-store, must-revalidate', 'of any kind';
+    is $bare->header('X-Accel-Buffering'), 'no', 'nor held back by proxies';
     is $bare->header($_), undef, "without $_" for qw(Last-Modified Etag Content-Length Access-Control-Allow-Origin);
     is $nginx->figures('a')->{subscribers}, 1, 'who has the head is counted';
 
