@@ -127,6 +127,8 @@ subtest 'texts that clients would read as something else' => sub {
     $warning->($_ => qq(push_stream_message_template "data: ~text~\\n\\n"; push_stream_header_template ": a\\nretry: 1000\\n";), undef) for qw(eventsource streaming);
     $warning->(websocket => qq(push_stream_header_template "caf\xe9";), 'push_stream_header_template is not UTF-8, so clients will close the connection in location "/sub"');
     $warning->(streaming => qq(push_stream_header_template "caf\xe9";), undef);
+    my $said = accepts $with->(websocket => '') =~ s/(push_stream_shared_memory_size 1m;)/$1 push_stream_channel_deleted_message_text "caf\xe9";/r, 'a notice';
+    like $said, qr/push_stream_channel_deleted_message_text is not UTF-8, so clients will close the connection in location "\/sub"/, 'is looked at, too';
 };
 
 done_testing;

@@ -522,7 +522,7 @@ impl Location {
     }
 
     /// Warns of configured texts that clients will read as something else.
-    fn warn(&self, cf: *mut ngx_conf_t, mode: SubscriberMode) {
+    fn warn(&self, cf: *mut ngx_conf_t, mode: SubscriberMode, main: &Main) {
         let message = self.message_template.as_bytes();
         let (header, footer) = (self.header_template.as_bytes(), self.footer_template.as_bytes());
         match mode {
@@ -537,6 +537,10 @@ impl Location {
                     ("push_stream_header_template", header),
                     ("push_stream_footer_template", footer),
                     ("push_stream_gap_message_text", self.gap_text.as_bytes()),
+                    (
+                        "push_stream_channel_deleted_message_text",
+                        main.channel_deleted_text.as_bytes(),
+                    ),
                 ];
                 for (name, _) in texts.into_iter().filter(|(_, text)| str::from_utf8(text).is_err()) {
                     let location = location_name(cf);
@@ -807,7 +811,7 @@ fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, mai
         main.statistics_channels.set(main.statistics_channels.get().max(wanted));
     }
     if let Role::Subscriber(mode) = role {
-        inner.warn(cf, mode);
+        inner.warn(cf, mode, main);
         // SAFETY: `cf` is valid for the call.
         let padding = match unsafe { padding::parse(cf, inner.padding_text.as_bytes()) } {
             Ok(padding) => padding,
