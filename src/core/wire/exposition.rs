@@ -112,7 +112,6 @@ impl Family<'_> {
         self.named(self.suffix, labels, |out| push_number(value, out))
     }
 
-    /// The samples of a histogram, in seconds.
     /// A sample in microseconds, written in seconds.
     pub fn sample_us(&mut self, labels: &[Label<'_>], value_us: u64) -> &mut Self {
         self.named(self.suffix, labels, |out| {
@@ -120,6 +119,7 @@ impl Family<'_> {
         })
     }
 
+    /// The samples of a histogram, in seconds.
     pub fn histogram(&mut self, histogram: Histogram<'_>) -> &mut Self {
         let mut count = 0;
         for (index, &in_bucket) in histogram.buckets.iter().enumerate() {
