@@ -202,7 +202,9 @@ pub struct Summary {
 /// What was evicted to make room, ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evictions {
+    /// Messages that nobody could get any more, before the time for which they are kept for statistics.
     pub trash: u64,
+    /// Messages whose time was over and that were not removed yet.
     pub expired: u64,
     pub stored: u64,
     pub channels: u64,

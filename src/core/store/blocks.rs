@@ -1,8 +1,8 @@
 //! Blocks: the free list and the memory that was never used.
 
+use super::Stop;
 use super::layout::*;
 use super::memory::Locked;
-use super::{Refusal, Stop};
 
 /// How many blocks one hold of the lock takes or frees at most.
 pub const BLOCKS_PER_HOLD: u32 = 128;
@@ -19,6 +19,7 @@ impl Locked<'_> {
         if super::kill::is_short() {
             return Err(Stop::Short);
         }
+        self.ready_entry();
         if let Some(block) = self.hot(hot::free).some() {
             let next = self.get(block, block::next);
             // The caller writes over it without a journal; undoing must find it again.
@@ -35,16 +36,6 @@ impl Locked<'_> {
         Ok(BlockRef(fresh))
     }
 
-    pub fn free_block(&mut self, block: BlockRef) {
-        if self.kind(block.0) != kind::OTHER {
-            self.set_kind(block.0, kind::OTHER);
-        }
-        let free = self.hot(hot::free);
-        self.set(block, block::next, free);
-        self.set_hot(hot::free, block);
-        self.add(Hot, hot::free_count, 1);
-    }
-
     /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns how many, at most `wanted`.
     pub fn reserve(&mut self, slot: SlotRef, wanted: u32) -> u32 {
         let wanted = wanted.min(BLOCKS_PER_HOLD);
@@ -53,6 +44,7 @@ impl Locked<'_> {
             return 0;
         }
         let reserved = self.get(slot, slot::reserved);
+        self.ready_entry();
         if let Some(first) = self.hot(hot::free).some() {
             let mut last = first;
             let mut count = 1;
@@ -98,24 +90,5 @@ impl Locked<'_> {
             self.free_block(block);
         }
         self.get(slot, slot::reserved).some().is_some()
-    }
-
-    /// Before a mutation that may write `entries` journal entries: borrows blocks for those that do not fit.
-    pub fn extend_journal(&mut self, entries: usize) -> Result<(), Stop> {
-        let shortage = self.journal_shortage(entries);
-        if shortage > self.available() as usize {
-            return Err(Stop::Refused(Refusal::Full));
-        }
-        let mut missing = shortage;
-        while missing > 0 {
-            self.begin();
-            for _ in 0..missing.min(16) {
-                let block = self.take_block()?;
-                self.lend_to_journal(block);
-                missing -= 1;
-            }
-            self.commit();
-        }
-        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::layout::*;
 use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
-use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop};
+use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, room};
 
 /// Ticks between leaving and the return of the memory.
 pub const TRASH_TICKS: u32 = 100;
@@ -141,14 +141,17 @@ impl Locked<'_> {
 
     fn create(&mut self, hash: u32, id: &[u8], limits: &Limits) -> Result<ChannelRef, Stop> {
         self.may_create(id, limits, 0, 0).map_err(Stop::Refused)?;
+        if self.available() <= room::spare(self, limits) {
+            return Err(Stop::Short);
+        }
         let wildcard = limits.is_wildcard(id);
         let flags = if wildcard { channel_flag::WILDCARD } else { 0 };
         let created = self.create_unlisted(hash, id, flags)?;
         self.begin_ids(created)?;
-        self.set(created, channel::deadline, self.deadline(limits));
-        self.push_back(order(), created);
-        self.push_back(idle(), created);
-        self.set_flag(created, channel_flag::IDLE_LISTED, true);
+        self.init(created, channel::deadline, self.deadline(limits));
+        self.init(created, channel::flags, flags | channel_flag::IDLE_LISTED);
+        self.push_back_new(order(), created);
+        self.push_back_new(idle(), created);
         self.add(
             Hot,
             if wildcard {
@@ -455,6 +458,9 @@ impl Locked<'_> {
         let Some(events) = limits.events.as_ref().filter(|_| is_other) else {
             return Ok(());
         };
+        if self.available() <= room::spare(self, limits) {
+            return Err(Stop::Short);
+        }
         let mut id = Vec::new();
         self.copy_id(channel, &mut id);
         self.link_short(target, event.name().as_bytes(), &(events.text)(event, &id), limits)

@@ -5,52 +5,63 @@
 
 use std::sync::atomic::Ordering;
 
-use super::layout::{COUNTERS, slot};
+use super::layout::{COUNTERS, FANOUT_BUCKETS, FANOUT_FIRST, FANOUT_SUM, slot};
 use super::memory::Memory;
 use super::{Refusal, Worker};
 
-/// One count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
-    /// Messages handed to a subscriber, once for each.
-    Delivered,
-    /// Subscribers that were told that they have missed something.
-    GapNotice,
-    /// Slow readers whose connection was closed.
-    SlowClose,
-    /// Slow readers that missed their oldest messages, once for each time that room was made.
-    SlowSkip,
-    /// Slow readers that missed all but the newest message.
-    SlowLatest,
-    /// Workers woken by another one.
-    WakeupSignal,
-    /// Workers that had something to take from themselves.
-    WakeupOwn,
-    /// Workers that found something although nobody had woken them.
-    WakeupTimer,
-    /// Messages refused: no room.
-    RefusedFull,
-    /// A limit, as that of channels.
-    RefusedLimit,
-    /// The request or line was no message.
-    RefusedInvalid,
-    /// The channel is not for publishers.
-    RefusedForbidden,
-    /// An earlier line of the same batch was refused.
-    RefusedDependency,
-    /// The event id was not above the channel's newest.
-    RefusedOutOfOrder,
-    /// Messages skipped because their id had been accepted before.
-    Duplicate,
+/// Declares the counts, each with its number in the zone, and a list of them.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
+        /// One count. Its number is its place in the zone: it stays, whatever comes and goes beside it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])* $name = $number,)*
+        }
+
+        impl Counter {
+            pub const ALL: &[Counter] = &[$(Counter::$name),*];
+        }
+
+        const _: () = {
+            $(assert!($number < FANOUT_SUM);)*
+        };
+    };
 }
 
-const SCALARS: usize = Counter::Duplicate as usize + 1;
-const FANOUT_SUM: usize = SCALARS;
-const FANOUT_FIRST: usize = FANOUT_SUM + 1;
-const _: () = assert!(FANOUT_FIRST + FANOUT_BUCKETS <= COUNTERS);
+counters! {
+    /// Messages handed to a subscriber, once for each.
+    Delivered = 0,
+    /// Subscribers that were told that they have missed something.
+    GapNotice = 1,
+    /// Slow readers whose connection was closed.
+    SlowClose = 2,
+    /// Slow readers that missed their oldest messages, once for each time that room was made.
+    SlowSkip = 3,
+    /// Slow readers that missed all but the newest message.
+    SlowLatest = 4,
+    /// Workers woken by another one.
+    WakeupSignal = 5,
+    /// Workers that had something to take from themselves.
+    WakeupOwn = 6,
+    /// Workers that found something although nobody had woken them.
+    WakeupTimer = 7,
+    /// Messages refused: no room.
+    RefusedFull = 8,
+    /// A limit, as that of channels.
+    RefusedLimit = 9,
+    /// The request or line was no message.
+    RefusedInvalid = 10,
+    /// The channel is not for publishers.
+    RefusedForbidden = 11,
+    /// An earlier line of the same batch was refused.
+    RefusedDependency = 12,
+    /// The event id was not above the channel's newest.
+    RefusedOutOfOrder = 13,
+    /// Messages skipped because their id had been accepted before.
+    Duplicate = 14,
+}
 
-/// Buckets of [`Fanout`], the one without a bound included.
-const FANOUT_BUCKETS: usize = Fanout::BOUNDS_MS.len() + 1;
+const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);
 
 /// How long messages took from their publication until a worker had sent them to the last of its subscribers. One
 /// observation per message and worker.
@@ -72,8 +83,14 @@ impl Fanout {
 }
 
 /// All counts at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts([u64; COUNTERS]);
+
+impl Default for Counts {
+    fn default() -> Counts {
+        Counts([0; COUNTERS])
+    }
+}
 
 impl Counts {
     pub(super) fn of(memory: &Memory) -> Counts {

@@ -38,11 +38,14 @@ impl Worker {
         channels: usize,
         now: Now,
     ) -> Result<Draft, Refusal> {
-        let shape = Shape::of(text_len, event_id, event_type, channels).ok_or(refused(&self.limits))?;
         self.unreserve();
-        self.reserve(shape.blocks(), now).inspect_err(|_| {
-            self.count_full();
+        let shape = match Shape::of(text_len, event_id, event_type, channels) {
+            Some(shape) => self.reserve(shape.blocks(), now).map(|()| shape),
+            None => Err(refused(&self.limits)),
+        };
+        let shape = shape.inspect_err(|&refusal| {
             self.unreserve();
+            self.count_if_full(refusal);
         })?;
         let first = self.memory().peek(self.slot, slot::reserved);
         let mut draft = self.start(first, shape, event_id, event_type);
@@ -55,17 +58,25 @@ impl Worker {
             // No eviction could make room for it.
             return Err(refused(&self.limits));
         }
+        let spare = room::spare(self.memory(), &self.limits);
         let mut missing = blocks;
         let mut attempts = 0;
         while missing > 0 {
-            let taken = self.step(|locked, slot| locked.reserve(slot, missing));
+            let taken = self.step(|locked, slot| {
+                let free = locked.available().saturating_sub(spare);
+                if free > 0 {
+                    locked.reserve(slot, missing.min(free))
+                } else {
+                    0
+                }
+            });
             missing -= taken;
             if taken == 0 {
                 attempts += 1;
                 if attempts > ATTEMPTS {
                     return Err(refused(&self.limits));
                 }
-                room::make_room(&self.zone.memory, missing, &self.limits, now)?;
+                room::make_room(&self.zone.memory, missing + spare, &self.limits, now)?;
             }
         }
         Ok(())

@@ -229,6 +229,9 @@ impl Worker {
                         return false;
                     };
                     locked.unpin_first(slot, link);
+                    if locked.nearly_full() {
+                        break;
+                    }
                 }
                 true
             });

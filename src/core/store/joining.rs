@@ -25,13 +25,19 @@ impl Worker {
         let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
         let address_hash = request.address.map_or(0, |address| self.memory().hash(address.key));
         let keys = request.address.iter().map(|address| address.key);
-        let cost = self.cost(request.channels.iter().map(|channel| channel.id).chain(keys));
+        let cost = self
+            .cost(request.channels.iter().map(|channel| channel.id).chain(keys))
+            .with_entering();
         let slot = self.slot;
         let limits = self.limits.clone();
         let mut seeks: SmallVec<[Option<Seek>; 1]> = request.channels.iter().map(|_| None).collect();
         for attempt in 1.. {
             let budget = if attempt <= SEEKS { SEEK_LINKS } else { u32::MAX };
-            let joined = self.mutate(cost, now, |locked| {
+            let named = hashes
+                .iter()
+                .copied()
+                .zip(request.channels.iter().map(|channel| channel.id));
+            let joined = self.mutate(cost, named, now, |locked| {
                 locked.admit(request, &hashes, &limits).map_err(Stop::Refused)?;
                 let mut channels: SmallVec<[ChannelRef; 4]> = SmallVec::with_capacity(hashes.len());
                 for (channel, &hash) in request.channels.iter().zip(&hashes) {
@@ -97,6 +103,7 @@ impl Worker {
             let member = MemberRef(membership.0);
             let counted = subscriber_gone && index == 0;
             let mut empty = self.step(|locked, slot| {
+                locked.make_event_room();
                 if counted {
                     locked.sub(slot, slot::subscribers, 1);
                 }

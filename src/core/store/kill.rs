@@ -61,6 +61,23 @@ pub fn disarm() -> bool {
     POINTS_LEFT.swap(u64::MAX, Ordering::SeqCst) != u64::MAX
 }
 
+/// Blocks that the journal has borrowed in this process.
+static BORROWED: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn note_borrowed() {
+    BORROWED.fetch_add(1, Ordering::Relaxed);
+}
+
+/// How many blocks the journal has borrowed in this process.
+pub fn borrowed() -> u64 {
+    BORROWED.load(Ordering::Relaxed)
+}
+
+/// Points that are still to pass before what was armed happens.
+pub fn left() -> u64 {
+    POINTS_LEFT.load(Ordering::SeqCst)
+}
+
 /// A point at which a process can die.
 #[inline]
 pub(super) fn point() {

@@ -21,8 +21,12 @@ pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
 /// Ways of being connected that a worker counts its subscribers by.
 pub const TALLIES: usize = 16;
-/// What is counted outside of the lock: see [`super::Counter`] and [`super::Fanout`].
-pub const COUNTERS: usize = 32;
+/// What is counted outside of the lock: each [`super::Counter`] at its own number, and behind them [`super::Fanout`].
+pub const COUNTERS: usize = 64;
+/// Where the fan-out's sum is among the counters, and the first of its buckets.
+pub const FANOUT_SUM: usize = 48;
+pub const FANOUT_FIRST: usize = FANOUT_SUM + 1;
+pub const FANOUT_BUCKETS: usize = COUNTERS - FANOUT_FIRST;
 /// Bits of a message's tag field that hold the milliseconds of its publish time.
 pub const MILLIS_BITS: u32 = 10;
 /// Tags in a second: more than the lock can be taken times.
@@ -31,7 +35,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 5;
+pub const LAYOUT_VERSION: u32 = 6;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -200,6 +204,12 @@ macro_rules! record {
 
             $($(#[$field_doc])* pub const $field: Field<$reference, $type> = Field::at(offset_of!(Layout, $field));)*
             pub const SIZE: usize = size_of::<Layout>();
+
+            /// What there is, for whoever compares layouts: name, place and size of each field.
+            #[cfg(test)]
+            pub const FIELDS: &[(&str, usize, usize)] = &[
+                $((stringify!($field), offset_of!(Layout, $field), size_of::<$type>()),)*
+            ];
         }
     };
 }
@@ -315,6 +325,8 @@ pub mod link_flag {
     pub const BINARY: u16 = 1 << 13;
     /// With `NOTICE`: the subscribers are sent away, the channel stays.
     pub const DISMISSAL: u16 = 1 << 14;
+    /// It was taken away to make room, and is counted so.
+    pub const EVICTED: u16 = 1 << 15;
 }
 
 pub const LIMBO: u16 = 1;
@@ -503,7 +515,7 @@ pub struct Header {
     pub repairs: u64,
     /// 0 = no mutation in progress; else 1 + the number of journal entries.
     pub journal_state: u32,
-    /// Blocks lent to the journal.
+    /// The first block lent to the journal, if it has more entries than its own room takes.
     pub journal_more: u32,
     pub hot: [u64; HOT_WORDS],
     pub hot_saved: [u64; HOT_WORDS],
@@ -522,8 +534,21 @@ pub struct JournalEntry {
     pub old: u64,
 }
 
-/// Journal entries in a block lent to the journal: the first eight bytes are the chain.
-pub const JOURNAL_PER_BLOCK: usize = (BLOCK - 8) / size_of::<JournalEntry>();
+record! {
+    /// A block lent to the journal; entries follow.
+    lent of BlockRef {
+        /// Where the free list goes on once it is free again.
+        next: BlockRef,
+        /// The next lent block.
+        more: BlockRef,
+        /// Where the free list went on behind it before.
+        free_next: BlockRef,
+        unused: u32,
+    }
+}
+
+/// Journal entries in a block lent to the journal.
+pub const JOURNAL_PER_BLOCK: usize = (BLOCK - lent::SIZE) / size_of::<JournalEntry>();
 
 /// What a block holds, in the table of kinds: only for those that are found by number from outside the lock.
 pub mod kind {
@@ -535,6 +560,8 @@ pub mod kind {
 }
 
 const _: () = {
+    assert!(size_of::<Header>() == offset_of!(Header, counters) + 8 * COUNTERS);
+    assert!(offset_of!(Header, lock) == 72 && offset_of!(Header, hot) == 128);
     assert!(channel::SIZE == 88);
     assert!(body::SIZE == 32 && link::SIZE == 32);
     assert!(multi::SIZE == BLOCK);
@@ -544,3 +571,144 @@ const _: () = {
     assert!(slot::SIZE == 192);
     assert!(hot::SIZE.is_multiple_of(8));
 };
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::super::memory::division;
+    use super::super::{Connections, Counter, Fanout};
+    use super::*;
+
+    /// Every layout that was released, and its version; the last is the present one.
+    const KNOWN: [(u32, u64); 1] = [(6, 0x0166_986f_d332_c451)];
+
+    /// The numbers of counters, which stay whatever is added: a new counter at a number that nobody had needs no new version.
+    const COUNTED: &[Counter] = &[
+        Counter::Delivered,
+        Counter::GapNotice,
+        Counter::SlowClose,
+        Counter::SlowSkip,
+        Counter::SlowLatest,
+        Counter::WakeupSignal,
+        Counter::WakeupOwn,
+        Counter::WakeupTimer,
+        Counter::RefusedFull,
+        Counter::RefusedLimit,
+        Counter::RefusedInvalid,
+        Counter::RefusedForbidden,
+        Counter::RefusedDependency,
+        Counter::RefusedOutOfOrder,
+        Counter::Duplicate,
+    ];
+
+    /// All that two modules which use the same zone must agree on, as text.
+    fn description() -> String {
+        let mut text = String::new();
+        let records = [
+            ("block", block::FIELDS, block::SIZE),
+            ("channel", channel::FIELDS, channel::SIZE),
+            ("body", body::FIELDS, body::SIZE),
+            ("link", link::FIELDS, link::SIZE),
+            ("multi", multi::FIELDS, multi::SIZE),
+            ("member", member::FIELDS, member::SIZE),
+            ("slot", slot::FIELDS, slot::SIZE),
+            ("hot", hot::FIELDS, hot::SIZE),
+            ("ids", ids::FIELDS, ids::SIZE),
+            ("entry", entry::FIELDS, entry::SIZE),
+            ("zone ids", zone_ids::FIELDS, zone_ids::SIZE),
+            ("lent", lent::FIELDS, lent::SIZE),
+        ];
+        for (name, fields, size) in records {
+            writeln!(text, "{name}: {fields:?}, {size}").unwrap();
+        }
+        macro_rules! header {
+            ($($field:ident)*) => { [$(offset_of!(Header, $field)),*] };
+        }
+        let header = header!(
+            magic version slots len blocks buckets journal_capacity wake_fds hash_key created_monotonic_ms created_unix_ms lock
+            repairs journal_state journal_more hot hot_saved ids counters
+        );
+        writeln!(text, "header: {header:?}, {}", size_of::<Header>()).unwrap();
+        let constants = [
+            BLOCK,
+            HEAD_TEXT,
+            HEAD_ROOM_MULTI,
+            CHANNEL_ID_ROOM,
+            JOURNAL_PER_BLOCK,
+            AGE_LISTS,
+            FANOUT_SUM,
+        ];
+        writeln!(
+            text,
+            "constants: {constants:?}, {MILLIS_BITS}, {LINKS_PER_BLOCK}, {ENTRIES_PER_BLOCK}"
+        )
+        .unwrap();
+        let link_flags = [
+            link_flag::STORED,
+            link_flag::QUEUED,
+            link_flag::NOTICE,
+            link_flag::FIRST,
+            link_flag::MULTI,
+            link_flag::EVENT_ID,
+            link_flag::EVENT_TYPE,
+            link_flag::AUTO_ID,
+            link_flag::LIST_MASK,
+            link_flag::LATE,
+            link_flag::BINARY,
+            link_flag::DISMISSAL,
+            link_flag::EVICTED,
+        ];
+        let channel_flags = [
+            channel_flag::WILDCARD,
+            channel_flag::IDLE_LISTED,
+            channel_flag::DELETED,
+            channel_flag::EVENTS,
+            channel_flag::ADDRESS,
+        ];
+        let member_flags = [member_flag::DIRTY, member_flag::READING, member_flag::GONE];
+        let kinds = [kind::OTHER, kind::BODY, kind::LINKS, kind::CHANNEL, kind::MEMBER];
+        writeln!(
+            text,
+            "flags: {link_flags:?} {channel_flags:?} {member_flags:?} {kinds:?}"
+        )
+        .unwrap();
+        writeln!(text, "{:?}, {}", Fanout::BOUNDS_MS, size_of::<Connections>()).unwrap();
+        for (kib, slots) in [(128, 64), (1024, 64), (32 * 1024, 64), (1 << 20, 256)] {
+            writeln!(text, "{kib} KiB, {slots} slots: {:?}", division(kib << 10, slots)).unwrap();
+        }
+        text
+    }
+
+    /// FNV-1a.
+    fn fingerprint(text: &str) -> u64 {
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        })
+    }
+
+    #[test]
+    fn another_layout_has_another_version() {
+        let text = description();
+        assert_eq!(
+            KNOWN.last(),
+            Some(&(LAYOUT_VERSION, fingerprint(&text))),
+            "the layout has changed, so LAYOUT_VERSION must, and both must be added here (as {:#x}):\n{text}",
+            fingerprint(&text)
+        );
+        assert!(KNOWN.is_sorted_by(|before, after| before.0 < after.0 && before.1 != after.1));
+    }
+
+    #[test]
+    fn every_counter_has_its_own_place() {
+        let places: std::collections::BTreeSet<_> = Counter::ALL.iter().map(|&counter| counter as usize).collect();
+        assert_eq!(places.len(), Counter::ALL.len());
+        assert!(places.iter().all(|&place| place < FANOUT_SUM));
+        assert!(
+            COUNTED
+                .iter()
+                .enumerate()
+                .all(|(place, &counter)| counter as usize == place)
+        );
+    }
+}

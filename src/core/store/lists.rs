@@ -45,6 +45,20 @@ impl Locked<'_> {
         self.set(list.head, last_field, item);
     }
 
+    /// As [`Locked::push_back`], of an item that nothing in the zone refers to yet: what is in it needs no journal.
+    pub fn push_back_new<H: Record, R: Item>(&mut self, list: List<H, R>, item: R) {
+        let last_field = list.last.expect("this list grows at its end");
+        let last = self.get(list.head, last_field);
+        self.init(item, list.next, R::NONE);
+        self.init(item, list.prev, last);
+        if last.is_some() {
+            self.set(last, list.next, item);
+        } else {
+            self.set(list.head, list.first, item);
+        }
+        self.set(list.head, last_field, item);
+    }
+
     pub fn push_front<H: Record, R: Item>(&mut self, list: List<H, R>, item: R) {
         let first = self.get(list.head, list.first);
         self.set(item, list.prev, R::NONE);

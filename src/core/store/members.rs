@@ -3,7 +3,7 @@
 use super::layout::*;
 use super::lists::List;
 use super::memory::Locked;
-use super::{ChannelEvent, Stop};
+use super::{ChannelEvent, OnFull, Stop};
 
 /// A channel's members.
 fn of_channel(channel: ChannelRef) -> List<ChannelRef, MemberRef> {
@@ -39,6 +39,16 @@ impl Locked<'_> {
         None
     }
 
+    pub fn count_members(&self, channel: ChannelRef) -> usize {
+        let mut count = 0;
+        let mut next = self.get(channel, channel::members);
+        while let Some(member) = next.some() {
+            count += 1;
+            next = self.get(member, member::channel_next);
+        }
+        count
+    }
+
     /// One more subscriber of this worker in the channel.
     pub fn enter(&mut self, channel: ChannelRef, slot: SlotRef) -> Result<MemberRef, Stop> {
         let member = match self.member(channel, slot) {
@@ -60,7 +70,11 @@ impl Locked<'_> {
         };
         self.add(member, member::count, 1);
         self.add(channel, channel::subscribers, 1);
-        self.tell(ChannelEvent::ClientSubscribed, channel)?;
+        match self.tell(ChannelEvent::ClientSubscribed, channel) {
+            // Nobody is kept out of a channel that is there because others cannot be told.
+            Err(Stop::Short) if self.limits.is_some_and(|limits| limits.on_full == OnFull::Refuse) => {}
+            told => told?,
+        }
         Ok(member)
     }
 
@@ -84,8 +98,9 @@ impl Locked<'_> {
         if flags & member_flag::DIRTY != 0 {
             return;
         }
+        // Nothing of it counts while it is not dirty, so it needs no journal.
+        self.init(member, member::dirty_next, MemberRef::NONE);
         self.set(member, member::flags, flags | member_flag::DIRTY);
-        self.set(member, member::dirty_next, MemberRef::NONE);
         let slot = SlotRef(self.get(member, member::slot));
         match self.get(slot, slot::dirty_last).some() {
             Some(last) => self.set(last, member::dirty_next, member),

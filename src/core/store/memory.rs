@@ -11,6 +11,13 @@
 //! Blocks that are not reachable yet are written without a journal: if they never become reachable, what is in them does
 //! not matter.
 //!
+//! # The journal's size
+//!
+//! The journal has room of its own for every mutation that must not fail: a bounded number of writes, and one announcement
+//! to a member in each slot ([`journal_capacity`]). Longer ones borrow free blocks while they run, and give them back when
+//! they are committed; they are not begun before as many blocks are free as they may need. A block that is freed in a
+//! mutation is not free before its commit: what was in it may still have to be restored.
+//!
 //! All of the `unsafe` of the store is in this file, in [`super::lock`] and in the two calls of [`super::Zone`] that take memory
 //! from outside.
 
@@ -126,8 +133,24 @@ pub const ENTRY_BUCKET_FIRST: Field<EntryBucketRef, EntryRef> = Field::FIRST;
 /// ids a bucket holds four dozen on average. Where there are none, its pages are never touched.
 const BUCKETS_PER_ENTRY_BUCKET: u32 = 4;
 
+/// Journal entries of its own that every zone has, without those for announcements. The longest mutation that must not fail
+/// pins the links of a replay, or gives blocks of a reservation back.
+const JOURNAL_BASE: usize = 224;
+/// Journal entries for telling a member of a message.
+pub const ENTRIES_PER_MEMBER: usize = 4;
+/// Journal entries that a loop which asks [`Locked::nearly_full`] may write until it asks again.
+const ENTRIES_PER_ROUND: usize = 64;
+
+/// Journal entries that lie in the zone's fixed part: enough for all that must not fail, and in a large zone for a publish to
+/// many channels without borrowing blocks.
+fn journal_capacity(len: usize, slots: u16) -> u32 {
+    let needed = JOURNAL_BASE + usize::from(slots) * ENTRIES_PER_MEMBER;
+    (len / 8192).min(16384).max(needed) as u32
+}
+
 /// How the memory is divided.
-struct Division {
+#[derive(Debug)]
+pub struct Division {
     journal_capacity: u32,
     slots_at: usize,
     journal_at: usize,
@@ -143,8 +166,7 @@ struct Division {
 impl Division {
     /// None if `len` bytes are too few to hold anything useful.
     fn of(len: usize, slots: u16) -> Option<Division> {
-        // Enough for a publish to a dozen channels without borrowing blocks, and no burden on the smallest zone.
-        let journal_capacity = (len / 8192).clamp(256, 16384) as u32;
+        let journal_capacity = journal_capacity(len, slots);
         let align = |at: usize| at.next_multiple_of(64);
         let slots_at = align(size_of::<Header>());
         let journal_at = align(slots_at + slots as usize * slot::SIZE);
@@ -172,6 +194,12 @@ impl Division {
             blocks_at,
         })
     }
+}
+
+/// How a zone of this size is divided, for whoever compares layouts.
+#[cfg(test)]
+pub fn division(len: usize, slots: u16) -> Option<Division> {
+    Division::of(len, slots)
 }
 
 /// Why memory cannot become, or is not, a zone.
@@ -275,6 +303,10 @@ impl Memory {
 
     fn header(&self) -> *mut Header {
         self.base.cast()
+    }
+
+    fn journal_end(&self) -> usize {
+        self.journal_at + self.journal_capacity as usize * size_of::<JournalEntry>()
     }
 
     /// Is there a block of this number?
@@ -488,8 +520,11 @@ impl Memory {
             unix_ms: 0,
             wakes: Vec::new(),
             committed_wakes: 0,
-            journal_more: Vec::new(),
             entries: 0,
+            entries_at: self.journal_at,
+            entries_end: self.journal_end(),
+            lent: Vec::new(),
+            freed: Freed::default(),
             changing: false,
         };
         if taken == Taken::OwnerDied {
@@ -510,10 +545,33 @@ pub struct Locked<'m> {
     wakes: Vec<SlotRef>,
     /// How many of them belong to mutations that are final.
     committed_wakes: usize,
-    /// Blocks lent to the journal, in order.
-    journal_more: Vec<BlockRef>,
+    /// Journal entries of the mutation in progress.
     entries: usize,
+    /// Where the next one goes, and where the room for entries ends.
+    entries_at: usize,
+    entries_end: usize,
+    /// Blocks lent to the journal by the mutation in progress, in order.
+    lent: Vec<BlockRef>,
+    freed: Freed,
     changing: bool,
+}
+
+/// Blocks that the mutation in progress gives back: a chain that joins the free list when it is committed.
+struct Freed {
+    first: BlockRef,
+    /// Its link is not written before that.
+    last: BlockRef,
+    count: u32,
+}
+
+impl Default for Freed {
+    fn default() -> Freed {
+        Freed {
+            first: BlockRef::NONE,
+            last: BlockRef::NONE,
+            count: 0,
+        }
+    }
 }
 
 impl std::ops::Deref for Locked<'_> {
@@ -534,17 +592,42 @@ impl Locked<'_> {
         unsafe {
             ptr::copy_nonoverlapping(&raw const (*header).hot, &raw mut (*header).hot_saved, 1);
         }
-        self.entries = 0;
         self.changing = true;
         self.set_journal_state(1);
     }
 
+    fn forget_entries(&mut self) {
+        self.entries = 0;
+        self.entries_at = self.memory.journal_at;
+        if !self.lent.is_empty() {
+            self.entries_end = self.memory.journal_end();
+            self.lent.clear();
+        }
+    }
+
     /// Makes everything since [`Locked::begin`] final.
+    #[inline]
     pub fn commit(&mut self) {
         debug_assert!(self.changing);
+        if self.freed.count > 0 {
+            self.return_freed();
+        }
+        if !self.lent.is_empty() {
+            self.return_lent();
+        }
         self.set_journal_state(0);
         self.changing = false;
+        self.forget_entries();
         self.committed_wakes = self.wakes.len();
+    }
+
+    /// What the mutation has given back will be free.
+    fn return_freed(&mut self) {
+        let Freed { first, last, count } = std::mem::take(&mut self.freed);
+        self.ready_entry();
+        self.set(last, block::next, self.hot(hot::free));
+        self.set_hot(hot::free, first);
+        self.add(Hot, hot::free_count, count.into());
     }
 
     /// Releases the lock; a mutation that is not committed is undone. Returns the slots that have something to take now, for
@@ -578,7 +661,17 @@ impl Locked<'_> {
 
     /// Is the journal nearly full? Loops whose length is not bounded by their caller [step](Locked::step) then.
     pub fn nearly_full(&self) -> bool {
-        self.entries + 64 > self.memory.journal_capacity as usize
+        self.entries + ENTRIES_PER_ROUND > self.memory.journal_capacity as usize
+    }
+
+    /// Journal entries of the mutation in progress.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    /// Blocks that the journal has borrowed for it.
+    pub fn borrowed(&self) -> u32 {
+        self.lent.len() as u32
     }
 
     fn set_journal_state(&mut self, state: u32) {
@@ -652,7 +745,9 @@ impl Locked<'_> {
                 place: (at as u64) << 16 | size_of::<T>() as u64,
                 old: ptr::read(target).to_bits(),
             };
-            ptr::write_volatile(self.journal_entry(self.entries), entry);
+            self.ready_entry();
+            ptr::write_volatile(self.memory.base.add(self.entries_at).cast(), entry);
+            self.entries_at += size_of::<JournalEntry>();
             self.entries += 1;
             self.set_journal_state(1 + self.entries as u32);
             mutation_point();
@@ -665,11 +760,8 @@ impl Locked<'_> {
         let at = match index.checked_sub(capacity) {
             None => self.memory.journal_at + index * size_of::<JournalEntry>(),
             Some(more) => {
-                let block = self
-                    .journal_more
-                    .get(more / JOURNAL_PER_BLOCK)
-                    .expect("the journal was extended for this");
-                block.offset(self.memory) + 8 + more % JOURNAL_PER_BLOCK * size_of::<JournalEntry>()
+                let block = self.lent[more / JOURNAL_PER_BLOCK];
+                block.offset(self.memory) + lent::SIZE + more % JOURNAL_PER_BLOCK * size_of::<JournalEntry>()
             }
         };
         // SAFETY: within the journal or within a block.
@@ -683,25 +775,68 @@ impl Locked<'_> {
             .div_ceil(JOURNAL_PER_BLOCK)
     }
 
-    /// Lends `block` to the journal; part of the mutation in progress, usable from the next.
-    pub fn lend_to_journal(&mut self, block: BlockRef) {
-        let header = std::mem::offset_of!(Header, journal_more);
-        match self.journal_more.last() {
-            Some(&last) => self.set(last, block::next, block),
-            None => self.write(header, block.0),
+    /// Makes sure that the next journal entry has its room. Whoever moves the free list does so first, for the room may come from there.
+    #[inline(always)]
+    pub fn ready_entry(&mut self) {
+        if self.entries_at == self.entries_end {
+            self.lend_to_journal();
         }
-        self.set(block, block::next, BlockRef::NONE);
-        self.journal_more.push(block);
     }
 
-    /// Takes a lent block back; none is left when it returns None. The journal must not be using it.
-    pub fn take_from_journal(&mut self) -> Option<BlockRef> {
-        let block = self.journal_more.pop()?;
-        match self.journal_more.last() {
-            Some(&last) => self.set(last, block::next, BlockRef::NONE),
-            None => self.write(std::mem::offset_of!(Header, journal_more), 0u32),
+    /// Borrows a free block for the next entries. Undoing the mutation makes it free again, for the hot header says that it is and its
+    /// place in the free list is untouched.
+    #[cold]
+    #[inline(never)]
+    fn lend_to_journal(&mut self) {
+        let fresh = self.hot(hot::high_water);
+        let block = if let Some(block) = self.hot(hot::free).some() {
+            self.set_hot(hot::free, self.get(block, block::next));
+            self.sub(Hot, hot::free_count, 1);
+            block
+        } else if fresh <= self.memory.blocks {
+            self.set_hot(hot::high_water, fresh + 1);
+            BlockRef(fresh)
+        } else {
+            // Mutations that may need more than the journal's own room make sure that there is some before they begin.
+            panic!("no room in the journal");
+        };
+        #[cfg(feature = "kill-points")]
+        super::kill::note_borrowed();
+        self.init(block, lent::free_next, self.get(block, block::next));
+        match self.lent.last() {
+            Some(&last) => self.init(last, lent::more, block),
+            None => {
+                // SAFETY: the lock is held. The fence of the next entry's count is behind this.
+                unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).journal_more, block.0) };
+            }
         }
-        Some(block)
+        self.lent.push(block);
+        self.entries_at = block.offset(self.memory) + lent::SIZE;
+        self.entries_end = self.entries_at + JOURNAL_PER_BLOCK * size_of::<JournalEntry>();
+    }
+
+    /// The last part of a mutation: what the journal has borrowed will be free. The blocks' entries stay until then.
+    #[cold]
+    #[inline(never)]
+    fn return_lent(&mut self) {
+        for index in 0..self.lent.len() {
+            let block = self.lent[index];
+            // Its old value is in the block itself.
+            self.init(block, block::next, self.hot(hot::free));
+            self.set_hot(hot::free, block);
+        }
+        self.add(Hot, hot::free_count, self.lent.len() as u64);
+    }
+
+    /// After a death: the borrowed blocks that have entries.
+    fn follow_lent(&mut self) {
+        self.lent.clear();
+        // SAFETY: the lock is held, and the word is aligned.
+        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).journal_more) });
+        for _ in 0..self.journal_shortage(self.entries) {
+            self.lent.push(next);
+            next = self.get(next, lent::more);
+        }
     }
 
     /// Undoes the mutation in progress.
@@ -721,27 +856,29 @@ impl Locked<'_> {
                     _ => old.write_whole(target.cast()),
                 }
             }
+            for index in 0..self.lent.len() {
+                let block = self.lent[index];
+                self.init(block, block::next, self.get(block, lent::free_next));
+            }
             ptr::copy_nonoverlapping(&raw const (*header).hot_saved, &raw mut (*header).hot, 1);
         }
         self.set_journal_state(0);
-        self.entries = 0;
+        self.forget_entries();
+        self.freed = Freed::default();
         self.changing = false;
         self.wakes.truncate(self.committed_wakes);
-        // What was being lent to the journal is not lent.
-        self.follow_lent();
     }
 
-    /// After the death of a holder: undoes its mutation and takes back what it lent to the journal.
+    /// After the death of a holder: undoes its mutation.
     fn repair(&mut self) {
         let header = self.memory.header();
-        self.follow_lent();
         // SAFETY: the lock is held, and the word is aligned.
         let state = unsafe { (*header).journal_state };
         if state > 0 {
             self.entries = state as usize - 1;
+            self.follow_lent();
             self.roll_back();
         }
-        self.return_lent();
         // SAFETY: the lock is held, and was taken as `OwnerDied`.
         unsafe {
             let repairs = &raw mut (*header).repairs;
@@ -750,31 +887,18 @@ impl Locked<'_> {
         }
     }
 
-    /// Reads which blocks are lent to the journal.
-    fn follow_lent(&mut self) {
-        self.journal_more.clear();
-        // SAFETY: the lock is held, and the word is aligned.
-        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).journal_more) });
-        while let Some(block) = next.some() {
-            self.journal_more.push(block);
-            next = self.get(block, block::next);
+    /// Gives a block back: it is free once the mutation is committed.
+    pub fn free_block(&mut self, block: BlockRef) {
+        if self.kind(block.0) != kind::OTHER {
+            self.set_kind(block.0, kind::OTHER);
         }
-    }
-
-    /// Gives all lent blocks back to the free list.
-    pub fn return_lent(&mut self) {
-        while !self.journal_more.is_empty() {
-            self.begin();
-            // A few at a time: the journal's own part always has room for them.
-            for _ in 0..16 {
-                let Some(block) = self.take_from_journal() else { break };
-                let free = self.hot(hot::free);
-                self.set(block, block::next, free);
-                self.set_hot(hot::free, block);
-                self.set_hot(hot::free_count, self.hot(hot::free_count) + 1);
-            }
-            self.commit();
+        if self.freed.count == 0 {
+            self.freed.last = block;
+        } else {
+            self.set(block, block::next, self.freed.first);
         }
+        self.freed.first = block;
+        self.freed.count += 1;
     }
 }
 
@@ -784,9 +908,6 @@ impl Drop for Locked<'_> {
         let abort = AbortOnUnwind;
         if self.changing {
             self.roll_back();
-        }
-        if !self.journal_more.is_empty() {
-            self.return_lent();
         }
         kill_point();
         // SAFETY: the lock is held and what it guards is whole.

@@ -284,8 +284,11 @@ impl Locked<'_> {
             self.set_kind(block.0, kind::LINKS);
         }
         if shape.stored() {
-            let list = self.choose_age_list(limits.message_ttl_secs);
-            self.enlist(head, FIRST_AGE + list as u16);
+            let code = FIRST_AGE + self.choose_age_list(limits.message_ttl_secs) as u16;
+            self.push_back_new(list(code), head);
+            let first = first_link(head);
+            let flags = self.get(first, link::flags);
+            self.init(first, link::flags, flags | code << link_flag::LIST_SHIFT);
         }
         self.mark_late(head, link_blocks, channels, id);
         for (index, &channel) in channels.iter().enumerate() {
@@ -363,12 +366,13 @@ impl Locked<'_> {
             self.discard_link(link);
             return;
         }
-        self.set(link, link::pending, pending);
-        self.push_back(queue(channel), link);
-        self.set_link_flag(link, link_flag::QUEUED, true);
+        self.init(link, link::pending, pending);
+        self.push_back_new(queue(channel), link);
+        let kept = if shape.stored() { link_flag::STORED } else { 0 };
+        let flags = self.get(link, link::flags);
+        self.init(link, link::flags, flags | link_flag::QUEUED | kept);
         self.count_multi(body, multi::queued, true);
         if shape.stored() {
-            self.set_link_flag(link, link_flag::STORED, true);
             self.count_multi(body, multi::stored, true);
             self.add(channel, channel::stored, 1);
             if !self.has_flag(channel, channel_flag::EVENTS) {
@@ -540,6 +544,15 @@ impl Locked<'_> {
         true
     }
 
+    /// Empties the trash by its oldest link before its time: 1 if it came there by itself, 0 if it was evicted before and is counted
+    /// already.
+    pub fn evict_trash(&mut self) -> Option<u64> {
+        let link = self.hot(hot::trash_first).some()?;
+        let counted = self.link_flag(link, link_flag::EVICTED);
+        self.empty_trash(true);
+        Some(u64::from(!counted))
+    }
+
     fn unref(&mut self, body: BodyRef) {
         let first = first_link(body);
         let refs = self.get(first, link::index_or_refs) - 1;
@@ -578,14 +591,14 @@ impl Locked<'_> {
         true
     }
 
-    /// Lets one overdue message expire, in one of its channels. False if none is overdue.
-    pub fn expire(&mut self) -> bool {
+    /// Lets one overdue message expire, in one of its channels: because its time has come, or as an eviction. False if none is overdue.
+    pub fn expire(&mut self, evicts: bool) -> bool {
         let now = self.hot(hot::now);
         for index in 0..AGE_LISTS {
             if let Some(body) = self.hot(hot::age_first.nth(index)).some()
                 && self.get(body, body::expires) <= now
             {
-                self.unstore_some(body);
+                self.unstore_some(body, evicts);
                 return true;
             }
         }
@@ -598,14 +611,17 @@ impl Locked<'_> {
         let Some(body) = heads.min_by_key(|&body| self.get(body, body::seq)) else {
             return false;
         };
-        self.unstore_some(body);
+        self.unstore_some(body, true);
         true
     }
 
-    fn unstore_some(&mut self, body: BodyRef) {
+    fn unstore_some(&mut self, body: BodyRef, evicts: bool) {
         let mut next = first_link(body);
         while let Some(link) = next.some() {
             if self.link_flag(link, link_flag::STORED) {
+                if evicts {
+                    self.set_link_flag(link, link_flag::EVICTED, true);
+                }
                 return self.unstore(link);
             }
             next = self.get(link, link::sibling);
@@ -683,6 +699,7 @@ impl Locked<'_> {
             next = self.get(member, member::channel_next);
         }
         self.set(link, link::pending, 0);
+        self.set_link_flag(link, link_flag::EVICTED, true);
         self.dequeue(link);
     }
 }

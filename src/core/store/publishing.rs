@@ -269,14 +269,15 @@ impl Worker {
         let mut hashes = hashes;
         let mut linked = 0;
         for (post, message) in posts.iter().zip(&messages) {
-            let cost = self.cost(post.ids.iter().copied()).with_window(post.terms.idempotent);
-            if locked.journal_shortage(cost.entries(&limits, locked.hot(hot::workers))) > 0 {
+            let cost = self.cost(post.ids.iter().copied()).of_publish(post.terms.idempotent);
+            let (own, rest) = hashes.split_at(post.ids.len());
+            hashes = rest;
+            let named = own.iter().copied().zip(post.ids.iter().copied());
+            if locked.lacks_room(cost, named, &limits).is_some() {
                 break;
             }
             locked.begin();
             locked.advance_clock(now);
-            let (own, rest) = hashes.split_at(post.ids.len());
-            hashes = rest;
             let known = figures.len();
             match locked.publish_reserved(slot, message, post.ids, own, &limits, figures) {
                 Ok(true) => {}

@@ -9,11 +9,26 @@ const STEPS_PER_HOLD: u32 = 32;
 /// Steps of one kind in a tick; what is left waits for the next.
 const STEPS_PER_TICK: u32 = 1024;
 
+/// Blocks for the message about an event in a channel whose id is not very long.
+const EVENT_ROOM: u32 = 4;
+
+/// In a zone that refuses, one block in so many is kept for subscribers of channels that exist.
+const SPARE_PART: u32 = 64;
+
+/// Blocks that are kept for subscribers of existing channels: messages and new channels are refused before. A zone that makes room
+/// keeps none.
+pub fn spare(memory: &Memory, limits: &Limits) -> u32 {
+    match limits.on_full {
+        OnFull::Refuse => (memory.blocks / SPARE_PART).clamp(8, 1024),
+        OnFull::Evict => 0,
+    }
+}
+
 /// One step of housekeeping; false if there is nothing to do.
 type Step = fn(&mut Locked<'_>) -> bool;
 
 const HOUSEKEEPING: [Step; 6] = [
-    |locked| locked.expire(),
+    |locked| locked.expire(false),
     |locked| locked.finish_deletion(),
     |locked| locked.retire_idle(),
     |locked| locked.empty_trash(false),
@@ -40,6 +55,7 @@ fn run(memory: &Memory, limits: &Limits, now: Now, step: Step, budget: &mut u32)
     locked.begin();
     locked.advance_clock(now);
     for _ in 0..STEPS_PER_HOLD {
+        locked.make_event_room();
         if !step(&mut locked) {
             locked.commit();
             return false;
@@ -63,7 +79,7 @@ pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Res
                 return Ok(());
             }
             let found = locked.collect_garbage()
-                || limits.on_full == OnFull::Evict && blocks <= locked.blocks && locked.evict_something();
+                || limits.on_full == OnFull::Evict && blocks <= locked.blocks && locked.evict_something(true);
             if !found {
                 locked.commit();
                 return Err(match limits.on_full {
@@ -78,20 +94,47 @@ pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Res
 }
 
 impl Locked<'_> {
-    /// Takes away what is missed least. False if there is nothing.
-    fn evict_something(&mut self) -> bool {
-        let ways: [(Field<Hot, u64>, Step); 7] = [
-            (hot::evicted_trash, |locked| locked.empty_trash(true)),
-            (hot::evicted_trash, |locked| locked.empty_channel_trash(true)),
-            (hot::evicted_trash, |locked| locked.hasten_deletion()),
-            (hot::evicted_expired, |locked| locked.expire()),
-            (hot::evicted_stored, |locked| locked.evict_oldest()),
-            (hot::evicted_channels, |locked| locked.evict_idle()),
-            (hot::evicted_undelivered, |locked| locked.evict_undelivered()),
+    /// Before a mutation that cannot be refused tells of an event: makes room for that in a full zone, if the limits say so and
+    /// nobody misses a message for it.
+    pub fn make_event_room(&mut self) {
+        let Some(Limits {
+            on_full: OnFull::Evict,
+            events: Some(_),
+            ..
+        }) = self.limits
+        else {
+            return;
+        };
+        for _ in 0..STEPS_PER_HOLD {
+            let found = self.available() < EVENT_ROOM && (self.collect_garbage() || self.evict_something(false));
+            if !found {
+                break;
+            }
+            self.step();
+        }
+    }
+
+    /// Takes away what is missed least, in the end even what is `undelivered`. False if there is nothing.
+    fn evict_something(&mut self, undelivered: bool) -> bool {
+        /// Where it is counted, and how many messages or channels it takes away that were there for somebody; None if there is nothing.
+        type Way = (Field<Hot, u64>, fn(&mut Locked<'_>) -> Option<u64>);
+        const WAYS: [Way; 7] = [
+            (hot::evicted_trash, |locked| locked.evict_trash()),
+            // Their end was counted when they came there.
+            (hot::evicted_trash, |locked| {
+                locked.empty_channel_trash(true).then_some(0)
+            }),
+            (hot::evicted_trash, |locked| locked.hasten_deletion().then_some(0)),
+            (hot::evicted_expired, |locked| locked.expire(true).then_some(1)),
+            (hot::evicted_stored, |locked| locked.evict_oldest().then_some(1)),
+            (hot::evicted_channels, |locked| locked.evict_idle().then_some(1)),
+            (hot::evicted_undelivered, |locked| {
+                locked.evict_undelivered().then_some(1)
+            }),
         ];
-        for (count, way) in ways {
-            if way(self) {
-                self.add(Hot, count, 1);
+        for &(count, way) in &WAYS[..if undelivered { 7 } else { 6 }] {
+            if let Some(taken) = way(self) {
+                self.add(Hot, count, taken);
                 return true;
             }
         }

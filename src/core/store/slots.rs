@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::layout::*;
 use super::lock::{Taken, Tried};
-use super::memory::{Locked, Memory, ZoneError};
+use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, ZoneError};
 use super::wake;
 use super::{Connections, Counts, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
@@ -15,6 +15,9 @@ pub struct Zone {
 }
 
 impl Zone {
+    /// What each slot takes of a zone: the slot, and its part of the journal.
+    pub const BYTES_PER_SLOT: usize = slot::SIZE + ENTRIES_PER_MEMBER * size_of::<JournalEntry>();
+
     /// Lays out a new zone. `slots` = how many processes may use it at once.
     ///
     /// # Safety
@@ -120,6 +123,7 @@ impl Zone {
             locked.begin();
             locked.advance_clock(now);
             for _ in 0..64 {
+                locked.make_event_room();
                 if !locked.reap_step(slot, taken) {
                     locked.commit();
                     return;

@@ -8,26 +8,30 @@ use smallvec::SmallVec;
 use super::draining::WholeDrain;
 use super::layout::*;
 use super::lock::Taken;
-use super::memory::{Locked, Memory};
+use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory};
 use super::messages::Shape;
 use super::publishing::{Brought, Filled};
 use super::*;
-use crate::wire::event_id::OrderedId;
+use crate::wire::event_id::{MAX_GROUPS, OrderedId};
 
-/// Journal entries for finding or creating a channel and appending a message to it, without its members.
-const ENTRIES_PER_CHANNEL: usize = 40;
-/// Journal entries for dropping what is over the limit of stored messages then.
-const ENTRIES_FOR_LIMIT: usize = 20;
-/// Journal entries for what is known of a channel's ids.
-const ENTRIES_FOR_IDS: usize = 24;
+/// Journal entries of a mutation beside those for its channels.
+const ENTRIES: usize = 16;
+/// Journal entries for finding or creating a channel, and entering it or appending a message to it.
+const ENTRIES_PER_CHANNEL: usize = 28;
+/// Journal entries for a message about an event.
+const ENTRIES_PER_EVENT: usize = 20;
+/// Journal entries for dropping what is over the limit of stored messages, for each message.
+const ENTRIES_FOR_LIMIT: usize = 18;
+/// Journal entries for an ordered id that is noted somewhere.
+const ENTRIES_PER_ID: usize = MAX_GROUPS + 1;
+/// Journal entries for what is known of a channel's ids, beside the ids themselves.
+const ENTRIES_FOR_IDS: usize = 2;
 /// Journal entries for an id in a channel's window, and for two that leave it.
-const ENTRIES_FOR_WINDOW: usize = 32;
+const ENTRIES_FOR_WINDOW: usize = 24;
 /// Blocks of a channel for what is known of its ids, and for its window.
 const BLOCKS_FOR_IDS: usize = 2;
-/// Journal entries for telling a member.
-const ENTRIES_PER_MEMBER: usize = 5;
 /// Blocks of the message about an event, without the channel's id.
-const EVENT_BLOCKS: usize = 2;
+pub(super) const EVENT_BLOCKS: usize = 2;
 /// How often room is made for the same request while others take it away again.
 pub(super) const ATTEMPTS: u32 = 64;
 
@@ -76,13 +80,16 @@ impl Worker {
             let auto = self.limits.auto_ids;
             self.step_at(now, |locked, _| locked.begin_tracking(auto));
         }
+        self.open_events_channel(now);
+    }
+
+    /// Makes the events channel that the limits name. In a full zone that refuses there is none until there is room.
+    fn open_events_channel(&mut self, now: Now) {
         let limits = self.limits.clone();
-        // In a full zone there is none until the next generation finds room.
-        let _ = self.mutate(
-            self.cost(limits.events.iter().map(|events| &events.channel[..])),
-            now,
-            |locked| locked.open_events_channel(&limits),
-        );
+        let cost = self.cost(limits.events.iter().map(|events| &events.channel[..]));
+        let _ = self.try_mutate(cost, std::iter::empty(), now, |locked| {
+            locked.open_events_channel(&limits)
+        });
     }
 
     /// Is there something to take that this worker was not signalled of, because it did it itself? Then [`Worker::drain`] soon.
@@ -135,7 +142,8 @@ impl Worker {
     pub fn create_channels(&mut self, ids: &[&[u8]], now: Now) -> Result<(), Refusal> {
         let hashes = self.hashes(ids.iter().copied());
         let limits = self.limits.clone();
-        self.mutate(self.cost(ids.iter().copied()), now, |locked| {
+        let channels = hashes.iter().copied().zip(ids.iter().copied());
+        self.mutate(self.cost(ids.iter().copied()), channels, now, |locked| {
             for (id, &hash) in ids.iter().zip(&hashes) {
                 locked.find_or_create(hash, id, &limits)?;
             }
@@ -143,9 +151,11 @@ impl Worker {
         })
     }
 
-    /// Somebody was refused because the zone is full.
-    pub(super) fn count_full(&mut self) {
-        self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
+    /// Counts who was refused because the zone is full.
+    pub(super) fn count_if_full(&mut self, refusal: Refusal) {
+        if matches!(refusal, Refusal::Full | Refusal::NothingToEvict) {
+            self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
+        }
     }
 
     /// Starts a series of messages that are published one after the other.
@@ -165,8 +175,9 @@ impl Worker {
         }
         let slot = self.slot;
         let limits = self.limits.clone();
-        let cost = self.cost(ids.iter().copied()).with_window(terms.idempotent);
-        let published = self.mutate(cost, now, |locked| {
+        let cost = self.cost(ids.iter().copied()).of_publish(terms.idempotent);
+        let channels = hashes.iter().copied().zip(ids.iter().copied());
+        let published = self.mutate(cost, channels, now, |locked| {
             let mut published = Vec::with_capacity(ids.len());
             locked.publish_reserved(slot, &message, ids, &hashes, &limits, &mut published)?;
             Ok(published)
@@ -224,6 +235,34 @@ impl Worker {
     /// Deletes those of `ids` that exist, all or none; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many
     /// there were.
     pub fn delete(&mut self, ids: &[&[u8]], notice: &[u8], now: Now) -> Result<usize, Refusal> {
+        self.notify(ids, notice, link_flag::NOTICE, now, |locked, channels| {
+            for &channel in channels {
+                locked.delete(channel);
+            }
+            channels.len()
+        })
+    }
+
+    /// Sends away all subscribers of those of `ids` that exist, of all or of none; the channels stay as they are. Returns the figures
+    /// that these had.
+    pub fn dismiss(&mut self, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
+        let hashes = self.hashes(ids.iter().copied());
+        let flags = link_flag::NOTICE | link_flag::DISMISSAL;
+        self.notify(ids, b"", flags, now, |locked, _| {
+            let found = ids.iter().zip(&hashes).filter_map(|(id, &hash)| locked.find(hash, id));
+            found.map(|channel| locked.info(channel)).collect()
+        })
+    }
+
+    /// Does something to those of `ids` that exist and sends their subscribers a notice, in one mutation.
+    fn notify<T>(
+        &mut self,
+        ids: &[&[u8]],
+        notice: &[u8],
+        flags: u16,
+        now: Now,
+        mut act: impl FnMut(&mut Locked<'_>, &[ChannelRef]) -> T,
+    ) -> Result<T, Refusal> {
         let hashes = self.hashes(ids.iter().copied());
         let cost = self.cost(ids.iter().copied());
         let limits = self.limits.clone();
@@ -231,7 +270,8 @@ impl Worker {
         // A notice is only made if somebody is there to be told, and has room for so many channels.
         let mut draft: Option<(Draft, usize)> = None;
         loop {
-            let deletion = self.mutate(cost, now, |locked| {
+            let named = hashes.iter().copied().zip(ids.iter().copied());
+            let attempt = self.mutate(cost, named, now, |locked| {
                 let mut channels = Vec::with_capacity(ids.len());
                 for (id, &hash) in ids.iter().zip(&hashes) {
                     channels.extend(locked.find(hash, id).filter(|channel| !channels.contains(channel)));
@@ -242,29 +282,24 @@ impl Worker {
                     .filter(|&channel| locked.get(channel, channel::members) != MemberRef::NONE)
                     .collect();
                 if followed.len() > draft.as_ref().map_or(0, |&(_, room)| room) {
-                    return Ok(Deletion::Followed(followed.len()));
+                    return Ok(Notified::Followed(followed.len()));
                 }
-                for &channel in &channels {
-                    locked.delete(channel);
-                }
+                let result = act(locked, &channels);
                 if let Some((draft, _)) = draft.as_ref().filter(|_| !followed.is_empty()) {
-                    let shape = Shape {
-                        flags: link_flag::NOTICE,
-                        ..draft.shape
-                    };
+                    let shape = Shape { flags, ..draft.shape };
                     locked.link_reserved(slot, &followed, shape, draft.block, None, &limits);
                 }
-                Ok(Deletion::Done(channels.len()))
+                Ok(Notified::Done(result))
             });
-            match deletion {
-                Ok(Deletion::Followed(count)) => {
+            match attempt {
+                Ok(Notified::Followed(count)) => {
                     let mut made = self.draft(notice.len(), None, None, count, now)?;
                     self.write(&mut made, notice);
                     draft = Some((made, count));
                 }
-                Ok(Deletion::Done(count)) => {
+                Ok(Notified::Done(result)) => {
                     self.unreserve();
-                    return Ok(count);
+                    return Ok(result);
                 }
                 Err(refusal) => {
                     self.unreserve();
@@ -272,33 +307,6 @@ impl Worker {
                 }
             }
         }
-    }
-
-    /// Sends away all subscribers of those of `ids` that exist; the channels stay as they are. Returns the figures that these had.
-    pub fn dismiss(&mut self, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
-        let mut had = Vec::new();
-        for id in ids {
-            let hash = self.memory().hash(id);
-            let draft = self.draft(0, None, None, 1, now)?;
-            let shape = Shape {
-                flags: link_flag::NOTICE | link_flag::DISMISSAL,
-                ..draft.shape
-            };
-            let (slot, limits) = (self.slot, self.limits.clone());
-            let info = self.mutate(self.cost([*id]), now, |locked| {
-                let Some(channel) = locked.find(hash, id) else {
-                    return Ok(None);
-                };
-                let info = locked.info(channel);
-                if info.subscribers > 0 {
-                    locked.link_reserved(slot, &[channel], shape, draft.block, None, &limits);
-                }
-                Ok(Some(info))
-            });
-            self.unreserve();
-            had.extend(info?);
-        }
-        Ok(had)
     }
 
     /// A walk over all that is stored in a channel, from a mark on if there is one; None if there is no such channel.
@@ -312,6 +320,9 @@ impl Worker {
     /// Housekeeping, about once a second: reaps dead workers, expires messages and channels, empties the trash; a bounded slice.
     pub fn tick(&mut self, now: Now) -> Tick {
         self.now = now;
+        if self.limits.events.is_some() && self.memory().lock().hot(hot::events) == ChannelRef::NONE {
+            self.open_events_channel(now);
+        }
         self.zone.reap_dead(self.slot, &self.limits, now);
         room::tick(self.memory(), &self.limits, now)
     }
@@ -346,7 +357,9 @@ impl Worker {
             channels: 0,
             id_blocks: 0,
             ids: self.limits.track_ids || self.memory().tracks_ids(),
+            publishes: false,
             window: false,
+            events: usize::from(self.limits.events.is_some()),
         };
         for id in ids {
             cost.channels += 1;
@@ -370,35 +383,51 @@ impl Worker {
         self.step(change)
     }
 
-    /// One mutation, whole or not at all; makes room and tries again if blocks are short.
-    pub(super) fn mutate<T>(
+    /// One mutation, whole or not at all; makes room and tries again if blocks are short. `channels`: those that it is about, as far
+    /// as they exist.
+    pub(super) fn mutate<'c, T>(
         &mut self,
         cost: Cost,
+        channels: impl Ids<'c>,
+        now: Now,
+        change: impl FnMut(&mut Locked<'_>) -> Result<T, Stop>,
+    ) -> Result<T, Refusal> {
+        self.try_mutate(cost, channels, now, change)
+            .inspect_err(|&refusal| self.count_if_full(refusal))
+    }
+
+    fn try_mutate<'c, T>(
+        &mut self,
+        cost: Cost,
+        channels: impl Ids<'c>,
         now: Now,
         mut change: impl FnMut(&mut Locked<'_>) -> Result<T, Stop>,
     ) -> Result<T, Refusal> {
         self.now = now;
         let (zone, limits) = (self.zone, self.limits.clone());
         let (memory, limits) = (&zone.memory, &*limits);
+        let mut wanted = cost.blocks();
         for _ in 0..ATTEMPTS {
             let mut locked = memory.lock_with(limits);
-            let entries = cost.entries(limits, locked.hot(hot::workers));
-            let journal = locked.journal_shortage(entries) as u32;
-            let attempt = locked.extend_journal(entries).and_then(|()| {
-                locked.begin();
-                locked.advance_clock(now);
-                let result = change(&mut locked)?;
-                locked.commit();
-                Ok(result)
-            });
+            let available = locked.available();
+            let attempt = match locked.lacks_room(cost, channels.clone(), limits) {
+                Some(blocks) => {
+                    wanted = wanted.max(blocks);
+                    Err(Stop::Short)
+                }
+                None => locked.attempt(cost, channels.clone(), now, &mut change),
+            };
             let wakes = locked.unlock();
             self.wake(wakes);
             match attempt {
                 Ok(result) => return Ok(result),
                 Err(Stop::Refused(refusal)) => return Err(refusal),
                 Err(Stop::Short) => {
-                    let blocks = cost.blocks(limits) + journal;
-                    room::make_room(memory, blocks, limits, now).inspect_err(|_| self.count_full())?;
+                    if available >= wanted {
+                        // It takes more than was thought; or, in tests, blocks are said to be missing.
+                        wanted = wanted.saturating_mul(2).max(1);
+                    }
+                    room::make_room(memory, wanted, limits, now)?;
                 }
             }
         }
@@ -424,6 +453,11 @@ impl Worker {
     }
 }
 
+/// Channels by the hashes of their ids.
+pub(super) trait Ids<'c>: Iterator<Item = (u32, &'c [u8])> + Clone {}
+
+impl<'c, I: Iterator<Item = (u32, &'c [u8])> + Clone> Ids<'c> for I {}
+
 /// What a mutation may need.
 #[derive(Clone, Copy)]
 pub(super) struct Cost {
@@ -432,42 +466,150 @@ pub(super) struct Cost {
     id_blocks: usize,
     /// The zone keeps track of ids.
     ids: bool,
+    /// A message of its own is appended to each channel, which may drop one for it.
+    publishes: bool,
     /// An id is put into windows.
     window: bool,
+    /// What is told of each channel.
+    events: usize,
 }
 
 impl Cost {
-    /// An id may be put into windows.
-    pub(super) fn with_window(self, window: bool) -> Cost {
-        Cost { window, ..self }
+    /// Of a publish, whose id may be put into windows.
+    pub(super) fn of_publish(self, window: bool) -> Cost {
+        Cost {
+            publishes: true,
+            window,
+            ..self
+        }
+    }
+
+    /// Each channel may be created and entered.
+    pub(super) fn with_entering(self) -> Cost {
+        Cost {
+            events: 2 * self.events,
+            ..self
+        }
     }
 
     /// Blocks, beside those that were reserved.
-    fn blocks(self, limits: &Limits) -> u32 {
-        let per_event = if limits.events.is_some() { 2 * EVENT_BLOCKS } else { 0 };
+    pub(super) fn blocks(self) -> u32 {
         let ids = if self.ids { BLOCKS_FOR_IDS } else { 0 };
-        (self.id_blocks * 2 + self.channels * (2 + ids + per_event)) as u32
+        let messages = self.id_blocks * (1 + self.events);
+        (messages + self.channels * (2 + ids + self.events * EVENT_BLOCKS)) as u32
+    }
+
+    /// The same, with what is known of the channels. Where the zone refuses, events go untold before others lack a block.
+    fn blocks_if(self, limits: &Limits, known: Known) -> u32 {
+        let told = match limits.on_full {
+            OnFull::Refuse => 0,
+            OnFull::Evict => EVENT_BLOCKS * self.events.min(1),
+        };
+        let ids = if self.ids { BLOCKS_FOR_IDS } else { 0 };
+        let new = self.channels.saturating_sub(known.channels);
+        let of_known = 1 + ids + told;
+        (self.id_blocks * (1 + self.events) + known.channels * of_known + new * (2 + ids + self.events * EVENT_BLOCKS))
+            as u32
     }
 
     /// Journal entries.
-    pub(super) fn entries(self, limits: &Limits, workers: u32) -> usize {
-        let per_limit = if limits.max_stored_per_channel.is_some() {
-            ENTRIES_FOR_LIMIT
-        } else {
-            0
-        };
-        let per_message = ENTRIES_PER_CHANNEL + per_limit + workers as usize * ENTRIES_PER_MEMBER;
-        let messages = if limits.events.is_some() { 3 } else { 1 };
-        let ids = if self.ids { ENTRIES_FOR_IDS } else { 0 };
-        let window = if self.window { ENTRIES_FOR_WINDOW } else { 0 };
-        16 + self.id_blocks * 2 + self.channels * (per_message * messages + ids + window)
+    pub(super) fn entries(self, limits: &Limits, known: Known) -> usize {
+        let if_so = |condition, entries| if condition { entries } else { 0 };
+        let per_limit = if_so(limits.max_stored_per_channel.is_some(), ENTRIES_FOR_LIMIT);
+        // A newcomer begins with what the zone has lost, who leaves hands it back; a message may be the newest, and one may be lost.
+        let noted = if_so(self.publishes, 2) + 1;
+        let per_channel = ENTRIES_PER_CHANNEL
+            + if_so(self.publishes, per_limit)
+            + if_so(self.ids, ENTRIES_FOR_IDS + noted * ENTRIES_PER_ID)
+            + if_so(self.window, ENTRIES_FOR_WINDOW);
+        let new = self.channels.saturating_sub(known.channels);
+        let events = new * self.events + known.channels * self.events.min(1);
+        ENTRIES
+            + self.id_blocks * (1 + self.events)
+            + self.channels * per_channel
+            + events * (ENTRIES_PER_EVENT + per_limit)
+            + known.members * ENTRIES_PER_MEMBER
     }
 }
 
-/// How far an attempt at a deletion came.
-enum Deletion {
-    /// So many channels were deleted.
-    Done(usize),
+/// What is known of the channels of a mutation.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Known {
+    /// So many exist.
+    channels: usize,
+    /// Memberships in them and in the events channel, or more.
+    members: usize,
+}
+
+impl Locked<'_> {
+    /// How many blocks must be free before a mutation at this cost can begin, if there are too few: for the journal, and then for what
+    /// it makes.
+    pub(super) fn lacks_room<'c>(&self, cost: Cost, channels: impl Ids<'c>, limits: &Limits) -> Option<u32> {
+        let workers = self.hot(hot::workers) as usize;
+        let lacks = |known: Known| {
+            let blocks = self.journal_shortage(cost.entries(limits, known)) as u32;
+            let needed = blocks + cost.blocks_if(limits, known);
+            (blocks > 0 && needed > self.available()).then_some(needed)
+        };
+        // In most cases that is enough, or there is enough in any case, and nobody has to be counted.
+        lacks(Known {
+            channels: 0,
+            members: (cost.channels + cost.events.min(1)) * workers,
+        })?;
+        lacks(self.known(channels))
+    }
+
+    fn known<'c>(&self, channels: impl Ids<'c>) -> Known {
+        let mut known = Known::default();
+        for channel in channels.filter_map(|(hash, id)| self.find(hash, id)) {
+            known.channels += 1;
+            known.members += self.count_members(channel);
+        }
+        if let Some(events) = self.hot(hot::events).some() {
+            known.members += self.count_members(events);
+        }
+        known
+    }
+
+    fn attempt<'c, T>(
+        &mut self,
+        cost: Cost,
+        channels: impl Ids<'c>,
+        now: Now,
+        change: &mut impl FnMut(&mut Locked<'_>) -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        let bound = cfg!(debug_assertions).then(|| {
+            let limits = self.limits?;
+            let known = self.known(channels);
+            Some((
+                cost.entries(limits, known),
+                cost.blocks_if(limits, known),
+                cost.blocks(),
+            ))
+        });
+        self.begin();
+        self.advance_clock(now);
+        let had = self.available();
+        let result = change(self)?;
+        if let Some((entries, blocks, at_most)) = bound.flatten() {
+            debug_assert!(
+                self.entries() <= entries,
+                "{} journal entries, not {entries}",
+                self.entries()
+            );
+            let taken = had - self.available() - self.borrowed();
+            let may_skip_events = self.limits.is_some_and(|limits| limits.on_full == OnFull::Refuse);
+            let blocks = if may_skip_events { at_most } else { blocks };
+            debug_assert!(taken <= blocks, "{taken} blocks, not {blocks}");
+        }
+        self.commit();
+        Ok(result)
+    }
+}
+
+/// How far an attempt with a notice came.
+enum Notified<T> {
+    Done(T),
     /// The subscribers of so many channels must be told, which takes a message.
     Followed(usize),
 }
@@ -478,5 +620,3 @@ pub(super) fn refused(limits: &Limits) -> Refusal {
         OnFull::Evict => Refusal::NothingToEvict,
     }
 }
-
-impl Locked<'_> {}

@@ -20,7 +20,40 @@ fn die_everywhere_but(
     prepare: impl Fn(&mut TestZone, &mut Worker),
     act: impl Fn(&TestZone, &mut Worker),
 ) {
-    fail_everywhere(name, left, &prepare, |test, point| {
+    die_from((0, 0), name, left, prepare, act);
+}
+
+/// The same at the last so many points of a long mutation, whose beginning is like that of any other.
+fn die_at_the_end(
+    name: &str,
+    points: u64,
+    prepare: impl Fn(&mut TestZone, &mut Worker),
+    act: impl Fn(&TestZone, &mut Worker),
+) {
+    const FAR: u64 = 1 << 40;
+    let count = |arm: fn(u64)| {
+        let mut test = TestZone::with_slots(128, 4);
+        let mut survivor = test.worker();
+        prepare(&mut test, &mut survivor);
+        let mut worker = test.worker();
+        arm(FAR);
+        act(&test, &mut worker);
+        let passed = FAR - kill::left();
+        kill::disarm();
+        passed.saturating_sub(points)
+    };
+    die_from((count(kill::arm), count(kill::arm_panic)), name, 2, &prepare, &act);
+}
+
+/// The same from these points on, at which it dies or panics first.
+fn die_from(
+    (death, panic): (u64, u64),
+    name: &str,
+    left: u32,
+    prepare: impl Fn(&mut TestZone, &mut Worker),
+    act: impl Fn(&TestZone, &mut Worker),
+) {
+    fail_everywhere(name, death, left, &prepare, |test, point| {
         let child = fork(|| {
             let mut worker = test.worker();
             kill::arm(point);
@@ -30,7 +63,7 @@ fn die_everywhere_but(
         });
         wait(child)
     });
-    fail_everywhere(&format!("{name}, panicking"), left, &prepare, |test, point| {
+    fail_everywhere(&format!("{name}, panicking"), panic, left, &prepare, |test, point| {
         let child = fork(|| {
             std::panic::set_hook(Box::new(|_| {}));
             let mut worker = test.worker();
@@ -67,14 +100,15 @@ fn die_everywhere_but(
 /// How a child ends that has panicked and was well afterwards.
 const PANICKED: i32 = 42;
 
-/// Lets `attempt` fail at each point until it says that it did not.
+/// Lets `attempt` fail at each point from the first on, until it says that it did not.
 fn fail_everywhere(
     name: &str,
+    first: u64,
     left: u32,
     prepare: impl Fn(&mut TestZone, &mut Worker),
     attempt: impl Fn(&TestZone, u64) -> bool,
 ) {
-    let mut point = 0;
+    let mut point = first;
     loop {
         let mut test = TestZone::with_slots(128, 4);
         let mut survivor = test.worker();
@@ -104,7 +138,7 @@ fn fail_everywhere(
         }
         point += 1;
     }
-    assert!(point > 3, "{name} has only {point} points");
+    assert!(point > first + 3, "{name} has only {point} points");
     eprintln!("{name}: {point} points");
 }
 
@@ -362,15 +396,175 @@ fn taking_over_a_dead_slot() {
     });
 }
 
+/// More channels than the journal has room for by itself: it borrows blocks that were in use before, and new ones.
+#[test]
+fn borrowing_room_for_the_journal() {
+    const LAST: u64 = 250;
+    let create = |test: &TestZone, worker: &mut Worker| {
+        let names: Vec<String> = (0..66).map(|index| format!("{index:0200}")).collect();
+        let ids: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
+        let before = kill::borrowed();
+        worker.create_channels(&ids, test.now).unwrap();
+        assert!(kill::borrowed() > before, "it has room enough");
+    };
+    die_at_the_end("borrow new blocks", LAST, fill, create);
+    let prepare = |test: &mut TestZone, worker: &mut Worker| {
+        publish(worker, "large", &"x".repeat(70_000), &limits(), test.now).unwrap();
+        test.tick(worker, 130);
+    };
+    die_at_the_end("borrow free blocks", LAST, prepare, create);
+    // The last of them, which room is made for.
+    let prepare = |test: &mut TestZone, worker: &mut Worker| {
+        worker.set_limits(std::rc::Rc::new(evicting()), test.now);
+        let mut len = 40_000;
+        while len > 0 {
+            if publish(worker, "full", &"x".repeat(len), &limits(), test.now).is_err() {
+                len /= 4;
+            }
+        }
+    };
+    die_at_the_end("borrow in a full zone", 100, prepare, |test, worker| {
+        worker.set_limits(std::rc::Rc::new(evicting()), test.now);
+        create(test, worker);
+    });
+}
+
+/// Lets a worker die at every point of `act` among members of the events channel in 64 slots, all of which it tells something.
+fn die_in_a_crowd(name: &str, prepare: impl Fn(&TestZone, &mut [Worker]), act: impl Fn(&mut Worker, Membership, Now)) {
+    let telling = Limits {
+        events: Some(telling("events")),
+        ..limits()
+    };
+    let drain_all = |crowd: &mut [Worker]| crowd.iter_mut().map(drain).collect::<Vec<_>>();
+    for panics in [false, true] {
+        let mut point = 0;
+        loop {
+            let test = TestZone::with_slots(256, 66);
+            let mut crowd: Vec<Worker> = (0..62).map(|_| test.worker_with(&telling)).collect();
+            for worker in &mut crowd {
+                follow(worker, &["events"], test.now);
+            }
+            crowd[0].create_channels(&[b"idle"], test.now).unwrap();
+            prepare(&test, &mut crowd);
+            drain_all(&mut crowd);
+            let child = fork(|| {
+                if panics {
+                    std::panic::set_hook(Box::new(|_| {}));
+                }
+                let mut worker = test.worker_with(&evicting());
+                let joined = follow(&mut worker, &["a"], test.now);
+                worker.set_limits(std::rc::Rc::new(telling.clone()), test.now);
+                let arm = if panics { kill::arm_panic } else { kill::arm };
+                arm(point);
+                let outcome = catch_unwind(AssertUnwindSafe(|| act(&mut worker, joined.memberships[0], test.now)));
+                assert_eq!(
+                    outcome.is_err(),
+                    !kill::disarm(),
+                    "{name}, point {point}: a panic of its own"
+                );
+                worker.release();
+                // SAFETY: ends the child without running the parent's destructors in it.
+                unsafe { libc::_exit(if outcome.is_err() { PANICKED } else { 0 }) }
+            });
+            let mut status = 0;
+            // SAFETY: `status` is valid for the call.
+            unsafe { libc::waitpid(child, &mut status, 0) };
+            let failed = libc::WIFSIGNALED(status) || libc::WEXITSTATUS(status) == PANICKED;
+            assert!(failed || status == 0, "{name}, point {point}: status {status:x}");
+            crowd[0].tick(test.now);
+            assert_eq!(test.zone.check(), Vec::<String>::new(), "{name}, point {point}");
+            let summary = crowd[0].summary(test.now);
+            assert_eq!(
+                (summary.workers.len(), summary.subscribers),
+                (62, 62),
+                "{name}, point {point}"
+            );
+            let told = drain_all(&mut crowd);
+            assert!(told.iter().all(|of_one| *of_one == told[0]), "{name}, point {point}");
+            if !failed {
+                break;
+            }
+            point += 1;
+        }
+        assert!(point > 100, "{name} has only {point} points");
+        eprintln!("{name}: {point} points");
+    }
+}
+
+#[test]
+fn leaving_in_a_crowd() {
+    die_in_a_crowd(
+        "leave",
+        |_, _| {},
+        |worker, membership, _| worker.leave(&[membership], true),
+    );
+}
+
+#[test]
+fn removing_an_idle_channel_in_a_crowd() {
+    let tick = |worker: &mut Worker, _, mut now: Now| {
+        now.monotonic_ms += 40_000;
+        worker.tick(now);
+    };
+    die_in_a_crowd("tick", |_, _| {}, tick);
+}
+
+#[test]
+fn reaping_in_a_crowd() {
+    let prepare = |test: &TestZone, _: &mut [Worker]| {
+        let dead = fork(|| {
+            // The slot of the first is taken over before.
+            let _first = test.worker();
+            let mut dead = test.worker_with(&limits());
+            follow(&mut dead, &["a", "b"], test.now);
+            // SAFETY: takes no pointers.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        });
+        assert!(wait(dead));
+    };
+    die_in_a_crowd("reap", prepare, |worker, _, now| {
+        worker.tick(now);
+    });
+}
+
+#[test]
+fn evicting_in_a_crowd() {
+    let prepare = |test: &TestZone, crowd: &mut [Worker]| {
+        crowd[0].set_limits(std::rc::Rc::new(limits()), test.now);
+        while crowd[0]
+            .create_channels(&[format!("{:?}", test.zone.free_blocks()).as_bytes()], test.now)
+            .is_ok()
+        {}
+    };
+    die_in_a_crowd("evict", prepare, |worker, _, now| {
+        let evicting = Limits {
+            events: Some(telling("events")),
+            ..evicting()
+        };
+        worker.set_limits(std::rc::Rc::new(evicting), now);
+        let ids: [&[u8]; 3] = [b"one", b"two", b"three"];
+        worker.create_channels(&ids, now).unwrap();
+    });
+}
+
+#[test]
+fn deleting_in_a_crowd() {
+    die_in_a_crowd(
+        "delete",
+        |_, _| {},
+        |worker, _, mut now| {
+            worker.delete(&[b"idle", b"a"], b"gone", now).unwrap();
+            drain(worker);
+            now.monotonic_ms += 5_000;
+            worker.tick(now);
+        },
+    );
+}
+
 #[test]
 fn telling_events() {
-    let text =
-        |event: ChannelEvent, id: &[u8]| format!("{} {}", event.name(), String::from_utf8_lossy(id)).into_bytes();
     let telling = Limits {
-        events: Some(Events {
-            channel: b"events".to_vec(),
-            text,
-        }),
+        events: Some(telling("events")),
         ..limits()
     };
     let prepare = |test: &mut TestZone, worker: &mut Worker| {

@@ -4,6 +4,7 @@ mod basics;
 mod counters;
 #[cfg(feature = "kill-points")]
 mod deaths;
+mod full;
 mod listing;
 mod model;
 mod order;

@@ -135,6 +135,9 @@ fn a_full_zone_refuses_and_takes_exactly_as_much_again_later() {
 #[test]
 fn the_smallest_zone_has_room_for_192_channels_with_191_subscribers() {
     let test = TestZone::with_slots(128 - 8, 64);
+    // All that is no block or a block's byte in the table of kinds.
+    let fixed = (128 - 8) * 1024 - test.zone.free_blocks().1 * 129;
+    assert!(fixed <= 24 * 1024, "{fixed} bytes are fixed");
     let mut worker = test.worker();
     for index in 0..192 {
         publish(&mut worker, &format!("ch{index}"), "x", &limits(), test.now).unwrap();
@@ -165,6 +168,8 @@ fn evicting_takes_the_oldest_and_never_who_is_there() {
     let summary = worker.summary(test.now);
     assert!(summary.evicted.stored > 9000);
     assert_eq!(summary.evicted.undelivered, 0);
+    assert_eq!(summary.evicted.trash, 0, "what is evicted is counted once");
+    assert_eq!(summary.evicted.stored + summary.stored, 10_001);
     assert!(
         old(&mut worker, "c49", u32::MAX, Position::default(), test.now)
             .last()
@@ -292,6 +297,115 @@ fn what_was_all_taken_away_is_told_without_a_message() {
 }
 
 #[test]
+fn a_full_zone_that_refuses_lets_readers_into_channels_that_exist() {
+    let refusing = Limits {
+        events: Some(telling("events")),
+        ..limits()
+    };
+    for kib in [128, 1024] {
+        let mut test = TestZone::new(kib);
+        let mut publisher = test.worker_with(&refusing);
+        let mut reader = test.worker_with(&refusing);
+        let names = ["a", "b", "c", "d"];
+        publisher.create_channels(&names.map(str::as_bytes), test.now).unwrap();
+        let followed = follow(&mut reader, &["a"], test.now);
+        let mut len = 50_000;
+        while len > 0 {
+            if publish(&mut publisher, "a", &"x".repeat(len), &refusing, test.now).is_err() {
+                len /= 2;
+            }
+        }
+        for _ in 0..200 {
+            for worker in [&mut publisher, &mut reader] {
+                for name in &names {
+                    follow(worker, &[name], test.now);
+                }
+                follow(worker, &names, test.now);
+            }
+        }
+        assert_eq!(reader.channel(b"a").unwrap().subscribers, 801);
+        let refused = publisher.create_channels(&[b"new"], test.now);
+        assert_eq!(refused, Err(Refusal::Full), "what is kept is not for others");
+        assert_eq!(
+            publish(&mut publisher, "a", "x", &refusing, test.now),
+            Err(Refusal::Full)
+        );
+        test.assert_whole();
+        reader.leave(&followed.memberships, true);
+        drain(&mut publisher);
+        drain(&mut reader);
+        test.tick(&mut publisher, 80);
+        assert!(publish(&mut publisher, "a", "as before", &refusing, test.now).is_ok());
+        assert_eq!(drain(&mut reader), ["as before"]);
+        test.assert_whole();
+    }
+}
+
+#[test]
+fn an_events_channel_for_which_there_was_no_room_comes_when_there_is() {
+    let mut test = TestZone::new(128);
+    let mut worker = test.worker();
+    while worker
+        .create_channels(&[format!("{:?}", test.zone.free_blocks()).as_bytes()], test.now)
+        .is_ok()
+    {}
+    let refusing = Limits {
+        events: Some(telling("events")),
+        ..limits()
+    };
+    let mut other = test.worker_with(&refusing);
+    assert_eq!(other.channel(b"events"), None);
+    test.tick(&mut other, 50);
+    assert!(other.channel(b"events").is_some());
+    other.create_channels(&[b"new"], test.now).unwrap();
+    assert_eq!(other.channel(b"events").unwrap().published, 1);
+    test.assert_whole();
+}
+
+#[test]
+fn events_in_a_full_zone_that_makes_room_are_told_all() {
+    let mut test = TestZone::new(256);
+    let evicting = Limits {
+        events: Some(telling("events")),
+        ..evicting()
+    };
+    let mut worker = test.worker_with(&evicting);
+    let mut listener = test.worker_with(&evicting);
+    follow(&mut listener, &["events"], test.now);
+    let mut expected = Vec::new();
+    let mut told = Vec::new();
+    for round in 0..500 {
+        let id = format!("channel {round}");
+        let joined = follow(&mut worker, &[&id], test.now);
+        told.extend(drain(&mut listener));
+        while test.zone.free_blocks().0 > 0 {
+            let text = "x".repeat(if test.zone.free_blocks().0 > 20 { 1000 } else { 1 });
+            publish(&mut worker, "full", &text, &evicting, test.now).unwrap();
+            drain(&mut listener).iter().for_each(|text| told.push(text.clone()));
+        }
+        worker.leave(&joined.memberships, true);
+        told.extend(drain(&mut listener));
+        expected.extend(
+            ["channel_created", "client_subscribed", "client_unsubscribed"].map(|event| format!("{event} {id}")),
+        );
+    }
+    told.retain(|text| !text.ends_with(" full"));
+    assert_eq!(told, expected);
+    // Those that go for lack of use.
+    for _ in 0..80 {
+        test.pass(1);
+        while worker.tick(test.now) == Tick::More {}
+        while test.zone.free_blocks().0 > 0 {
+            publish(&mut worker, "full", "x", &evicting, test.now).unwrap();
+        }
+        told.extend(drain(&mut listener));
+    }
+    let gone = told.iter().filter(|text| text.starts_with("channel_destroyed channel"));
+    assert_eq!(gone.count(), 500);
+    test.assert_whole();
+}
+
+#[test]
 fn what_can_never_fit_is_refused_at_once() {
     let test = TestZone::new(128);
     let mut worker = test.worker();
@@ -390,7 +504,15 @@ fn channels_are_deleted_all_or_none() {
     );
     assert!(drain(&mut worker).is_empty(), "and nobody was told");
     test.assert_whole();
+    assert_eq!(worker.dismiss(&all, test.now).unwrap_err(), Refusal::Full);
+    assert!(drain(&mut worker).is_empty(), "nobody is sent away either");
     worker.set_limits(std::rc::Rc::new(evicting()), test.now);
+    let had = worker.dismiss(&all, test.now).unwrap();
+    assert_eq!(
+        had.iter().map(|info| info.subscribers).collect::<Vec<_>>(),
+        [0, 1, 1, 1]
+    );
+    assert_eq!(drain(&mut worker), ["", ""]);
     assert_eq!(worker.delete(&all, b"gone", test.now), Ok(3));
     assert!(all.iter().all(|id| worker.channel(id).is_none()));
     assert_eq!(drain(&mut worker), ["gone", "gone"]);

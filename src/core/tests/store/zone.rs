@@ -88,6 +88,14 @@ pub fn evicting() -> Limits {
     }
 }
 
+/// An events channel of this name.
+pub fn telling(channel: &str) -> Events {
+    Events {
+        channel: channel.as_bytes().to_vec(),
+        text: |event, id| format!("{} {}", event.name(), String::from_utf8_lossy(id)).into_bytes(),
+    }
+}
+
 /// What turns on that the zone keeps track of ids.
 pub fn tracking() -> Limits {
     Limits {
