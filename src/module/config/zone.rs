@@ -24,8 +24,11 @@ const TAG: usize = 0x70_7573_6873_0000 | LAYOUT_VERSION as usize;
 /// What the smallest zone has, in pages.
 const MIN_PAGES: usize = 32;
 
-/// Slots for workers, unless `worker_processes` asks for more. Old and new workers live side by side after a reload.
+/// Slots for workers that every zone has. Old and new workers live side by side after a reload.
 const MIN_SLOTS: usize = 64;
+
+/// Bytes of a zone for each slot that it has because a later `worker_processes` may ask for it: a thirty-second part of the zone.
+const ZONE_PER_SLOT: usize = 32 * Zone::BYTES_PER_SLOT;
 
 /// One `push_stream_shared_memory_size` line.
 pub struct Wanted {
@@ -162,10 +165,11 @@ unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_in
             // SAFETY: nginx passes a mapped zone whose slab pool it has initialized.
             let result = unsafe {
                 let pool = (*zone).shm.addr.cast::<ngx_slab_pool_t>();
+                let workers = (*(*zone).data.cast::<Main>()).worker_processes();
                 if old.is_null() {
-                    create(pool, slots((*zone).data.cast()))
+                    create(pool, workers)
                 } else {
-                    attach(pool)
+                    attach(pool).and_then(|zone| admit(&zone, workers))
                 }
             };
             match result {
@@ -183,7 +187,7 @@ unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_in
 }
 
 /// Takes all pages of the slab pool in one allocation and lays the zone out in them.
-unsafe fn create(pool: *mut ngx_slab_pool_t, slots: u16) -> Result<Zone, String> {
+unsafe fn create(pool: *mut ngx_slab_pool_t, workers: usize) -> Result<Zone, String> {
     // SAFETY: the pool is fresh, so its free pages are one run; the memory is zero as mapped, because nginx's slab
     // only writes into the page table.
     unsafe {
@@ -193,7 +197,7 @@ unsafe fn create(pool: *mut ngx_slab_pool_t, slots: u16) -> Result<Zone, String>
         if memory.is_null() {
             return Err(format!("cannot take its {len} bytes"));
         }
-        let zone = Zone::create(memory, len, slots, Now::read()).map_err(|error| error.to_string())?;
+        let zone = Zone::create(memory, len, slots(workers, len), Now::read()).map_err(|error| error.to_string())?;
         (*pool).data = memory.cast();
         Ok(zone)
     }
@@ -233,11 +237,33 @@ unsafe fn capacity(pool: *const ngx_slab_pool_t) -> usize {
     unsafe { (*pool).last.offset_from((*pool).pages) as usize * ngx_pagesize }
 }
 
-/// How many processes may use the zone at once.
-unsafe fn slots(main: *const Main) -> u16 {
-    // SAFETY: `add` stored this cycle's configuration; its core part is complete before any zone is mapped.
-    let workers = unsafe { (*main).worker_processes() };
-    u16::try_from(MIN_SLOTS.max(2 * workers + 8)).unwrap_or(u16::MAX)
+/// How many processes may use a new zone at once: the workers of two generations, also if a later configuration says `auto`.
+fn slots(workers: usize, len: usize) -> u16 {
+    // SAFETY: set by nginx before any configuration is read, and constant.
+    let processors = usize::try_from(unsafe { ngx_ncpu }).unwrap_or(1);
+    let generations = |workers: usize| 2 * workers + 8;
+    let later = generations(processors).min(len / ZONE_PER_SLOT);
+    u16::try_from(MIN_SLOTS.max(generations(workers)).max(later)).unwrap_or(u16::MAX)
+}
+
+/// Refuses a reload that brings more workers than the zone can ever serve: all others would answer 503.
+fn admit(zone: &Zone, workers: usize) -> Result<Zone, String> {
+    let slots = usize::from(zone.slots());
+    if workers > slots {
+        return Err(format!(
+            "it was made for {slots} worker processes at most, and worker_processes is {workers} now: restart nginx for that"
+        ));
+    }
+    let alive = zone.summary(Now::read()).workers.len();
+    if alive + workers > slots {
+        ngx_log_error!(
+            NGX_LOG_WARN,
+            ngx::log::ngx_cycle_log().as_ptr(),
+            "push stream: the zone has {slots} slots, for {workers} new workers beside {alive} that are still there: \
+             some wait for one, and answer 503 meanwhile"
+        );
+    }
+    Ok(*zone)
 }
 
 /// The eventfds of this process family, kept for the case that a reload brings a new zone.
@@ -245,14 +271,23 @@ static WAKE_FDS: ProcessCell<Vec<i32>> = ProcessCell::empty();
 
 /// Fills in the zone's eventfds, one per slot, if it has none.
 pub fn prepare_wake_fds(zone: &Zone) -> io::Result<()> {
-    let known = zone.wake_fds();
-    if known.is_empty() {
-        let mut fds = WAKE_FDS.take().unwrap_or_default();
-        while fds.len() < usize::from(zone.slots()) {
-            fds.push(eventfd()?);
-        }
-        zone.set_wake_fds(&fds[..usize::from(zone.slots())]);
-        WAKE_FDS.set(fds);
+    if !zone.wake_fds().is_empty() {
+        return Ok(());
+    }
+    let slots = usize::from(zone.slots());
+    let mut fds = WAKE_FDS.take().unwrap_or_default();
+    let made = add_eventfds(&mut fds, slots);
+    if made.is_ok() {
+        zone.set_wake_fds(&fds[..slots]);
+    }
+    // If there are too few, the next cycle goes on with these.
+    WAKE_FDS.set(fds);
+    made
+}
+
+fn add_eventfds(fds: &mut Vec<i32>, wanted: usize) -> io::Result<()> {
+    while fds.len() < wanted {
+        fds.push(eventfd()?);
     }
     Ok(())
 }
