@@ -2,6 +2,7 @@
 
 use v5.36;
 use FindBin;
+use Time::HiRes 'time';
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 use PushStream::WebSocket;
@@ -90,6 +91,53 @@ CONF
     $nginx->post('/pub?id=new', 'x');
     like $again->text_until(qr/channel_created.*\n\n/s), qr/"new"/, 'it goes on after the reload';
     ok wait_until { $nginx->figures('events')->{subscribers} == 1 }, 'counts are true';
+};
+
+# What a worker does itself reaches its own subscribers at once.
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 1m;
+    push_stream_channels_path $arg_id;
+    push_stream_events_channel_id events;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /sub { push_stream_subscriber; push_stream_allow_connections_to_events_channel on; push_stream_message_template ~text~; }
+        location /pub { push_stream_publisher admin; }
+        location /ws { push_stream_subscriber websocket; }
+    }
+}
+CONF
+    my $events = $nginx->subscribe('/sub?id=events');
+    my %ways = (
+        'a stream is cut' => sub { my $stream = $nginx->subscribe('/sub?id=a'); return sub { $stream->close } },
+        'a WebSocket is closed' => sub {
+            my $socket = PushStream::WebSocket->new($nginx, '/ws?id=a');
+            return sub { $socket->client->close };
+        },
+        'a channel is deleted' => sub {
+            $nginx->subscribe('/sub?id=a');
+            return sub { $nginx->delete('/pub?id=a') };
+        },
+    );
+    for my $way (sort keys %ways) {
+        my @took;
+        for (1 .. 5) {
+            my $leave = $ways{$way}->();
+            $events->text_until(qr/client_subscribed/);
+            my $before = time;
+            $leave->();
+            $events->text_until(qr/client_unsubscribed/);
+            push @took, time - $before;
+        }
+        @took = sort { $a <=> $b } @took;
+        # The timer that looks for what was overlooked comes once a second.
+        cmp_ok $took[2], '<', 0.5, "$way: told at once";
+    }
 };
 
 done_testing;

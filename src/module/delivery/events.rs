@@ -1,6 +1,6 @@
 //! What nginx calls: the eventfd that other workers write to, posted work, and timers.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
 use std::ptr;
 use std::time::Instant;
@@ -29,6 +29,8 @@ pub struct Events {
     wheel: UnsafeCell<ngx_event_t>,
     walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
+    /// It does not hear its eventfd.
+    deaf: Cell<bool>,
     log: *mut ngx_log_t,
 }
 
@@ -56,6 +58,7 @@ impl Events {
             walk: event(on_walk, true),
             // The only one that keeps a leaving worker alive.
             leave: event(on_leave, false),
+            deaf: Cell::new(false),
             log,
         }))
     }
@@ -88,15 +91,25 @@ impl Events {
         add_timer(&self.leave, delay_ms);
     }
 
-    /// Listens to this worker's eventfd. Without one the tick has to do.
+    /// Listens to this worker's eventfd. As long as that fails the tick has to do, which tries again.
     pub fn listen(&self, fd: Option<i32>) {
-        let Some(fd) = fd else {
-            return;
-        };
+        let listening = fd.is_some_and(|fd| self.open(fd));
+        if !listening && !self.deaf.replace(true) {
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                self.log,
+                "push stream: cannot listen to the eventfd, looking once a second instead"
+            );
+        } else if listening && self.deaf.replace(false) {
+            ngx_log_error!(NGX_LOG_NOTICE, self.log, "push stream: listening to the eventfd again");
+        }
+    }
+
+    fn open(&self, fd: i32) -> bool {
         // SAFETY: the descriptor is open, inherited from the master; the connection is ours until the process ends.
         unsafe {
             let Some(connection) = ngx_get_connection(fd, self.log).as_mut() else {
-                return;
+                return false;
             };
             let read = connection.read;
             (*read).handler = Some(on_wake);
@@ -109,14 +122,11 @@ impl Events {
             // Makes nginx call the handler when the worker is told to leave.
             connection.set_idle(1);
             if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
-                ngx_log_error!(
-                    NGX_LOG_WARN,
-                    self.log,
-                    "push stream: cannot listen to the eventfd, polling instead"
-                );
                 ngx_free_connection(connection);
+                return false;
             }
         }
+        true
     }
 }
 
@@ -215,6 +225,8 @@ impl Delivery {
         let mut next = TICK_MS;
         if self.worker.is_none() {
             self.claim();
+        } else if self.events.deaf.get() {
+            self.listen();
         }
         if let Some(worker) = &mut self.worker
             && worker.tick(now) == Tick::More

@@ -381,6 +381,7 @@ impl Delivery {
         if let Some(worker) = &mut self.worker {
             worker.leave(&left, gone);
         }
+        self.look_if_woken();
     }
 
     /// Fetches the next old messages of a subscriber whose backlog is empty. False if there are none (any more).

@@ -191,6 +191,7 @@ pub fn reconfigure(main: &Main) {
             if let Some(worker) = &mut delivery.worker {
                 worker.set_limits(settings.limits.clone(), Now::read());
             }
+            delivery.look_if_woken();
             delivery.settings = settings;
             delivery.neighbours = Neighbours::find();
         }
@@ -204,9 +205,7 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
         .with(|delivery| {
             let worker = delivery.worker.as_mut()?;
             let result = fault::in_store(|| work(worker));
-            if worker.is_woken() {
-                delivery.wake();
-            }
+            delivery.look_if_woken();
             Some(result)
         })
         .flatten()
@@ -481,18 +480,31 @@ impl Delivery {
     /// Takes a slot in the zone.
     fn claim(&mut self) -> bool {
         self.worker = self.zone.claim(self.settings.limits.clone(), Now::read());
-        if let Some(worker) = &self.worker {
-            let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
-            self.events.listen(fd);
-        }
+        self.listen();
         // What is already counted was another worker's to tell.
         self.report_zone(Now::read());
         self.worker.is_some()
     }
 
+    /// Has nginx tell when another worker writes to this one's eventfd.
+    fn listen(&self) {
+        if let Some(worker) = &self.worker {
+            let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
+            self.events.listen(fd);
+        }
+    }
+
     fn wake(&mut self) {
         self.inbox.dirty = true;
         self.events.post_work();
+    }
+
+    /// After any call that changes the store: what it brought this worker's own subscribers, as an event that is told, is signalled by
+    /// nobody else.
+    fn look_if_woken(&mut self) {
+        if self.worker.as_ref().is_some_and(Worker::is_woken) {
+            self.wake();
+        }
     }
 
     fn add(
@@ -662,6 +674,7 @@ impl Delivery {
         if let Some(worker) = self.worker.as_mut().filter(|_| !left.is_empty()) {
             fence::twice("leave", || fault::in_store(|| worker.leave(&left, true)));
         }
+        self.look_if_woken();
     }
 
     /// The next thing to do for a subscriber, as far as it must be done outside.

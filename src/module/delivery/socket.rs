@@ -248,9 +248,7 @@ impl Delivery {
                 "push stream: a WebSocket client's message is lost: {refusal}"
             );
         }
-        if worker.is_woken() {
-            self.wake();
-        }
+        self.look_if_woken();
     }
 }
 
