@@ -62,4 +62,69 @@ CONF
     ok $nginx->wait_for_log(qr/push stream: shared zone is full, [1-9]\d* messages evicted \(0 of them undelivered\)/), 'the log says so';
 };
 
+# Whatever is asked of a zone that is full of old messages is done, for one channel or for hundreds.
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 1m;
+    push_stream_on_full evict;
+    push_stream_channels_path $arg_id;
+    push_stream_store_messages on;
+    push_stream_max_messages_stored_per_channel 3;
+    push_stream_events_channel_id events;
+    push_stream_max_channel_id_length 16;
+    keepalive_requests 100000;
+    large_client_header_buffers 4 16k;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /pub { push_stream_publisher admin; push_stream_idempotent_publish on; push_stream_batch_publish on; client_max_body_size 2m; }
+        location /sub { push_stream_subscriber; push_stream_allow_connections_to_events_channel on; }
+        location /poll { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 100ms; }
+        location /status { push_stream_channels_statistics; }
+    }
+}
+CONF
+    my $follower = $nginx->subscribe('/sub?id=events');
+    my $publisher = $nginx->connect;
+    my $fill = sub {
+        $publisher->request(POST => "/pub?id=full$_", body => 'y' x 60_000) for 1 .. 20;
+        $publisher->request(POST => "/pub?id=full$_", body => 'y' x 500) for 1 .. 20;
+    };
+    my ($id, @refused) = 0;
+    my $try = sub ($what, $status) { push @refused, "$what: $status" if $status != 200 };
+    for my $count (1 .. 16, 32, 64, 128, 200, 255) {
+        my $path = join '/', map { "$count.$_" } 1 .. $count;
+        $fill->();
+        $id++;
+        $try->("publish to $count", $publisher->request(POST => "/pub?id=$path", body => 'x' x 200, headers => { 'Event-Id' => $id })->status);
+        $fill->();
+        my $stream = $nginx->open(GET => "/sub?id=$path");
+        $try->("subscribe to $count", $stream->status);
+        $fill->();
+        my $batch = JSON::PP::encode_json({ channels => [ split m{/}, $path ], text => 'z' });
+        my $verdict = $publisher->request(POST => '/pub', body => "$batch\n", headers => { 'Content-Type' => 'application/x-ndjson' });
+        $try->("batch to $count", $verdict->status == 200 ? $verdict->json->{status} : $verdict->status);
+        $fill->();
+        $try->("delete $count", $publisher->request(DELETE => "/pub?id=$path")->status);
+        $stream->close;
+    }
+    is "@refused", '', 'nothing is refused';
+    my $metrics = $nginx->get('/status', Accept => 'application/openmetrics-text')->body;
+    my ($evicted) = $metrics =~ /^push_stream_messages_evicted_total\{reason="stored"\} (\d+)/m;
+    cmp_ok $evicted // 0, '>', 100, 'though the zone was full all the time';
+    like $metrics, qr/^push_stream_messages_refused_total\{reason="full"\} 0$/m, 'none is counted';
+    my @worst = map { /(\d+) requests refused/ } grep { /shared zone is full/ } split /\n/, $nginx->log;
+    is "@{[grep { $_ > 0 } @worst]}", '', 'and the log speaks of none';
+
+    my $more = join '/', map { "more$_" } 1 .. 1500;
+    my $impossible = $publisher->request(POST => "/pub?id=$more", body => 'x');
+    is $impossible->status, 507, 'what cannot fit is';
+    ok $impossible->header('Retry-After'), 'with a time to try again';
+    ok $nginx->wait_for_log(qr/push stream: shared zone is full, .* [1-9]\d* requests refused/), 'and the log says so';
+};
+
 done_testing;
