@@ -528,6 +528,23 @@ p = { from = "a", stages = ["parse", "route"], to = ["nginx"] }
     }
 
     #[test]
+    fn a_spool_must_have_room_for_the_largest_body() {
+        let intake = |options: &str| {
+            GOOD.replace(
+                "type = \"stdin\"",
+                &format!("type = \"http_in\", listen = \"127.0.0.1:1\", {options}"),
+            )
+        };
+        let small = "ack = \"spooled\", spool_max = \"32KiB\"";
+        let found = problems(&intake(small));
+        assert!(
+            found.len() == 1 && found[0].contains("source.a.spool_max: must be at least max_body (65536B)"),
+            "{found:?}"
+        );
+        assert!(problems(&intake(&format!("{small}, max_body = \"32KiB\""))).is_empty());
+    }
+
+    #[test]
     fn a_good_file_becomes_a_configuration_with_defaults() {
         let config = parse(GOOD).unwrap_or_else(|problems| panic!("{problems:?}"));
         assert_eq!(config.park_path, Path::new("s/parked.ndjson"));

@@ -61,7 +61,9 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 /// How long a browser may remember that it may post here.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
 /// A segment is deleted as a whole; smaller ones free space sooner, larger ones cost fewer files.
-const SEGMENT_BYTES: u64 = 16 << 20;
+const MAX_SEGMENT_BYTES: u64 = 16 << 20;
+/// So much of `spool_max` may lie on the disk although it is settled.
+const SEGMENTS: u64 = 16;
 
 #[derive(Clone, Debug)]
 pub struct HttpIn {
@@ -76,7 +78,7 @@ pub struct HttpIn {
     /// For reading a body, and for publishing with `ack = "published"`.
     timeout: Duration,
     max_connections: usize,
-    /// Most disk space for `ack = "spooled"`.
+    /// Most bytes that wait with `ack = "spooled"`. The disk may hold a sixteenth more, which is settled.
     spool_max: u64,
     stamp: Stamp,
     limits: Limits,
@@ -127,6 +129,10 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     let ByteSize(spool_max) = section.or("spool_max", ByteSize(1 << 30));
     if section.has("spool_max") && ack == AckMode::Published {
         section.complain_at("spool_max", "belongs to ack = \"spooled\"");
+    }
+    if ack == AckMode::Spooled && spool_max < max_body {
+        let text = format!("must be at least max_body ({max_body}B), or there is never room for such a body");
+        section.complain_at("spool_max", text);
     }
     let stamp = section.table("stamp", |stamp| Stamp {
         id: stamp.optional("id"),
@@ -215,11 +221,13 @@ impl HttpIn {
         let start = SpoolCheckpoint {
             epoch: Timestamp::now().0,
             settled: 0,
+            end: 0,
         };
         let checkpoint = checkpoint::load(&file)?.unwrap_or(start);
         checkpoint::store(&file, &checkpoint)?;
-        let (spool, reader, cleaner) = spool::open(&directory, checkpoint.settled, SEGMENT_BYTES)?;
-        let stored = move |checkpoint: &SpoolCheckpoint| cleaner.settled(checkpoint.settled);
+        let segment_bytes = (self.spool_max / SEGMENTS).clamp(1, MAX_SEGMENT_BYTES);
+        let (spool, reader, cleaner) = spool::open(&directory, checkpoint.settled, segment_bytes)?;
+        let stored = move |checkpoint: &SpoolCheckpoint| cleaner.settled(checkpoint.settled, checkpoint.end);
         let (ack_to, acks) = mpsc::unbounded_channel();
         let pump = Pump {
             epoch: checkpoint.epoch,
@@ -437,13 +445,13 @@ impl Desk {
     }
 
     async fn store(&self, texts: Vec<Bytes>, epoch: u64, spool: &Spool) -> Result<Answer, Refusal> {
-        let size: usize = texts.iter().map(Bytes::len).sum();
-        if spool.bytes() + size as u64 > self.config.spool_max {
-            return Err(Refusal::NoRoom);
-        }
         let received = Timestamp::now();
         let count = texts.len() as u64;
-        let first = spool.append(texts, received).await.map_err(Refusal::Disk)?;
+        let appended = spool.append(texts, received, self.config.spool_max).await;
+        let first = appended.map_err(|error| match error {
+            spool::Error::Full => Refusal::NoRoom,
+            spool::Error::Io(error) => Refusal::Disk(error),
+        })?;
         let ids: Vec<EventId> = (first..first + count).map(|seq| EventId::new(epoch, seq)).collect();
         Ok(json_answer(StatusCode::ACCEPTED, &ids_body(&ids, received)))
     }
@@ -566,6 +574,9 @@ impl Stamp {
 struct SpoolCheckpoint {
     epoch: u64,
     settled: u64,
+    /// The position in the spool behind it, in this process.
+    #[serde(skip)]
+    end: u64,
 }
 
 /// Takes events out of the spool as credit allows.
@@ -574,8 +585,8 @@ struct Pump {
     stamp: Stamp,
     reader: spool::Reader,
     feed: Feed,
-    /// Positions are sequence numbers.
-    marks: Watermark<u64>,
+    /// Sequence numbers and the positions behind their lines.
+    marks: Watermark<(u64, u64)>,
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
     checkpointer: Checkpointer<SpoolCheckpoint>,
@@ -638,7 +649,7 @@ impl Pump {
 
     fn emit(&mut self, entry: Entry, permit: Permit) {
         let id = EventId::new(self.epoch, entry.seq);
-        let ticket = self.marks.begin(entry.seq, permit);
+        let ticket = self.marks.begin((entry.seq, entry.end), permit);
         let text = self.stamp.apply(entry.text, &id, entry.received);
         let event = Event::new(id, entry.received, text);
         self.feed
@@ -656,9 +667,11 @@ impl Pump {
             self.note(ack);
         }
         if let Some(advance) = self.marks.advance() {
+            let (settled, end) = advance.position;
             let checkpoint = SpoolCheckpoint {
                 epoch: self.epoch,
-                settled: advance.position,
+                settled,
+                end,
             };
             self.checkpointer.submit(checkpoint, advance.permits);
         }

@@ -3,6 +3,9 @@
 //! A directory of segments, each named by its first sequence number, with lines `<seq> <unix ms> <json>`. One thread
 //! appends; all requests that come while it is in fsync share the next one. A reader follows it as far as it is durable. A segment goes when
 //! all its events are settled. A torn last line, which a crash leaves, was never promised to anybody and is cut off.
+//!
+//! What is settled takes no room: positions count the bytes of all lines since the oldest segment that was found at the start, so what waits
+//! is the difference of two positions, wherever segments begin.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -36,6 +39,8 @@ pub struct Reader {
     /// Place of `buffer` in the open segment.
     offset: u64,
     buffer: VecDeque<Entry>,
+    /// Position behind what was read.
+    position: u64,
     /// Smaller ones are settled.
     from: u64,
 }
@@ -46,6 +51,8 @@ pub struct Entry {
     pub seq: u64,
     pub received: Timestamp,
     pub text: Bytes,
+    /// The position behind it.
+    pub end: u64,
 }
 
 /// Deletes segments whose events are settled.
@@ -54,6 +61,8 @@ pub struct Cleaner(Arc<Shared>);
 
 struct Append {
     texts: Vec<Bytes>,
+    /// Counted in [`Shared::pending`] until it is written.
+    size: u64,
     received: Timestamp,
     /// The first sequence number.
     done: oneshot::Sender<io::Result<u64>>,
@@ -62,8 +71,12 @@ struct Append {
 struct Shared {
     directory: PathBuf,
     segments: Mutex<VecDeque<Segment>>,
-    /// Of all segments together.
-    bytes: AtomicU64,
+    /// Bytes of appends under way.
+    pending: AtomicU64,
+    /// Position behind the last durable line.
+    written: AtomicU64,
+    /// Position up to which all is settled.
+    settled: AtomicU64,
     grown: Notify,
 }
 
@@ -80,6 +93,15 @@ impl Shared {
     }
 }
 
+/// Why texts were not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the spool is full")]
+    Full,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Opens the queue. Events up to `settled` are done and do not come again.
 pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(Spool, Reader, Cleaner)> {
     fs::create_dir_all(directory)?;
@@ -91,14 +113,18 @@ pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(S
     let shared = Shared {
         directory: directory.to_owned(),
         segments: Mutex::default(),
-        bytes: AtomicU64::new(0),
+        pending: AtomicU64::new(0),
+        written: AtomicU64::new(0),
+        settled: AtomicU64::new(0),
         grown: Notify::new(),
     };
     let mut next = settled + 1;
     for (index, &first) in firsts.iter().enumerate() {
-        let (durable, last) = recover(&shared.path(first), index + 1 == firsts.len())?;
-        next = next.max(last.map_or(first, |last| last + 1));
-        shared.bytes.fetch_add(durable, Ordering::Relaxed);
+        let found = recover(&shared.path(first), index + 1 == firsts.len(), settled)?;
+        next = next.max(found.last.map_or(first, |last| last + 1));
+        shared.written.fetch_add(found.durable, Ordering::Relaxed);
+        shared.settled.fetch_add(found.settled, Ordering::Relaxed);
+        let durable = found.durable;
         shared.segments.lock().push_back(Segment { first, durable });
     }
     let shared = Arc::new(shared);
@@ -116,15 +142,17 @@ pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(S
             writer.append(std::iter::once(first).chain(receiver.try_iter()).collect());
         }
     })?;
-    let reader = Reader {
+    let mut reader = Reader {
         shared: Arc::clone(&shared),
         open: None,
         offset: 0,
         buffer: VecDeque::new(),
+        position: 0,
         from: settled + 1,
     };
     let cleaner = Cleaner(Arc::clone(&shared));
-    cleaner.settled(settled);
+    // The reader counts from the oldest segment that is left.
+    reader.position = cleaner.remove_segments(settled);
     Ok((
         Spool {
             appends: Some(appends),
@@ -136,8 +164,17 @@ pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(S
     ))
 }
 
-/// Length and last sequence number of a segment; cuts a torn end off the last one.
-fn recover(path: &Path, is_last: bool) -> io::Result<(u64, Option<u64>)> {
+/// What a segment holds.
+struct Found {
+    durable: u64,
+    /// Bytes of the lines that are settled.
+    settled: u64,
+    /// The last sequence number.
+    last: Option<u64>,
+}
+
+/// Looks through a segment; cuts a torn end off the last one.
+fn recover(path: &Path, is_last: bool, settled: u64) -> io::Result<Found> {
     let text = fs::read(path)?;
     let whole = memchr::memrchr(b'\n', &text).map_or(0, |end| end + 1);
     if whole < text.len() {
@@ -149,13 +186,19 @@ fn recover(path: &Path, is_last: bool) -> io::Result<(u64, Option<u64>)> {
         }
         OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
     }
-    let last = text[..whole]
-        .trim_ascii_end()
-        .rsplit(|&b| b == b'\n')
-        .next()
-        .filter(|line| !line.is_empty());
-    let last = last.map(|line| parse(line).ok_or_else(|| damaged(path))).transpose()?;
-    Ok((whole as u64, last.map(|entry| entry.seq)))
+    let (mut last, mut done) = (None, 0);
+    for line in text[..whole].split_inclusive(|&byte| byte == b'\n') {
+        let (seq, ..) = parse(line).ok_or_else(|| damaged(path))?;
+        last = Some(seq);
+        if seq <= settled {
+            done += line.len() as u64;
+        }
+    }
+    Ok(Found {
+        durable: whole as u64,
+        settled: done,
+        last,
+    })
 }
 
 fn damaged(path: &Path) -> io::Error {
@@ -165,34 +208,48 @@ fn damaged(path: &Path) -> io::Error {
     )
 }
 
-fn parse(line: &[u8]) -> Option<Entry> {
+/// Sequence number, time and text of a line.
+fn parse(line: &[u8]) -> Option<(u64, Timestamp, &[u8])> {
     let mut parts = line.splitn(3, |&b| b == b' ');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
     let (seq, received) = (number()?, Timestamp(number()?));
-    Some(Entry {
-        seq,
-        received,
-        text: Bytes::copy_from_slice(parts.next()?),
-    })
+    Some((seq, received, parts.next()?))
 }
 
 impl Spool {
     /// Makes the texts durable, then answers with the first of their consecutive sequence numbers. They must not
-    /// hold line ends.
-    pub async fn append(&self, texts: Vec<Bytes>, received: Timestamp) -> io::Result<u64> {
+    /// hold line ends. At most about `max` bytes wait; what is larger than that goes in alone.
+    pub async fn append(&self, texts: Vec<Bytes>, received: Timestamp, max: u64) -> Result<u64, Error> {
+        let size: u64 = texts.iter().map(|text| text.len() as u64).sum();
+        let waiting = self.waiting();
+        if waiting > 0 && waiting + size > max {
+            return Err(Error::Full);
+        }
         let (done, wait) = oneshot::channel();
         let gone = || io::Error::other("the spool has stopped");
-        self.appends
-            .as_ref()
-            .ok_or_else(gone)?
-            .send(Append { texts, received, done })
-            .map_err(|_| gone())?;
-        wait.await.map_err(|_| gone())?
+        let append = Append {
+            texts,
+            size,
+            received,
+            done,
+        };
+        self.shared.pending.fetch_add(size, Ordering::Relaxed);
+        let appends = self.appends.as_ref().ok_or_else(gone)?;
+        appends.send(append).map_err(|_| gone())?;
+        Ok(wait.await.map_err(|_| gone())??)
     }
 
-    /// Disk space in use.
-    pub fn bytes(&self) -> u64 {
-        self.shared.bytes.load(Ordering::Relaxed)
+    /// Bytes that are not settled, and those on their way to the disk.
+    pub fn waiting(&self) -> u64 {
+        let Shared {
+            pending,
+            written,
+            settled,
+            ..
+        } = &*self.shared;
+        // In this order, so that nothing is missed: what is written was counted as pending first, and what is settled is written.
+        let (pending, settled) = (pending.load(Ordering::Acquire), settled.load(Ordering::Acquire));
+        pending + written.load(Ordering::Acquire).saturating_sub(settled)
     }
 }
 
@@ -228,7 +285,11 @@ impl Writer {
                 next += 1;
             }
         }
-        match self.write(&text) {
+        let written = self.write(&text);
+        let size = batch.iter().map(|append| append.size).sum();
+        // Release: whoever sees it gone sees it in `written`.
+        self.shared.pending.fetch_sub(size, Ordering::Release);
+        match written {
             Ok(()) => {
                 self.next = next;
                 for (append, first) in batch.into_iter().zip(firsts) {
@@ -261,7 +322,7 @@ impl Writer {
         if let Some(segment) = self.shared.segments.lock().back_mut() {
             segment.durable = self.length;
         }
-        self.shared.bytes.fetch_add(text.len() as u64, Ordering::Relaxed);
+        self.shared.written.fetch_add(text.len() as u64, Ordering::Release);
         self.shared.grown.notify_one();
         Ok(())
     }
@@ -310,7 +371,9 @@ impl Reader {
             let here = segments.iter().find(|segment| Some(segment.first) == current);
             match (here, &self.open) {
                 (Some(segment), Some((_, file))) if segment.durable > self.offset => {
-                    self.offset += read_lines(file, self.offset, segment.durable, &mut self.buffer)?;
+                    let length = read_lines(file, self.offset, segment.durable, self.position, &mut self.buffer)?;
+                    self.offset += length;
+                    self.position += length;
                     return Ok(true);
                 }
                 _ => {}
@@ -327,8 +390,8 @@ impl Reader {
     }
 }
 
-/// Reads about a chunk, at least one line, and returns how many bytes.
-fn read_lines(file: &File, offset: u64, end: u64, into: &mut VecDeque<Entry>) -> io::Result<u64> {
+/// Reads about a chunk, at least one line, and returns how many bytes. The chunk begins at `position`.
+fn read_lines(file: &File, offset: u64, end: u64, mut position: u64, into: &mut VecDeque<Entry>) -> io::Result<u64> {
     let mut chunk = CHUNK_BYTES as u64;
     loop {
         let length = chunk.min(end - offset);
@@ -339,24 +402,39 @@ fn read_lines(file: &File, offset: u64, end: u64, into: &mut VecDeque<Entry>) ->
             continue;
         };
         for line in text[..whole].split(|&b| b == b'\n') {
-            into.push_back(parse(line).ok_or_else(|| damaged(Path::new("the spool")))?);
+            let (seq, received, text) = parse(line).ok_or_else(|| damaged(Path::new("the spool")))?;
+            position += line.len() as u64 + 1;
+            into.push_back(Entry {
+                seq,
+                received,
+                text: Bytes::copy_from_slice(text),
+                end: position,
+            });
         }
         return Ok(whole as u64 + 1);
     }
 }
 
 impl Cleaner {
-    /// All events up to `seq` are done.
-    pub fn settled(&self, seq: u64) {
+    /// All events up to `seq`, which ends at the position `end`, are done.
+    pub fn settled(&self, seq: u64, end: u64) {
+        self.0.settled.fetch_max(end, Ordering::Release);
+        self.remove_segments(seq);
+    }
+
+    /// Returns how many bytes went.
+    fn remove_segments(&self, seq: u64) -> u64 {
         let mut segments = self.0.segments.lock();
+        let mut bytes = 0;
         while segments.len() > 1 && segments[1].first <= seq + 1 {
-            let Some(segment) = segments.pop_front() else { return };
-            self.0.bytes.fetch_sub(segment.durable, Ordering::Relaxed);
+            let Some(segment) = segments.pop_front() else { break };
+            bytes += segment.durable;
             let path = self.0.path(segment.first);
             if let Err(error) = fs::remove_file(&path) {
                 tracing::warn!("cannot remove {}: {error}", path.display());
             }
         }
+        bytes
     }
 }
 
@@ -371,7 +449,7 @@ mod tests {
             .map(|text| Bytes::copy_from_slice(text.as_bytes()))
             .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(spool.append(texts, Timestamp(5))).unwrap()
+        runtime.block_on(spool.append(texts, Timestamp(5), u64::MAX)).unwrap()
     }
 
     fn read_all(reader: &mut Reader) -> Vec<(u64, String)> {
@@ -399,17 +477,55 @@ mod tests {
         drop((spool, reader));
 
         let (spool, mut reader, cleaner) = open(dir.path(), 2, 10).unwrap();
-        assert_eq!(read_all(&mut reader), [entry(3, "c"), entry(4, "d")]);
+        assert_eq!(reader.poll().unwrap().map(|entry| entry.seq), Some(3));
+        let four = reader.poll().unwrap().unwrap();
+        assert_eq!((four.seq, &four.text[..]), (4, &b"d"[..]));
+        let end_of_four = four.end;
         assert_eq!(append(&spool, &["e"]), 5);
         assert_eq!(read_all(&mut reader), [entry(5, "e")]);
-        let before = spool.bytes();
-        cleaner.settled(4);
-        assert!(spool.bytes() < before);
+        let before = spool.waiting();
+        cleaner.settled(4, end_of_four);
+        assert!(spool.waiting() < before);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         drop((spool, reader));
         let (spool, mut reader, _) = open(dir.path(), 5, 10).unwrap();
         assert!(read_all(&mut reader).is_empty());
         assert_eq!(append(&spool, &["f"]), 6, "numbers are never used twice");
+    }
+
+    #[test]
+    fn only_what_is_not_settled_takes_room() {
+        let dir = TempDir::new();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (spool, mut reader, cleaner) = open(dir.path(), 0, 1 << 20).unwrap();
+        let append =
+            |spool: &Spool| runtime.block_on(spool.append(vec![Bytes::from_static(b"0123456789")], Timestamp(5), 50));
+        for round in 0..100 {
+            append(&spool).unwrap();
+            append(&spool).unwrap();
+            append(&spool).unwrap();
+            assert!(
+                matches!(append(&spool), Err(Error::Full)),
+                "three lines and a fourth are more than 50 bytes"
+            );
+            let last = std::iter::from_fn(|| reader.poll().unwrap()).last().unwrap();
+            assert_eq!(last.seq, (round + 1) * 3);
+            cleaner.settled(last.seq, last.end);
+            assert_eq!(spool.waiting(), 0);
+        }
+        append(&spool).unwrap();
+        let waiting = spool.waiting();
+        drop((spool, reader));
+        let (spool, mut reader, cleaner) = open(dir.path(), 300, 1 << 20).unwrap();
+        assert_eq!(spool.waiting(), waiting, "a restart changes nothing");
+        let last = reader.poll().unwrap().unwrap();
+        cleaner.settled(last.seq, last.end);
+        assert_eq!(spool.waiting(), 0);
+        let large = vec![Bytes::from(vec![b'x'; 100])];
+        assert!(
+            runtime.block_on(spool.append(large, Timestamp(5), 50)).is_ok(),
+            "alone it fits"
+        );
     }
 
     #[test]

@@ -207,12 +207,38 @@ fn what_is_spooled_survives_kill_9_while_nginx_is_down() {
 
 #[test]
 fn a_full_spool_is_503() {
-    let mut intake = Intake::new(StandIn::accepting(), "ack = \"spooled\"\nspool_max = \"1KiB\"");
+    let mut intake = Intake::new(
+        StandIn::accepting(),
+        "ack = \"spooled\"\nspool_max = \"1KiB\"\nmax_body = \"100B\"",
+    );
     intake.config = intake.config.replace(&intake.nginx.address, "http://127.0.0.1:1");
     let _worker = intake.start();
     let statuses: Vec<u16> = (0..100).map(|_| intake.post("{\"thread\":1}").status).collect();
     assert_eq!(statuses.first(), Some(&202));
     assert_eq!(statuses.last(), Some(&503));
+}
+
+#[test]
+fn a_small_spool_takes_far_more_than_it_holds() {
+    let options = "ack = \"spooled\"\nspool_max = \"64KiB\"\nmax_body = \"16KiB\"";
+    let intake = Intake::new(StandIn::accepting(), options);
+    let worker = intake.start();
+    let body = format!("{{\"thread\":1,\"pad\":\"{}\"}}", "x".repeat(12_000));
+    for _ in 0..100 {
+        // A client that is told to come again does so; what is published makes room.
+        wait("room in the spool", || match intake.post(&body).status {
+            202 => true,
+            503 => false,
+            other => panic!("{other}"),
+        });
+    }
+    intake.nginx.wait_for(100);
+    assert!(worker.terminate().success());
+    let on_disk: u64 = std::fs::read_dir(intake.dir.path("state/in.spool"))
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(on_disk < 64 << 10, "{on_disk}");
 }
 
 #[test]
