@@ -70,6 +70,37 @@ impl fmt::Display for EventId {
     }
 }
 
+/// One to four numbers, compared from the left, as nodes compare them; a missing one comes first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OrderedId(Vec<u64>);
+
+impl OrderedId {
+    pub const MAX_NUMBERS: usize = 4;
+
+    pub fn parse(text: &str) -> Option<Self> {
+        let numbers: Option<Vec<u64>> = text.split('-').map(|number| number.parse().ok()).collect();
+        numbers.map(Self).filter(|id| id.0.len() <= Self::MAX_NUMBERS)
+    }
+
+    /// The one right behind it: below all that whoever counts in the first numbers gives out next.
+    pub fn next(&self) -> Self {
+        let mut numbers = self.0.clone();
+        if numbers.len() < Self::MAX_NUMBERS {
+            numbers.push(1);
+        } else if let Some(last) = numbers.last_mut() {
+            *last = last.saturating_add(1);
+        }
+        Self(numbers)
+    }
+}
+
+impl From<OrderedId> for EventId {
+    fn from(id: OrderedId) -> Self {
+        let numbers: Vec<String> = id.0.iter().map(u64::to_string).collect();
+        Self::Brought(numbers.join("-").into())
+    }
+}
+
 /// One event on its way from a source to the sinks.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -141,6 +172,23 @@ mod tests {
         assert_eq!(EventId::new(1, 2).part(3).to_string(), "1-2-3");
         assert_eq!(EventId::new(1, 2).part(3).part(4).to_string(), "1-2-3004");
         assert_eq!(EventId::Brought("a".into()).part(2).to_string(), "a-2");
+    }
+
+    #[test]
+    fn the_id_behind_another_is_below_the_next_of_its_source() {
+        let id = |text: &str| OrderedId::parse(text).unwrap();
+        let (mut last, next) = (id("17-5"), id("17-6"));
+        let mut ids = Vec::new();
+        for _ in 0..4 {
+            let behind = last.next();
+            assert!(last < behind && behind < next, "{behind:?}");
+            ids.push(EventId::from(behind.clone()).to_string());
+            last = behind;
+        }
+        assert_eq!(ids, ["17-5-1", "17-5-1-1", "17-5-1-2", "17-5-1-3"]);
+        for other in ["", "a", "1-", "1-2-3-4-5", "-1", "18446744073709551616"] {
+            assert_eq!(OrderedId::parse(other), None, "{other}");
+        }
     }
 
     #[test]

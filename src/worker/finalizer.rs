@@ -66,6 +66,8 @@ pub enum AckTo {
     Queue(mpsc::UnboundedSender<Ack>),
     /// To a source that stores what is parked itself, with its broker, before it acknowledges.
     Broker(mpsc::UnboundedSender<Ack>),
+    /// To a source that first looks whether to try once more, and then stores and tells what is parked itself.
+    Recorded(mpsc::UnboundedSender<Ack>),
     /// To whoever waits for this very event.
     Reply(oneshot::Sender<Ack>),
     /// Nobody wants to know.
@@ -127,7 +129,12 @@ impl Handle {
 
     /// Does the source itself store what is parked?
     pub fn is_parked_by_source(&self) -> bool {
-        matches!(self.shared.to, AckTo::Broker(_))
+        matches!(self.shared.to, AckTo::Broker(_) | AckTo::Recorded(_))
+    }
+
+    /// And tells it?
+    pub fn is_told_by_source(&self) -> bool {
+        matches!(self.shared.to, AckTo::Recorded(_))
     }
 }
 
@@ -156,7 +163,7 @@ impl Drop for Shared {
         };
         // A receiver that is gone has stopped caring.
         match std::mem::replace(&mut self.to, AckTo::Nobody) {
-            AckTo::Queue(queue) | AckTo::Broker(queue) => drop(queue.send(ack)),
+            AckTo::Queue(queue) | AckTo::Broker(queue) | AckTo::Recorded(queue) => drop(queue.send(ack)),
             AckTo::Reply(reply) => drop(reply.send(ack)),
             AckTo::Nobody | AckTo::Dark(_) => {}
         }

@@ -2,18 +2,24 @@
 //!
 //! Sources that are queues keep theirs with the broker; those of all others stand in the file under `[park]`.
 
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::{Outcome, block_on, load, replay};
-use crate::config::Config;
+use crate::clock::Timestamp;
+use crate::config::{Config, PipelineSpec};
+use crate::engine::park::{self, Change};
+use crate::finalizer::Parked;
 use crate::source::{ParkedEvent, ParkedEvents};
 
 #[derive(Debug, Subcommand)]
 pub enum Park {
-    /// One line per dead letter: source, id, reason
+    /// One line per dead letter: source, id, when and where it was parked, reason
     #[command(after_help = "Example:\n  push-stream-worker park list worker.toml")]
     List {
         /// The configuration file
@@ -27,7 +33,8 @@ pub enum Park {
         /// As `list` shows it
         id: String,
     },
-    /// Try them again: with a broker they are queued anew, those of the file are run through their pipelines here and now
+    /// Try them again: with a broker they are queued anew, those of the file are run through their pipelines here and now, and leave the file when they are
+    /// done. Exit status 1: some are still parked
     #[command(after_help = "Example:\n  push-stream-worker park retry worker.toml --all")]
     Retry(Choice),
     /// Forget them
@@ -70,11 +77,11 @@ fn stores(config: &Config) -> Vec<(String, Box<dyn ParkedEvents>)> {
 fn list(config: &Config) -> Outcome {
     for (name, store) in stores(config) {
         for event in block_on(store.list())? {
-            println!("{name} {} {}", event.id, event.reason);
+            println!("{name} {} {}", event.id, told(&event.reason));
         }
     }
     for line in lines(&config.park_path)? {
-        println!("file {} {}", line.id(), line.reason());
+        println!("{} {} {}", line.source(config), line.id(), line.reason());
     }
     Ok(())
 }
@@ -91,7 +98,7 @@ fn show(config: &Config, id: &str) -> Outcome {
         }
     }
     match lines(&config.park_path)?.into_iter().find(|line| line.id() == id) {
-        Some(line) => println!("{}", serde_json::to_string_pretty(&line.0).unwrap_or_default()),
+        Some(line) => println!("{}", serde_json::to_string_pretty(&line.value).unwrap_or_default()),
         None => return Err(format!("no dead letter has the id {id}")),
     }
     Ok(())
@@ -100,63 +107,152 @@ fn show(config: &Config, id: &str) -> Outcome {
 impl Choice {
     fn apply(self, again: bool) -> Outcome {
         let config = load(&self.config)?;
-        let mut count = 0;
+        let mut of_brokers = 0;
         for (_, store) in stores(&config) {
             let ids = match self.all {
                 true => block_on(store.list())?.into_iter().map(|event| event.id).collect(),
                 false => self.ids.clone(),
             };
             if !ids.is_empty() {
-                count += block_on(if again { store.retry(ids) } else { store.forget(ids) })?;
+                of_brokers += block_on(if again { store.retry(ids) } else { store.forget(ids) })?;
             }
         }
-        let is_chosen = |line: &Line| self.all || self.ids.iter().any(|id| *id == line.id());
-        let taken = take(&config.park_path, is_chosen)?;
-        count += taken.len() as u64;
-        if again {
-            println!("{count} queued again");
-            if !taken.is_empty() {
-                return replay::retry(&self.config, &taken);
-            }
-        } else {
-            println!("{count} dropped");
+        let _lock = lock(&config.park_path)?;
+        let mut chosen = lines(&config.park_path)?;
+        chosen.retain(|line| self.all || self.ids.iter().any(|id| *id == line.id()));
+        let of_file = chosen.len();
+        if of_brokers == 0 && of_file == 0 && !self.all {
+            return Err(format!("no dead letter has the id {}", self.ids.join(" or ")));
         }
-        Ok(())
+        if !again {
+            let chosen: HashSet<String> = chosen.into_iter().map(|line| line.text).collect();
+            let change = |line: &str| match chosen.contains(line) {
+                true => Change::Remove,
+                false => Change::Keep,
+            };
+            let dropped = park::rewrite(&config.park_path, change);
+            dropped.map_err(|error| format!("cannot write {}: {error}", config.park_path.display()))?;
+            println!("{} dropped", of_brokers + of_file as u64);
+            return Ok(());
+        }
+        if of_brokers > 0 || of_file == 0 {
+            println!("{of_brokers} queued again");
+        }
+        if of_file == 0 {
+            return Ok(());
+        }
+        let done = replay::retry(&self.config, chosen)?;
+        println!("{done} of {of_file} done");
+        match of_file - done {
+            0 => Ok(()),
+            left => Err(format!("{left} still parked: see push-stream-worker park list")),
+        }
+    }
+}
+
+/// Two of these commands at once would send everything twice. The lock goes with the process, and leaves no file behind.
+fn lock(park: &Path) -> Result<Option<File>, String> {
+    let directory = park.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    // Without it there are no dead letters either.
+    let Ok(opened) = File::open(directory) else {
+        return Ok(None);
+    };
+    match opened.try_lock() {
+        Ok(()) => Ok(Some(opened)),
+        Err(TryLockError::WouldBlock) => {
+            Err("another park retry or park drop is at work; wait for it, or stop it".to_owned())
+        }
+        Err(TryLockError::Error(error)) => Err(format!("cannot lock {}: {error}", directory.display())),
+    }
+}
+
+/// What brokers keep of the reason, in the words of the file.
+fn told(reason: &str) -> String {
+    match serde_json::from_str(reason) {
+        Ok(value @ Value::Object(_)) => Line {
+            text: String::new(),
+            value,
+        }
+        .reason(),
+        _ => reason.to_owned(),
     }
 }
 
 /// One line of the file.
-pub struct Line(Value);
+pub struct Line {
+    /// As it stands there.
+    pub text: String,
+    value: Value,
+}
 
 impl Line {
-    fn text(&self, key: &str) -> &str {
-        self.0[key].as_str().unwrap_or_default()
+    fn get(&self, key: &str) -> &str {
+        self.value[key].as_str().unwrap_or_default()
     }
 
     pub fn id(&self) -> String {
-        self.text("id").to_owned()
+        self.get("id").to_owned()
     }
 
     pub fn pipeline(&self) -> &str {
-        self.text("pipeline")
+        self.get("pipeline")
     }
 
+    fn source(&self, config: &Config) -> String {
+        let of_pipeline = config.pipelines.iter().find(|spec| spec.name == self.pipeline());
+        match (self.get("source"), of_pipeline) {
+            ("", Some(spec)) => config.sources[spec.source].name.clone(),
+            ("", None) => "?".to_owned(),
+            (source, _) => source.to_owned(),
+        }
+    }
+
+    /// Those that it is to go through: the one that parked it, or all of its source if it did not come as far as that.
+    pub fn pipelines(&self, config: &Config) -> Vec<String> {
+        let is_meant = |spec: &&PipelineSpec| match self.pipeline() {
+            "" => config.sources[spec.source].name == self.get("source"),
+            name => spec.name == name,
+        };
+        let meant = config.pipelines.iter().filter(is_meant);
+        meant.map(|spec| spec.name.clone()).collect()
+    }
+
+    /// When, where and why.
     fn reason(&self) -> String {
-        format!(
-            "{}: {}: {} (pipeline \"{}\")",
-            self.text("parked"),
-            self.text("component"),
-            self.text("reason"),
-            self.pipeline()
-        )
+        let mut text = String::new();
+        for key in ["parked", "component"] {
+            if !self.get(key).is_empty() {
+                text += self.get(key);
+                text += ": ";
+            }
+        }
+        text += self.get("reason");
+        if !self.pipeline().is_empty() {
+            // Writing to a String cannot fail.
+            let _ = write!(text, " (pipeline \"{}\")", self.pipeline());
+        }
+        text
+    }
+
+    /// The line as it is to be after another attempt.
+    pub fn parked_again(&self, parked: &Parked) -> String {
+        let mut value = self.value.clone();
+        let before = value["attempts"].as_u64().unwrap_or_default();
+        value["parked"] = Timestamp::now().to_string().into();
+        value["pipeline"] = parked.pipeline.as_str().into();
+        value["component"] = parked.component.as_str().into();
+        value["reason"] = parked.text.as_str().into();
+        value["attempts"] = (before + u64::from(parked.attempts)).into();
+        value.to_string()
     }
 
     /// The event as it came in.
     pub fn raw(&self) -> Vec<u8> {
-        if let Some(raw) = self.0["raw"].as_str() {
+        if let Some(raw) = self.value["raw"].as_str() {
             return raw.as_bytes().to_vec();
         }
-        let hex = self.text("raw_hex").as_bytes().chunks_exact(2);
+        let hex = self.get("raw_hex").as_bytes().chunks_exact(2);
         hex.filter_map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
             .collect()
     }
@@ -171,36 +267,12 @@ fn lines(path: &Path) -> Result<Vec<Line>, String> {
     let parse = |(number, line): (usize, &str)| {
         let value =
             serde_json::from_str(line).map_err(|error| format!("{}:{}: {error}", path.display(), number + 1))?;
-        Ok(Line(value))
+        let text = line.to_owned();
+        Ok(Line { text, value })
     };
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
         .map(parse)
         .collect()
-}
-
-/// Takes lines out of the file. A running worker starts a new one when it finds it moved away, so nothing that it writes meanwhile is lost.
-fn take(path: &Path, is_chosen: impl Fn(&Line) -> bool) -> Result<Vec<Line>, String> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-    let aside = path.with_extension(format!("taken-{}", std::process::id()));
-    std::fs::rename(path, &aside).map_err(failed)?;
-    let (taken, kept): (Vec<Line>, Vec<Line>) = lines(&aside)?.into_iter().partition(is_chosen);
-    if !kept.is_empty() {
-        let text: String = kept.iter().map(|line| format!("{}\n", line.0)).collect();
-        crate::engine::park::append(path, text.as_bytes()).map_err(failed)?;
-    }
-    if taken.is_empty() {
-        std::fs::remove_file(&aside).map_err(failed)?;
-    } else {
-        // What is tried again and fails comes back into the file; until then this copy is the only one.
-        let done = path.with_extension("taken");
-        let text: String = taken.iter().map(|line| format!("{}\n", line.0)).collect();
-        crate::engine::park::append(&done, text.as_bytes()).map_err(failed)?;
-        std::fs::remove_file(&aside).map_err(failed)?;
-    }
-    Ok(taken)
 }

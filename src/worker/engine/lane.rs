@@ -145,9 +145,13 @@ impl Lane {
                             StageResult::Out(event) => emit(event, handle.share()),
                             StageResult::Dropped => handle.share().resolve(Outcome::Dropped),
                             StageResult::Parked(event, reason) => {
-                                self.office
-                                    .parking
-                                    .park(&pipeline.name, &event, &reason, handle.share());
+                                self.office.parking.park(
+                                    &pipeline.account.source,
+                                    &pipeline.name,
+                                    &event,
+                                    &reason,
+                                    handle.share(),
+                                );
                             }
                         }
                     }
@@ -160,9 +164,13 @@ impl Lane {
                         text,
                         attempts: tries,
                     };
-                    self.office
-                        .parking
-                        .park(&pipeline.name, &original, &reason, handle.share());
+                    self.office.parking.park(
+                        &pipeline.account.source,
+                        &pipeline.name,
+                        &original,
+                        &reason,
+                        handle.share(),
+                    );
                     return;
                 }
                 Err(_) => {
@@ -492,7 +500,7 @@ mod tests {
             name: "p".into(),
             index: 0,
             stages: vec![slot(Arc::new(parse)), slot(Arc::new(Panics))],
-            account: Account::of("p", &sinks),
+            account: Account::of("s", "p", &sinks),
             sinks,
             order: Order::Source,
             prefix: String::new(),
@@ -566,7 +574,7 @@ mod tests {
             index: 0,
             stages,
             sinks: vec![],
-            account: Account::of("p", &[]),
+            account: Account::of("s", "p", &[]),
             order: Order::Source,
             prefix: String::new(),
             dark: None,

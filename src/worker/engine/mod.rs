@@ -113,6 +113,8 @@ impl Stop {
 /// A source's way to the lanes.
 #[derive(Clone)]
 pub struct Feed {
+    /// As the configuration has it.
+    source: Arc<str>,
     /// All that read from this source.
     pipelines: Vec<Arc<Pipeline>>,
     lanes: Vec<mpsc::UnboundedSender<Job>>,
@@ -177,7 +179,7 @@ impl Feed {
     /// For what is not even an event.
     pub fn park(&self, event: &Event, reason: &Reason, handle: Handle) {
         self.metrics.receive();
-        self.parking.park("", event, reason, handle);
+        self.parking.park(&self.source, "", event, reason, handle);
         self.metrics.park();
     }
 
@@ -232,6 +234,15 @@ enum Ended {
 /// SIGHUP reads `path` again. If the file is good, the old topology finishes what is in flight and the new one starts; if it is not, or the new
 /// one cannot start, the old one goes on.
 pub fn run(path: &Path, config: Config) -> Result<(), Error> {
+    run_reloading(Some(path), config)
+}
+
+/// Runs until its sources end. There is nothing to reload: a SIGHUP, as from a terminal that is closed, is a signal to stop.
+pub fn run_once(config: Config) -> Result<(), Error> {
+    run_reloading(None, config)
+}
+
+fn run_reloading(path: Option<&Path>, config: Config) -> Result<(), Error> {
     let mut lock = lock_state_dir(&config.state_dir)?;
     let metrics = Arc::<Metrics>::default();
     let runtime = runtime().map_err(io_error("cannot start"))?;
@@ -267,7 +278,7 @@ pub fn run(path: &Path, config: Config) -> Result<(), Error> {
                 Topology::start(old, &metrics)?
             }
         };
-        tracing::info!("reloaded {}", path.display());
+        tracing::info!("reloaded {}", path.unwrap_or(Path::new("")).display());
     }
 }
 
@@ -360,6 +371,7 @@ impl Topology {
             };
             let of_source = built.iter().filter(|(source, _)| *source == index);
             let feed = Feed {
+                source: named.name.as_str().into(),
                 pipelines: of_source.map(|(_, pipeline)| Arc::clone(pipeline)).collect(),
                 lanes: lanes.clone(),
                 credit,
@@ -414,7 +426,7 @@ impl Topology {
     }
 
     /// Until all sources have ended. The answer is the configuration to go on with, if there is one.
-    async fn supervise(&mut self, signals: &mut Signals, path: &Path) -> Result<Option<Config>, Error> {
+    async fn supervise(&mut self, signals: &mut Signals, path: Option<&Path>) -> Result<Option<Config>, Error> {
         let tasks = self.start_tasks().await;
         let mut running = self.sources_running;
         let mut result = tasks.map(|()| None);
@@ -455,14 +467,17 @@ impl Topology {
                     crate::server::hold_only(&[]);
                     true
                 }
-                _ = signals.hangup.recv() => {
-                    if *self.phase.borrow() == Phase::Running && let Some(next) = reread(path, &self.metrics) {
-                        result = result.map(|_| Some(next));
-                        true
-                    } else {
-                        false
+                _ = signals.hangup.recv() => match path {
+                    None => true,
+                    Some(path) => {
+                        let next = (*self.phase.borrow() == Phase::Running).then(|| reread(path, &self.metrics)).flatten();
+                        let is_good = next.is_some();
+                        if is_good {
+                            result = result.map(|_| next);
+                        }
+                        is_good
                     }
-                }
+                },
                 () = time_is_up => {
                     let drain = self.drain;
                     tracing::warn!("not everything could be finished in {drain:?}; the rest comes again where the source allows it");
@@ -650,7 +665,7 @@ fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningS
                 name: spec.name.clone(),
                 index,
                 stages,
-                account: Account::of(&spec.name, &slots),
+                account: Account::of(&config.sources[spec.source].name, &spec.name, &slots),
                 sinks: slots,
                 order,
                 prefix: spec.prefix.clone(),

@@ -1,7 +1,10 @@
 //! The dead-letter file: what cannot go on is stored with its reason, and only then acknowledged.
+//!
+//! Workers append to it, and commands take lines out of it, by writing a new file and renaming it over the old one. Both hold the lock of the file
+//! (`flock`) meanwhile, and look whether it is still the one of that name when they have it: no line is appended to a file that is gone.
 
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -68,9 +71,10 @@ impl Logged {
 /// One line of the file.
 #[derive(Serialize)]
 struct Line<'a> {
-    id: String,
+    id: &'a str,
     parked: String,
     received: String,
+    source: &'a str,
     pipeline: &'a str,
     component: &'a str,
     reason: &'a str,
@@ -83,6 +87,30 @@ struct Line<'a> {
     /// Else in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_hex: Option<String>,
+}
+
+/// The line, its end included.
+pub fn line(source: &str, parked: &Parked, received: Timestamp, channels: &[String], raw: &[u8]) -> Vec<u8> {
+    let text = std::str::from_utf8(raw).ok();
+    let line = Line {
+        id: &parked.id,
+        parked: Timestamp::now().to_string(),
+        received: received.to_string(),
+        source,
+        pipeline: &parked.pipeline,
+        component: &parked.component,
+        reason: &parked.text,
+        attempts: parked.attempts,
+        channels,
+        raw: text,
+        raw_hex: text
+            .is_none()
+            .then(|| raw.iter().map(|byte| format!("{byte:02x}")).collect()),
+    };
+    // Strings and numbers always serialise.
+    let mut line = serde_json::to_vec(&line).unwrap_or_default();
+    line.push(b'\n');
+    line
 }
 
 impl ParkingLot {
@@ -119,13 +147,17 @@ impl ParkingLot {
         ))
     }
 
-    pub fn park(&self, pipeline: &str, event: &Event, reason: &Reason, handle: Handle) {
+    /// `pipeline` is empty for what did not come that far.
+    pub fn park(&self, source: &str, pipeline: &str, event: &Event, reason: &Reason, handle: Handle) {
         let Reason {
             component,
             text,
             attempts,
         } = reason;
-        match self.logged.lock().admit() {
+        let told = (!handle.is_told_by_source())
+            .then(|| self.logged.lock().admit())
+            .flatten();
+        match told {
             Some(0) => tracing::warn!("event {} parked by {component}: {text}", event.id),
             Some(untold) => tracing::warn!(
                 "event {} parked by {component}: {text} ({untold} before it not told)",
@@ -144,23 +176,7 @@ impl ParkingLot {
         if handle.is_parked_by_source() {
             return handle.resolve_parked(parked);
         }
-        let raw = std::str::from_utf8(&event.raw).ok();
-        let line = Line {
-            id: event.id.to_string(),
-            parked: Timestamp::now().to_string(),
-            received: event.received.to_string(),
-            pipeline,
-            component,
-            reason: text,
-            attempts: *attempts,
-            channels: &event.channels,
-            raw,
-            raw_hex: raw
-                .is_none()
-                .then(|| event.raw.iter().map(|byte| format!("{byte:02x}")).collect()),
-        };
-        let mut entry = serde_json::to_vec(&line).unwrap_or_default();
-        entry.push(b'\n');
+        let entry = line(source, &parked, event.received, &event.channels, &event.raw);
         // The writer outlives every clone of this sender; were it gone, the dropped handle would release the event.
         let _ = self.entries.send((entry, parked, handle));
     }
@@ -171,11 +187,104 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
+fn is_same(there: &Metadata, ours: &Metadata) -> bool {
+    (there.dev(), there.ino()) == (ours.dev(), ours.ino())
+}
+
+/// Is this still the file of that name?
+fn is_current(file: &File, path: &Path) -> bool {
+    let ours = file.metadata();
+    std::fs::metadata(path).is_ok_and(|there| ours.is_ok_and(|ours| is_same(&there, &ours)))
+}
+
+/// Waits for the lock of the file of that name. `file` is that file, or was it.
+fn lock(file: &mut File, path: &Path) -> io::Result<()> {
+    loop {
+        file.lock()?;
+        if is_current(file, path) {
+            return Ok(());
+        }
+        // Somebody has moved it away, or put another in its place.
+        *file = open_file(path)?;
+    }
+}
+
 /// Adds lines, and returns when they are on the disk.
 pub fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
     let mut file = open_file(path)?;
-    file.write_all(lines)?;
-    file.sync_all()
+    append_to(&mut file, path, lines)
+}
+
+fn append_to(file: &mut File, path: &Path, lines: &[u8]) -> io::Result<()> {
+    lock(file, path)?;
+    let written = file.metadata().and_then(|before| {
+        let written = file.write_all(lines).and_then(|()| file.sync_data());
+        if written.is_err() {
+            // Half a line must not spoil the next one.
+            let _ = file.set_len(before.len());
+        }
+        written
+    });
+    file.unlock().and(written)
+}
+
+/// What becomes of a line.
+pub enum Change {
+    Keep,
+    /// It is gone, from the disk, too.
+    Remove,
+    Replace(String),
+}
+
+/// Changes lines, in one step: a crash leaves all of them as they were or as they shall be.
+pub fn rewrite(path: &Path, mut change: impl FnMut(&str) -> Change) -> io::Result<()> {
+    let mut file = match OpenOptions::new().read(true).append(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    loop {
+        file.lock()?;
+        if is_current(&file, path) {
+            break;
+        }
+        file = OpenOptions::new().read(true).append(true).open(path)?;
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let mut kept = String::with_capacity(text.len());
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        match change(line) {
+            Change::Keep => kept.push_str(line),
+            Change::Replace(line) => kept.push_str(&line),
+            Change::Remove => continue,
+        }
+        kept.push('\n');
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new_path = PathBuf::from(name);
+    // One that was left by a crash does not matter.
+    let mut new = OpenOptions::new()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new_path)?;
+    let (theirs, ours) = (file.metadata()?, new.metadata()?);
+    if (theirs.uid(), theirs.gid()) != (ours.uid(), ours.gid()) {
+        // An operator may be root; the worker, which is not, must be able to go on with it.
+        std::os::unix::fs::fchown(&new, Some(theirs.uid()), Some(theirs.gid()))?;
+    }
+    new.write_all(kept.as_bytes())?;
+    new.sync_all()?;
+    std::fs::rename(&new_path, path)?;
+    File::open(
+        path.parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new(".")),
+    )?
+    .sync_all()
 }
 
 struct Writer {
@@ -199,18 +308,7 @@ impl Writer {
     }
 
     fn try_append(&mut self) -> io::Result<()> {
-        // The operator may have moved the file away to work through it.
-        let same = |there: Metadata, ours: Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
-        if !std::fs::metadata(&self.path).is_ok_and(|there| self.file.metadata().is_ok_and(|ours| same(there, ours))) {
-            self.file = open_file(&self.path)?;
-        }
-        let before = self.file.metadata()?.len();
-        let written = self.file.write_all(&self.buffer).and_then(|()| self.file.sync_data());
-        if written.is_err() {
-            // Half a line must not spoil the next one.
-            let _ = self.file.set_len(before);
-        }
-        written
+        append_to(&mut self.file, &self.path, &self.buffer)
     }
 }
 
@@ -229,7 +327,7 @@ mod tests {
             text: "not JSON".into(),
             attempts: 1,
         };
-        lot.park("p", &event, &reason, Handle::new(0, AckTo::Reply(reply), None));
+        lot.park("s", "p", &event, &reason, Handle::new(0, AckTo::Reply(reply), None));
         answer.blocking_recv().unwrap()
     }
 
@@ -260,6 +358,38 @@ mod tests {
         assert!(text.contains("\"7-2\"") && !text.contains("\"7-1\""), "{text}");
         drop(lot);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn no_line_is_lost_while_others_are_taken_out() {
+        let dir = TempDir::new();
+        let path = dir.path().join("parked.ndjson");
+        std::fs::write(&path, "").unwrap();
+        let without_fives = |line: &str| match line.ends_with('5') {
+            true => Change::Remove,
+            false => Change::Keep,
+        };
+        std::thread::scope(|scope| {
+            for writer in 0..3 {
+                let path = &path;
+                scope.spawn(move || {
+                    let mut file = open_file(path).unwrap();
+                    for n in 0..200 {
+                        append_to(&mut file, path, format!("{writer}-{n}\n").as_bytes()).unwrap();
+                    }
+                });
+            }
+            for _ in 0..100 {
+                rewrite(&path, without_fives).unwrap();
+            }
+        });
+        rewrite(&path, without_fives).unwrap();
+        rewrite(&path, |line| Change::Replace(format!("<{line}>"))).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 3 * 180);
+        assert!(text.lines().all(|line| line.starts_with('<') && line.ends_with('>')));
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

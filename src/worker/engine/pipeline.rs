@@ -28,15 +28,18 @@ pub struct Pipeline {
 
 /// What is said and counted of a pipeline's deliveries.
 pub struct Account {
+    /// Whose events they are.
+    pub source: String,
     pub pipeline: String,
     /// Name and counters of each sink.
     pub sinks: Vec<(String, Arc<Component>)>,
 }
 
 impl Account {
-    pub fn of(pipeline: &str, sinks: &[SinkSlot]) -> Arc<Self> {
+    pub fn of(source: &str, pipeline: &str, sinks: &[SinkSlot]) -> Arc<Self> {
         let sinks = sinks.iter().map(|slot| (slot.name.clone(), Arc::clone(&slot.metrics)));
         Arc::new(Self {
+            source: source.to_owned(),
             pipeline: pipeline.to_owned(),
             sinks: sinks.collect(),
         })

@@ -187,9 +187,10 @@ impl Settlement {
                 office.metrics.event_age.observe(self.event.received.elapsed());
                 handle.resolve(Outcome::Accepted);
             }
-            Some(reason) => office
-                .parking
-                .park(&self.account.pipeline, &self.event, &reason, handle),
+            Some(reason) => {
+                let Account { source, pipeline, .. } = &*self.account;
+                office.parking.park(source, pipeline, &self.event, &reason, handle);
+            }
         }
         office.close_one();
     }

@@ -25,10 +25,10 @@ use crate::config::section::Section;
 use crate::engine::crew::Crews;
 use crate::engine::settlement::Share;
 use crate::engine::turn::Turn;
-use crate::event::Event;
+use crate::event::{Event, OrderedId};
 use crate::ops::metrics::Metrics;
 use crate::ops::watchdog::Watchdog;
-use crate::source::Examination;
+use crate::source::{Examination, Operation};
 
 /// How a delivery ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +69,16 @@ pub trait Sink: Send + Sync {
 
     /// More than whether they are there, if that can be asked.
     fn examine(&self) -> Option<Examination<'_>> {
+        None
+    }
+
+    /// The newest id in a channel, if it publishes to channels whose ids have an order.
+    fn newest_id<'a>(&'a self, _channel: &'a str) -> Option<Operation<'a, Option<OrderedId>>> {
+        None
+    }
+
+    /// The same sink, for which an event that comes too late is not as good as one that was taken; if it may have thought so.
+    fn refusing_stale(&self) -> Option<Arc<dyn Sink>> {
         None
     }
 

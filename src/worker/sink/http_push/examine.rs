@@ -9,11 +9,14 @@ use hyper::Request;
 use hyper::header::{ACCEPT, DATE, HOST, HeaderValue};
 use hyper::http::response::Parts;
 
-use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, reconcile};
+use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, publish_path, reconcile};
 use crate::client::{Address, Pool};
+use crate::event::OrderedId;
 use crate::ops::finding::Finding;
 use crate::redis_link::clock;
 
+/// The newest id of a channel, in the answer to a GET at a publisher location that keeps ids in order.
+const NEWEST_ID: &str = "x-nginx-pushstream-event-id";
 /// Nobody waits for a doctor.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -30,6 +33,27 @@ impl HttpPush {
             }));
         }
         findings
+    }
+
+    /// The newest ordered id that any node tells for this channel. A node that does not know the channel, or keeps no order, tells none.
+    pub async fn ask_newest_id(&self, channel: &str) -> Option<OrderedId> {
+        let path = publish_path(&self.path, &[channel.to_owned()]);
+        let mut newest = None;
+        for address in &self.nodes {
+            let own = HeaderValue::from_str(&address.host_header()).ok();
+            let (Some(host), Ok(request)) = (self.host.clone().or(own), Request::get(&path).body(Full::default()))
+            else {
+                continue;
+            };
+            let pool = Pool::new(address.clone(), self.tls.clone(), MAX_ANSWER_BYTES);
+            let mut request = request;
+            request.headers_mut().insert(HOST, host);
+            if let Ok((parts, _)) = ask(&pool, request).await {
+                let id = parts.headers.get(NEWEST_ID).and_then(|id| id.to_str().ok());
+                newest = newest.max(id.and_then(OrderedId::parse));
+            }
+        }
+        newest
     }
 
     async fn look_at(&self, address: &Address) -> Vec<Finding> {

@@ -57,9 +57,9 @@ use crate::client::{Address, Tls};
 use crate::config::section::Section;
 use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
-use crate::event::Event;
+use crate::event::{Event, OrderedId};
 use crate::retry::Policy;
-use crate::source::Examination;
+use crate::source::{Examination, Operation};
 
 pub const KIND: Kind = Kind {
     name: "http_push",
@@ -74,6 +74,15 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
 const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
+/// How a node's refusal begins if it has newer events already.
+const STALE: &str = "stale";
+
+/// Is this why an event was refused?
+pub fn is_stale(reason: &str) -> bool {
+    // Behind the address of the node.
+    reason.contains(&format!(": {STALE}: 409"))
+}
+
 /// Asked for and told by a node: which memory it has.
 const EPOCH: &str = "x-nginx-pushstream-epoch";
 
@@ -203,6 +212,17 @@ impl Sink for HttpPush {
 
     fn examine(&self) -> Option<Examination<'_>> {
         Some(Box::pin(self.look()))
+    }
+
+    fn newest_id<'a>(&'a self, channel: &'a str) -> Option<Operation<'a, Option<OrderedId>>> {
+        Some(Box::pin(async move { Ok(self.ask_newest_id(channel).await) }))
+    }
+
+    fn refusing_stale(&self) -> Option<Arc<dyn Sink>> {
+        Some(Arc::new(Self {
+            accepts_stale: false,
+            ..self.clone()
+        }))
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {

@@ -10,7 +10,7 @@ use hyper::http::response::Parts;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::HttpPush;
+use super::{HttpPush, STALE};
 use crate::client::{self, Address};
 use crate::event::Event;
 use crate::ops::metrics::{Breaker, Code, Node as NodeMetrics};
@@ -324,7 +324,7 @@ impl Node {
                 retry(text)
             }
             409 if config.accepts_stale => Attempt::Accepted,
-            409 => Attempt::Permanent(format!("stale: {text}")),
+            409 => Attempt::Permanent(format!("{STALE}: {text}")),
             _ => Attempt::Permanent(text),
         }
     }

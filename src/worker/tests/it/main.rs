@@ -12,5 +12,6 @@ mod following;
 mod intake;
 mod nats;
 mod operations;
+mod parking;
 mod queues;
 mod support;

@@ -314,9 +314,13 @@ fn recorded_events_and_dead_letters_of_the_file_can_be_run_again() {
     assert!(Worker::run(&dir, &["park", "list", "worker.toml"]).contains("400 Not today."));
     assert_eq!(
         Worker::run(&dir, &["park", "retry", "worker.toml", &ids[1]]),
-        "1 queued again\n"
+        "1 of 1 done\n"
     );
-    assert_eq!(nginx.publishes()[0].id(), ids[1], "the id it had");
+    assert_eq!(
+        nginx.publishes()[0].id(),
+        ids[1],
+        "nothing newer is there: the id it had"
+    );
     assert_eq!(
         Worker::run(&dir, &["park", "drop", "worker.toml", "--all"]),
         "1 dropped\n"

@@ -117,6 +117,8 @@ struct Ledger {
     publishes: Mutex<Vec<Publish>>,
     grown: Condvar,
     batches: AtomicU32,
+    /// The newest ordered id of each channel, where that is kept.
+    newest: Mutex<HashMap<String, Vec<u64>>>,
 }
 
 type Decide = Arc<dyn Fn(&Publish) -> Behaviour + Send + Sync>;
@@ -134,6 +136,25 @@ impl StandIn {
     /// Takes batches, too.
     pub fn with_batches(decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static) -> Self {
         Self::open("127.0.0.1:0", true, None, decide)
+    }
+
+    /// Refuses an id that is not above the newest of its channel, and tells that by GET.
+    pub fn ordering(address: &str) -> Self {
+        let ledger = Arc::<Ledger>::default();
+        let into = Arc::clone(&ledger);
+        Self::open_with(address, false, None, ledger, move |publish| {
+            let (_, channels) = publish.uri.split_once("id=").unwrap();
+            let id: Vec<u64> = publish.id().split('-').map(|number| number.parse().unwrap()).collect();
+            let mut newest = into.newest.lock().unwrap();
+            if channels
+                .split('/')
+                .any(|channel| newest.get(channel).is_some_and(|newest| *newest >= id))
+            {
+                return Behaviour::Status(409, "Event id is out of order.");
+            }
+            newest.extend(channels.split('/').map(|channel| (channel.to_owned(), id.clone())));
+            Behaviour::Accept
+        })
     }
 
     /// Speaks TLS, with this certificate and key.
@@ -159,7 +180,16 @@ impl StandIn {
         tls: Option<TlsAcceptor>,
         decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static,
     ) -> Self {
-        let ledger = Arc::<Ledger>::default();
+        Self::open_with(address, batches, tls, Arc::default(), decide)
+    }
+
+    fn open_with(
+        address: &str,
+        batches: bool,
+        tls: Option<TlsAcceptor>,
+        ledger: Arc<Ledger>,
+        decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static,
+    ) -> Self {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, started) = std::sync::mpsc::channel();
         let (address, into) = (address.to_owned(), Arc::clone(&ledger));
@@ -347,6 +377,13 @@ where
                 return Ok(answer.body(Full::default()).unwrap());
             }
             if head.method == "GET" {
+                let uri = head.uri.to_string();
+                let channel = uri.split_once("id=").map_or("", |(_, channel)| channel);
+                if let Some(newest) = ledger.newest.lock().unwrap().get(channel) {
+                    let id: Vec<String> = newest.iter().map(u64::to_string).collect();
+                    let answer = Response::builder().header("X-Nginx-PushStream-Event-Id", id.join("-"));
+                    return Ok(answer.body(Full::default()).unwrap());
+                }
                 return Ok(Response::builder().status(404).body(Full::default()).unwrap());
             }
             assert_eq!(head.method, "POST");
