@@ -5,7 +5,7 @@
 //!
 //! * [`cli`]: the commands. `main.rs` only calls it.
 //! * [`config`]: the TOML file, read with every mistake named. `section` is the typed reader, `value` how values are written.
-//! * What flows: [`event`] (an event and its id), [`field`] (paths into it and templates of them), [`clock`].
+//! * What flows: [`event`] (an event and its id), [`field`] (paths into it and templates of them), [`json`] (how it is read), [`clock`].
 //! * Components, one file each, each with its configuration, its run and its tests, registered in the `KINDS` table of its directory:
 //!   [`source`], [`stage`], [`sink`].
 //! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `crew` is who shares its thread, `order` finds the order key, `park` is the dead-letter file,
@@ -28,6 +28,7 @@ pub mod event;
 pub mod fence;
 pub mod field;
 pub mod finalizer;
+pub mod json;
 pub mod ops;
 pub mod pipeline_test;
 pub mod redis_link;

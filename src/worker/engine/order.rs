@@ -11,6 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::event::Event;
+use crate::json::mended;
 use crate::stage::Order;
 
 /// Events with equal keys keep their order. A hash: two values that collide merely wait for each other.
@@ -38,7 +39,8 @@ impl OrderKey {
 /// Hash of the scalar at `path` in a JSON text.
 fn find(json: &[u8], path: &[String]) -> Option<u64> {
     let found = Cell::new(None);
-    let mut reader = serde_json::Deserializer::from_slice(json);
+    let json = mended(json);
+    let mut reader = serde_json::Deserializer::from_slice(&json);
     // An error is either the early end after success or bad JSON, which the parser will complain about.
     let _ = Finder { path, found: &found }.deserialize(&mut reader);
     found.get()
@@ -157,6 +159,7 @@ mod tests {
         assert_eq!(key(r#"{"x":{"y":{"thread":"\u0039"}}}"#, "x.y.thread"), nine);
         assert_eq!(key(r#"{"x":["8","9"]}"#, "x.1"), nine);
         assert_ne!(key(r#"{"thread":"10"}"#, "thread"), nine);
+        assert_eq!(key("\u{feff}{\"text\":\"\\ud83d\",\"thread\":9}", "thread"), nine);
     }
 
     #[test]

@@ -21,7 +21,9 @@
 //! `GET /health` answers 200 as long as events are taken.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -47,6 +50,7 @@ use crate::credit::Permit;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};
 use crate::finalizer::{Ack, AckTo, Handle, Outcome};
+use crate::json::mended;
 use crate::server::{self, Answer};
 use crate::watermark::Watermark;
 
@@ -508,21 +512,26 @@ fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answe
 
 /// Splits a body into JSON objects, each on one line: one object over many lines, or one per line, or both.
 fn split_objects(body: &[u8]) -> Result<Vec<Bytes>, String> {
+    let body = mended(body);
     let mut texts = Vec::new();
-    for (number, object) in (1..).zip(serde_json::Deserializer::from_slice(body).into_iter::<&RawValue>()) {
+    for (number, object) in (1..).zip(serde_json::Deserializer::from_slice(&body).into_iter::<&RawValue>()) {
         let text = object
             .map_err(|error| format!("object {number} is not valid JSON: {error}"))?
             .get();
+        if text.starts_with('[') {
+            return Err(format!(
+                "object {number} is a list: send its objects one per line, without brackets and commas"
+            ));
+        }
         if !text.starts_with('{') {
             return Err(format!("object {number} is not a JSON object"));
         }
-        texts.push(match text.contains(['\n', '\r']) {
-            false => Bytes::copy_from_slice(text.as_bytes()),
-            true => {
-                let value: Value = serde_json::from_str(text).map_err(|error| format!("object {number}: {error}"))?;
-                Bytes::from(value.to_string())
-            }
+        // Line ends within JSON strings are escaped; those between them are as good as blanks.
+        let line = text.bytes().map(|byte| match byte {
+            b'\n' | b'\r' => b' ',
+            other => other,
         });
+        texts.push(line.collect());
     }
     if texts.is_empty() {
         Err("the body holds no JSON object".to_owned())
@@ -542,21 +551,34 @@ impl Stamp {
         }
         let may_be_there = |name: &str| text.contains(&b'\\') || memchr::memmem::find(&text, name.as_bytes()).is_some();
         if fields.iter().any(|(name, _)| may_be_there(name)) {
-            let Ok(Value::Object(mut object)) = serde_json::from_slice(&text) else {
+            let Ok(Members(mut members)) = serde_json::from_slice(&text) else {
                 return text;
             };
-            for (name, value) in fields {
-                // At the end, as below.
-                object.shift_remove(name);
-                object.insert(name.clone(), value.into());
+            members.retain(|(name, _)| fields.iter().all(|(own, _)| *own != name));
+            let mut out = b"{".to_vec();
+            for (name, value) in members {
+                out.extend_from_slice(json!(name).to_string().as_bytes());
+                out.push(b':');
+                out.extend_from_slice(value.get().as_bytes());
+                out.push(b',');
             }
-            return Value::Object(object).to_string().into();
+            // What is left is set at the end.
+            if out.last() == Some(&b',') {
+                out.pop();
+            }
+            out.push(b'}');
+            return self.append(out.into(), &fields);
         }
+        self.append(text, &fields)
+    }
+
+    /// Sets fields that are not there.
+    fn append(&self, text: Bytes, fields: &[(&String, String)]) -> Bytes {
         let mut out = Vec::with_capacity(text.len() + 96);
         out.extend_from_slice(text.trim_ascii_end());
         out.pop();
         let is_empty = out.trim_ascii_end().ends_with(b"{");
-        for (index, (name, value)) in fields.into_iter().enumerate() {
+        for (index, (name, value)) in fields.iter().enumerate() {
             if index > 0 || !is_empty {
                 out.push(b',');
             }
@@ -566,6 +588,33 @@ impl Stamp {
         }
         out.push(b'}');
         out.into()
+    }
+}
+
+/// The members of an object, their values as they were written.
+struct Members<'j>(Vec<(String, &'j RawValue)>);
+
+impl<'de: 'j, 'j> Deserialize<'de> for Members<'j> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor(PhantomData))
+    }
+}
+
+struct MembersVisitor<'j>(PhantomData<&'j ()>);
+
+impl<'de: 'j, 'j> Visitor<'de> for MembersVisitor<'j> {
+    type Value = Members<'j>;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'j>, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = map.next_entry()? {
+            members.push(member);
+        }
+        Ok(Members(members))
     }
 }
 
@@ -691,12 +740,20 @@ mod tests {
         );
         assert_eq!(
             split_objects(b"{\n  \"z\": 1,\n  \"a\": 2\n}\n").unwrap(),
-            ["{\"z\":1,\"a\":2}"]
+            ["{   \"z\": 1,   \"a\": 2 }"]
+        );
+        assert_eq!(
+            split_objects("\u{feff}{\"a\":\"\\ud83d\"}\n{\"n\":10.00}".as_bytes()).unwrap(),
+            ["{\"a\":\"\\ufffd\"}", "{\"n\":10.00}"]
         );
         for (body, error) in [
             (&b""[..], "no JSON object"),
             (b"\n\n", "no JSON object"),
-            (b"[1]", "object 1 is not a JSON object"),
+            (b"1", "object 1 is not a JSON object"),
+            (
+                b"[{\"a\":1},\n{\"a\":2}]",
+                "object 1 is a list: send its objects one per line",
+            ),
             (b"{}{\"a\"}", "object 2 is not valid JSON"),
             (b"{\"a\":\"\xff\"}", "object 1 is not valid JSON"),
             (b"hello", "object 1 is not valid JSON"),
@@ -719,6 +776,10 @@ mod tests {
         assert_eq!(apply("{\"a\":1}"), format!("{{\"a\":1,{tail}"));
         assert_eq!(apply("{\"id\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
         assert_eq!(apply("{\"\\u0069d\":\"mine\",\"a\":1}"), format!("{{\"a\":1,{tail}"));
+        assert_eq!(
+            apply("{\"n\":1.00,\"id\":5,\"n\":1E400, \"o\": {\"z\":-0}}"),
+            format!("{{\"n\":1.00,\"n\":1E400,\"o\":{{\"z\":-0}},{tail}")
+        );
         let none = Stamp::default();
         assert_eq!(none.apply("{ }".into(), &EventId::new(1, 2), Timestamp(0)), "{ }");
     }

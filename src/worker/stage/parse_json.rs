@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::{Flow, Kind, Stage};
 use crate::config::section::Section;
 use crate::event::Event;
+use crate::json::mended;
 
 pub const KIND: Kind = Kind {
     name: "parse_json",
@@ -54,7 +55,7 @@ impl ParseJson {
 
 impl Stage for ParseJson {
     fn run(&self, event: &mut Event) -> Flow {
-        match serde_json::from_slice::<Value>(&event.raw) {
+        match serde_json::from_slice::<Value>(&mended(&event.raw)) {
             Ok(fields @ Value::Object(_)) => {
                 event.fields = Some(fields);
                 Flow::Next
@@ -127,6 +128,16 @@ mod tests {
             "x",
         );
         assert!(matches!(flow, Flow::Drop("not_json")));
+    }
+
+    #[test]
+    fn half_an_emoji_and_a_byte_order_mark_are_no_mistakes() {
+        let (flow, event) = run(&PARK, r#"{"text":"fun \ud83d","n":1}"#);
+        assert!(matches!(flow, Flow::Next), "{flow:?}");
+        assert_eq!(event.payload(), "{\"text\":\"fun \u{fffd}\",\"n\":1}");
+        let (flow, event) = run(&PARK, "\u{feff}{\"n\":1}");
+        assert!(matches!(flow, Flow::Next), "{flow:?}");
+        assert_eq!(event.payload(), "{\"n\":1}");
     }
 
     #[test]

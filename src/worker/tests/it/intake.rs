@@ -63,7 +63,11 @@ fn bad_requests_are_refused_with_a_reason_and_publish_nothing() {
     for (body, status, text) in [
         ("", 400, "no JSON object"),
         ("hello", 400, "object 1 is not valid JSON"),
-        ("{\"thread\":1}\n[1]", 400, "object 2 is not a JSON object"),
+        (
+            "{\"thread\":1}\n[1]",
+            400,
+            "object 2 is a list: send its objects one per line",
+        ),
         (&"x".repeat(101), 413, "longer than 100 bytes"),
         ("{}{}{}{}", 413, "more events than fit"),
     ] {

@@ -462,7 +462,7 @@ fn a_dead_letter_of_a_stream_keeps_its_reason_and_can_be_tried_again() {
     wait("dead letters", || dead_letters(&redis) == 2);
     let list = Worker::run(&dir, &["park", "list", "worker.toml"]);
     assert!(
-        list.contains("not valid JSON") && list.contains("the entry has no field \\\"body\\\""),
+        list.contains("not valid JSON") && list.contains("source: the entry has no field \"body\""),
         "{list}"
     );
     let id = list
