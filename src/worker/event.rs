@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::clock::Timestamp;
 use crate::fence::Fence;
+use crate::json::{self, Digits};
 
 /// What nginx gets as `Event-Id`.
 ///
@@ -113,6 +114,8 @@ pub struct Event {
     pub raw: Bytes,
     /// The parsed object; `None` before `parse_json`.
     pub fields: Option<Value>,
+    /// Of numbers in `fields`.
+    pub digits: Digits,
     /// The formatted bytes; `None` before `format`.
     pub body: Option<Bytes>,
     /// Where it goes; empty before `route`.
@@ -134,6 +137,7 @@ impl Event {
             received_at: Instant::now(),
             raw,
             fields: None,
+            digits: Digits::default(),
             body: None,
             channels: Vec::new(),
             event_type: None,
@@ -151,7 +155,10 @@ impl Event {
     pub fn payload(&self) -> Bytes {
         match (&self.body, &self.fields) {
             (Some(body), _) => body.clone(),
-            (None, Some(fields)) => serde_json::to_vec(fields).map_or_else(|_| self.raw.clone(), Bytes::from),
+            (None, Some(fields)) => {
+                let mut out = Vec::with_capacity(self.raw.len());
+                json::write(&mut out, fields, &self.digits).map_or_else(|_| self.raw.clone(), |()| Bytes::from(out))
+            }
             (None, None) => self.raw.clone(),
         }
     }

@@ -148,7 +148,7 @@ impl FieldTemplate {
                 Piece::Field(path) => {
                     let value = path.get(event).ok_or(path)?;
                     let before = out.len();
-                    push_scalar(&mut out, &value).ok_or(path)?;
+                    out.push_str(&event.digits.scalar(&value).ok_or(path)?);
                     if out.len() == before {
                         return Err(path);
                     }
@@ -195,21 +195,6 @@ impl FromText for FieldTemplate {
     }
 }
 
-/// Text of a string, number or boolean; `None` for objects, arrays and null.
-pub fn scalar_text(value: &Value) -> Option<Cow<'_, str>> {
-    match value {
-        Value::String(text) => Some(Cow::Borrowed(text)),
-        Value::Number(number) => Some(Cow::Owned(number.to_string())),
-        Value::Bool(flag) => Some(Cow::Borrowed(if *flag { "true" } else { "false" })),
-        _ => None,
-    }
-}
-
-fn push_scalar(out: &mut String, value: &Value) -> Option<()> {
-    out.push_str(&scalar_text(value)?);
-    Some(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,6 +228,27 @@ mod tests {
         path("author.tags.0").remove(fields);
         path("author.id").remove(fields);
         assert_eq!(fields, &json!({"author": {"tags": [null, "y"]}, "none": null}));
+    }
+
+    #[test]
+    fn numbers_in_a_template_keep_their_digits() {
+        let (first, second) = (
+            "340282366920938463463374607431768211455",
+            "340282366920938463463374607431768211450",
+        );
+        let template = FieldTemplate::from_text("order.{id}").unwrap();
+        for (id, expected) in [
+            (first, first),
+            (second, second),
+            ("10.00", "10.00"),
+            ("1E2", "1E2"),
+            ("-0", "-0"),
+        ] {
+            let mut event = Event::new(EventId::new(5, 6), Timestamp(0), "".into());
+            let (fields, digits) = crate::json::parse(format!("{{\"id\":{id}}}").as_bytes()).unwrap();
+            (event.fields, event.digits) = (Some(fields), digits);
+            assert_eq!(template.render(&event).unwrap(), format!("order.{expected}"));
+        }
     }
 
     #[test]

@@ -2,12 +2,197 @@
 //!
 //! * A byte order mark before the text is skipped (RFC 8259 §8.1).
 //! * Half of a surrogate pair, as a text that was cut inside an emoji has it (`"fun \ud83d"`), is U+FFFD, as it is in browsers.
+//! * Numbers keep their digits (`10.00`, `1E400`, integers of any length), though [`Value`] holds 64 bits: a number that is not an integer of that size is in the tree
+//!   as a float that stands for its text, and [`Digits`] knows the text of each. Numbers that differ in their text have floats that differ. Whoever writes
+//!   a value gives it to [`write`], and whoever wants its text to [`Digits::text`]; those that only compare or compute take the float.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::ser::{CompactFormatter, Formatter};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// `\ud83d`
 const ESCAPE_BYTES: usize = 6;
+/// As deep as `serde_json` goes.
+const MAX_DEPTH: usize = 127;
+/// So many texts of the same number, such as `10.0` and `10.00`, have floats next to it.
+const MOST_NEAR: usize = 64;
+/// How `serde_json` calls what it reads in another way. An object of somebody else may have such a key, too.
+const PRIVATE_KEY: &[u8] = b"$serde_json::private::";
+
+/// The texts of floats.
+#[derive(Clone, Debug, Default)]
+pub struct Digits(Option<Arc<HashMap<u64, Box<str>>>>);
+
+impl Digits {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub fn text(&self, float: f64) -> Option<&str> {
+        self.0.as_ref()?.get(&float.to_bits()).map(|text| &**text)
+    }
+
+    /// The text of a string, number or boolean; `None` for objects, arrays and null.
+    pub fn scalar<'v>(&'v self, value: &'v Value) -> Option<Cow<'v, str>> {
+        match value {
+            Value::String(text) => Some(Cow::Borrowed(text)),
+            Value::Number(number) => {
+                let float = if number.is_f64() { number.as_f64() } else { None };
+                let text = float.and_then(|float| self.text(float));
+                Some(text.map_or_else(|| Cow::Owned(number.to_string()), Cow::Borrowed))
+            }
+            Value::Bool(flag) => Some(Cow::Borrowed(if *flag { "true" } else { "false" })),
+            _ => None,
+        }
+    }
+}
+
+/// Reads one text.
+pub fn parse(text: &[u8]) -> serde_json::Result<(Value, Digits)> {
+    let text = mended(text);
+    let is_plain = memchr::memmem::find(&text, PRIVATE_KEY).is_none();
+    match serde_json::from_slice::<Value>(&text) {
+        Ok(value) if is_plain && !has_floats(&value) => Ok((value, Digits::default())),
+        // What is wrong besides is found again.
+        Err(error) if is_plain && !error.to_string().starts_with("number out of range") => Err(error),
+        _ => {
+            let mut texts = Texts {
+                by_float: HashMap::new(),
+                far: f64::MAX,
+            };
+            let value = exact(serde_json::from_slice(&text)?, 0, &mut texts)?;
+            let texts = texts.by_float;
+            Ok((value, Digits((!texts.is_empty()).then(|| Arc::new(texts)))))
+        }
+    }
+}
+
+fn has_floats(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => number.is_f64(),
+        Value::Array(list) => list.iter().any(has_floats),
+        Value::Object(map) => map.values().any(has_floats),
+        _ => false,
+    }
+}
+
+/// The value of a text that is known to be JSON.
+fn exact(raw: &RawValue, depth: usize, texts: &mut Texts) -> serde_json::Result<Value> {
+    let text = raw.get();
+    if depth > MAX_DEPTH {
+        return Err(serde_json::Error::custom("recursion limit exceeded"));
+    }
+    match text.as_bytes().first() {
+        Some(b'{') => {
+            let Members(members) = serde_json::from_str(text)?;
+            let mut map = Map::with_capacity(members.len());
+            for (key, raw) in members {
+                map.insert(key, exact(raw, depth + 1, texts)?);
+            }
+            Ok(Value::Object(map))
+        }
+        Some(b'[') => {
+            let list: Vec<&RawValue> = serde_json::from_str(text)?;
+            let list: serde_json::Result<_> = list.into_iter().map(|raw| exact(raw, depth + 1, texts)).collect();
+            Ok(Value::Array(list?))
+        }
+        Some(b'-' | b'0'..=b'9') => Ok(number(text, texts)),
+        _ => serde_json::from_str(text),
+    }
+}
+
+/// Texts that were met, and how far it is counted down from the largest float.
+struct Texts {
+    by_float: HashMap<u64, Box<str>>,
+    far: f64,
+}
+
+fn number(text: &str, texts: &mut Texts) -> Value {
+    if let Ok(number) = text.parse::<u64>() {
+        return number.into();
+    }
+    // "-0" is no integer: it would lose its sign.
+    if let Some(number) = text.parse::<i64>().ok().filter(|&number| number != 0) {
+        return number.into();
+    }
+    // All that JSON calls a number is one for Rust; what is too large is infinite.
+    let float: f64 = text.parse().unwrap_or(f64::MAX).clamp(f64::MIN, f64::MAX);
+    let step = match (float.is_sign_positive(), float.abs() >= 1.0) {
+        (true, true) | (false, false) => f64::next_down,
+        (true, false) | (false, true) => f64::next_up,
+    };
+    // The nearest float that stands for no other text; of very many for the same number, the others are far away.
+    let near = std::iter::successors(Some(float), |&float| Some(step(float))).take(MOST_NEAR);
+    let Texts { by_float, far } = texts;
+    let far = std::iter::from_fn(|| {
+        *far = far.next_down();
+        Some(*far)
+    });
+    let is_free = |float: &f64| by_float.get(&float.to_bits()).is_none_or(|other| **other == *text);
+    let float = near.chain(far).find(is_free).unwrap_or(float);
+    by_float.insert(float.to_bits(), text.into());
+    float.into()
+}
+
+/// Writes a value with the digits it came with.
+pub fn write(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized), digits: &Digits) -> serde_json::Result<()> {
+    if digits.is_empty() {
+        return serde_json::to_writer(out, value);
+    }
+    value.serialize(&mut serde_json::Serializer::with_formatter(out, Exact(digits)))
+}
+
+/// As [`write`], as a text.
+pub fn to_string(value: &(impl Serialize + ?Sized), digits: &Digits) -> serde_json::Result<String> {
+    let mut out = Vec::new();
+    write(&mut out, value, digits)?;
+    String::from_utf8(out).map_err(serde_json::Error::custom)
+}
+
+struct Exact<'d>(&'d Digits);
+
+impl Formatter for Exact<'_> {
+    fn write_f64<W: io::Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
+        match self.0.text(value) {
+            Some(text) => writer.write_all(text.as_bytes()),
+            None => CompactFormatter.write_f64(writer, value),
+        }
+    }
+}
+
+/// The members of an object, their values as they were written.
+pub struct Members<'j>(pub Vec<(String, &'j RawValue)>);
+
+impl<'de: 'j, 'j> Deserialize<'de> for Members<'j> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
+}
 
 /// The text as a strict reader takes it. Borrowed, unless a half had to be replaced; the length is the same but for the byte order mark.
 pub fn mended(text: &[u8]) -> Cow<'_, [u8]> {
@@ -89,7 +274,66 @@ mod tests {
         }
     }
 
+    /// What comes out of a text.
+    fn again(text: &str) -> String {
+        let (value, digits) = parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
+        to_string(&value, &digits).unwrap()
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_and_everything_its_place() {
+        for text in [
+            r#"{"id":340282366920938463463374607431768211455,"other":340282366920938463463374607431768211450}"#,
+            r#"{"price":10.00,"same":10.0,"again":[10.000,10.00],"n":10}"#,
+            r#"[-0,0,0.0,-0.0,0.00,0e0]"#,
+            "[1e5,1E5,1e+05,1.5E-07,1e400,-1e400,1E400,1e-400,123456789012345678901234567890.5]",
+            "[18446744073709551615,18446744073709551616,-9223372036854775808,-9223372036854775809]",
+            r#"{"z":1.0,"a":{"z":"\u0000\u001f\u007f","y":[]},"":null,"é":"€"}"#,
+            r#"{"$serde_json::private::RawValue":"{}","n":1}"#,
+            r#"{"$serde_json::private::Number":"5"}"#,
+        ] {
+            assert_eq!(again(text).replace('\u{7f}', "\\u007f"), text);
+        }
+        assert_eq!(
+            again(r#"{"a":1.0,"b":2,"a":3.00}"#),
+            r#"{"a":3.00,"b":2}"#,
+            "the last one counts, as for all readers"
+        );
+    }
+
+    #[test]
+    fn many_texts_of_one_number_take_no_time() {
+        let texts: Vec<String> = (400..40_400).map(|n| format!("1e{n}")).collect();
+        let text = format!("[{}]", texts.join(","));
+        assert_eq!(again(&text), text);
+    }
+
+    #[test]
+    fn what_is_not_json_is_not_read_for_its_numbers() {
+        for text in [
+            "[1.5", "[1e400", "[01.5]", "[1.]", "[.5]", "[+1.0]", "[1e400,]", "[NaN]", "1.5 2",
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+        for number in ["1", "1.5", "1e400"] {
+            let deep = |depth| format!("{}{number}{}", "[".repeat(depth), "]".repeat(depth));
+            assert!(parse(deep(127).as_bytes()).is_ok());
+            let error = parse(deep(128).as_bytes()).unwrap_err().to_string();
+            assert!(
+                error.starts_with("recursion limit exceeded") || number == "1e400",
+                "{error}"
+            );
+            assert!(parse(deep(100_000).as_bytes()).is_err(), "and no stack overflows");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn any_number_comes_out_as_it_came(numbers in prop::collection::vec(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,4})?", 1..20)) {
+            let text = format!("[{}]", numbers.join(","));
+            prop_assert_eq!(again(&text), text);
+        }
+
         #[test]
         fn any_text_of_a_language_with_utf16_strings_is_taken(units in prop::collection::vec(any::<u16>(), 0..40)) {
             let escaped: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();

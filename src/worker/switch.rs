@@ -27,7 +27,7 @@ use serde_json::Value;
 
 use crate::config::section::Section;
 use crate::event::Event;
-use crate::field::{FieldPath, scalar_text};
+use crate::field::FieldPath;
 use crate::redis_link::{Server, told};
 
 /// The hash is read again after this time even if nobody nudges.
@@ -117,7 +117,9 @@ impl Switch {
         let Some(value) = by.as_ref().and_then(|by| by.get(event)) else {
             return false;
         };
-        let Some(key) = scalar_text(&value) else { return false };
+        let Some(key) = event.digits.scalar(&value) else {
+            return false;
+        };
         if state.exclude.iter().any(|one| *one == *key) {
             return false;
         }

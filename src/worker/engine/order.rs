@@ -8,7 +8,10 @@ use std::cell::Cell;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use serde_json::value::RawValue;
 
 use crate::event::Event;
 use crate::json::mended;
@@ -58,13 +61,16 @@ struct Finder<'f> {
 }
 
 impl Finder<'_> {
-    /// Keeps a scalar, if this is where the path ends. The same text as string or number is the same key.
-    fn keep<T, E: Error>(self, text: &dyn fmt::Display, value: T) -> Result<T, E> {
-        if !self.path.is_empty() {
-            return Ok(value);
-        }
-        self.found.set(Some(hash(text.to_string().as_bytes())));
-        Err(E::custom("found"))
+    /// Keeps a scalar, if this is where the path ends. The same text as string or number is the same key: that is what a channel is made of.
+    fn keep(&self, raw: &RawValue) {
+        let text = raw.get();
+        self.found.set(match text.as_bytes().first() {
+            Some(b'"') => serde_json::from_str::<Cow<'_, str>>(text)
+                .ok()
+                .map(|text| hash(text.as_bytes())),
+            Some(b'{' | b'[' | b'n') | None => None,
+            Some(_) => Some(hash(text.as_bytes())),
+        });
     }
 }
 
@@ -72,7 +78,11 @@ impl<'de> DeserializeSeed<'de> for Finder<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+        if !self.path.is_empty() {
+            return deserializer.deserialize_any(self);
+        }
+        self.keep(<&RawValue>::deserialize(deserializer)?);
+        Err(D::Error::custom("looked at"))
     }
 }
 
@@ -117,24 +127,26 @@ impl<'de> Visitor<'de> for Finder<'_> {
         Ok(())
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.keep(&text, ())
+    // The path goes on, and this does not.
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        self.keep(&number, ())
+    fn visit_u64<E: Error>(self, _: u64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_i64<E: Error>(self, number: i64) -> Result<(), E> {
-        self.keep(&number, ())
+    fn visit_i64<E: Error>(self, _: i64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
-        self.keep(&number, ())
+    fn visit_f64<E: Error>(self, _: f64) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_bool<E: Error>(self, flag: bool) -> Result<(), E> {
-        self.keep(&flag, ())
+    fn visit_bool<E: Error>(self, _: bool) -> Result<(), E> {
+        Ok(())
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
@@ -159,6 +171,14 @@ mod tests {
         assert_eq!(key(r#"{"x":{"y":{"thread":"\u0039"}}}"#, "x.y.thread"), nine);
         assert_eq!(key(r#"{"x":["8","9"]}"#, "x.1"), nine);
         assert_ne!(key(r#"{"thread":"10"}"#, "thread"), nine);
+        assert_eq!(
+            key(r#"{"thread":"10.00"}"#, "thread"),
+            key(r#"{"n":1e999,"thread":10.00}"#, "thread")
+        );
+        assert_ne!(
+            key(r#"{"thread":10.0}"#, "thread"),
+            key(r#"{"thread":10.00}"#, "thread")
+        );
         assert_eq!(key("\u{feff}{\"text\":\"\\ud83d\",\"thread\":9}", "thread"), nine);
     }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::event::Event;
+use crate::json::{self, Digits};
 
 /// Events that a slow looker may have waiting.
 pub const BACKLOG: usize = 256;
@@ -55,19 +56,24 @@ impl Tap {
 }
 
 fn line(event: &Event, raw: bool) -> String {
+    let digits = &event.digits;
+    let shown = |value: &Value, digits: &Digits| match raw {
+        true => json::to_string(value, digits).unwrap_or_default(),
+        false => redact(value.clone()).to_string(),
+    };
     let fields = event
         .fields
-        .clone()
-        .map(|fields| if raw { fields } else { redact(fields) });
+        .as_ref()
+        .map_or("null".to_owned(), |fields| shown(fields, digits));
     let body = event.body.as_ref().or(event.fields.is_none().then_some(&event.raw));
-    let body = body.map(|body| match (raw, serde_json::from_slice::<Value>(body)) {
-        (true, Ok(value)) => value,
-        (true, Err(_)) => String::from_utf8_lossy(body).into(),
-        (false, Ok(value)) => redact(value),
-        (false, Err(_)) => format!("{} bytes", body.len()).into(),
+    let body = body.map_or("null".to_owned(), |body| match (raw, json::parse(body)) {
+        (_, Ok((value, digits))) => shown(&value, &digits),
+        (true, Err(_)) => Value::from(String::from_utf8_lossy(body)).to_string(),
+        (false, Err(_)) => Value::from(format!("{} bytes", body.len())).to_string(),
     });
-    json!({"id": event.id.to_string(), "channels": event.channels, "type": event.event_type, "fields": fields, "body": body})
-        .to_string()
+    let (id, channels) = (json!(event.id.to_string()), json!(event.channels));
+    let kind = json!(event.event_type);
+    format!("{{\"id\":{id},\"channels\":{channels},\"type\":{kind},\"fields\":{fields},\"body\":{body}}}")
 }
 
 /// Keeps the shape: names of keys, and of each value what it is.

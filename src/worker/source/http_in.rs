@@ -21,9 +21,7 @@
 //! `GET /health` answers 200 as long as events are taken.
 
 use std::cell::Cell;
-use std::fmt;
 use std::io;
-use std::marker::PhantomData;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,7 +32,6 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
@@ -50,7 +47,7 @@ use crate::credit::Permit;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};
 use crate::finalizer::{Ack, AckTo, Handle, Outcome};
-use crate::json::mended;
+use crate::json::{Members, mended};
 use crate::server::{self, Answer};
 use crate::watermark::Watermark;
 
@@ -588,33 +585,6 @@ impl Stamp {
         }
         out.push(b'}');
         out.into()
-    }
-}
-
-/// The members of an object, their values as they were written.
-struct Members<'j>(Vec<(String, &'j RawValue)>);
-
-impl<'de: 'j, 'j> Deserialize<'de> for Members<'j> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(MembersVisitor(PhantomData))
-    }
-}
-
-struct MembersVisitor<'j>(PhantomData<&'j ()>);
-
-impl<'de: 'j, 'j> Visitor<'de> for MembersVisitor<'j> {
-    type Value = Members<'j>;
-
-    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'j>, A::Error> {
-        let mut members = Vec::new();
-        while let Some(member) = map.next_entry()? {
-            members.push(member);
-        }
-        Ok(Members(members))
     }
 }
 

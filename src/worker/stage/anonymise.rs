@@ -22,7 +22,8 @@ use serde_json::Value;
 use super::{Flow, KEY_BYTES, Kind, Stage, key_file};
 use crate::config::section::Section;
 use crate::event::Event;
-use crate::field::{FieldPath, scalar_text};
+use crate::field::FieldPath;
+use crate::json::{self, Digits};
 
 pub const KIND: Kind = Kind {
     name: "anonymise",
@@ -72,6 +73,7 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
 
 impl Stage for Anonymise {
     fn run(&self, event: &mut Event) -> Flow {
+        let digits = &event.digits;
         let Some(fields) = &mut event.fields else {
             return Flow::Next;
         };
@@ -83,7 +85,7 @@ impl Stage for Anonymise {
         }
         if let Some(key) = &self.key {
             for path in &self.hash {
-                replace(path, fields, |value| pseudonym(key, value));
+                replace(path, fields, |value| pseudonym(key, value, digits));
             }
         }
         for path in &self.truncate_ip {
@@ -104,8 +106,9 @@ fn replace(path: &FieldPath, fields: &mut Value, with: impl Fn(&Value) -> Value)
     }
 }
 
-fn pseudonym(key: &[u8; KEY_BYTES], value: &Value) -> Value {
-    let text = scalar_text(value).map_or_else(|| value.to_string(), |text| text.into_owned());
+fn pseudonym(key: &[u8; KEY_BYTES], value: &Value, digits: &Digits) -> Value {
+    let text = digits.scalar(value).map(|text| text.into_owned());
+    let text = text.unwrap_or_else(|| json::to_string(value, digits).unwrap_or_default());
     let hex = blake3::keyed_hash(key, text.as_bytes()).to_hex();
     Value::from(&hex[..PSEUDONYM_HEX_DIGITS])
 }

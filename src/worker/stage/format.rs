@@ -20,18 +20,20 @@
 //! `missing` says what a missing field does: `"null"` (default; in a template it is undefined, which prints as nothing or JSON
 //! `null`), `"skip"` (leaves the key out; `fields` only), `"park"`.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use minijinja::value::Serde;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 
 use super::{Flow, Kind, Missing, Stage};
 use crate::config::section::{FromItem, Item, Section};
 use crate::event::Event;
 use crate::field::FieldPath;
+use crate::json::{self, Digits};
 
 pub const KIND: Kind = Kind {
     name: "format",
@@ -164,6 +166,7 @@ impl Format {
     pub fn template(source: String, escape: AutoEscapeWord, fuel: u64, missing: Missing) -> Result<Self, String> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(fuel));
+        environment.set_formatter(write_value);
         environment.set_undefined_behavior(match missing {
             Missing::Park => UndefinedBehavior::SemiStrict,
             _ => UndefinedBehavior::Chainable,
@@ -217,11 +220,57 @@ impl FieldList {
             }
             out.extend_from_slice(key.as_bytes());
             out.push(b':');
-            serde_json::to_writer(&mut out, value).map_err(|error| format!("field {path}: {error}"))?;
+            json::write(&mut out, value, &event.digits).map_err(|error| format!("field {path}: {error}"))?;
         }
         out.push(b'}');
         Ok(Bytes::from(out))
     }
+}
+
+/// What templates find as `_digits`: the texts of the event's numbers.
+#[derive(Debug)]
+struct Texts(Digits);
+
+impl minijinja::value::Object for Texts {}
+
+/// Prints a value, its numbers with the digits they came with.
+fn write_value(
+    out: &mut minijinja::Output,
+    state: &mut minijinja::State,
+    value: &minijinja::Value,
+) -> Result<(), minijinja::Error> {
+    use minijinja::value::ValueKind;
+    if !matches!(value.kind(), ValueKind::Number | ValueKind::Map | ValueKind::Seq) || value.is_integer() {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    let texts = state.lookup("_digits");
+    let Some(Texts(digits)) = texts.as_ref().and_then(|texts| texts.downcast_object_ref()) else {
+        return minijinja::escape_formatter(out, state, value);
+    };
+    let bad = |error: &dyn std::fmt::Display| minijinja::Error::new(ErrorKind::WriteFailure, error.to_string());
+    if value.kind() == ValueKind::Number {
+        let text = f64::try_from(value.clone()).ok();
+        return match text.and_then(|float| digits.text(float)) {
+            Some(text) => out.write_str(text).map_err(|error| bad(&error)),
+            None => minijinja::escape_formatter(out, state, value),
+        };
+    }
+    if *state.auto_escape() != AutoEscape::Json {
+        return minijinja::escape_formatter(out, state, value);
+    }
+    let text = json::to_string(value, digits).map_err(|error| bad(&error))?;
+    // As minijinja does it, so that JSON can stand in HTML. These are nowhere but in strings.
+    for c in text.chars() {
+        let written = match c {
+            '<' => out.write_str("\\u003c"),
+            '>' => out.write_str("\\u003e"),
+            '&' => out.write_str("\\u0026"),
+            '\'' => out.write_str("\\u0027"),
+            other => out.write_char(other),
+        };
+        written.map_err(|error| bad(&error))?;
+    }
+    Ok(())
 }
 
 fn render(environment: &Environment<'static>, event: &Event) -> Result<Bytes, String> {
@@ -233,9 +282,12 @@ fn render(environment: &Environment<'static>, event: &Event) -> Result<Bytes, St
         time => event.received.to_string(),
         type => event.event_type.as_deref(),
     };
-    let context = minijinja::context! {
-        _event => own,
-        ..minijinja::Value::from(Serde(&event.fields))
+    let fields = minijinja::Value::from(Serde(&event.fields));
+    let context = if event.digits.is_empty() {
+        minijinja::context! { _event => own, ..fields }
+    } else {
+        let digits = minijinja::Value::from_object(Texts(event.digits.clone()));
+        minijinja::context! { _event => own, _digits => digits, ..fields }
     };
     template.render(context).map(Bytes::from).map_err(|error| {
         let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
@@ -329,6 +381,33 @@ mod tests {
             parsed,
             json!({"t": "\",\"x\":\"</script>", "at": "1970-01-01T00:00:00.000Z", "n": null})
         );
+    }
+
+    #[test]
+    fn numbers_keep_their_digits_and_can_be_computed_with() {
+        let text =
+            r#"{"id":340282366920938463463374607431768211455,"price":10.00,"n":5,"list":[1.10,"<'&>"],"huge":1E400}"#;
+        let (fields, digits) = json::parse(text.as_bytes()).unwrap();
+        let mut event = Event::new(EventId::new(5, 6), Timestamp(0), "".into());
+        (event.fields, event.digits) = (Some(fields), digits);
+        let mut print = |stage: &Format| {
+            assert!(matches!(stage.run(&mut event), Flow::Next));
+            String::from_utf8(event.body.take().unwrap().to_vec()).unwrap()
+        };
+        let stage = template(
+            "[{{ id }},{{ price }},{{ n }},{{ list }},{{ huge }},{{ price * 2 }},{{ price > 9 and n < 5.5 }}]",
+            Missing::Null,
+        );
+        let list = r#"[1.10,"\u003c\u0027\u0026\u003e"]"#;
+        assert_eq!(
+            print(&stage),
+            format!("[340282366920938463463374607431768211455,10.00,5,{list},1E400,20.0,true]")
+        );
+        let entries = ["price", "list", "huge"].map(|key| Entry::new(key, vec![FieldPath::from_text(key).unwrap()]));
+        let stage = Format::fields(entries.into(), Missing::Null);
+        assert_eq!(print(&stage), r#"{"price":10.00,"list":[1.10,"<'&>"],"huge":1E400}"#);
+        let html = Format::template("{{ price }}".into(), AutoEscapeWord::Html, 1000, Missing::Null).unwrap();
+        assert_eq!(print(&html), "10.00");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Stages: what happens to an event between source and sinks.
 //!
-//! A stage is synchronous, pure and shared by all lanes: no I/O, no waiting, no state that one event leaves for the
-//! next. That is what lets a lane run a whole pipeline inline and repeat it after a panic.
+//! A stage is synchronous and shared by all lanes: no I/O and no waiting, so that a lane can run a whole pipeline inline. It must give the same answer when the
+//! same event comes again, after a panic or a redelivery. So stages keep nothing of the events before, but for `dedupe`, which remembers keys with
+//! the id of the event that had them first and lets that one through again, and counters that no answer depends on.
 //!
 //! Each stage is one file: its configuration, how it is read, how it runs, its tests. [`KINDS`] is the table of them.
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::{Flow, Kind, Stage};
 use crate::config::section::Section;
 use crate::event::Event;
-use crate::json::mended;
+use crate::json;
 
 pub const KIND: Kind = Kind {
     name: "parse_json",
@@ -55,17 +55,18 @@ impl ParseJson {
 
 impl Stage for ParseJson {
     fn run(&self, event: &mut Event) -> Flow {
-        match serde_json::from_slice::<Value>(&mended(&event.raw)) {
-            Ok(fields @ Value::Object(_)) => {
-                event.fields = Some(fields);
+        match json::parse(&event.raw) {
+            Ok((fields @ Value::Object(_), digits)) => {
+                (event.fields, event.digits) = (Some(fields), digits);
                 Flow::Next
             }
-            Ok(Value::Array(items)) if self.split_arrays => {
+            Ok((Value::Array(items), digits)) if self.split_arrays => {
                 if items.iter().any(|item| !item.is_object()) {
                     return self.refuse("a list element is not a JSON object".to_owned());
                 }
                 let split = |item| Event {
                     fields: Some(item),
+                    digits: digits.clone(),
                     ..event.clone()
                 };
                 Flow::Split(items.into_iter().map(split).collect())
@@ -152,10 +153,10 @@ mod tests {
             split_arrays: true,
             ..PARK
         };
-        let (flow, _) = run(&stage, r#"[{"a":1},{"a":2}]"#);
+        let (flow, _) = run(&stage, r#"[{"a":1.0},{"a":2.00}]"#);
         let Flow::Split(events) = flow else { panic!("{flow:?}") };
         let payloads: Vec<_> = events.iter().map(Event::payload).collect();
-        assert_eq!(payloads, [r#"{"a":1}"#, r#"{"a":2}"#]);
+        assert_eq!(payloads, [r#"{"a":1.0}"#, r#"{"a":2.00}"#]);
         assert!(matches!(run(&stage, "[1]").0, Flow::Park(_)));
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::{Flow, Kind, Stage};
 use crate::config::section::{FromText, Section};
 use crate::event::Event;
-use crate::field::{FieldPath, scalar_text};
+use crate::field::FieldPath;
 
 pub const KIND: Kind = Kind {
     name: "sample",
@@ -41,7 +41,10 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Stage>> {
 impl Stage for Sample {
     fn run(&self, event: &mut Event) -> Flow {
         let value = self.by.get(event);
-        let key = value.as_deref().and_then(scalar_text).unwrap_or_default();
+        let key = value
+            .as_deref()
+            .and_then(|value| event.digits.scalar(value))
+            .unwrap_or_default();
         let mut bytes = [0; 8];
         bytes.copy_from_slice(&blake3::hash(key.as_bytes()).as_bytes()[..8]);
         match u64::from_le_bytes(bytes) % 100 < self.percent {
