@@ -259,7 +259,12 @@ impl Line {
 }
 
 fn lines(path: &Path) -> Result<Vec<Line>, String> {
-    let text = match std::fs::read_to_string(path) {
+    // Under the lock: a worker may be in the middle of a line.
+    let read = File::open(path).and_then(|file| {
+        file.lock_shared()?;
+        std::io::read_to_string(file)
+    });
+    let text = match read {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(format!("cannot read {}: {error}", path.display())),

@@ -160,7 +160,7 @@ pub fn retry(path: &Path, lines: Vec<Line>) -> Result<usize, String> {
             tracing::error!("{id} stays where it is: there is no pipeline \"{name}\" any more");
         }
         let record = Record {
-            id: Some(EventId::Brought(line.id().into())),
+            id: (line.id() != EventId::Unknown.to_string()).then(|| EventId::Brought(line.id().into())),
             raw: line.raw().into(),
         };
         letters.push(Letter {

@@ -222,6 +222,66 @@ fn a_full_spool_is_503() {
     assert_eq!(statuses.last(), Some(&503));
 }
 
+/// What producers send, and what is published of it, to which channel.
+const ODD: [(&str, &str, &str); 5] = [
+    (r#"{"thread":1.00,"n":1E400}"#, r#"{"thread":1.00,"n":1E400}"#, "1.00"),
+    (
+        r#"{"thread":340282366920938463463374607431768211455}"#,
+        r#"{"thread":340282366920938463463374607431768211455}"#,
+        "340282366920938463463374607431768211455",
+    ),
+    (
+        r#"{"thread":340282366920938463463374607431768211450}"#,
+        r#"{"thread":340282366920938463463374607431768211450}"#,
+        "340282366920938463463374607431768211450",
+    ),
+    (
+        r#"{"message":"fun \ud83d","thread":-0}"#,
+        "{\"message\":\"fun \u{fffd}\",\"thread\":-0}",
+        "-0",
+    ),
+    ("\u{feff}{\"thread\":5}", r#"{"thread":5}"#, "5"),
+];
+
+#[test]
+fn all_ways_in_take_the_same_and_change_nothing() {
+    let spooled = Intake::new(StandIn::accepting(), "ack = \"spooled\"");
+    let direct = Intake::new(StandIn::accepting(), "stamp = { id = \"id\" }");
+    let (in_dir, file_node) = (TempDir::new(), StandIn::accepting());
+    let config = pipeline(&file_node.address, "type = \"file\"\npath = \"posts\"");
+    let (_spooling, _direct) = (spooled.start(), direct.start());
+    let tests = (0..).zip(ODD).map(|(n, (text, body, thread))| {
+        let (input, body) = (text.replace('\u{feff}', "\\uFEFF").replace(r"\ud83d", r"\\ud83d"), body);
+        let input = match input.contains("\\u") {
+            true => format!("\"{}\"", input.replace('"', "\\\"")),
+            false => format!("'{input}'"),
+        };
+        format!("[test.t{n}]\npipeline = \"live\"\ninput = {input}\nexpect = {{ body = '{body}', channels = [\"thread.{thread}\"] }}\n")
+    });
+    let tests: String = tests.collect();
+    let _following = Worker::start(&in_dir, &(config + &tests));
+    for (text, ..) in ODD {
+        assert_eq!(spooled.post(text).status, 202, "{text}");
+        assert_eq!(direct.post(text).status, 200, "{text}");
+        in_dir.append("posts", &format!("{text}\n"));
+    }
+    for node in [&spooled.nginx, &direct.nginx, &file_node] {
+        node.wait_for(ODD.len());
+        // Different threads may overtake each other.
+        let mut publishes = node.publishes();
+        for (_, body, thread) in ODD {
+            let at = publishes
+                .iter()
+                .position(|one| one.uri.ends_with(&format!("id=thread.{thread}")));
+            let publish = publishes.remove(at.unwrap_or_else(|| panic!("{thread}: {publishes:?}")));
+            let stamped = body.replace('}', &format!(",\"id\":\"{}\"}}", publish.id()));
+            assert!(publish.body == body || publish.body == stamped, "{}", publish.body);
+        }
+    }
+    let told = Worker::run(&in_dir, &["test", "worker.toml"]);
+    assert!(told.contains("5 passed, 0 failed"), "{told}");
+}
+
 #[test]
 fn a_small_spool_takes_far_more_than_it_holds() {
     let options = "ack = \"spooled\"\nspool_max = \"64KiB\"\nmax_body = \"16KiB\"";
