@@ -1,4 +1,4 @@
-# The README's first screen does what it says: its nginx.conf runs, and its curl lines print what stands below them.
+# The README's first screen does what it says: its nginx.conf runs, and its curl lines print what stands below them, ids apart.
 
 use v5.36;
 use Cwd qw(abs_path);
@@ -46,11 +46,20 @@ for (1 .. 100) { last if IO::Socket::INET->new(PeerAddr => "127.0.0.1:$free"); s
 
 my @steps = map { [split /\n/, $_, 2] } $session =~ /^\$ (.*?)(?=^\$ |\z)/msg;
 cmp_ok(scalar @steps, '>', 2, 'there are commands to run');
+# Ids begin with the time at which the zone was made: the printed one stands for that of this zone.
+my ($printed_epoch) = $session =~ /^id: (\d{13})-1$/m or die 'no id in the session';
+my $epoch = qr/\b(\d{13})(?=-\d+$)/m;
+my $own_epoch;
 for (@steps) {
     my ($command, $expected) = @$_;
+    $command =~ s/\b$printed_epoch\b/$own_epoch/g if $own_epoch;
     (my $printed = `$command`) =~ s/\r\n/\n/g;
+    ($own_epoch) = $printed =~ $epoch unless $own_epoch;
+    $expected =~ s/\b$printed_epoch\b/$own_epoch/g if $own_epoch;
     is($printed, $expected, $command);
 }
+ok($own_epoch && abs($own_epoch / 1000 - time) < 3600, 'its ids begin with the time of its start');
+like($session, qr/Last-Event-ID: $printed_epoch-1\b/, 'and one of the commands resumes');
 
 kill QUIT => $pid;
 waitpid $pid, 0;
