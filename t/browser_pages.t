@@ -330,7 +330,7 @@ HTML
     $opens->(socket => both => '/end/ws?id=gone/stays');
     $opens->(socket => echo => '/end/ws/echo');
     wait_until { (grep { @{ $seen->($_) } } qw(long binary gone mine reload both echo)) == 7 } 20;
-    $browser->js('open.long.send("x".repeat(2000)); open.binary.send(new Uint8Array([1])); open.mine.close(4001, "mine"); open.echo.send(""); open.echo.send("echo")');
+    $browser->js('open.long.send("x".repeat(2000)); open.binary.send(new Uint8Array([1])); open.mine.close(4001); open.echo.send(""); open.echo.send("echo")');
     $ends->(long => [ 'open', '1009' ], 'a message that is too long: 1009');
     $ends->(binary => [ 'open', '1005' ], 'a binary message: 1005');
     $ends->(mine => [ 'open', '4001' ], 'closed by the page: its own code');
