@@ -3,6 +3,7 @@
 use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib", "$FindBin::Bin/browser";
+use PushStream::Program;
 use PushStream::Test;
 use PushStream::WebSocket;
 
@@ -29,10 +30,13 @@ for my $block ($document =~ /^```js\n(.*?)^```$/msg) {
 is_deeply [ sort keys %example ], [qw(credentials follow join jsonp live poll stream)], 'every example is tried here';
 $example{live} = $example{follow} =~ s/^follow\(.*//mr . $example{live};
 my $at_http = join "\n", grep { !/^location/ } @conf;
+my $proxy_port = PushStream::Program->free_port;
 my $in_server = join "\n", grep { /^location/ } @conf;
 
 # What belongs to the machine, and what would take a test too long.
 $at_http =~ s/^push_stream_shared_memory_size .*;/push_stream_shared_memory_size 16m;/m or die;
+$at_http =~ s[listen 127\.0\.0\.1:8080;][listen 127.0.0.1:$proxy_port; client_header_timeout 1s; location = /page { default_type text/html; root %%DIR%%; }] or die;
+$at_http =~ s{http://127\.0\.0\.1:9080;}{http://127.0.0.1:%%PORT%%;} or die;
 $at_http =~ s{"https://www\.example\.org"}{"~^http://127\\.0\\.0\\.1:\\d+\$"} or die;
 $at_http =~ s/(push_stream_ping_message_interval\s+)30s/${1}300ms/ or die;
 $at_http =~ s/(push_stream_longpolling_connection_ttl\s+)30s/${1}2s/ or die;
@@ -49,6 +53,7 @@ http {
 
     server {
         listen 127.0.0.1:%%PORT%% reuseport;
+        # Browsers connect ahead of their requests, and a worker that leaves waits for those.
         client_header_timeout 1s;
         # While there is such a file, subscribers are refused by nginx.
         set \$refused "";
@@ -56,7 +61,7 @@ http {
         if (\$uri ~ ^/(?:pub|page|exact/pub)\$) { set \$refused ""; }
         if (\$refused) { return 503; }
 
-        location = /page { default_type text/html; root %%DIR%%; try_files /page.html =404; }
+        location = /page { default_type text/html; root %%DIR%%; }
         $in_server
         # As the C module does it: no ids, and no order over channels.
         location = /exact/pub {
@@ -105,7 +110,7 @@ my $browser = WebDriver->new;
 
 # Opens a page with this example through the relay.
 sub open_page ($nginx, $relay, $example, $position = '') {
-    open my $file, '>', $nginx->dir . '/page.html' or die $!;
+    open my $file, '>', $nginx->dir . '/page' or die $!;
     # Another origin: the server itself, without the relay.
     print {$file} $frame =~ s/%%EXAMPLE%%/$example/r =~ s{https://push\.example\.org}{'http://127.0.0.1:' . $nginx->port}ger;
     close $file;
@@ -136,11 +141,13 @@ my @modes = (
     { name => 'poll by time and tag alone', example => 'poll', channels => [qw(news sport)], url => qr{/poll/}, exact => 1 },
     { name => 'stream', example => 'stream', channels => [qw(news sport)], url => qr{/stream/} },
 );
+# The configuration of the proxy takes all of them.
+my @proxied = map { { %$_, name => "$_->{name} behind a proxy", proxied => 1 } } grep { !$_->{exact} } @modes;
 
 with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
-    for my $mode (@modes) {
+    for my $mode (@modes, @proxied) {
         subtest "$mode->{name}: cut anywhere, refused for a while, and it misses nothing" => sub {
-            my $relay = Relay->new($nginx->port);
+            my $relay = Relay->new($mode->{proxied} ? $proxy_port : $nginx->port);
             my @channels = @{ $mode->{channels} };
             my $pub = ($mode->{exact} ? '/exact' : '') . '/pub?id=';
             $nginx->delete("/pub?id=$_") for grep { $nginx->get("/pub?id=$_")->status == 200 } @channels;
@@ -294,7 +301,7 @@ with_nginx $conf =~ s/%%STORED%%/3/r, sub ($nginx) {
 # --- what is said of ends ---
 
 with_nginx $conf =~ s/%%STORED%%/1000/r, sub ($nginx) {
-    open my $file, '>', $nginx->dir . '/page.html' or die $!;
+    open my $file, '>', $nginx->dir . '/page' or die $!;
     print {$file} <<'HTML';
 <!doctype html><title>ends</title><script>
 const seen = {}, open = {};
