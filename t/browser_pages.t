@@ -106,7 +106,8 @@ console.warn = (...words) => warnings.push(words.join(" "));
 %%EXAMPLE%%</script>
 HTML
 
-my $browser = WebDriver->new;
+# A page that is kept to go back to keeps its connections.
+my $browser = WebDriver->new(flags => ['--disable-features=BackForwardCache']);
 
 # Opens a page with this example through the relay.
 sub open_page ($nginx, $relay, $example, $position = '') {
@@ -116,7 +117,11 @@ sub open_page ($nginx, $relay, $example, $position = '') {
     close $file;
     $browser->open_url('http://127.0.0.1:' . $relay->port . "/page?position=$position");
 }
-sub close_page { $browser->open_url('about:blank') }
+# Returns when nginx has noticed that the page is gone: the next one is not to be taken for it.
+sub close_page ($nginx) {
+    $browser->open_url('about:blank');
+    ok wait_until(sub { !grep { subscribers($nginx, $_) > 0 } qw(news sport chat.lobby match-7) }, 20), 'a page that is left is gone';
+}
 sub variable ($name) { return $browser->js("return $name") }
 sub shown { return variable('log') }
 sub subscribers ($nginx, $channel) {
@@ -216,7 +221,7 @@ with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
             $nginx->delete("/pub?id=$channels[-1]");
             ok wait_until(sub { @{ variable('ends') } }, 20), 'the end of a channel';
             is_deeply variable('ends'), [ $channels[-1] ], 'is told once';
-            close_page();
+            close_page($nginx);
         };
     }
 
@@ -233,7 +238,7 @@ with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
         ok wait_until(sub { subscribers($nginx, 'news') == 1 }, 20), 'it waits again';
         $nginx->delete('/pub?id=news');
         ok wait_until(sub { "@{ variable('ends') }" eq 'news' }, 20), 'the end of the channel';
-        close_page();
+        close_page($nginx);
     };
 
     subtest 'pages of another origin' => sub {
@@ -246,7 +251,7 @@ with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
         ok wait_until(sub { variable('source.readyState') == 2 }, 20), 'without withCredentials the cookie stays at home';
         open_page($nginx, $relay, 'document.cookie = "session=; path=/; max-age=0";' . $example{credentials});
         ok wait_until(sub { variable('source.readyState') == 2 }, 20), 'without a cookie it may not';
-        close_page();
+        close_page($nginx);
         my $other = $nginx->get('/shared/news', Cookie => 'session=1', Origin => 'http://127.0.0.1:1', 'X-Nginx-PushStream-Mode' => 'polling');
         like $other->header('Access-Control-Expose-Headers'), qr/Etag, X-Nginx-PushStream-Gap, X-Nginx-PushStream-Event-Id/, 'headers that such pages may read';
         is $other->header('Access-Control-Allow-Credentials'), 'true', 'also with cookies';
@@ -271,7 +276,7 @@ with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
             $relay->pass;
             ok wait_until(sub { @{ variable('ends') } }, 20), 'it learns of the end';
             is_deeply variable('ends'), [ $away ? '' : 'match-7' ], $away ? 'though it was away' : 'by the notice';
-            close_page();
+            close_page($nginx);
         }
     };
 };
@@ -293,7 +298,7 @@ with_nginx $conf =~ s/%%STORED%%/3/r, sub ($nginx) {
             ok wait_until(sub { @{ shown() } >= 4 }, 20), 'it comes back';
             is_deeply [ map { ref ? $_->{n} : $json->decode($_)->{n} } @{ shown() } ], [ 1, 4, 5, 6 ], 'and gets what is there';
             is_deeply variable('gaps'), [$channel], 'with a notice';
-            close_page();
+            close_page($nginx);
         };
     }
 };
@@ -364,7 +369,7 @@ HTML
     wait_until { @{ $seen->('killed') } } 20;
     $nginx->kill_worker($_) for $nginx->worker_pids;
     $ends->(killed => [ 'open', '1006' ], 'a killed worker: 1006');
-    close_page();
+    close_page($nginx);
 
     # A page cannot be made to read slowly.
     my $slow = PushStream::WebSocket->new($nginx, '/end/ws/slow', receive_buffer => 4096);
