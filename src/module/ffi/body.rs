@@ -21,6 +21,38 @@ pub unsafe fn send(r: *mut ngx_http_request_t, bytes: Vec<u8>, last: bool) -> ng
     }
 }
 
+/// Bytes that nginx was given, and how it says that it needs them no more.
+pub struct Sent {
+    _bytes: Vec<u8>,
+    buf: *const ngx_buf_t,
+}
+
+impl Sent {
+    /// Has nginx sent or copied all of them?
+    pub fn is_done(&self) -> bool {
+        // SAFETY: the buffer is in the request's pool, and whoever keeps this is, too.
+        unsafe { (*self.buf).pos == (*self.buf).last }
+    }
+}
+
+/// As [`send`], but the caller keeps the bytes and drops them when nginx is done with them, or else with the request.
+///
+/// # Safety
+/// As for [`send`]; what is in `sent` lives until the request's pool is destroyed or until [`Sent::is_done`].
+pub unsafe fn send_kept(r: *mut ngx_http_request_t, bytes: Vec<u8>, last: bool, sent: &mut Vec<Sent>) -> ngx_int_t {
+    // SAFETY: the heap memory of a vector stays where it is when the vector is moved; the caller keeps it.
+    unsafe {
+        sent.retain(|before| !before.is_done());
+        let mut bytes = bytes;
+        let (at, len) = (bytes.as_mut_ptr(), bytes.len());
+        let Some(buf) = buffer(r, at, len, last) else {
+            return NGX_ERROR as ngx_int_t;
+        };
+        sent.push(Sent { _bytes: bytes, buf });
+        pass_buffer(r, buf, len, last)
+    }
+}
+
 /// Sends a copy of `bytes` at once: less effort than [`send`] for few of them.
 ///
 /// # Safety
@@ -39,10 +71,20 @@ pub unsafe fn send_copy(r: *mut ngx_http_request_t, bytes: &[u8]) -> ngx_int_t {
 unsafe fn pass(r: *mut ngx_http_request_t, bytes: *mut u8, len: usize, last: bool) -> ngx_int_t {
     // SAFETY: buffer and bytes live in the request's pool, as long as anything that may send them.
     unsafe {
-        let buf = ngx_pcalloc((*r).pool, size_of::<ngx_buf_t>()).cast::<ngx_buf_t>();
-        let Some(buf) = buf.as_mut() else {
-            return NGX_ERROR as ngx_int_t;
-        };
+        match buffer(r, bytes, len, last) {
+            Some(buf) => pass_buffer(r, buf, len, last),
+            None => NGX_ERROR as ngx_int_t,
+        }
+    }
+}
+
+/// A buffer in the request's pool that refers to `bytes`.
+unsafe fn buffer(r: *mut ngx_http_request_t, bytes: *mut u8, len: usize, last: bool) -> Option<*mut ngx_buf_t> {
+    // SAFETY: the pool is valid; the buffer is all zeroes, and refers to what the caller vouches for.
+    unsafe {
+        let buf = ngx_pcalloc((*r).pool, size_of::<ngx_buf_t>())
+            .cast::<ngx_buf_t>()
+            .as_mut()?;
         buf.pos = bytes;
         buf.last = buf.pos.add(len);
         buf.start = buf.pos;
@@ -51,6 +93,13 @@ unsafe fn pass(r: *mut ngx_http_request_t, bytes: *mut u8, len: usize, last: boo
         buf.set_flush(!last as u32);
         buf.set_last_buf((last && (*r).main == r) as u32);
         buf.set_last_in_chain(last as u32);
+        Some(buf)
+    }
+}
+
+unsafe fn pass_buffer(r: *mut ngx_http_request_t, buf: *mut ngx_buf_t, len: usize, last: bool) -> ngx_int_t {
+    // SAFETY: the caller vouches for request and buffer.
+    unsafe {
         let mut chain = ngx_chain_t {
             buf,
             next: ptr::null_mut(),

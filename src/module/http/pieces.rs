@@ -14,6 +14,7 @@ use super::answer;
 use super::denial::{Denial, NO_MEMORY};
 use super::request::Request;
 use crate::delivery;
+use crate::ffi::body::Sent;
 use crate::ffi::{fence, lookup, pool};
 
 /// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two hundred.
@@ -28,6 +29,8 @@ struct Pieces {
     content_type: &'static str,
     /// Made, and not yet given to nginx.
     ready: Vec<u8>,
+    /// Pieces that nginx was given, as long as it needs them: a long list is never in memory as a whole.
+    sent: Vec<Sent>,
     started: bool,
 }
 
@@ -37,6 +40,7 @@ pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Res
         source,
         content_type,
         ready: Vec::new(),
+        sent: Vec::new(),
         started: false,
     };
     let mut made = pieces.make()?;
@@ -101,7 +105,7 @@ impl Pieces {
         if !last && self.ready.len() < PIECE {
             return Ok(None);
         }
-        let code = r.send_body(std::mem::take(&mut self.ready), last);
+        let code = r.send_body_kept(std::mem::take(&mut self.ready), last, &mut self.sent);
         Ok((last || code == NGX_ERROR as ngx_int_t).then_some(code))
     }
 }

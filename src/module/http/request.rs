@@ -420,6 +420,12 @@ impl<'r> Request<'r> {
         unsafe { body::send_copy(self.raw, bytes) }
     }
 
+    /// As [`Request::send_body`]; what nginx still needs is kept in `sent`, which lives as long as the request.
+    pub fn send_body_kept(self, bytes: Vec<u8>, last: bool, sent: &mut Vec<body::Sent>) -> ngx_int_t {
+        // SAFETY: the request is valid, and its head was sent before; the caller keeps what was sent.
+        unsafe { body::send_kept(self.raw, bytes, last, sent) }
+    }
+
     /// Sends a piece of the body through the output filters.
     pub fn send_body(self, bytes: Vec<u8>, last: bool) -> ngx_int_t {
         // SAFETY: the request is valid, and its head was sent before.
