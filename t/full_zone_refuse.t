@@ -57,6 +57,10 @@ CONF
     is $nginx->post('/pub?id=a/new', 'x' x 1000)->status, 500, 'so is a publish to several';
     is $nginx->get('/pub?id=a')->json->{published_messages}, $first, 'none of them gets it then';
     is $nginx->get('/pub?id=new')->status, 404, 'and none is created';
+    my @readers = map { $nginx->subscribe('/sub?id=a') } 1 .. 50;
+    is scalar(grep { $_->status == 200 } @readers), 50, 'readers of a channel that is there are let in';
+    is $nginx->get('/sub?id=new')->status, 500, 'of a new one they are not';
+    $_->close for @readers;
 
     ok wait_until(sub { $is_empty->() }, 25), 'after a while everything is gone';
     is $fill->(), $first, 'and exactly as much fits again';
