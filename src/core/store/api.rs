@@ -301,13 +301,24 @@ pub struct Joined {
     pub bound: Option<(u64, u32)>,
     /// Channels in which something was lost since the position.
     pub gaps: Vec<Gap>,
-    /// The zone's newest ordered id.
-    pub newest_id: Option<OrderedId>,
-    /// Where the subscriber is when it has what is in `replay`: only a higher id is a position for it.
+    /// Where the subscriber is when it has what is in `replay`: only a higher id is a position for it. Without a replay that is the
+    /// zone's newest id, or what it asked with if that is higher and is no gap.
     pub position: Option<OrderedId>,
 }
 
 impl Joined {
+    /// The position that a notice of a gap tells; None if old messages follow that bring one.
+    pub fn position_of_notice(&self) -> Option<OrderedId> {
+        let gap = |part: &ReplayPart| self.gaps.iter().find(|gap| gap.path_index == part.path_index);
+        // Where nothing was lost, a replay begins above an id.
+        let brings_ids = |part: &ReplayPart| gap(part).is_none_or(|gap| gap.first.is_some());
+        let follow = self
+            .replay
+            .as_ref()
+            .is_some_and(|replay| replay.parts.iter().any(brings_ids));
+        self.position.filter(|_| !follow)
+    }
+
     /// Takes up where messages were lost while the replay went on.
     pub fn note_gaps(&mut self) {
         for path_index in self.replay.as_mut().map(Replay::take_gaps).unwrap_or_default() {

@@ -8,6 +8,7 @@ use super::layout::*;
 use super::memory::Locked;
 use super::resume::{SEEK_LINKS, Seek};
 use super::*;
+use crate::wire::event_id::OrderedId;
 
 /// How often a subscriber that joins goes on searching outside the lock; after that it searches to the end inside.
 const SEEKS: u32 = 16;
@@ -50,11 +51,7 @@ impl Worker {
                 let seq = locked.hot(hot::seq);
                 let gaps = locked.gaps(request, &channels, &seeks);
                 let (replay, bound) = locked.select_old(request, &channels, &mut seeks);
-                // Without old messages the zone's newest id is what it is told.
-                let position = match &replay {
-                    Some(_) => channels.iter().filter_map(|&channel| locked.newest_id(channel)).max(),
-                    None => locked.ordered_id(ZoneIds, ZONE_NEWEST),
-                };
+                let position = locked.position_after(request, &channels, replay.is_some(), !gaps.is_empty());
                 let subscribes = match request.mode {
                     JoinMode::Stream => true,
                     JoinMode::LongPoll => replay.is_none(),
@@ -84,7 +81,6 @@ impl Worker {
                     replay,
                     bound,
                     gaps,
-                    newest_id: locked.ordered_id(ZoneIds, ZONE_NEWEST),
                     position,
                 }))
             })?;
@@ -198,6 +194,27 @@ impl Locked<'_> {
             }
         }
         gaps
+    }
+
+    /// The client's position once it has its old messages, if there are any for it.
+    fn position_after(
+        &self,
+        request: &JoinRequest,
+        channels: &[ChannelRef],
+        replays: bool,
+        has_gap: bool,
+    ) -> Option<OrderedId> {
+        let highest = |id_of: fn(&Self, ChannelRef) -> Option<OrderedId>| {
+            channels.iter().filter_map(|&channel| id_of(self, channel)).max()
+        };
+        let of_channels = if replays { highest(Self::newest_id) } else { None };
+        let reached = of_channels.or(self.ordered_id(ZoneIds, ZONE_NEWEST));
+        if has_gap {
+            // Asked with again, this is no gap any more.
+            return reached.max(highest(Self::lost_id)).or(Some(OrderedId::LOWEST));
+        }
+        let asked = request.position.event_id.and_then(OrderedId::parse);
+        reached.max(asked.filter(|_| request.ordered))
     }
 
     /// Which old messages the request gets, and the position it is at then.

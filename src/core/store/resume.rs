@@ -132,7 +132,8 @@ impl Locked<'_> {
         // A zone that has seen ids before it kept track of them knows its newest id only once a new one comes.
         let newest = self.ordered_id(ZoneIds, super::ids::ZONE_NEWEST);
         let knows_newest = newest.is_some() || self.get(ZoneIds, zone_ids::since) == 1;
-        Some(asked) < self.lost_id(channel) || knows_newest && newest < Some(asked)
+        let lost = self.lost_id(channel);
+        Some(asked) < lost || knows_newest && newest.max(lost).unwrap_or(OrderedId::LOWEST) < asked
     }
 
     /// Everything stored in the channel, from a mark on if there is one.

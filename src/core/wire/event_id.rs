@@ -22,6 +22,12 @@ pub struct OrderedId {
 }
 
 impl OrderedId {
+    /// No id is below it.
+    pub const LOWEST: OrderedId = OrderedId {
+        groups: [0; MAX_GROUPS],
+        len: 1,
+    };
+
     /// No id is above it.
     pub const HIGHEST: OrderedId = OrderedId {
         groups: [u64::MAX; MAX_GROUPS],

@@ -212,19 +212,28 @@ impl Format {
 }
 
 impl Format {
-    /// Appends a notice that messages of `channel` are missing: those between the position `asked` and the id `first`.
-    pub fn render_gap(&self, channel: &[u8], asked: Option<OrderedId>, first: Option<OrderedId>, out: &mut Vec<u8>) {
+    /// Appends a notice that messages of `channel` are missing: those between the position `asked` and the id `first`. A message, which
+    /// is what it is but for an EventSource, has the new `position` as its event id.
+    pub fn render_gap(
+        &self,
+        channel: &[u8],
+        asked: Option<OrderedId>,
+        first: Option<OrderedId>,
+        position: Option<OrderedId>,
+        out: &mut Vec<u8>,
+    ) {
         let Some(text) = &self.gap_text else { return };
         if self.transport == Transport::EventSource {
             return gap::push_event(channel, asked, first, out);
         }
+        let position = position.map(|id| id.to_text());
         let fields = Fields {
             id: gap::ID,
             channel,
             text,
             time: 0,
             tag: 0,
-            event_id: None,
+            event_id: position.as_deref(),
             event_type: None,
         };
         self.render(&fields, false, out);

@@ -49,6 +49,8 @@ pub struct Answer {
     pub piece: Piece,
     pub time: u64,
     pub tag: u32,
+    /// Its event id, for a reader who resumes in order, if that is a position.
+    pub position: Option<OrderedId>,
     pub deleted: bool,
     /// Channels in which the reader has missed something while it waited.
     pub missed: Vec<Rc<[u8]>>,
@@ -312,6 +314,7 @@ impl Delivery {
                 },
                 time: mark.time,
                 tag: mark.tag,
+                position: None,
                 missed: Vec::new(),
             };
             self.leave_store(index);
@@ -526,7 +529,7 @@ impl Subscriber {
             .map(|missed| {
                 let mut notice = Vec::new();
                 let format = &self.style.format;
-                format.render_gap(&missed.channel, missed.position, missed.first, &mut notice);
+                format.render_gap(&missed.channel, missed.position, missed.first, None, &mut notice);
                 notice
             })
             .collect();
@@ -557,7 +560,7 @@ impl Subscriber {
             let mut notice = Vec::new();
             self.style
                 .format
-                .render_gap(channel, replaying.last, first, &mut notice);
+                .render_gap(channel, replaying.last, first, None, &mut notice);
             self.backlog
                 .push(Piece::whole(Burst::of_gaps(&[notice], self.style.framing)));
         }

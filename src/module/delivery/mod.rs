@@ -457,6 +457,7 @@ fn answer_waiting(id: SubscriberId, answer: &Answer) {
         Reply::Message {
             time: answer.time,
             tag: answer.tag,
+            position: answer.position,
             text,
         }
     };
@@ -547,7 +548,7 @@ impl Delivery {
                 ids: ids.iter().map(|&id| id.into()).collect(),
                 behind: Default::default(),
                 first: false,
-                position: joined.newest_id.filter(|_| tells_position),
+                position: joined.position.filter(|_| tells_position),
                 last: enlistment.asked,
             })
         });

@@ -334,7 +334,7 @@ impl Delivery {
                 .iter()
                 .find_map(|item| item.id);
             let mut notice = Vec::new();
-            style.format.render_gap(&channel.id, position, first, &mut notice);
+            style.format.render_gap(&channel.id, position, first, None, &mut notice);
             notices.push(notice);
         }
         self.tally.gap_notices += u64::from(!told.is_empty());
@@ -423,6 +423,7 @@ fn first_message(burst: &Rc<Burst>) -> Option<Answer> {
         },
         time: last.time,
         tag: last.tag,
+        position: notes.get(copies - 1).filter(|note| note.is_position).and(id),
         deleted: last.deleted,
         missed: Vec::new(),
     })

@@ -80,8 +80,16 @@ pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>, &[Rc<[u8
 /// What a waiting request is answered with.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply<'t> {
-    Message { time: u64, tag: u32, text: &'t [u8] },
-    Deleted { text: &'t [u8] },
+    Message {
+        time: u64,
+        tag: u32,
+        /// Its event id, if the reader can go on from there.
+        position: Option<OrderedId>,
+        text: &'t [u8],
+    },
+    Deleted {
+        text: &'t [u8],
+    },
     TimedOut,
 }
 

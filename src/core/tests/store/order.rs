@@ -350,12 +350,92 @@ fn a_channel_that_comes_back_knows_that_it_was_away() {
 }
 
 #[test]
+fn whoever_was_told_of_a_gap_has_a_position_without_one() {
+    let mut test = TestZone::new(512);
+    let mut worker = test.worker_with(&tracking());
+    let settled = |worker: &mut Worker, ids: &[&str], position: &str, mode, now| {
+        let told = resume(worker, ids, position, mode, now);
+        worker.leave(&told.memberships, !told.memberships.is_empty());
+        assert!(!told.gaps.is_empty(), "{position}");
+        let position = told.position.expect("a position").to_string();
+        let again = resume(worker, ids, &position, mode, now);
+        worker.leave(&again.memberships, !again.memberships.is_empty());
+        assert!(again.gaps.is_empty(), "{position}");
+        assert!(again.replay.is_none(), "nothing comes twice");
+        position
+    };
+    for mode in [JoinMode::Stream, JoinMode::LongPoll, JoinMode::Poll] {
+        assert_eq!(
+            settled(&mut worker, &["a", "b"], "100-0", mode, test.now),
+            "0",
+            "an empty zone"
+        );
+    }
+    for id in ["5", "6"] {
+        send(&mut worker, &["a"], id, Some(id), STRICT, test.now).unwrap();
+    }
+    for mode in [JoinMode::Stream, JoinMode::LongPoll, JoinMode::Poll] {
+        assert_eq!(settled(&mut worker, &["a", "b"], "100-0", mode, test.now), "6");
+    }
+    test.tick(&mut worker, 61);
+    assert!(worker.channel(b"a").is_none_or(|info| info.stored == 0));
+    for mode in [JoinMode::Stream, JoinMode::LongPoll, JoinMode::Poll] {
+        assert_eq!(settled(&mut worker, &["a"], "5", mode, test.now), "6", "all is lost");
+    }
+}
+
+#[test]
+fn a_notice_has_the_position_unless_a_message_brings_it() {
+    let test = TestZone::new(512);
+    let mut worker = test.worker_with(&tracking());
+    let told = |worker: &mut Worker, ids: &[&str]| {
+        let joined = resume(worker, ids, "100-0", JoinMode::Poll, test.now);
+        assert_eq!(joined.gaps.len(), ids.len());
+        joined.position_of_notice().map(|id| id.to_string())
+    };
+    assert_eq!(told(&mut worker, &["a"]).as_deref(), Some("0"), "nothing follows");
+    send(&mut worker, &["a"], "without an id", None, STRICT, test.now).unwrap();
+    assert_eq!(
+        told(&mut worker, &["a"]).as_deref(),
+        Some("0"),
+        "nothing with an id follows"
+    );
+    send(&mut worker, &["b"], "5", Some("5"), STRICT, test.now).unwrap();
+    assert_eq!(told(&mut worker, &["a"]).as_deref(), Some("5"));
+    assert_eq!(told(&mut worker, &["a", "b"]), None);
+}
+
+#[test]
+fn a_position_that_the_zone_never_had_stays_the_highest_where_gaps_are_not_told() {
+    let test = TestZone::new(512);
+    let mut worker = test.worker_with(&tracking());
+    send(&mut worker, &["a"], "x", Some("4"), STRICT, test.now).unwrap();
+    let channels = paths(&["a"]);
+    let position = |worker: &mut Worker, event_id: &str, ordered| {
+        let position = Position {
+            event_id: Some(event_id.as_bytes()),
+            ..Position::default()
+        };
+        let join = JoinRequest {
+            ordered,
+            ..request(&channels, position, JoinMode::Poll)
+        };
+        let joined = worker.join(&join, test.now).unwrap();
+        assert!(joined.gaps.is_empty());
+        joined.position.map(|id| id.to_string())
+    };
+    assert_eq!(position(&mut worker, "100-0", true).as_deref(), Some("100-0"));
+    assert_eq!(position(&mut worker, "3", true).as_deref(), Some("4"));
+    assert_eq!(position(&mut worker, "unordered", true).as_deref(), Some("4"));
+}
+
+#[test]
 fn the_zones_beginning_is_a_position_where_ids_are_automatic() {
     let test = TestZone::new(256);
     let mut worker = test.worker_with(&automatic());
     let joined = resume(&mut worker, &["a"], "", JoinMode::Stream, test.now);
     let beginning = OrderedId::pair(test.zone.epoch_ms(), 0);
-    assert_eq!(joined.newest_id, Some(beginning));
+    assert_eq!(joined.position, Some(beginning));
     send(&mut worker, &["a"], "first", None, AUTO, test.now).unwrap();
     assert_eq!(above(&mut worker, &["a"], &beginning.to_string(), test.now), "first");
     let earlier = OrderedId::pair(test.zone.epoch_ms() - 1, 1000).to_string();
@@ -701,8 +781,8 @@ fn connect(worker: &mut Worker, client: &mut Client, history: usize, now: Now) {
             break;
         }
     }
-    if !any && let Some(newest) = joined.newest_id {
-        client.wire.extend(eventsource::position(newest));
+    if !any && let Some(position) = joined.position {
+        client.wire.extend(eventsource::position(position));
     }
     client.connection = Some(joined);
 }

@@ -1,12 +1,13 @@
 //! Long polling: what there is, or the first message that comes.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Now};
 
-use super::Candidate;
 use super::polling::{self, Envelope};
+use super::{Asides, Candidate};
 use crate::delivery::{self, Enlistment, Kind, Reply};
 use crate::http::answer;
 use crate::http::denial::{Denial, NOT_ENLISTED};
@@ -30,17 +31,12 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         return Err(Denial::Subrequest);
     }
     let timeout_with_body = candidate.settings.timeout_with_body;
-    let gaps: Vec<Vec<u8>> = candidate.gaps(&joined).into_iter().map(<[u8]>::to_vec).collect();
+    let mut asides = candidate.asides(&joined);
     let answer = move |r: *mut ngx_http_request_t, reply: Reply<'_>, missed: &[Rc<[u8]>]| {
         // SAFETY: the delivery calls this for a request that is waiting and was not answered.
         let r = unsafe { Request::new(r) };
-        let mut gaps: Vec<&[u8]> = gaps.iter().map(Vec::as_slice).collect();
-        for channel in missed.iter().map(|channel| &**channel) {
-            if !gaps.contains(&channel) {
-                gaps.push(channel);
-            }
-        }
-        answer::conclude(r, reply_to(r, &envelope, &gaps, timeout_with_body, reply))
+        missed.iter().for_each(|channel| asides.add_gap(channel));
+        answer::conclude(r, reply_to(r, &envelope, asides, timeout_with_body, reply))
     };
     let enlistment = Enlistment {
         audience: candidate.audience.clone(),
@@ -58,24 +54,35 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
 fn reply_to(
     r: Request<'_>,
     envelope: &Envelope,
-    gaps: &[&[u8]],
+    mut asides: Asides,
     timeout_with_body: bool,
     reply: Reply<'_>,
 ) -> Result<ngx_int_t, Denial> {
     envelope.set_content_type(r)?;
     let now = Now::read().unix_secs();
-    let (time, tag, body) = match reply {
-        Reply::Message { time, tag, text } => (time, tag, Some(envelope.wrap(text))),
-        Reply::Deleted { text } => (now, 0, Some(envelope.wrap(text))),
-        Reply::TimedOut => (
-            now,
-            0,
-            timeout_with_body.then(|| envelope.wrap_notice(TIMED_OUT_ID, TIMED_OUT)),
-        ),
+    let (time, tag, message) = match reply {
+        Reply::Message {
+            time,
+            tag,
+            position,
+            text,
+        } => {
+            if position.is_some() {
+                asides.position_of_notice = None;
+                asides.position = asides.position.max(position);
+            }
+            (time, tag, Some(Cow::Borrowed(text)))
+        }
+        Reply::Deleted { text } => (now, 0, Some(Cow::Borrowed(text))),
+        Reply::TimedOut => {
+            let notice = timeout_with_body.then(|| Cow::Owned(envelope.notice(TIMED_OUT_ID, TIMED_OUT)));
+            (now, 0, notice)
+        }
     };
+    let body = envelope.wrap(&asides, message.as_deref());
     r.set_last_modified(time);
     polling::add_etag(r, tag)?;
-    polling::add_gaps(r, gaps)?;
+    asides.add_headers(r)?;
     let Some(body) = body else {
         return answer::header_only(r, NGX_HTTP_NOT_MODIFIED);
     };

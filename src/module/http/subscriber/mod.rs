@@ -14,7 +14,7 @@ use push_stream_core::store::{
     AddressLimit, Counter, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position, Refusal,
 };
 use push_stream_core::wire::event_id::OrderedId;
-use push_stream_core::wire::{eventsource as eventsource_wire, http_date, position};
+use push_stream_core::wire::{eventsource as eventsource_wire, gap, http_date, position};
 
 use smallvec::SmallVec;
 
@@ -173,18 +173,31 @@ impl<'r> Candidate<'r> {
         if let Some(retry) = self.r.location().retry().filter(|_| eventsource) {
             pieces.push(eventsource_wire::retry(random_between(retry.min_ms, retry.max_ms)));
         }
-        let asked = self.resume.asked();
+        let (asked, position) = (self.resume.asked(), joined.position_of_notice());
         for gap in &joined.gaps {
             let mut notice = Vec::new();
             let channel = self.path.id(gap.path_index as usize);
-            format.render_gap(channel, asked, gap.first, &mut notice);
+            format.render_gap(channel, asked, gap.first, position, &mut notice);
             pieces.push(notice);
         }
         let position = joined
-            .newest_id
+            .position
             .filter(|_| joined.replay.is_none() && eventsource && format.ordered);
         pieces.extend(position.map(eventsource_wire::position));
         pieces
+    }
+
+    /// What a poll's answer tells beside its messages.
+    fn asides(&self, joined: &Joined) -> Asides {
+        // A client that asks with an id of another form is to go on with those.
+        let follows_ids = self.resume.event_id.is_none() || self.resume.asked().is_some() || !joined.gaps.is_empty();
+        Asides {
+            gaps: self.gaps(joined).into_iter().map(Into::into).collect(),
+            position: joined
+                .position
+                .filter(|_| self.r.location().resumes_in_order() && follows_ids),
+            position_of_notice: joined.position_of_notice(),
+        }
     }
 
     /// The channels that have lost messages.
@@ -194,6 +207,33 @@ impl<'r> Candidate<'r> {
             .iter()
             .map(|gap| self.path.id(gap.path_index as usize))
             .collect()
+    }
+}
+
+/// What a poll's answer tells beside its messages, where the client resumes in order.
+struct Asides {
+    /// Channels that have lost messages since the client's position.
+    gaps: Vec<Rc<[u8]>>,
+    /// Where the client is when it has the answer.
+    position: Option<OrderedId>,
+    /// The same, unless messages of the answer say so.
+    position_of_notice: Option<OrderedId>,
+}
+
+impl Asides {
+    fn add_gap(&mut self, channel: &[u8]) {
+        if !self.gaps.iter().any(|known| **known == *channel) {
+            self.gaps.push(channel.into());
+        }
+    }
+
+    fn add_headers(&self, r: Request<'_>) -> Result<(), Denial> {
+        if !self.gaps.is_empty() {
+            let channels = self.gaps.iter().map(|channel| &**channel);
+            r.add_header("X-Nginx-PushStream-Gap", &gap::header_value(channels))?;
+        }
+        let position = self.position.map(|id| id.to_text());
+        answer::add_event_id(r, position.as_deref())
     }
 }
 

@@ -4,10 +4,9 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::{Batch, Counter, JoinMode, Joined, Worker};
-use push_stream_core::wire::gap;
 use push_stream_core::wire::template::Fields;
 
-use super::Candidate;
+use super::{Asides, Candidate};
 use crate::config::Audience;
 use crate::delivery::{self, Enlistment, Kind, Rest, Seat};
 use crate::http::answer;
@@ -29,21 +28,24 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     if let Some(tag) = candidate.resume.tag {
         add_etag(r, tag)?;
     }
-    add_gaps(r, &candidate.gaps(&joined))?;
-    answer::header_only(r, NGX_HTTP_NOT_MODIFIED)
+    let asides = candidate.asides(&joined);
+    asides.add_headers(r)?;
+    match envelope.wrap(&asides, None) {
+        None => answer::header_only(r, NGX_HTTP_NOT_MODIFIED),
+        Some(body) => {
+            r.set_status(NGX_HTTP_OK, None);
+            Ok(match r.send_head() {
+                Ok(true) => r.send_body(body, true),
+                Ok(false) => NGX_OK as ngx_int_t,
+                Err(code) => code,
+            })
+        }
+    }
 }
 
 /// `W/` and the bare number: the form that clients of the C module send back.
 pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
     r.add_header("Etag", format!("W/{tag}").as_bytes())
-}
-
-/// The channels that have lost messages since the client's position, if there are any.
-pub fn add_gaps(r: Request<'_>, channels: &[&[u8]]) -> Result<(), Denial> {
-    if channels.is_empty() {
-        return Ok(());
-    }
-    r.add_header("X-Nginx-PushStream-Gap", &gap::header_value(channels.iter().copied()))
 }
 
 /// Answers with old messages: a short answer in one piece, a long one as the client takes it. Where gaps are told, what fits into a
@@ -59,6 +61,8 @@ pub fn send_stored(
     let ids = candidate.path.ids();
     let (mut body, mut more, mut empty) = (envelope.opening(), false, true);
     let whole = !r.is_main();
+    let opening_len = body.len();
+    let mut asides = candidate.asides(&joined);
     if let Some(replay) = &mut joined.replay {
         let mut batch = Batch::default();
         let format = &envelope.audience.format;
@@ -81,14 +85,23 @@ pub fn send_stored(
         }
         if format.gap_text.is_some() {
             joined.note_gaps();
+            candidate
+                .gaps(&joined)
+                .into_iter()
+                .for_each(|channel| asides.add_gap(channel));
         }
     }
+    let mut notices = envelope.gap_notices(&asides);
+    if !notices.is_empty() && !empty {
+        notices.extend_from_slice(envelope.separator());
+    }
+    body.splice(opening_len..opening_len, notices);
     envelope.set_content_type(r)?;
     if let Some((time, tag)) = joined.bound {
         r.set_last_modified(time);
         add_etag(r, tag)?;
     }
-    add_gaps(r, &candidate.gaps(&joined))?;
+    asides.add_headers(r)?;
     r.set_status(NGX_HTTP_OK, None);
     match r.send_head() {
         Ok(true) => {}
@@ -179,13 +192,35 @@ impl Envelope {
         }
     }
 
-    /// A whole answer with this one message.
-    pub fn wrap(&self, message: &[u8]) -> Vec<u8> {
-        [&self.opening(), message, &self.closing()].concat()
+    /// A whole answer with this message, if there is one. None if there is nothing to say in a body.
+    pub fn wrap(&self, asides: &Asides, message: Option<&[u8]>) -> Option<Vec<u8>> {
+        let mut messages = self.gap_notices(asides);
+        let mut empty = messages.is_empty();
+        if let Some(message) = message {
+            self.separate(&mut empty, &mut messages);
+            messages.extend_from_slice(message);
+        }
+        if message.is_none() && empty {
+            return None;
+        }
+        Some([self.opening(), messages, self.closing()].concat())
     }
 
-    /// A whole answer with one message that is in no channel.
-    pub fn wrap_notice(&self, id: i64, text: &[u8]) -> Vec<u8> {
+    /// Notices of gaps, for a script: that sees no headers, nor an answer without a body.
+    fn gap_notices(&self, asides: &Asides) -> Vec<u8> {
+        let (mut notices, mut empty) = (Vec::new(), true);
+        if self.callback.is_some() {
+            for channel in &asides.gaps {
+                self.separate(&mut empty, &mut notices);
+                let format = &self.audience.format;
+                format.render_gap(channel, None, None, asides.position_of_notice, &mut notices);
+            }
+        }
+        notices
+    }
+
+    /// A message that is in no channel.
+    pub fn notice(&self, id: i64, text: &[u8]) -> Vec<u8> {
         let mut message = Vec::new();
         let fields = Fields {
             id,
@@ -197,7 +232,7 @@ impl Envelope {
             event_type: None,
         };
         self.audience.format.render(&fields, false, &mut message);
-        self.wrap(&message)
+        message
     }
 }
 
