@@ -46,6 +46,14 @@ with_nginx $conf =~ s/%%WINDOW%%/100/r, sub ($nginx) {
     is $duplicates->($nginx->post('/pub?id=a', 'x')), '200 -', 'always';
     is $duplicates->($nginx->post('/often?id=a', 'x', 'Event-Id' => 'any form')), '200 -', 'where nothing is asked for nothing is known';
 
+    my $newest = sub ($answer) { $answer->header('X-Nginx-PushStream-Event-Id') // '-' };
+    is $newest->($nginx->post('/pub?id=n', 'x')), '-', 'a channel without ids has no newest one';
+    $publish->(n => '7-1');
+    is $newest->($nginx->post('/pub?id=n', 'x')), '7-1', 'a message without an id is answered with the newest that there is';
+    is $newest->($nginx->get('/pub?id=n')), '7-1', 'as a question is';
+    is $newest->($nginx->post('/pub?id=n/none', 'x')), '-', 'of several channels, that of the last';
+    is $newest->($nginx->post('/often?id=n', 'x')), '-', 'where nothing is asked for nothing is told';
+
     $publish->(w => $_) for 1 .. 101;
     is $duplicates->($publish->(w => 2)), '200 1', 'the last hundred ids are known';
     is $duplicates->($publish->(w => 1)), '200 -', 'no more';

@@ -243,10 +243,10 @@ fn add_outcome(r: Request<'_>, published: &[Published]) -> Result<(), Denial> {
     if duplicates > 0 {
         r.add_header("X-Nginx-PushStream-Duplicate", duplicates.to_string().as_bytes())?;
     }
-    let brought = brought_id(r);
-    if !r.location().tells_ids() || brought.is_none() && !r.location().gives_ids() {
+    if !r.location().tells_ids() {
         return Ok(());
     }
+    let brought = brought_id(r);
     let newest = published.last().and_then(|published| published.newest_id);
     let unordered = brought.filter(|id| OrderedId::parse(id).is_none());
     let id = unordered.map(<[u8]>::to_vec).or_else(|| newest.map(|id| id.to_text()));
