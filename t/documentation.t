@@ -55,6 +55,60 @@ http {
 CONF
 }
 
+# So is every figure for monitoring systems.
+with_nginx <<'CONF', sub ($nginx) {
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 1m;
+    push_stream_channels_path $arg_id;
+    server {
+        listen 127.0.0.1:%%PORT%%;
+        location /pub { push_stream_publisher; }
+        location /sub { push_stream_subscriber; }
+        location /metrics { push_stream_channels_statistics; push_stream_statistics_format prometheus; push_stream_statistics_channels 1; }
+    }
+}
+CONF
+    my $reader = $nginx->subscribe('/sub?id=a');
+    my $text;
+    ok wait_until(sub { ($text = $nginx->get('/metrics')->body) =~ /^push_stream_channel_/m }, 15), 'there are figures of a channel';
+    my %samples;
+    for my $type ($text =~ /^# TYPE (\w+) /mg) {
+        my $labels = $samples{$type} = {};
+        for my $sample ($text =~ /^$type(?:_bucket)?\{(.*)\} /mg) {
+            $labels->{$1}{$2} = 1 while $sample =~ /(\w+)="((?:[^"\\]|\\.)*)"/g;
+        }
+    }
+    my %rows;
+    for my $directive (qw(push_stream_statistics_format push_stream_statistics_channels)) {
+        my ($section) = $reference =~ /^### $directive\n(.*?)(?=^##|\z)/ms;
+        my ($table) = $section =~ /^\| name \| labels \| \|\n\|---\|---\|---\|\n((?:\|.*\n)+)/m or next;
+        for my $row (split /\n/, $table) {
+            my ($names, $labels, $meaning) = $row =~ /^\| (.+?) \|(.*?)\|(.*)\|$/ or die "no row: $row";
+            $rows{"push_stream_$_"} = [ $labels, $meaning ] for $names =~ /`(\w+)`/g;
+        }
+    }
+    is_deeply [ sort keys %rows ], [ sort keys %samples ], 'each is explained once, and no other';
+    for my $name (sort keys %samples) {
+        my ($labels, $meaning) = @{ $rows{$name} // next };
+        for my $label (grep { $_ ne 'le' } sort keys %{ $samples{$name} }) {
+            like $labels, qr/`$label`/, "$name has a label $label";
+            # Values that are the same everywhere.
+            next if $label eq 'worker' || $label eq 'channel' || $labels =~ /\]\(#/;
+            like $labels, qr/`\Q$_\E`/, "$name: $label may be $_" for sort keys %{ $samples{$name}{$label} };
+        }
+    }
+};
+
+# Both logs and figures give the same reasons.
+my ($reasons) = slurp("$root/src/module/delivery/session.rs") =~ /pub fn name\(self\).*?match self \{(.*?)^        \}/ms;
+my ($log) = $reference =~ /^### push_stream_log_disconnect\n(.*?)(?=^##|\z)/ms;
+my @reasons = $reasons =~ /=> "(\w+)"/g;
+cmp_ok scalar @reasons, '>', 10, 'the reasons were found';
+like $log, qr/`$_`/, "$_ is a reason for the end of a stream" for @reasons;
+
 my ($config) = slurp("$root/docs/worker.md") =~ /^```toml\n(.*?)^```/ms;
 my $file = File::Temp->new(SUFFIX => '.toml');
 print {$file} $config;

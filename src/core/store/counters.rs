@@ -59,6 +59,28 @@ counters! {
     RefusedOutOfOrder = 13,
     /// Messages skipped because their id had been accepted before.
     Duplicate = 14,
+    /// Subscriptions refused: a limit, as that of subscribers of a channel.
+    SubscriberLimit = 15,
+    /// The channel is not for it, or may not be created by it.
+    SubscriberForbidden = 16,
+    /// The request was no subscription.
+    SubscriberInvalid = 17,
+    /// No room.
+    SubscriberFull = 18,
+    /// The worker could not serve it.
+    SubscriberUnavailable = 19,
+    /// Streams that ended, by what ended them.
+    ClosedByClient = 20,
+    ClosedByCloseFrame = 21,
+    ClosedForViolation = 22,
+    ClosedDeadPeer = 23,
+    ClosedTimedOut = 24,
+    ClosedTooSlow = 25,
+    ClosedWriteFailed = 26,
+    ClosedTtl = 27,
+    ClosedChannelDeleted = 28,
+    ClosedDismissed = 29,
+    ClosedWorkerExit = 30,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

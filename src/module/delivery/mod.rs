@@ -50,7 +50,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{Connection, Hold, Joined, Membership, Now, Summary, Worker, Zone};
+use push_stream_core::store::{Connection, Counter, Hold, Joined, Membership, Now, Summary, Worker, Zone};
 use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::{Audience, Main, Settings, Transport};
@@ -66,7 +66,7 @@ use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
 use report::Reported;
-use session::{Journal, Reason, Session};
+use session::{Journal, Session};
 use tally::Tally;
 use wheel::Wheel;
 
@@ -74,6 +74,7 @@ pub use burst::{Framing, fields, header_filler};
 pub use busiest::{Busy, busiest};
 pub use detach::{Contexts, may_send_directly};
 pub use registry::{Kind, Reply, Rest};
+pub use session::Reason;
 pub use socket::Socket;
 
 /// Pings and ends before other events get their turn.
@@ -178,7 +179,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
 /// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
 pub fn stop() {
     leaving::end_now();
-    PROCESS.with(Delivery::log_left);
+    PROCESS.with(Delivery::note_left);
     if let Some(worker) = PROCESS.take().and_then(|delivery| delivery.worker) {
         worker.release();
     }
@@ -209,6 +210,11 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
             Some(result)
         })
         .flatten()
+}
+
+/// A subscription was refused; `counter` says why.
+pub fn count_refused_subscriber(counter: Counter) {
+    PROCESS.with(|delivery| delivery.tally.refused(counter));
 }
 
 /// The figures of the whole zone, with what this worker has counted up to now.
@@ -570,6 +576,7 @@ impl Delivery {
             end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
             ending: false,
             hold,
+            end_reason: None,
             session: None,
             place: Default::default(),
             audience,
@@ -646,22 +653,32 @@ impl Delivery {
         self.inbox.ordered.remove_reader(id.index);
         self.counters.ended += 1;
         let mut subscriber = self.registry.take(id)?;
-        if let Some(session) = subscriber.session.take() {
-            self.journal.add(&session, ending, Now::read().monotonic_ms);
-            self.events.post_work();
+        if let Some(reason) = subscriber.closing_reason(ending) {
+            self.tally.closed(reason);
+            if let Some(session) = subscriber.session.take() {
+                self.journal.add(&session, reason, Now::read().monotonic_ms);
+                self.events.post_work();
+            }
         }
         Some(subscriber)
     }
 
-    /// Logs the end of those who are cut with the process.
-    fn log_left(&mut self) {
+    /// Counts and logs the end of those who are cut with the process.
+    fn note_left(&mut self) {
         let now_ms = Now::read().monotonic_ms;
         for index in 0..self.registry.slab.end() {
-            let session = self.registry.slab.at(index).and_then(|left| left.session.take());
-            if let Some(session) = session {
-                self.journal.add(&session, Ending::Regular, now_ms);
+            let Some(left) = self.registry.slab.at(index) else {
+                continue;
+            };
+            let Some(reason) = left.closing_reason(Ending::Regular) else {
+                continue;
+            };
+            self.tally.closed(reason);
+            if let Some(session) = left.session.take() {
+                self.journal.add(&session, reason, now_ms);
             }
         }
+        self.count();
         self.journal.flush(now_ms);
     }
 

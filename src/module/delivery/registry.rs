@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
+use super::Ending;
 use super::backlog::{Backlog, Bound};
 use super::burst::Style;
 use super::output::Flight;
@@ -111,6 +112,8 @@ pub struct Subscriber {
     pub socket: i32,
     /// It has left its channels; once everything is sent it ends.
     pub ending: bool,
+    /// What began its end first, if anything has.
+    pub end_reason: Option<Reason>,
     /// Why it keeps its request; None if it does not, or if it waits for one answer.
     pub hold: Option<Hold>,
 
@@ -167,9 +170,12 @@ impl Subscriber {
 
     /// Its end begins, if it has not already.
     pub fn ends(&mut self, reason: Reason) {
-        if let Some(session) = &mut self.session {
-            session.ends(reason);
-        }
+        self.end_reason.get_or_insert(reason);
+    }
+
+    /// Why it ended, if it was a stream.
+    pub fn closing_reason(&self, ending: Ending) -> Option<Reason> {
+        matches!(self.kind, Kind::Stream | Kind::Socket(_)).then(|| self.end_reason.unwrap_or(Reason::of(ending)))
     }
 
     /// Has it given its request back?

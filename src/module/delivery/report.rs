@@ -5,6 +5,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Evictions, Now};
 
 use super::Delivery;
+use super::tally::RefusedLately;
 
 /// Between two reports of a worker: ticks come faster while there is much to clean up.
 const PAUSE_MS: u64 = 1000;
@@ -34,6 +35,7 @@ impl Delivery {
         }
         self.reported.at_ms = now.monotonic_ms;
         self.report_slow_readers();
+        self.report_refused_subscribers();
         self.report_zone(now);
     }
 
@@ -46,6 +48,25 @@ impl Delivery {
                 NGX_LOG_WARN,
                 log,
                 "push stream: {closed} slow subscribers closed, {dropped} messages dropped for slow subscribers"
+            );
+        }
+    }
+
+    fn report_refused_subscribers(&mut self) {
+        let RefusedLately {
+            limit,
+            forbidden,
+            full,
+            unavailable,
+        } = std::mem::take(&mut self.tally.refused_lately);
+        let all = limit + forbidden + full + unavailable;
+        if all > 0 {
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_WARN,
+                log,
+                "push stream: {all} subscribers refused: {limit} over a limit, {forbidden} forbidden, {full} for want of room, \
+                 {unavailable} by a worker that could not serve them"
             );
         }
     }

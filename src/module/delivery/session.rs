@@ -5,7 +5,7 @@ use std::io;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::Mode;
+use push_stream_core::store::{Counter, Mode};
 
 use super::Ending;
 
@@ -35,8 +35,22 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// As it is written.
-    fn name(self) -> &'static str {
+    pub const ALL: [Reason; 11] = [
+        Reason::ClientClosed,
+        Reason::ClientClosing,
+        Reason::Violation,
+        Reason::DeadPeer,
+        Reason::TimedOut,
+        Reason::TooSlow,
+        Reason::Failed,
+        Reason::Ttl,
+        Reason::ChannelDeleted,
+        Reason::Dismissed,
+        Reason::WorkerExit,
+    ];
+
+    /// As it is written, in the log and in statistics.
+    pub fn name(self) -> &'static str {
         match self {
             Reason::ClientClosed => "client_closed",
             Reason::ClientClosing => "client_close_frame",
@@ -52,8 +66,24 @@ impl Reason {
         }
     }
 
+    pub fn counter(self) -> Counter {
+        match self {
+            Reason::ClientClosed => Counter::ClosedByClient,
+            Reason::ClientClosing => Counter::ClosedByCloseFrame,
+            Reason::Violation => Counter::ClosedForViolation,
+            Reason::DeadPeer => Counter::ClosedDeadPeer,
+            Reason::TimedOut => Counter::ClosedTimedOut,
+            Reason::TooSlow => Counter::ClosedTooSlow,
+            Reason::Failed => Counter::ClosedWriteFailed,
+            Reason::Ttl => Counter::ClosedTtl,
+            Reason::ChannelDeleted => Counter::ClosedChannelDeleted,
+            Reason::Dismissed => Counter::ClosedDismissed,
+            Reason::WorkerExit => Counter::ClosedWorkerExit,
+        }
+    }
+
     /// What an end that had not begun regularly came from.
-    fn of(ending: Ending) -> Reason {
+    pub(super) fn of(ending: Ending) -> Reason {
         match ending {
             Ending::Regular => Reason::WorkerExit,
             Ending::Failed => Reason::Failed,
@@ -73,7 +103,6 @@ pub struct Session {
     began_ms: u64,
     messages: u64,
     bytes: u64,
-    reason: Option<Reason>,
 }
 
 impl Session {
@@ -95,7 +124,6 @@ impl Session {
             began_ms: now_ms,
             messages: 0,
             bytes: 0,
-            reason: None,
         }
     }
 
@@ -112,11 +140,6 @@ impl Session {
     /// Bytes were sent.
     pub fn add_bytes(&mut self, count: usize) {
         self.bytes += count as u64;
-    }
-
-    /// Its end has begun. What began it first is the reason.
-    pub fn ends(&mut self, reason: Reason) {
-        self.reason.get_or_insert(reason);
     }
 }
 
@@ -141,7 +164,7 @@ pub struct Journal {
 
 impl Journal {
     /// Adds the line of a stream that has ended.
-    pub fn add(&mut self, session: &Session, ending: Ending, now_ms: u64) {
+    pub fn add(&mut self, session: &Session, reason: Reason, now_ms: u64) {
         let index = self.files.iter().position(|(file, _)| *file == session.file);
         let index = index.unwrap_or_else(|| {
             self.files.push((session.file, Vec::new()));
@@ -160,7 +183,7 @@ impl Journal {
             duration_ms % 1000,
             session.messages,
             session.bytes,
-            session.reason.unwrap_or(Reason::of(ending)).name()
+            reason.name()
         );
         lines.extend_from_slice(figures.as_bytes());
         if lines.len() > GATHERED {

@@ -2,6 +2,7 @@
 
 use push_stream_core::store::{Counter, Fanout, Now};
 
+use super::session::Reason;
 use super::{Delivery, backlog};
 use crate::config::SlowReader;
 
@@ -15,6 +16,19 @@ pub struct Tally {
     skipped: u64,
     latest: u64,
     fanout: Fanout,
+    /// What happens too seldom to have a place of its own, each with how often.
+    seldom: Vec<(Counter, u64)>,
+    /// Subscriptions that were refused and not reported yet.
+    pub refused_lately: RefusedLately,
+}
+
+/// Refused subscriptions that are worth a line in the error log.
+#[derive(Default)]
+pub struct RefusedLately {
+    pub limit: u64,
+    pub forbidden: u64,
+    pub full: u64,
+    pub unavailable: u64,
 }
 
 impl Tally {
@@ -23,6 +37,32 @@ impl Tally {
         let now_ms = Now::read().unix_ms;
         for &published_ms in published_ms {
             self.fanout.observe(now_ms.saturating_sub(published_ms));
+        }
+    }
+
+    /// A stream has ended.
+    pub fn closed(&mut self, reason: Reason) {
+        self.add(reason.counter());
+    }
+
+    /// A subscription was refused.
+    pub fn refused(&mut self, counter: Counter) {
+        self.add(counter);
+        let lately = &mut self.refused_lately;
+        match counter {
+            Counter::SubscriberLimit => lately.limit += 1,
+            Counter::SubscriberForbidden => lately.forbidden += 1,
+            Counter::SubscriberFull => lately.full += 1,
+            Counter::SubscriberUnavailable => lately.unavailable += 1,
+            // A request that is none is its client's matter.
+            _ => {}
+        }
+    }
+
+    fn add(&mut self, counter: Counter) {
+        match self.seldom.iter_mut().find(|(known, _)| *known == counter) {
+            Some((_, count)) => *count += 1,
+            None => self.seldom.push((counter, 1)),
         }
     }
 
@@ -49,6 +89,9 @@ impl Delivery {
             (Counter::SlowLatest, &mut self.tally.latest),
         ] {
             worker.count(counter, std::mem::take(count));
+        }
+        for (counter, count) in self.tally.seldom.drain(..) {
+            worker.count(counter, count);
         }
         worker.count_fanout(&mut self.tally.fanout);
         worker.set_queued_bytes(backlog::queued_bytes());

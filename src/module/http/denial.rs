@@ -139,6 +139,25 @@ impl Denial {
     }
 }
 
+impl Denial {
+    /// What a subscription that is refused so counts as; None if the request was none, or nginx itself refused.
+    pub fn subscriber_counter(self) -> Option<Counter> {
+        match self {
+            Denial::TooManyWildcardChannels
+            | Denial::TooManySubscribers
+            | Denial::TooManyFromAddress
+            | Denial::TooManyChannels => Some(Counter::SubscriberLimit),
+            Denial::ReservedChannelId | Denial::MayNotCreate | Denial::FromEventsChannel => {
+                Some(Counter::SubscriberForbidden)
+            }
+            Denial::ZoneFull | Denial::NothingToEvict => Some(Counter::SubscriberFull),
+            Denial::Method(_) | Denial::Nginx(_) => None,
+            _ if self.status() >= NGX_HTTP_INTERNAL_SERVER_ERROR => Some(Counter::SubscriberUnavailable),
+            _ => Some(Counter::SubscriberInvalid),
+        }
+    }
+}
+
 impl From<Refusal> for Denial {
     fn from(refusal: Refusal) -> Self {
         match refusal {

@@ -4,7 +4,7 @@
 use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
-use crate::delivery::Busy;
+use crate::delivery::{Busy, Reason};
 
 /// Why messages were refused.
 const REFUSALS: [(&[u8], Counter); 6] = [
@@ -14,6 +14,15 @@ const REFUSALS: [(&[u8], Counter); 6] = [
     (b"forbidden", Counter::RefusedForbidden),
     (b"out_of_order", Counter::RefusedOutOfOrder),
     (b"dependency", Counter::RefusedDependency),
+];
+
+/// Why subscriptions were refused.
+const REFUSED_SUBSCRIBERS: [(&[u8], Counter); 5] = [
+    (b"limit", Counter::SubscriberLimit),
+    (b"forbidden", Counter::SubscriberForbidden),
+    (b"invalid", Counter::SubscriberInvalid),
+    (b"full", Counter::SubscriberFull),
+    (b"unavailable", Counter::SubscriberUnavailable),
 ];
 
 const SLOW_READERS: [(&[u8], Counter); 3] = [
@@ -35,7 +44,7 @@ pub fn write(exposition: Exposition, summary: &Summary, busiest: &[Busy]) -> Vec
     readers(&mut writer, summary);
     zone(&mut writer, summary);
     workers(&mut writer, summary);
-    stretches(&mut writer, summary);
+    stalls(&mut writer, summary);
     channels(&mut writer, busiest);
     writer.finish()
 }
@@ -134,6 +143,21 @@ fn readers(writer: &mut Writer, summary: &Summary) {
         let sum = of_each.map(u64::from).sum();
         attached.sample(&[("reason", hold.name().as_bytes())], sum);
     }
+    labelled(
+        writer,
+        (
+            "push_stream_subscribers_refused",
+            "Requests to subscribe that were refused, by reason.",
+        ),
+        "reason",
+        &REFUSED_SUBSCRIBERS.map(|(reason, counter)| (reason, counts.get(counter))),
+    );
+    labelled(
+        writer,
+        ("push_stream_subscribers_closed", "Streams that ended, by reason."),
+        "reason",
+        &Reason::ALL.map(|reason| (reason.name().as_bytes(), counts.get(reason.counter()))),
+    );
     writer
         .family(
             "push_stream_gap_notices",
@@ -235,11 +259,11 @@ fn workers(writer: &mut Writer, summary: &Summary) {
 }
 
 /// How long workers were busy with nothing but delivery.
-fn stretches(writer: &mut Writer, summary: &Summary) {
+fn stalls(writer: &mut Writer, summary: &Summary) {
     let mut family = writer.family(
-        "push_stream_worker_longest_stretch_seconds",
+        "push_stream_worker_event_loop_stall_seconds_max",
         Kind::Gauge,
-        "The longest that a worker did not look for events while it delivered, since it was started.",
+        "The longest that a worker did not look for events while it delivered, since its start.",
     );
     for worker in &summary.workers {
         let slot = worker.slot.to_string();

@@ -27,7 +27,14 @@ use crate::delivery::{self, Seat};
 
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
-    answer::conclude(r, respond(r))
+    answer::conclude(r, respond(r).inspect_err(count_refusal))
+}
+
+/// For the statistics and the error log: a subscription was refused.
+fn count_refusal(denial: &Denial) {
+    if let Some(counter) = denial.subscriber_counter() {
+        delivery::count_refused_subscriber(counter);
+    }
 }
 
 fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {

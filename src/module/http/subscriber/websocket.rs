@@ -30,6 +30,7 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         Ok(admitted) => admitted.enlist(opening),
         Err(denial) => {
             answer::log(r, denial);
+            super::count_refusal(&denial);
             push_refusal(denial, &mut opening);
             Ok(r.send_raw(&opening, NGX_HTTP_SWITCHING_PROTOCOLS))
         }
