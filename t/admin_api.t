@@ -48,7 +48,7 @@ CONF
     $nginx->post('/pub', $batch, 'Content-Type' => 'application/x-ndjson');
     $nginx->post('/pub?id=other', 'x');
     my $page = $nginx->json('/admin?list&prefix=c&limit=2');
-    is_deeply $page->{channels}, [ map { { channel => "c$_", published_messages => 1, stored_messages => 1, subscribers => 0 } } 1, 2 ],
+    is_deeply $page->{channels}, [ map { { channel => "c$_", published_messages => 1, stored_messages => 1, subscribers => 0, stored_bytes => 128 } } 1, 2 ],
         'channels with their figures';
     is_deeply [ map { $_->{channel} } @{ $nginx->json("/admin?list&prefix=c&limit=2&after=$page->{next}")->{channels} } ], [qw(c3 c4)],
         'the next page';

@@ -56,6 +56,7 @@ CONF
 }
 
 # So is every figure for monitoring systems.
+local $ENV{TEST_WORKERS} = 1;
 with_nginx <<'CONF', sub ($nginx) {
 %%MAIN%%
 events {}
@@ -65,6 +66,7 @@ http {
     push_stream_channels_path $arg_id;
     server {
         listen 127.0.0.1:%%PORT%%;
+        push_stream_store_messages on;
         location /pub { push_stream_publisher; }
         location /sub { push_stream_subscriber; }
         location /metrics { push_stream_channels_statistics; push_stream_statistics_format prometheus; push_stream_statistics_channels 1; }
@@ -73,7 +75,12 @@ http {
 CONF
     my $reader = $nginx->subscribe('/sub?id=a');
     my $text;
-    ok wait_until(sub { ($text = $nginx->get('/metrics')->body) =~ /^push_stream_channel_/m }, 15), 'there are figures of a channel';
+    # What a channel gets is known when it was looked at twice, ten seconds apart.
+    my $has_figures = sub {
+        $nginx->post('/pub?id=a', 'x');
+        return ($text = $nginx->get('/metrics')->body) =~ /^push_stream_channel_messages_per_second/m;
+    };
+    ok wait_until(sub { $has_figures->() }, 30), 'there are figures of a channel';
     my %samples;
     for my $type ($text =~ /^# TYPE (\w+) /mg) {
         my $labels = $samples{$type} = {};

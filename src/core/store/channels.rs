@@ -195,6 +195,7 @@ impl Locked<'_> {
         self.init(created, channel::newest_time, 0);
         self.init(created, channel::newest_tag, 0);
         self.init(created, channel::stored, 0);
+        self.init(created, channel::stored_blocks, 0);
         self.init(created, channel::subscribers, 0);
         self.set_hot(hot::born, born);
         self.set(bucket, BUCKET_FIRST, created);

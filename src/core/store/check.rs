@@ -298,7 +298,7 @@ impl Check<'_, '_> {
     fn queue(&mut self, channel: ChannelRef, members: &[MemberRef]) {
         let locked = self.locked;
         let links = self.items("queue", super::messages::queue(channel));
-        let mut stored = 0;
+        let (mut stored, mut stored_blocks) = (0, 0);
         let (mut seq, mut id) = (0, None);
         let newest = locked.newest_id(channel);
         let mut behind: BTreeSet<MemberRef> = BTreeSet::new();
@@ -342,6 +342,7 @@ impl Check<'_, '_> {
             }
             if locked.link_flag(link, link_flag::STORED) {
                 stored += 1;
+                stored_blocks += locked.text_blocks_of(link);
             } else {
                 self.expect(pending > 0, "a queued link is neither stored nor pending");
                 if !locked.link_flag(link, link_flag::NOTICE) {
@@ -359,6 +360,10 @@ impl Check<'_, '_> {
         self.expect(
             stored == locked.get(channel, channel::stored),
             "a channel's count of stored messages is wrong",
+        );
+        self.expect(
+            stored_blocks == locked.get(channel, channel::stored_blocks),
+            "a channel's count of stored blocks is wrong",
         );
         if !locked.has_flag(channel, channel_flag::EVENTS) {
             self.stored += u64::from(stored);

@@ -35,7 +35,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 6;
+pub const LAYOUT_VERSION: u32 = 7;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -244,7 +244,8 @@ record! {
         published: u64,
         /// If the zone keeps track of ids.
         ids: IdsRef,
-        unused: u32,
+        /// Blocks of the stored messages, without those of further links.
+        stored_blocks: u32,
         newest_time: u32,
         newest_tag: u32,
         stored: u32,
@@ -581,7 +582,7 @@ mod tests {
     use super::*;
 
     /// Every layout that was released, and its version; the last is the present one.
-    const KNOWN: [(u32, u64); 1] = [(6, 0x0166_986f_d332_c451)];
+    const KNOWN: [(u32, u64); 2] = [(6, 0x0166_986f_d332_c451), (7, 0xeda6_4455_76d3_815f)];
 
     /// The numbers of counters, which stay whatever is added: a new counter at a number that nobody had needs no new version.
     const COUNTED: &[Counter] = &[

@@ -37,6 +37,11 @@ pub struct Landmark {
 }
 
 impl Listing {
+    /// The number of creation up to which all channels had their turn.
+    pub fn visited(&self) -> u64 {
+        self.visited
+    }
+
     /// Starts behind this channel.
     pub fn after(landmark: Landmark) -> Listing {
         Listing {
@@ -50,11 +55,21 @@ impl Listing {
     }
 }
 
+/// How much there is of a channel, and since when it is quiet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// Memory of its stored messages. One that is stored in several channels counts in each.
+    pub stored_bytes: u64,
+    /// When its newest message was published, seconds since the epoch; 0 = there was none.
+    pub newest_unix: u64,
+}
+
 /// A channel as a walk finds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
     pub id: &'a [u8],
     pub info: ChannelInfo,
+    pub extent: Extent,
     pub landmark: Landmark,
 }
 
@@ -64,7 +79,7 @@ impl Worker {
     pub fn list(
         &self,
         listing: &mut Listing,
-        wanted: impl Fn(ChannelInfo) -> bool,
+        wanted: impl Fn(ChannelInfo, Extent) -> bool,
         each: &mut dyn FnMut(Listed<'_>),
     ) -> bool {
         let mut ids = Vec::new();
@@ -78,11 +93,11 @@ impl Worker {
         {
             let place = locked.place_of(channel);
             passed.push(place);
-            let info = locked.info(channel);
+            let (info, extent) = (locked.info(channel), locked.extent(channel));
             // After a new start, some have had their turn.
-            if place.born > listing.visited && wanted(info) {
+            if place.born > listing.visited && wanted(info, extent) {
                 locked.copy_id(channel, &mut ids);
-                found.push((ids.len(), info, place));
+                found.push((ids.len(), info, extent, place));
             }
             next = locked.get(channel, channel::order_next);
         }
@@ -92,10 +107,11 @@ impl Worker {
         listing.done = listing.next.is_none();
         listing.passed = passed;
         let mut start = 0;
-        for (end, info, place) in found {
+        for (end, info, extent, place) in found {
             each(Listed {
                 id: &ids[start..end],
                 info,
+                extent,
                 landmark: Landmark {
                     born: place.born,
                     block: place.channel.0,
@@ -119,6 +135,13 @@ impl Worker {
 }
 
 impl Locked<'_> {
+    fn extent(&self, channel: ChannelRef) -> Extent {
+        Extent {
+            stored_bytes: u64::from(self.get(channel, channel::stored_blocks)) * BLOCK as u64,
+            newest_unix: self.get(channel, channel::newest_time).into(),
+        }
+    }
+
     fn place_of(&self, channel: ChannelRef) -> Place {
         Place {
             channel,

@@ -63,6 +63,12 @@ pub fn first_link(body: BodyRef) -> LinkRef {
 }
 
 /// Text bytes in the head block.
+/// Blocks of a message's head and text.
+fn text_blocks(payload_len: u32, multi: bool) -> u32 {
+    let rest = (payload_len as usize).saturating_sub(head_room(multi));
+    1 + rest.div_ceil(CONTINUATION) as u32
+}
+
 pub fn head_room(multi: bool) -> usize {
     if multi { HEAD_ROOM_MULTI } else { HEAD_ROOM }
 }
@@ -375,6 +381,7 @@ impl Locked<'_> {
         if shape.stored() {
             self.count_multi(body, multi::stored, true);
             self.add(channel, channel::stored, 1);
+            self.add(channel, channel::stored_blocks, self.text_blocks_of(link).into());
             if !self.has_flag(channel, channel_flag::EVENTS) {
                 self.add(Hot, hot::stored, 1);
             }
@@ -385,6 +392,12 @@ impl Locked<'_> {
             }
             self.relist(body);
         }
+    }
+
+    /// Blocks of a message's head and text, by one of its links.
+    pub fn text_blocks_of(&self, link: LinkRef) -> u32 {
+        let payload_len = self.get(self.body_of(link), body::payload_len);
+        text_blocks(payload_len, self.link_flag(link, link_flag::MULTI))
     }
 
     /// One for one: what a lowered limit leaves over is the caller's.
@@ -473,6 +486,7 @@ impl Locked<'_> {
         self.set_link_flag(link, link_flag::STORED, false);
         self.count_multi(body, multi::stored, false);
         self.sub(channel, channel::stored, 1);
+        self.sub(channel, channel::stored_blocks, self.text_blocks_of(link).into());
         if !self.has_flag(channel, channel_flag::EVENTS) {
             self.sub(Hot, hot::stored, 1);
         }
@@ -765,7 +779,6 @@ impl Shape {
 
     /// All blocks: links, head and text.
     pub fn blocks(self) -> u32 {
-        let rest = (self.payload_len as usize).saturating_sub(head_room(self.multi()));
-        self.link_blocks() + 1 + rest.div_ceil(CONTINUATION) as u32
+        self.link_blocks() + text_blocks(self.payload_len, self.multi())
     }
 }

@@ -69,7 +69,7 @@ pub use counters::{Counter, Counts, Fanout};
 pub use draft::Draft;
 pub use draining::Drained;
 pub use layout::LAYOUT_VERSION;
-pub use listing::{Landmark, Listed, Listing};
+pub use listing::{Extent, Landmark, Listed, Listing};
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"channels": [
-//! {"channel": "news", "published_messages": 7, "stored_messages": 2, "subscribers": 1}
+//! {"channel": "news", "published_messages": 7, "stored_messages": 2, "subscribers": 1, "stored_bytes": 512}
 //! ], "next": null}
 //! ```
 
@@ -49,9 +49,11 @@ impl List {
         out.push(b'}');
     }
 
-    pub fn channel(&mut self, channel: &Channel<'_>, out: &mut Vec<u8>) {
+    pub fn channel(&mut self, channel: &Channel<'_>, stored_bytes: u64, out: &mut Vec<u8>) {
         self.entry(CHANNELS, out, |record| {
-            record.channel("channel", "subscribers", channel);
+            record
+                .channel("channel", "subscribers", channel)
+                .number("stored_bytes", stored_bytes);
         });
     }
 
@@ -155,12 +157,12 @@ mod tests {
                 stored: 2,
                 subscribers: 1,
             };
-            list.channel(&channel, &mut out);
+            list.channel(&channel, 512, &mut out);
         }
         list.end_channels(Some("@1-2"), &mut out);
         let expected = r#"{"channels": [
-{"channel": "a", "published_messages": 7, "stored_messages": 2, "subscribers": 1},
-{"channel": "b", "published_messages": 7, "stored_messages": 2, "subscribers": 1}
+{"channel": "a", "published_messages": 7, "stored_messages": 2, "subscribers": 1, "stored_bytes": 512},
+{"channel": "b", "published_messages": 7, "stored_messages": 2, "subscribers": 1, "stored_bytes": 512}
 ], "next": "@1-2"}
 "#;
         assert_eq!(String::from_utf8(out).unwrap(), expected);

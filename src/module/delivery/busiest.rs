@@ -1,6 +1,11 @@
-//! The channels with the most subscriptions, for the statistics: found by a walk over all channels, a little at a time.
+//! The channels with the most subscriptions, the most stored and the most published lately, for the statistics: found by a walk over
+//! all channels, a little at a time.
 
-use push_stream_core::store::{ChannelInfo, Listing, Now, Worker};
+use std::cmp::Reverse;
+
+use rustc_hash::FxHashMap;
+
+use push_stream_core::store::{ChannelInfo, Extent, Listing, Now, Worker};
 
 use super::{Delivery, PROCESS};
 
@@ -13,37 +18,92 @@ const PAUSE_MS: u64 = 2;
 /// Slices of the list, each a few hundred channels, that are looked at in one go.
 const LISTS_PER_SLICE: usize = 4;
 
+/// Channels whose count of messages is remembered until the next walk, to know how many came: some MiB.
+const COUNTED: usize = 65_536;
+
 /// A channel as it was found.
 #[derive(Clone, Debug)]
 pub struct Busy {
     pub id: Vec<u8>,
     pub info: ChannelInfo,
+    /// Memory of its stored messages.
+    pub stored_bytes: u64,
+    /// Messages per 1,000 seconds, published between two walks.
+    pub per_1000_secs: u64,
+}
+
+/// The busiest channels by each measure, the busiest first.
+#[derive(Clone, Debug, Default)]
+pub struct Tops {
+    pub by_subscribers: Vec<Busy>,
+    pub by_bytes: Vec<Busy>,
+    pub by_rate: Vec<Busy>,
 }
 
 #[derive(Default)]
 pub struct Busiest {
-    /// The result of the last walk, the busiest first.
-    found: Vec<Busy>,
+    /// The result of the last walk.
+    found: Tops,
     walk: Option<Walk>,
     due_ms: u64,
+    counts: Counts,
+}
+
+/// Messages ever published in those channels that were published to lately, as a walk has met them.
+#[derive(Default)]
+struct Counts {
+    /// When the walk began; None before the first one.
+    began: Option<Now>,
+    /// By the number of the channel's creation.
+    published: FxHashMap<u64, u64>,
+    /// All channels that the walk met had a number up to this one.
+    born: u64,
+}
+
+impl Counts {
+    /// Messages that have come to this channel since; None if that is not known.
+    fn new_messages(&self, born: u64, published: u64) -> Option<u64> {
+        self.began?;
+        match self.published.get(&born) {
+            Some(&before) => Some(published.saturating_sub(before)),
+            None => (born > self.born).then_some(published),
+        }
+    }
 }
 
 struct Walk {
     listing: Listing,
-    best: Best,
+    began: Now,
+    counts: Counts,
+    by_subscribers: Best,
+    by_bytes: Best,
+    by_rate: Best,
 }
 
-/// The best so far, and not many more.
+/// The best so far by one measure, and not many more.
 struct Best {
     wanted: usize,
+    measure: fn(&Busy) -> u64,
     channels: Vec<Busy>,
-    /// Who has no more subscriptions than this is not among them.
+    /// Those that have no more are not among them.
     least: u64,
 }
 
 impl Best {
-    fn add(&mut self, busy: Busy) {
-        self.channels.push(busy);
+    fn new(wanted: usize, measure: fn(&Busy) -> u64) -> Best {
+        Best {
+            wanted,
+            measure,
+            channels: Vec::new(),
+            least: 0,
+        }
+    }
+
+    fn offer(&mut self, busy: &Busy) {
+        if (self.measure)(busy) <= self.least {
+            return;
+        }
+        self.channels.push(busy.clone());
         if self.channels.len() >= 2 * self.wanted {
             self.cut();
         }
@@ -51,34 +111,88 @@ impl Best {
 
     fn cut(&mut self) {
         // Of equals, the older stays: a channel does not come and go with each walk.
-        self.channels
-            .sort_by_key(|busy| std::cmp::Reverse(busy.info.subscribers));
+        self.channels.sort_by_key(|busy| Reverse((self.measure)(busy)));
         self.channels.truncate(self.wanted);
         if let Some(last) = self.channels.get(self.wanted - 1) {
-            self.least = last.info.subscribers;
+            self.least = (self.measure)(last);
         }
+    }
+
+    fn into_found(mut self) -> Vec<Busy> {
+        self.cut();
+        self.channels
     }
 }
 
 impl Walk {
+    fn new(wanted: usize, began: Now) -> Walk {
+        Walk {
+            listing: Listing::default(),
+            began,
+            counts: Counts {
+                began: Some(began),
+                ..Counts::default()
+            },
+            by_subscribers: Best::new(wanted, |busy| busy.info.subscribers),
+            by_bytes: Best::new(wanted, |busy| busy.stored_bytes),
+            by_rate: Best::new(wanted, |busy| busy.per_1000_secs),
+        }
+    }
+
     /// One slice; true if there is more.
-    fn go_on(&mut self, worker: &Worker) -> bool {
+    fn go_on(&mut self, worker: &Worker, before: &Counts) -> bool {
+        let passed_ms = before
+            .began
+            .map_or(PERIOD_MS, |began| self.began.monotonic_ms - began.monotonic_ms);
+        // Times of messages are in whole seconds.
+        let lately = self.began.unix_secs().saturating_sub(passed_ms / 1000 + 1);
         (0..LISTS_PER_SLICE).all(|_| {
-            let Walk { listing, best } = self;
-            let least = best.least;
-            worker.list(listing, |info| info.subscribers > least, &mut |listed| {
-                best.add(Busy {
+            let Walk {
+                listing,
+                counts,
+                by_subscribers,
+                by_bytes,
+                by_rate,
+                ..
+            } = self;
+            let (subscribers, bytes) = (by_subscribers.least, by_bytes.least);
+            let wanted = |info: ChannelInfo, extent: Extent| {
+                info.subscribers > subscribers || extent.stored_bytes > bytes || extent.newest_unix >= lately
+            };
+            worker.list(listing, wanted, &mut |listed| {
+                let born = listed.landmark.born;
+                let mut new = 0;
+                if listed.extent.newest_unix >= lately {
+                    new = before.new_messages(born, listed.info.published).unwrap_or(0);
+                    if counts.published.len() < COUNTED {
+                        counts.published.insert(born, listed.info.published);
+                    }
+                }
+                let busy = Busy {
                     id: listed.id.to_vec(),
                     info: listed.info,
-                });
+                    stored_bytes: listed.extent.stored_bytes,
+                    per_1000_secs: new * 1_000_000 / passed_ms.max(1),
+                };
+                for best in [&mut *by_subscribers, &mut *by_bytes, &mut *by_rate] {
+                    best.offer(&busy);
+                }
             })
         })
     }
 }
 
-/// The `count` channels with the most subscriptions, as far as they are known.
-pub fn busiest(count: usize) -> Vec<Busy> {
-    let some = PROCESS.with(|delivery| delivery.busiest.found.iter().take(count).cloned().collect());
+/// The `count` busiest channels by each measure, as far as they are known.
+pub fn busiest(count: usize) -> Tops {
+    let some = PROCESS.with(|delivery| {
+        let first = |found: &[Busy]| found.iter().take(count).cloned().collect();
+        let found = &delivery.busiest.found;
+        Tops {
+            by_subscribers: first(&found.by_subscribers),
+            by_bytes: first(&found.by_bytes),
+            by_rate: first(&found.by_rate),
+        }
+    });
     some.unwrap_or_default()
 }
 
@@ -86,22 +200,16 @@ impl Delivery {
     /// Starts a walk if somebody wants its result and it is time.
     pub fn look_for_busiest(&mut self, now: Now) {
         let wanted = self.settings.statistics_channels.get() as usize;
-        let Busiest { found, walk, due_ms } = &mut self.busiest;
+        let busiest = &mut self.busiest;
         if wanted == 0 {
-            found.clear();
+            busiest.found = Tops::default();
+            busiest.counts = Counts::default();
         }
-        if wanted == 0 || walk.is_some() || now.monotonic_ms < *due_ms {
+        if wanted == 0 || busiest.walk.is_some() || now.monotonic_ms < busiest.due_ms {
             return;
         }
-        *due_ms = now.monotonic_ms + PERIOD_MS;
-        *walk = Some(Walk {
-            listing: Listing::default(),
-            best: Best {
-                wanted,
-                channels: Vec::new(),
-                least: 0,
-            },
-        });
+        busiest.due_ms = now.monotonic_ms + PERIOD_MS;
+        busiest.walk = Some(Walk::new(wanted, now));
         self.events.walk_in(0);
     }
 
@@ -110,12 +218,17 @@ impl Delivery {
         let (Some(mut walk), Some(worker)) = (self.busiest.walk.take(), &self.worker) else {
             return;
         };
-        if walk.go_on(worker) {
+        if walk.go_on(worker, &self.busiest.counts) {
             self.busiest.walk = Some(walk);
             self.events.walk_in(PAUSE_MS);
         } else {
-            walk.best.cut();
-            self.busiest.found = walk.best.channels;
+            walk.counts.born = walk.listing.visited();
+            self.busiest.counts = walk.counts;
+            self.busiest.found = Tops {
+                by_subscribers: walk.by_subscribers.into_found(),
+                by_bytes: walk.by_bytes.into_found(),
+                by_rate: walk.by_rate.into_found(),
+            };
         }
     }
 }

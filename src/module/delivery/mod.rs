@@ -8,7 +8,7 @@
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
-//! * [`busiest`]: the channels with the most subscriptions.
+//! * [`busiest`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`wheel`]: pings and time limits.
 //! * [`socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
@@ -71,7 +71,7 @@ use tally::Tally;
 use wheel::Wheel;
 
 pub use burst::{Framing, fields, header_filler};
-pub use busiest::{Busy, busiest};
+pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
 pub use registry::{Kind, Reply, Rest};
 pub use session::Reason;

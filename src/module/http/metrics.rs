@@ -4,7 +4,7 @@
 use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
-use crate::delivery::{Busy, Reason};
+use crate::delivery::{Busy, Reason, Tops};
 
 /// Why messages were refused.
 const REFUSALS: [(&[u8], Counter); 6] = [
@@ -38,14 +38,14 @@ const WAKEUPS: [(&[u8], Counter); 3] = [
 ];
 
 /// Writes all of them.
-pub fn write(exposition: Exposition, summary: &Summary, busiest: &[Busy]) -> Vec<u8> {
+pub fn write(exposition: Exposition, summary: &Summary, tops: &Tops) -> Vec<u8> {
     let mut writer = Writer::new(exposition);
     messages(&mut writer, summary);
     readers(&mut writer, summary);
     zone(&mut writer, summary);
     workers(&mut writer, summary);
     stalls(&mut writer, summary);
-    channels(&mut writer, busiest);
+    channels(&mut writer, tops);
     writer.finish()
 }
 
@@ -274,12 +274,9 @@ fn stalls(writer: &mut Writer, summary: &Summary) {
 /// One of a channel's figures.
 type Figure = fn(&Busy) -> u64;
 
-/// The busiest channels, if they are wanted.
-fn channels(writer: &mut Writer, busiest: &[Busy]) {
-    if busiest.is_empty() {
-        return;
-    }
-    let families: [(_, _, _, Figure); 3] = [
+/// The busiest channels, if they are wanted: each family has those that have the most of it.
+fn channels(writer: &mut Writer, tops: &Tops) {
+    let by_subscribers: [(_, _, _, Figure); 3] = [
         (
             "push_stream_channel_subscribers",
             Kind::Gauge,
@@ -289,20 +286,42 @@ fn channels(writer: &mut Writer, busiest: &[Busy]) {
         (
             "push_stream_channel_messages_published",
             Kind::Counter,
-            "Messages ever published in these channels.",
+            "Messages ever published in the channels that have the most subscriptions.",
             |busy| busy.info.published,
         ),
         (
             "push_stream_channel_messages_stored",
             Kind::Gauge,
-            "Messages stored in these channels.",
+            "Messages stored in the channels that have the most subscriptions.",
             |busy| busy.info.stored,
         ),
     ];
-    for (name, kind, help, value) in families {
-        let mut family = writer.family(name, kind, help);
-        for busy in busiest {
-            family.sample(&[("channel", &busy.id)], value(busy));
+    if !tops.by_subscribers.is_empty() {
+        for (name, kind, help, value) in by_subscribers {
+            let mut family = writer.family(name, kind, help);
+            for busy in &tops.by_subscribers {
+                family.sample(&[("channel", &busy.id)], value(busy));
+            }
+        }
+    }
+    if !tops.by_bytes.is_empty() {
+        let mut family = writer.family(
+            "push_stream_channel_stored_bytes",
+            Kind::Gauge,
+            "Memory of the stored messages of the channels that have the most.",
+        );
+        for busy in &tops.by_bytes {
+            family.sample(&[("channel", &busy.id)], busy.stored_bytes);
+        }
+    }
+    if !tops.by_rate.is_empty() {
+        let mut family = writer.family(
+            "push_stream_channel_messages_per_second",
+            Kind::Gauge,
+            "Messages lately published in the channels that got the most.",
+        );
+        for busy in &tops.by_rate {
+            family.sample_us(&[("channel", &busy.id)], busy.per_1000_secs * 1000);
         }
     }
 }

@@ -111,11 +111,12 @@ fn list_channels(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Den
     let source: Source = Box::new(move |worker, out| {
         for _ in 0..LISTS_PER_PIECE {
             let mut last = None;
-            let more = worker.list(&mut listing, |_| true, &mut |listed| {
+            let more = worker.list(&mut listing, |_, _| true, &mut |listed| {
                 if left > 0 && listed.id.starts_with(&prefix) {
                     left -= 1;
                     last = Some(listed.landmark);
-                    list.channel(&channels::figures(listed.id, listed.info), out);
+                    let figures = channels::figures(listed.id, listed.info);
+                    list.channel(&figures, listed.extent.stored_bytes, out);
                 }
             });
             if left == 0 || !more {
@@ -224,7 +225,7 @@ fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let mut count = 0;
     let source: Source = Box::new(move |worker, out| {
         let mut ids: Vec<Vec<u8>> = Vec::new();
-        let more = worker.list(&mut listing, |_| true, &mut |listed| {
+        let more = worker.list(&mut listing, |_, _| true, &mut |listed| {
             if listed.id.starts_with(&prefix) && !settings.limits.is_events(listed.id) {
                 extent.subscribers += listed.info.subscribers;
                 count += 1;

@@ -101,7 +101,7 @@ fn group(format: Format, prefix: Vec<u8>) -> Source {
         let writer = group.get_or_insert_with(|| channels::start_group(format, &worker.summary(now), now, out));
         let mut more = true;
         for _ in 0..LISTS_PER_PIECE {
-            more = worker.list(&mut listing, |_| true, &mut |listed| {
+            more = worker.list(&mut listing, |_, _| true, &mut |listed| {
                 if listed.id.starts_with(&prefix) {
                     writer.channel(&channels::figures(listed.id, listed.info), out);
                 }

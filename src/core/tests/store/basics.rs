@@ -440,7 +440,7 @@ fn long_ids_and_odd_bytes_are_ids_like_any_other() {
         assert!(worker.channel(id).is_some());
     }
     let mut count = 0;
-    worker.list(&mut Listing::default(), |_| true, &mut |listed| {
+    worker.list(&mut Listing::default(), |_, _| true, &mut |listed| {
         count += usize::from(listed.id.len() >= 1999 && long.starts_with(listed.id));
     });
     assert_eq!(count, 2);

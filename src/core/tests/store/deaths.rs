@@ -668,7 +668,7 @@ fn creating_listing_discarding_and_lowering_a_limit() {
         let long_id = [b'l'; 300];
         worker.create_channels(&[b"b", &long_id], test.now).unwrap();
         let mut listed = 0;
-        worker.list(&mut Listing::default(), |_| true, &mut |_| listed += 1);
+        worker.list(&mut Listing::default(), |_, _| true, &mut |_| listed += 1);
         assert_eq!(listed, 3);
         let draft = worker.draft(1000, Some(b"id"), Some(b"type"), 5, test.now).unwrap();
         worker.discard(draft);

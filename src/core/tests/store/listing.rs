@@ -13,7 +13,7 @@ fn create(worker: &mut Worker, ids: impl IntoIterator<Item = String>, now: Now) 
 /// The ids of one slice; true with them if there are more.
 fn slice(worker: &Worker, listing: &mut Listing) -> (Vec<String>, bool) {
     let mut ids = Vec::new();
-    let more = worker.list(listing, |_| true, &mut |listed| {
+    let more = worker.list(listing, |_, _| true, &mut |listed| {
         ids.push(String::from_utf8_lossy(listed.id).into_owned());
     });
     (ids, more)
@@ -50,10 +50,46 @@ fn channels_come_in_creation_order_with_their_figures() {
     assert_eq!(rest(&worker, &mut Listing::default()), names(0..1000));
     let mut stored = Vec::new();
     let mut listing = Listing::default();
-    while worker.list(&mut listing, |info| info.stored > 0, &mut |listed| {
+    while worker.list(&mut listing, |info, _| info.stored > 0, &mut |listed| {
         stored.push((listed.id.to_vec(), listed.info.stored));
     }) {}
     assert_eq!(stored, [(b"c7".to_vec(), 1)]);
+}
+
+#[test]
+fn a_channel_knows_the_memory_of_its_stored_messages() {
+    let mut test = TestZone::new(1024);
+    let mut worker = test.worker();
+    let extents = |worker: &Worker| {
+        let (mut extents, mut listing) = (Vec::new(), Listing::default());
+        while worker.list(&mut listing, |_, _| true, &mut |listed| {
+            extents.push((listed.extent.stored_bytes, listed.extent.newest_unix));
+        }) {}
+        extents
+    };
+    create(&mut worker, names(0..2), test.now);
+    assert_eq!(extents(&worker), [(0, 0), (0, 0)]);
+    let mut quiet = Listing::default();
+    assert!(!worker.list(&mut quiet, |_, _| false, &mut |_| {}));
+    assert_eq!(
+        quiet.visited(),
+        worker.landmark(b"c1").unwrap().born,
+        "also those that were not wanted"
+    );
+    let now = test.now.unix_secs();
+    publish(&mut worker, "c0", "x", &limits(), test.now).unwrap();
+    assert_eq!(extents(&worker), [(128, now), (0, 0)], "a block");
+    publish(&mut worker, "c0", &"x".repeat(10_000), &limits(), test.now).unwrap();
+    let (large, _) = extents(&worker)[0];
+    assert!((10_000..11_000).contains(&large), "{large}");
+    for _ in 0..limits().max_stored_per_channel.unwrap_or(0) {
+        publish(&mut worker, "c0", "x", &limits(), test.now).unwrap();
+    }
+    test.assert_whole();
+    worker.delete(&[b"c1"], b"", test.now).unwrap();
+    test.tick(&mut worker, 100);
+    assert!(extents(&worker).iter().all(|&(bytes, _)| bytes == 0), "all has expired");
+    test.assert_whole();
 }
 
 #[test]
@@ -105,7 +141,7 @@ fn a_walk_goes_on_where_another_has_stopped() {
     let mut worker = test.worker();
     create(&mut worker, names(0..600), test.now);
     let mut marks = Vec::new();
-    worker.list(&mut Listing::default(), |_| true, &mut |listed| {
+    worker.list(&mut Listing::default(), |_, _| true, &mut |listed| {
         marks.push(listed.landmark)
     });
     assert_eq!(worker.landmark(b"c9"), Some(marks[9]));
