@@ -73,7 +73,7 @@ END
         open my $posts, '>>', "$dir/posts" or die $!;
         $posts->autoflush(1);
         my $worker = PushStream::Program->start("$dir/worker.log", $program, 'run', "$dir/worker.toml");
-        ok wait_until(sub { metrics($admin) =~ /glue_component_received/ }, 20), "ordered = $ordered: the worker is there";
+        ok wait_until(sub { metrics($admin) =~ /push_stream_worker_component_received/ }, 20), "ordered = $ordered: the worker is there";
 
         my %sent;
         my $write = sub ($to, $count) {
@@ -87,8 +87,8 @@ END
             return $all;
         };
         my $arrives = sub ($to) { wait_until { $published->($to) == $sent{$to} } 30 };
-        my $takes_batches = sub { metrics($admin) =~ /glue_node_takes_batches\{[^}]*\} (\d)/ ? $1 : '' };
-        my $requests = sub ($code) { metrics($admin) =~ /glue_sink_requests_total\{[^}]*code="$code"[^}]*\} (\d+)/ ? $1 : 0 };
+        my $takes_batches = sub { metrics($admin) =~ /push_stream_worker_node_takes_batches\{[^}]*\} (\d)/ ? $1 : '' };
+        my $requests = sub ($code) { metrics($admin) =~ /push_stream_worker_sink_requests_total\{[^}]*code="$code"[^}]*\} (\d+)/ ? $1 : 0 };
 
         # As nginx counts them.
         my $post_count = sub { open my $log, '<', $nginx->dir . '/access.log' or die $!; return scalar grep { m{"POST /pub} } <$log> };

@@ -83,7 +83,7 @@ CONF
     unlike $events[0]{data}, qr/script|192/, 'clean';
     like $events[0]{id}, qr/^\d+-\d+$/, 'with the ids of the log';
     my $metrics = answer $feeder_admin, '/metrics';
-    like $metrics, qr/glue_node_takes_batches\{.*\} 1/, 'in batches';
+    like $metrics, qr/push_stream_worker_node_takes_batches\{.*\} 1/, 'in batches';
 
     # nginx comes back with an empty memory.
     $nginx->stop;

@@ -1,6 +1,6 @@
 //! Counters of every component, and their Prometheus text.
 //!
-//! Names are those dashboards of similar tools know, with the prefix `glue_`. For each stage of each pipeline holds, at
+//! Names are those dashboards of similar tools know, with the prefix `push_stream_worker_`. For each stage of each pipeline holds, at
 //! every moment: received = sent + discarded + parked + in flight (a split counts one received and n sent).
 
 use std::collections::BTreeMap;
@@ -16,6 +16,10 @@ use tokio::sync::{mpsc, watch};
 use super::tap::Tap;
 use crate::clock::Timestamp;
 use crate::credit::Credit;
+
+/// Of all names here. nginx's own metrics of its workers (`push_stream_worker_restarts`, `_subscribers`, `_queue_bytes`, `_start_time_seconds` and
+/// the stall of its event loop) begin alike; no name may be in both.
+pub const PREFIX: &str = "push_stream_worker_";
 
 /// Upper bounds of the histogram buckets in microseconds: what "fast" and "late" mean for a live comment.
 const BUCKETS_US: [u64; 12] = [
@@ -198,8 +202,8 @@ pub enum Code {
 }
 
 impl Node {
-    pub fn count(&self, code: Code, requests: u64) {
-        *self.requests.lock().entry(code).or_default() += requests;
+    pub fn count(&self, code: Code) {
+        *self.requests.lock().entry(code).or_default() += 1;
     }
 
     /// Channels in which the node had an event already.
@@ -519,15 +523,27 @@ impl Metrics {
             .collect();
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
 
-        out.family("glue_component_received_events_total", "counter");
+        out.family(
+            "push_stream_worker_component_received_events_total",
+            "counter",
+            "Events that a source, stage or sink took in, per pipeline.",
+        );
         for (labels, component) in &components {
             out.sample("", labels, load(&component.received));
         }
-        out.family("glue_component_sent_events_total", "counter");
+        out.family(
+            "push_stream_worker_component_sent_events_total",
+            "counter",
+            "Events that went on from here: to the next component, or accepted by the sink.",
+        );
         for (labels, component) in &components {
             out.sample("", labels, load(&component.sent));
         }
-        out.family("glue_component_discarded_events_total", "counter");
+        out.family(
+            "push_stream_worker_component_discarded_events_total",
+            "counter",
+            "Events that ended here, by reason; intentional is a filter, not a fault.",
+        );
         for (labels, component) in &components {
             for ((intentional, reason), count) in component.discarded.lock().iter() {
                 out.sample(
@@ -537,110 +553,214 @@ impl Metrics {
                 );
             }
         }
-        out.family("glue_component_parked_events_total", "counter");
+        out.family(
+            "push_stream_worker_component_parked_events_total",
+            "counter",
+            "Events that were parked here as dead letters.",
+        );
         for (labels, component) in &components {
             out.sample("", labels, load(&component.parked));
         }
-        out.family("glue_component_errors_total", "counter");
+        out.family(
+            "push_stream_worker_component_errors_total",
+            "counter",
+            "Errors that did not end an event, by kind.",
+        );
         for (labels, component) in &components {
             for (kind, count) in component.errors.lock().iter() {
                 out.sample("", &format!("{labels},error_type=\"{kind}\""), *count);
             }
         }
-        out.family("glue_component_in_flight", "gauge");
+        out.family(
+            "push_stream_worker_component_in_flight",
+            "gauge",
+            "Events that are being worked on here.",
+        );
         for (labels, component) in &components {
             out.sample("", labels, component.in_flight.load(Ordering::Relaxed));
         }
-        out.family("glue_component_latency_seconds", "histogram");
+        out.family(
+            "push_stream_worker_component_latency_seconds",
+            "histogram",
+            "Time from the hand-over of an event to a sink until the sink settled it.",
+        );
         for (labels, component) in components.iter().filter(|(_, c)| load(&c.latency.count) > 0) {
             out.histogram(labels, &component.latency);
         }
-        out.family("glue_event_age_seconds", "histogram");
+        out.family(
+            "push_stream_worker_event_age_seconds",
+            "histogram",
+            "Time from the receipt of an event until every required sink accepted it.",
+        );
         out.histogram("", &self.event_age);
         let sources = self.sources.lock().clone();
         let label = |source: &Source| format!("component_id=\"{}\"", escape(&source.name));
-        out.family("glue_source_in_flight_events", "gauge");
+        out.family(
+            "push_stream_worker_source_in_flight_events",
+            "gauge",
+            "Events claimed and not yet durably acknowledged.",
+        );
         for source in &sources {
             out.sample("", &label(source), source.credit.in_flight());
         }
-        out.family("glue_source_in_flight_bytes", "gauge");
+        out.family(
+            "push_stream_worker_source_in_flight_bytes",
+            "gauge",
+            "Raw size of events claimed and not yet durably acknowledged.",
+        );
         for source in &sources {
             out.sample("", &label(source), source.credit.bytes_in_flight());
         }
-        out.family("glue_source_lag_bytes", "gauge");
+        out.family(
+            "push_stream_worker_source_lag_bytes",
+            "gauge",
+            "Bytes that are there and not yet claimed.",
+        );
         for source in sources.iter().filter(|source| load(&source.lag_bytes) != UNKNOWN) {
             out.sample("", &label(source), load(&source.lag_bytes));
         }
-        out.family("glue_source_lag_events", "gauge");
+        out.family(
+            "push_stream_worker_source_lag_events",
+            "gauge",
+            "Events that are there and not yet claimed.",
+        );
         for source in sources.iter().filter(|source| load(&source.lag_events) != UNKNOWN) {
             out.sample("", &label(source), load(&source.lag_events));
         }
-        out.family("glue_source_oldest_seconds", "gauge");
+        out.family(
+            "push_stream_worker_source_oldest_seconds",
+            "gauge",
+            "Age of the oldest event that is not yet done.",
+        );
         for source in sources.iter().filter(|source| load(&source.lag_events) != UNKNOWN) {
             out.sample("", &label(source), source.oldest_age().as_secs_f64());
         }
-        out.family("glue_source_ready", "gauge");
+        out.family(
+            "push_stream_worker_source_ready",
+            "gauge",
+            "1 if the source is connected and up to date, else 0.",
+        );
         for source in &sources {
             out.sample("", &label(source), u8::from(source.is_ready.load(Ordering::Relaxed)));
         }
-        out.family("glue_source_redelivered_total", "counter");
+        out.family(
+            "push_stream_worker_source_redelivered_total",
+            "counter",
+            "Events that came a second time.",
+        );
         for source in &sources {
             out.sample("", &label(source), load(&source.redelivered));
         }
-        out.family("glue_lost_lease_total", "counter");
+        out.family(
+            "push_stream_worker_lost_lease_total",
+            "counter",
+            "Events that belonged to another worker by the time they were done here.",
+        );
         for source in &sources {
             out.sample("", &label(source), load(&source.lost_claims));
         }
-        out.family("glue_source_missed_total", "counter");
+        out.family(
+            "push_stream_worker_source_missed_total",
+            "counter",
+            "Events that the queue trimmed away before they were read.",
+        );
         for source in &sources {
             out.sample("", &label(source), load(&source.missed));
         }
-        out.family("glue_sink_requests_total", "counter");
+        out.family(
+            "push_stream_worker_sink_requests_total",
+            "counter",
+            "Publish requests to a node, whatever number of events each held, by status or kind of failure.",
+        );
         let nodes = self.nodes.lock().clone();
         for node in &nodes {
             for (code, count) in node.requests.lock().iter() {
                 out.sample("", &format!("{},code=\"{code}\"", node.labels()), *count);
             }
         }
-        out.family("glue_node_up", "gauge");
+        out.family("push_stream_worker_node_up", "gauge", "1 if the node answers, else 0.");
         for node in &nodes {
             out.sample("", &node.labels(), u8::from(node.is_up()));
         }
-        out.family("glue_node_breaker_state", "gauge");
+        out.family(
+            "push_stream_worker_node_breaker_state",
+            "gauge",
+            "Circuit breaker of the node: 0 closed, 1 open, 2 half open.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), node.breaker.load(Ordering::Relaxed));
         }
-        out.family("glue_node_takes_batches", "gauge");
+        out.family(
+            "push_stream_worker_node_takes_batches",
+            "gauge",
+            "1 if the node offers batch publishing, else 0.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), u8::from(node.takes_batches.load(Ordering::Relaxed)));
         }
-        out.family("glue_sink_duplicates_total", "counter");
+        out.family(
+            "push_stream_worker_sink_duplicates_total",
+            "counter",
+            "Messages that the node had already, per channel.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), load(&node.duplicates));
         }
-        out.family("glue_node_accepted_messages_total", "counter");
+        out.family(
+            "push_stream_worker_node_accepted_messages_total",
+            "counter",
+            "Messages that the node accepted, per channel.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), node.accepted_messages());
         }
-        out.family("glue_reconcile_delta", "gauge");
+        out.family(
+            "push_stream_worker_reconcile_delta",
+            "gauge",
+            "Messages that the node counts minus those that it accepted from here.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), node.delta.load(Ordering::Relaxed));
         }
-        out.family("glue_node_missed_events_total", "counter");
+        out.family(
+            "push_stream_worker_node_missed_events_total",
+            "counter",
+            "Events that other nodes have and this node will not get.",
+        );
         for node in &nodes {
             out.sample("", &node.labels(), load(&node.missed));
         }
-        out.family("glue_reload_total", "counter");
+        out.family(
+            "push_stream_worker_reload_total",
+            "counter",
+            "Reloads of the configuration, by result.",
+        );
         for (result, count) in ["failed", "ok"].iter().zip(&self.reloads) {
             out.sample("", &format!("result=\"{result}\""), load(count));
         }
-        out.family("glue_uptime_seconds", "gauge");
+        out.family(
+            "push_stream_worker_uptime_seconds",
+            "gauge",
+            "Time since the worker started.",
+        );
         out.sample("", "", self.start.0.elapsed().as_secs());
-        out.family("glue_parked_events_total", "counter");
+        out.family(
+            "push_stream_worker_parked_events_total",
+            "counter",
+            "Events that were parked as dead letters.",
+        );
         out.sample("", "", load(&self.parked_total));
-        out.family("glue_watchdog_beats_total", "counter");
+        out.family(
+            "push_stream_worker_watchdog_beats_total",
+            "counter",
+            "Checks of all threads that found none of them silent.",
+        );
         out.sample("", "", load(&self.watchdog_beats));
-        out.family("glue_build_info", "gauge");
+        out.family(
+            "push_stream_worker_build_info",
+            "gauge",
+            "1, labelled with the release.",
+        );
         out.sample("", concat!("release=\"", env!("CARGO_PKG_VERSION"), "\""), 1);
         out.text
     }
@@ -690,10 +810,10 @@ struct Text {
 }
 
 impl Text {
-    fn family(&mut self, name: &'static str, kind: &str) {
+    fn family(&mut self, name: &'static str, kind: &str, help: &str) {
         self.name = name;
         // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "# TYPE {name} {kind}");
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
     fn sample(&mut self, suffix: &str, labels: &str, value: impl std::fmt::Display) {
@@ -746,28 +866,32 @@ mod tests {
         component.latency.observe(Duration::from_millis(3));
         metrics.component(labels).receive();
         let node = metrics.node("nginx", "http://a");
-        node.count(Code::Status(200), 1);
-        node.count(Code::Failure("timeout"), 1);
+        node.count(Code::Status(200));
+        node.count(Code::Failure("timeout"));
         node.set_breaker(Breaker::Open);
         metrics.source("posts", &Credit::new(5, 5), true).set_lag_bytes(7);
 
         let text = metrics.render();
         let base = "component_kind=\"stage\",component_type=\"route\",component_id=\"r\",pipeline=\"p\"";
         for line in [
-            format!("glue_component_received_events_total{{{base}}} 4"),
-            format!("glue_component_sent_events_total{{{base}}} 1"),
-            format!("glue_component_discarded_events_total{{{base},intentional=\"true\",reason=\"gate\"}} 1"),
-            format!("glue_component_parked_events_total{{{base}}} 1"),
-            format!("glue_component_errors_total{{{base},error_type=\"no_channel\"}} 1"),
-            format!("glue_component_in_flight{{{base}}} 1"),
-            format!("glue_component_latency_seconds_bucket{{{base},le=\"0.0025\"}} 0"),
-            format!("glue_component_latency_seconds_bucket{{{base},le=\"0.005\"}} 1"),
-            format!("glue_component_latency_seconds_sum{{{base}}} 0.003"),
-            "glue_sink_requests_total{component_id=\"nginx\",node=\"http://a\",code=\"200\"} 1".to_owned(),
-            "glue_sink_requests_total{component_id=\"nginx\",node=\"http://a\",code=\"timeout\"} 1".to_owned(),
-            "glue_node_up{component_id=\"nginx\",node=\"http://a\"} 0".to_owned(),
-            "glue_source_in_flight_events{component_id=\"posts\"} 0".to_owned(),
-            "glue_source_lag_bytes{component_id=\"posts\"} 7".to_owned(),
+            format!("push_stream_worker_component_received_events_total{{{base}}} 4"),
+            format!("push_stream_worker_component_sent_events_total{{{base}}} 1"),
+            format!(
+                "push_stream_worker_component_discarded_events_total{{{base},intentional=\"true\",reason=\"gate\"}} 1"
+            ),
+            format!("push_stream_worker_component_parked_events_total{{{base}}} 1"),
+            format!("push_stream_worker_component_errors_total{{{base},error_type=\"no_channel\"}} 1"),
+            format!("push_stream_worker_component_in_flight{{{base}}} 1"),
+            format!("push_stream_worker_component_latency_seconds_bucket{{{base},le=\"0.0025\"}} 0"),
+            format!("push_stream_worker_component_latency_seconds_bucket{{{base},le=\"0.005\"}} 1"),
+            format!("push_stream_worker_component_latency_seconds_sum{{{base}}} 0.003"),
+            "push_stream_worker_sink_requests_total{component_id=\"nginx\",node=\"http://a\",code=\"200\"} 1"
+                .to_owned(),
+            "push_stream_worker_sink_requests_total{component_id=\"nginx\",node=\"http://a\",code=\"timeout\"} 1"
+                .to_owned(),
+            "push_stream_worker_node_up{component_id=\"nginx\",node=\"http://a\"} 0".to_owned(),
+            "push_stream_worker_source_in_flight_events{component_id=\"posts\"} 0".to_owned(),
+            "push_stream_worker_source_lag_bytes{component_id=\"posts\"} 7".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }

@@ -7,7 +7,7 @@
 //! interval = "1s"
 //! ```
 //!
-//! Names are those of Prometheus with dots, then the labels' values. Counters are sent as what came on top since the last
+//! Names are those of Prometheus, with a dot behind `push_stream_worker`, then the labels' values. Counters are sent as what came on top since the last
 //! time, gauges as they are, histograms as count and sum. Fire and forget, several lines to a datagram.
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::net::UdpSocket;
 
-use super::metrics::Metrics;
+use super::metrics::{Metrics, PREFIX};
 use crate::config::section::Section;
 
 /// Fits into one Ethernet frame.
@@ -90,10 +90,13 @@ fn lines(text: &str, prefix: &str, before: &mut HashMap<String, f64>) -> Vec<Str
     out
 }
 
-/// `a{b="c",d="e.f"}` becomes `a.c.e_f`.
+/// `push_stream_worker_a{b="c",d="e.f"}` becomes `push_stream_worker.a.c.e_f`.
 fn dotted(series: &str) -> String {
     let (name, labels) = series.split_once('{').unwrap_or((series, ""));
-    let mut out = name.replacen('_', ".", 1);
+    let mut out = match name.strip_prefix(PREFIX) {
+        Some(rest) => format!("{}.{rest}", PREFIX.trim_end_matches('_')),
+        None => name.to_owned(),
+    };
     // Values are every second piece between quotes; escaped quotes do not occur in names that `validate` accepts.
     for value in labels.split('"').skip(1).step_by(2).filter(|value| !value.is_empty()) {
         out.push('.');
@@ -129,18 +132,18 @@ mod tests {
         let mut before = HashMap::new();
         let text = |n| {
             format!(
-                "# TYPE glue_a_total counter\nglue_a_total{{x=\"p q\",y=\"r\"}} {n}\n# TYPE glue_g gauge\nglue_g 5\n"
+                "# TYPE push_stream_worker_a_total counter\npush_stream_worker_a_total{{x=\"p q\",y=\"r\"}} {n}\n# TYPE push_stream_worker_g gauge\npush_stream_worker_g 5\n"
             )
         };
         assert_eq!(
             lines(&text(3), "w.", &mut before),
-            ["w.glue.a_total.p_q.r:3|c", "w.glue.g:5|g"]
+            ["w.push_stream_worker.a_total.p_q.r:3|c", "w.push_stream_worker.g:5|g"]
         );
         assert_eq!(
             lines(&text(7), "w.", &mut before),
-            ["w.glue.a_total.p_q.r:4|c", "w.glue.g:5|g"]
+            ["w.push_stream_worker.a_total.p_q.r:4|c", "w.push_stream_worker.g:5|g"]
         );
-        assert_eq!(lines(&text(7), "w.", &mut before), ["w.glue.g:5|g"]);
+        assert_eq!(lines(&text(7), "w.", &mut before), ["w.push_stream_worker.g:5|g"]);
     }
 
     #[test]

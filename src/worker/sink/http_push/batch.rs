@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use super::node::{Answer, Attempt, Failure, Node};
 use super::{EPOCH, HttpPush};
 use crate::event::Event;
-use crate::ops::metrics::Code;
 
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 /// Lines to a POST at most; a node takes 1000 by default.
@@ -85,22 +84,19 @@ pub enum Outcome {
 
 /// The meaning of the answer to a batch of `count` lines.
 pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count: usize) -> Result<Outcome, Failure> {
-    let answer = Answer::of(parts);
+    let answer = node.answered(parts);
     match answer.status {
         200 => {}
         413 => {
-            node.metrics.count(Code::Status(413), 1);
             return Ok(Outcome::TooLarge);
         }
         // A location without batches misses the channel, which stands in each line.
         400 | 415 => {
-            node.metrics.count(Code::Status(answer.status), 1);
             return Ok(Outcome::NotTaken);
         }
         // Whatever is wrong is not wrong with the first event.
         400..=499 => {
             let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
-            node.metrics.count(Code::Status(answer.status), 1);
             node.misconfigured(&text);
             return Ok(Outcome::Refused(Attempt::Retry {
                 failure: text,
@@ -123,7 +119,7 @@ pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count
         node.judge(config, answer)
     };
     if is_minimal && is_all_taken(body, count) {
-        node.took(count);
+        node.succeeded();
         return Ok(Outcome::Verdicts(vec![Attempt::Accepted; count]));
     }
     let lines = verdicts(body, is_minimal, count).map_err(Failure::Batch)?;

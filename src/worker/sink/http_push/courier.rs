@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::node::{Answer, Attempt, Failure, Node};
+use super::node::{Attempt, Failure, Node};
 use super::tally::Tally;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Sender};
@@ -306,7 +306,7 @@ impl Work {
             };
             let answer = link.sender.send_request(request).await.map_err(client::Error::from)?;
             let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
-            return Ok(vec![node.judge(config, Answer::of(&parts))]);
+            return Ok(vec![node.judge(config, node.answered(&parts))]);
         }
         let mut body = Vec::with_capacity(self.queue.iter().take(count).map(|parcel| parcel.line().len()).sum());
         self.queue

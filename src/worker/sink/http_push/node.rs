@@ -100,7 +100,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn of(parts: &Parts) -> Self {
+    fn of(parts: &Parts) -> Self {
         let header = |name: &str| parts.headers.get(name).and_then(|value| value.to_str().ok());
         let retry_after = header(RETRY_AFTER.as_str()).and_then(|text| text.parse().ok());
         Self {
@@ -267,7 +267,7 @@ impl Node {
 
     /// Counts a failure to get any answer.
     pub fn unanswered(&self, config: &HttpPush, failure: &Failure) -> Attempt {
-        self.metrics.count(failure.code(), 1);
+        self.metrics.count(failure.code());
         let text = failure.to_string();
         if matches!(failure, Failure::Client(client::Error::Connect(_))) {
             self.is_gone.store(true, Ordering::Relaxed);
@@ -281,15 +281,15 @@ impl Node {
         }
     }
 
-    /// It has taken so many events of a batch.
-    pub fn took(&self, events: usize) {
-        self.metrics.count(Code::Status(200), events as u64);
-        self.succeeded();
+    /// Reads and counts the answer to a request.
+    pub fn answered(&self, parts: &Parts) -> Answer {
+        let answer = Answer::of(parts);
+        self.metrics.count(Code::Status(answer.status));
+        answer
     }
 
     /// What an answer to one event means.
     pub fn judge(&self, config: &HttpPush, answer: Answer) -> Attempt {
-        self.metrics.count(Code::Status(answer.status), 1);
         self.metrics.count_duplicates(answer.duplicates);
         if (200..=299).contains(&answer.status) {
             self.succeeded();

@@ -2,7 +2,7 @@
 //!
 //! With `statistics = "/status"` the node's total of published messages is read every ten seconds and compared with what it has accepted from here,
 //! both counted from the same moment. More there than here: others publish, too. Less: it took something and did not count it as new, which is
-//! what a duplicate is; anything else should worry somebody. The difference is a gauge, `glue_reconcile_delta`, and told when it is negative and stays.
+//! what a duplicate is; anything else should worry somebody. The difference is a gauge, `push_stream_worker_reconcile_delta`, and told when it is negative and stays.
 
 use std::sync::Arc;
 use std::time::Duration;

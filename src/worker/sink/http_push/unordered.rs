@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_local;
 
-use super::node::{Answer, Attempt, Failure, Node};
+use super::node::{Attempt, Failure, Node};
 use super::tally::Tally;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Pool};
@@ -276,7 +276,7 @@ impl Client {
         self.max_lines.set(self.max_lines.get().max(1).min(self.config.batch));
         let failure = match tokio::time::timeout(timeout, self.pool.request(request)).await {
             Ok(Ok((parts, _))) => {
-                let attempt = self.node.judge(&self.config, Answer::of(&parts));
+                let attempt = self.node.judge(&self.config, self.node.answered(&parts));
                 if matches!(attempt, Attempt::Accepted) {
                     self.node.metrics.accept(event.channels.len() as u64);
                 }

@@ -20,7 +20,7 @@
 //! to a quiet stream is claimed a round trip sooner.
 //!
 //! Needs Redis 7.0. The stream must keep entries for longer than a worker may be away: trim it by time. What was trimmed away before it was read is
-//! told in the log, and counted (`glue_source_missed_total`).
+//! told in the log, and counted (`push_stream_worker_source_missed_total`).
 
 mod cursor;
 mod entry;

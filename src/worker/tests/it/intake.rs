@@ -1,5 +1,6 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::*;
@@ -323,6 +324,51 @@ fn a_stop_answers_who_is_waiting_and_takes_no_more() {
     assert!(TcpStream::connect(("127.0.0.1", intake.port)).is_err());
 }
 
+/// What Prometheus' own check has to say of the metrics.
+fn complaints_of_promtool(metrics: &str) -> String {
+    let mut check = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(metrics.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn requests_to_a_node_are_counted_and_not_the_events_in_them() {
+    let (dir, admin) = (TempDir::new(), free_port());
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    for n in 0..500 {
+        dir.append("log", &format!("{{\"thread\":1,\"n\":{n}}}\n"));
+    }
+    let config = pipeline(&nginx.address, "type = \"file\"\npath = \"log\"");
+    let _worker = Worker::start(&dir, &(config + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n")));
+    nginx.wait_for(500);
+    wait_for_port(admin);
+    let name = format!(
+        "push_stream_worker_sink_requests_total{{component_id=\"nginx\",node=\"{}\",code=\"200\"}}",
+        nginx.address
+    );
+    // An answer may still be on its way.
+    wait("the last request to be counted", || {
+        let metrics = request(admin, "GET", "/metrics", &[], "").body;
+        let counted = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix(&*name)?.trim().parse::<u32>().ok());
+        assert!(
+            counted <= Some(nginx.batches()),
+            "{counted:?} requests, {} batches",
+            nginx.batches()
+        );
+        counted == Some(nginx.batches())
+    });
+    assert!(nginx.batches() < 100, "several events to a batch");
+}
+
 #[test]
 fn the_admin_address_tells_figures_readiness_and_health() {
     let admin = free_port();
@@ -335,18 +381,19 @@ fn the_admin_address_tells_figures_readiness_and_health() {
     let metrics = request(admin, "GET", "/metrics", &[], "");
     let stage = "component_kind=\"stage\",component_type=\"route\",component_id=\"route\",pipeline=\"live\"";
     for line in [
-        "glue_component_received_events_total{component_kind=\"source\",component_type=\"http_in\",component_id=\"in\",pipeline=\"\"} 2".to_owned(),
-        format!("glue_component_received_events_total{{{stage}}} 2"),
-        format!("glue_component_sent_events_total{{{stage}}} 1"),
-        format!("glue_component_parked_events_total{{{stage}}} 1"),
-        format!("glue_component_in_flight{{{stage}}} 0"),
-        format!("glue_sink_requests_total{{component_id=\"nginx\",node=\"{}\",code=\"200\"}} 1", intake.nginx.address),
-        "glue_source_in_flight_events{component_id=\"in\"} 0".to_owned(),
-        "glue_event_age_seconds_count 1".to_owned(),
-        "glue_parked_events_total 1".to_owned(),
+        "push_stream_worker_component_received_events_total{component_kind=\"source\",component_type=\"http_in\",component_id=\"in\",pipeline=\"\"} 2".to_owned(),
+        format!("push_stream_worker_component_received_events_total{{{stage}}} 2"),
+        format!("push_stream_worker_component_sent_events_total{{{stage}}} 1"),
+        format!("push_stream_worker_component_parked_events_total{{{stage}}} 1"),
+        format!("push_stream_worker_component_in_flight{{{stage}}} 0"),
+        format!("push_stream_worker_sink_requests_total{{component_id=\"nginx\",node=\"{}\",code=\"200\"}} 1", intake.nginx.address),
+        "push_stream_worker_source_in_flight_events{component_id=\"in\"} 0".to_owned(),
+        "push_stream_worker_event_age_seconds_count 1".to_owned(),
+        "push_stream_worker_parked_events_total 1".to_owned(),
     ] {
         assert!(metrics.body.lines().any(|found| found == line), "{line}\n{}", metrics.body);
     }
+    assert_eq!(complaints_of_promtool(&metrics.body), "");
     assert_eq!(request(admin, "GET", "/ready", &[], "").status, 200);
     assert_eq!(request(admin, "GET", "/health", &[], "").status, 200);
     let address = std::mem::take(&mut intake.nginx.address);

@@ -261,7 +261,7 @@ sentry = "{sentry}"
         let mut buffer = [0; 2000];
         let length = udp.recv(&mut buffer).unwrap();
         lines += std::str::from_utf8(&buffer[..length]).unwrap();
-        lines.contains("test.glue.component_received_events_total.source.http_in.in:1|c")
+        lines.contains("test.push_stream_worker.component_received_events_total.source.http_in.in:1|c")
     });
     hooks.wait_for(2);
     let publishes = hooks.publishes();
