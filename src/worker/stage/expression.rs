@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use minijinja::value::Serde;
 use minijinja::{Environment, Expression, UndefinedBehavior};
 
+use super::template_check::{self, describe};
 use crate::config::section::FromText;
 use crate::event::Event;
 
@@ -22,7 +23,14 @@ impl FromText for Condition {
 
     fn from_text(text: &str) -> Result<Self, String> {
         let expression = environment().compile_expression_owned(text.to_owned());
-        let expression = expression.map_err(|error| format!("\"{text}\": {}", describe(&error)))?;
+        let bad = |error: String| format!("\"{text}\": {error}");
+        let expression = expression.map_err(|error| bad(describe(&error)))?;
+        template_check::check_calls(environment(), &format!("{{{{ {text} }}}}")).map_err(bad)?;
+        if let Err(error) = expression.eval(template_check::empty_event())
+            && template_check::is_of_the_template(&error)
+        {
+            return Err(bad(describe(&error)));
+        }
         Ok(Self {
             text: text.to_owned(),
             expression,
@@ -65,13 +73,6 @@ impl Condition {
     }
 }
 
-fn describe(error: &minijinja::Error) -> String {
-    match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +99,15 @@ mod tests {
             );
         }
         assert!(Condition::from_text("n >").is_err());
+        for (text, expected) in [
+            ("n and forum|shout", "there is no filter \"shout\""),
+            ("n or shout(forum)", "there is no function \"shout\""),
+            ("n is loud", "there is no test \"loud\""),
+            ("forum|replace('a')", "missing argument"),
+        ] {
+            let error = Condition::from_text(text).err().unwrap();
+            assert!(error.contains(expected), "{error}");
+        }
         assert!(Condition::from_text("n + author").unwrap().holds(&event).is_err());
     }
 }

@@ -29,6 +29,7 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
 use serde_json::Value;
 
+use super::template_check::{self, describe};
 use super::{Flow, Kind, Missing, Stage};
 use crate::config::section::{FromItem, Item, Section};
 use crate::event::Event;
@@ -176,12 +177,24 @@ impl Format {
             AutoEscapeWord::Html => AutoEscape::Html,
             AutoEscapeWord::None => AutoEscape::None,
         });
-        environment.add_template_owned(TEMPLATE_NAME, source).map_err(|error| {
+        let located = |error: minijinja::Error| {
             let line = error
                 .line()
                 .map_or(String::new(), |line| format!("template line {line}: "));
             format!("{line}{}", describe(&error))
-        })?;
+        };
+        environment
+            .add_template_owned(TEMPLATE_NAME, source.clone())
+            .map_err(located)?;
+        template_check::check_calls(&environment, &source)?;
+        let tried = environment
+            .get_template(TEMPLATE_NAME)
+            .and_then(|template| template.render(template_check::empty_event()));
+        if let Err(error) = tried
+            && template_check::is_of_the_template(&error)
+        {
+            return Err(located(error));
+        }
         Ok(Self::Template(Box::new(environment)))
     }
 }
@@ -293,13 +306,6 @@ fn render(environment: &Environment<'static>, event: &Event) -> Result<Bytes, St
         let line = error.line().map_or(String::new(), |line| format!(" in line {line}"));
         format!("template failed{line}: {}", describe(&error))
     })
-}
-
-fn describe(error: &minijinja::Error) -> String {
-    match error.detail() {
-        Some(detail) => format!("{}: {detail}", error.kind()),
-        None => error.kind().to_string(),
-    }
 }
 
 #[cfg(test)]
@@ -418,9 +424,22 @@ mod tests {
 
     #[test]
     fn a_template_without_end_runs_out_of_fuel() {
-        let stage = template("{% for i in range(100000) %}{{ i }}{% endfor %}", Missing::Null);
-        let reason = run(&stage, json!({})).unwrap_err();
+        let stage = template("{% for i in range(n or 0) %}{{ i }}{% endfor %}", Missing::Null);
+        let reason = run(&stage, json!({"n": 99999})).unwrap_err();
         assert!(reason.contains("fuel"), "{reason}");
+    }
+
+    #[test]
+    fn what_no_event_can_mend_is_told_before_one_comes() {
+        for (source, expected) in [
+            ("{% for i in range(99999) %}{{ i }}{% endfor %}", "fuel"),
+            ("{% if gone %}{{ id|shout }}{% endif %}", "there is no filter \"shout\""),
+            ("a\n{{ id|replace('a') }}", "template line 2: missing argument"),
+        ] {
+            let made = Format::template(source.into(), AutoEscapeWord::Json, DEFAULT_FUEL as u64, Missing::Null);
+            let error = made.err().unwrap();
+            assert!(error.contains(expected), "{error}");
+        }
     }
 
     #[test]

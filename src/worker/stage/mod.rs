@@ -19,6 +19,7 @@ pub mod parse_json;
 pub mod route;
 pub mod sample;
 pub mod select;
+mod template_check;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
