@@ -15,7 +15,17 @@ pub struct Fence {
     until_ms: AtomicU64,
 }
 
+/// Held until it is dropped, without a look at the clock.
+const FOR_GOOD: u64 = u64::MAX;
+
 impl Fence {
+    /// Of a source without a lease: it falls when the source's work is given to another.
+    pub fn standing() -> Self {
+        Self {
+            until_ms: AtomicU64::new(FOR_GOOD),
+        }
+    }
+
     /// Holds until `lease` after `asked`.
     pub fn hold(&self, asked: Instant, lease: Duration) {
         let until = millis(asked.saturating_duration_since(start()) + lease);
@@ -27,7 +37,8 @@ impl Fence {
     }
 
     pub fn is_held(&self) -> bool {
-        now_ms() < self.until_ms.load(Ordering::Relaxed)
+        let until = self.until_ms.load(Ordering::Relaxed);
+        until == FOR_GOOD || now_ms() < until
     }
 }
 
@@ -59,5 +70,9 @@ mod tests {
         start();
         fence.hold(Instant::now(), Duration::ZERO);
         assert!(!fence.is_held());
+        let standing = Fence::standing();
+        assert!(standing.is_held());
+        standing.drop_now();
+        assert!(!standing.is_held());
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::credit::Permit;
 
@@ -68,12 +68,17 @@ pub enum AckTo {
     Broker(mpsc::UnboundedSender<Ack>),
     /// To a source that first looks whether to try once more, and then stores and tells what is parked itself.
     Recorded(mpsc::UnboundedSender<Ack>),
-    /// To whoever waits for this very event.
-    Reply(oneshot::Sender<Ack>),
+    /// To whoever keeps track of the event otherwise.
+    Taker(Arc<dyn TakeAck>),
     /// Nobody wants to know.
     Nobody,
     /// Nobody wants to know, and there is room for so many of these.
     Dark(OwnedSemaphorePermit),
+}
+
+/// Takes verdicts on any thread.
+pub trait TakeAck: std::fmt::Debug + Send + Sync {
+    fn take(&self, ack: Ack);
 }
 
 /// One share in an event.
@@ -164,7 +169,7 @@ impl Drop for Shared {
         // A receiver that is gone has stopped caring.
         match std::mem::replace(&mut self.to, AckTo::Nobody) {
             AckTo::Queue(queue) | AckTo::Broker(queue) | AckTo::Recorded(queue) => drop(queue.send(ack)),
-            AckTo::Reply(reply) => drop(reply.send(ack)),
+            AckTo::Taker(taker) => taker.take(ack),
             AckTo::Nobody | AckTo::Dark(_) => {}
         }
     }

@@ -1,4 +1,7 @@
 //! The small HTTP server under `http_in` and the admin address.
+//!
+//! A [`Front`] belongs to an address and outlives reloads: its listener, its connections and the requests whose body is still being read stay. What answers
+//! them, the [`Service`], belongs to one configuration; between two of them requests wait.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -8,6 +11,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,88 +24,251 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::task::spawn_local;
-
-use crate::engine::Stop;
 
 /// A client that dawdles over its request line and headers longer than this is dropped.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the system refused a connection, most likely for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// When the address is closed, an answer has so long to be written. Half a head is cut off then, too.
+const FLUSH: Duration = Duration::from_millis(100);
+/// How often a closed connection looks whether its request is answered.
+const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// Listeners that outlive a reload: between the old topology and the new one, clients wait in the queue of the kernel and are not refused.
+/// Listeners by address, from before anything answers there until the address is given up.
 static HELD: Mutex<BTreeMap<SocketAddr, std::net::TcpListener>> = Mutex::new(BTreeMap::new());
+/// Fronts that still have connections.
+static SERVING: AtomicUsize = AtomicUsize::new(0);
 
-/// Binds, or takes what is held, with an error that names the address.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-    let held = HELD.lock().get(&address).map(std::net::TcpListener::try_clone);
-    let listener = match held {
-        Some(listener) => listener.map_err(named)?,
-        None => TcpListener::bind(address)
-            .await
-            .and_then(TcpListener::into_std)
-            .map_err(named)?,
-    };
-    let to_hold = listener.try_clone().map_err(named)?;
-    HELD.lock().entry(address).or_insert(to_hold);
-    TcpListener::from_std(listener).map_err(named)
+/// Binds the address unless that is done already. The error names it.
+pub fn hold(address: SocketAddr) -> io::Result<()> {
+    let mut held = HELD.lock();
+    if !held.contains_key(&address) {
+        let bound = std::net::TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+        held.insert(address, bound.map_err(named)?);
+    }
+    Ok(())
 }
 
-/// Closes all that are held but these. Those that somebody serves stay open for as long as he does.
+/// Closes all that are held but these.
 pub fn hold_only(addresses: &[SocketAddr]) {
     HELD.lock().retain(|address, _| addresses.contains(address));
 }
 
-/// Serves until a stop is requested, then until the requests under way are answered or the stop is final.
-pub async fn serve<H, F, B>(listener: TcpListener, max_connections: usize, mut stop: Stop, handler: H)
-where
-    H: Fn(Request<Incoming>) -> F + 'static,
-    F: Future<Output = Response<B>> + 'static,
-    B: Body<Data = Bytes, Error = Infallible> + 'static,
-{
-    let slots = Arc::new(Semaphore::new(max_connections));
-    let handler = Rc::new(handler);
-    loop {
-        let accepted = tokio::select! {
-            () = stop.requested() => break,
-            accepted = async {
-                let slot = Arc::clone(&slots).acquire_owned().await;
-                (listener.accept().await, slot)
-            } => accepted,
-        };
-        let (Ok((stream, _)), slot) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let (handler, stop) = (Rc::clone(&handler), stop.clone());
-        spawn_local(async move {
-            serve_connection(stream, stop, handler).await;
-            drop(slot);
-        });
+/// Waits until the last answers are written, or for so long.
+pub async fn all_closed(patience: Duration) {
+    let closed = async {
+        while SERVING.load(Ordering::Acquire) > 0 {
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+    };
+    let _ = tokio::time::timeout(patience, closed).await;
+}
+
+/// What answers the requests of an address under one configuration.
+pub trait Service: Send + Sync + Sized + 'static {
+    /// What it leaves to its successor.
+    type Handed: Send;
+    type Body: Body<Data = Bytes, Error = Infallible> + 'static;
+
+    /// The service is to be asked for ([`Front::current`]) when it is needed, and not to be held while a client is waited for.
+    fn answer(front: Arc<Front<Self>>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>>;
+}
+
+enum Standing<S> {
+    Open(Arc<S>),
+    /// The last service has been withdrawn, and the next one is not there yet.
+    Between,
+    Closed,
+}
+
+/// An address and its connections.
+pub struct Front<S: Service> {
+    standing: watch::Sender<Standing<S>>,
+    max_connections: AtomicUsize,
+    connections: watch::Sender<usize>,
+    handed: Mutex<Vec<S::Handed>>,
+}
+
+/// All fronts of one kind of service.
+pub struct Fronts<S: Service>(Mutex<BTreeMap<SocketAddr, Arc<Front<S>>>>);
+
+impl<S: Service> Fronts<S> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
     }
-    drop(listener);
-    let all = u32::try_from(max_connections).unwrap_or(u32::MAX);
-    tokio::select! {
-        _ = slots.acquire_many(all) => {}
-        () = stop.abandoned() => {}
+
+    /// The front of this address. If there is none yet, `run` sees to it that it is served.
+    pub fn open(
+        &self,
+        address: SocketAddr,
+        max_connections: usize,
+        run: impl FnOnce(Arc<Front<S>>, std::net::TcpListener) -> io::Result<()>,
+    ) -> io::Result<Arc<Front<S>>> {
+        let mut fronts = self.0.lock();
+        if let Some(front) = fronts.get(&address) {
+            front.max_connections.store(max_connections, Ordering::Relaxed);
+            // Who waits for room looks again.
+            front.connections.send_modify(|_| ());
+            return Ok(Arc::clone(front));
+        }
+        hold(address)?;
+        let listener = HELD.lock().get(&address).map(std::net::TcpListener::try_clone);
+        let front = Arc::new(Front {
+            standing: watch::Sender::new(Standing::Between),
+            max_connections: AtomicUsize::new(max_connections),
+            connections: watch::Sender::new(0),
+            handed: Mutex::default(),
+        });
+        run(Arc::clone(&front), listener.ok_or(io::ErrorKind::AddrNotAvailable)??)?;
+        fronts.insert(address, Arc::clone(&front));
+        Ok(front)
+    }
+
+    /// Closes all but these: no further connection and no further request is taken; those in hand are answered.
+    pub fn keep_only(&self, addresses: &[SocketAddr]) {
+        self.0.lock().retain(|address, front| {
+            let is_kept = addresses.contains(address);
+            if !is_kept {
+                front.standing.send_replace(Standing::Closed);
+                front.handed.lock().clear();
+            }
+            is_kept
+        });
     }
 }
 
-async fn serve_connection<H, F, B>(stream: TcpStream, mut stop: Stop, handler: Rc<H>)
-where
-    H: Fn(Request<Incoming>) -> F + 'static,
-    F: Future<Output = Response<B>> + 'static,
-    B: Body<Data = Bytes, Error = Infallible> + 'static,
-{
+impl<S: Service> Front<S> {
+    /// From here on requests go to this one.
+    pub fn install(&self, service: Arc<S>) {
+        self.change(Standing::Open(service));
+    }
+
+    /// Requests wait for the next one.
+    pub fn withdraw(&self) {
+        self.change(Standing::Between);
+    }
+
+    fn change(&self, to: Standing<S>) {
+        self.standing.send_if_modified(|standing| {
+            let is_open = !matches!(standing, Standing::Closed);
+            if is_open {
+                *standing = to;
+            }
+            is_open
+        });
+    }
+
+    /// Who answers now. `None`: nobody any more.
+    pub async fn current(&self) -> Option<Arc<S>> {
+        if let Standing::Open(service) = &*self.standing.borrow() {
+            return Some(Arc::clone(service));
+        }
+        let mut standing = self.standing.subscribe();
+        let settled = standing.wait_for(|standing| !matches!(standing, Standing::Between));
+        match &*settled.await.ok()? {
+            Standing::Open(service) => Some(Arc::clone(service)),
+            _ => None,
+        }
+    }
+
+    pub async fn closed(&self) {
+        let mut standing = self.standing.subscribe();
+        let _ = standing.wait_for(|standing| matches!(standing, Standing::Closed)).await;
+    }
+
+    /// Leaves something to the next service.
+    pub fn hand_over(&self, items: impl Iterator<Item = S::Handed>) {
+        if !matches!(&*self.standing.borrow(), Standing::Closed) {
+            self.handed.lock().extend(items);
+        }
+    }
+
+    pub fn take_handed(&self) -> Vec<S::Handed> {
+        std::mem::take(&mut *self.handed.lock())
+    }
+
+    /// Serves until the address is closed, then until the requests in hand are answered. To be called within a `LocalSet`.
+    pub async fn serve(self: Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
+        let _serving = Serving::begin();
+        let listener = TcpListener::from_std(listener)?;
+        let mut connections = self.connections.subscribe();
+        loop {
+            let accepted = tokio::select! {
+                () = self.closed() => break,
+                accepted = async {
+                    let has_room = |open: &usize| *open < self.max_connections.load(Ordering::Relaxed);
+                    drop(connections.wait_for(has_room).await);
+                    listener.accept().await
+                } => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let place = Place::take(&self);
+            spawn_local(async move {
+                serve_connection(stream, &place.0).await;
+                drop(place);
+            });
+        }
+        drop(listener);
+        drop(connections.wait_for(|open| *open == 0).await);
+        Ok(())
+    }
+}
+
+/// While a front has connections.
+struct Serving;
+
+impl Serving {
+    fn begin() -> Self {
+        SERVING.fetch_add(1, Ordering::AcqRel);
+        Self
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        SERVING.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// One connection's place among those that may be open.
+struct Place<S: Service>(Arc<Front<S>>);
+
+impl<S: Service> Place<S> {
+    fn take(front: &Arc<Front<S>>) -> Self {
+        front.connections.send_modify(|open| *open += 1);
+        Self(Arc::clone(front))
+    }
+}
+
+impl<S: Service> Drop for Place<S> {
+    fn drop(&mut self) {
+        self.0.connections.send_modify(|open| *open -= 1);
+    }
+}
+
+async fn serve_connection<S: Service>(stream: TcpStream, front: &Arc<Front<S>>) {
     // Without it an answer may wait for the acknowledgement of the one before. Failure costs only that time.
     let _ = stream.set_nodelay(true);
+    let in_hand = Rc::new(());
+    let in_hand_of_service = Rc::clone(&in_hand);
     let service = service_fn(move |request| {
-        let answer = handler(request);
-        async move { Ok::<_, Infallible>(answer.await) }
+        let (front, in_hand) = (Arc::clone(front), Rc::clone(&in_hand_of_service));
+        async move {
+            let answer = S::answer(front, request).await;
+            drop(in_hand);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -111,9 +278,19 @@ where
     // An error is the client's broken connection: there is nobody left to tell.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = stop.requested() => connection.as_mut().graceful_shutdown(),
+        () = front.closed() => connection.as_mut().graceful_shutdown(),
     }
-    let _ = connection.await;
+    let answered = async {
+        // The service has one, too.
+        while Rc::strong_count(&in_hand) > 2 {
+            tokio::time::sleep(CLOSE_POLL).await;
+        }
+        tokio::time::sleep(FLUSH).await;
+    };
+    tokio::select! {
+        _ = connection => {}
+        () = answered => {}
+    }
 }
 
 /// A whole answer.

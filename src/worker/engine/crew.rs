@@ -11,10 +11,10 @@ use std::pin::Pin;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
-use super::{Ended, Report, Stop, runtime};
+use super::{Ended, Report, Stop, Succeeding, runtime};
 use crate::engine::lane::{Job, Lane};
 use crate::ops::watchdog::Beat;
-use crate::source::{Context, Source};
+use crate::source::Context;
 
 /// Something that is made on the thread where it runs.
 type Task = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
@@ -46,7 +46,7 @@ impl Crew {
     /// Reports its end, also when it panics.
     pub(super) fn source(
         &mut self,
-        source: Box<dyn Source>,
+        source: Succeeding,
         context: Context,
         ended: mpsc::UnboundedSender<Ended>,
         beat: Beat,

@@ -8,6 +8,10 @@
 //!
 //! Nothing between source and lane is bounded by itself: [`Credit`] bounds it all at the entry. A stop goes the same way as the
 //! events: sources stop claiming, what is in flight gets its time, then lanes end, then the parking lot.
+//!
+//! A reload starts the new topology beside the old one. Each source of the new one begins when the source of that name in the old one has ended: so no source
+//! waits for another, and each keeps its order. What a source has in flight and cannot get rid of, because a node is away, it gives back to its queue, and
+//! its successor claims it again; its fence sees to it that the old topology sends nothing of it any more.
 
 pub mod crew;
 pub mod join;
@@ -20,6 +24,7 @@ pub mod turn;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -28,7 +33,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::LocalSet;
+use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{self, Config};
 use crate::credit::Credit;
@@ -38,14 +43,15 @@ use crate::engine::order::OrderKey;
 use crate::engine::park::{ParkingLot, Reason};
 use crate::engine::pipeline::{Account, DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
 use crate::event::Event;
+use crate::fence::Fence;
 use crate::finalizer::{AckTo, Handle};
 use crate::ops::admin;
 use crate::ops::alert::{self, Alert};
-use crate::ops::metrics::{Component, Labels, Metrics, Source as Gauges};
+use crate::ops::metrics::{Component, Labels, Metrics, Node, Source as Gauges};
 use crate::ops::statsd::Statsd;
 use crate::ops::watchdog::{Beat, Watchdog};
 use crate::sink::RunningSink;
-use crate::source::{Context, Source};
+use crate::source::{Context, Guarantee, Source};
 use crate::stage::Order;
 use crate::switch::Switches;
 
@@ -55,6 +61,12 @@ const STUCK: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(1);
 /// How often a drain looks whether it is over, where no event tells.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
+/// At a reload a source that has got nothing done for so long while a node is away gives back what it has in flight.
+const HELD_UP_BY_NODE: Duration = Duration::from_millis(100);
+/// The same if no node is known to be away, and at a stop, where nobody here would go on with it.
+const HELD_UP: Duration = Duration::from_secs(1);
+/// For the last answers to be written.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// Why a worker could not start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +79,6 @@ pub enum Error {
     Source { name: String, error: io::Error },
     #[error("lane {0} has died")]
     Lane(usize),
-    #[error("the configuration that ran is no longer valid: {0} errors")]
-    Config(usize),
 }
 
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
@@ -123,6 +133,8 @@ pub struct Feed {
     metrics: Arc<Component>,
     gauges: Arc<Gauges>,
     recoveries: watch::Receiver<u64>,
+    /// Of events that have none of their own. It falls when the source's work is given to another.
+    fence: Arc<Fence>,
 }
 
 impl Feed {
@@ -148,7 +160,8 @@ impl Feed {
     }
 
     /// Hands the event to every pipeline of the source.
-    pub fn emit(&self, event: Event, handle: Handle) {
+    pub fn emit(&self, mut event: Event, handle: Handle) {
+        event.fence.get_or_insert_with(|| Arc::clone(&self.fence));
         self.metrics.receive();
         self.metrics.tap.show(&event);
         if let [only] = self.pipelines.as_slice() {
@@ -229,10 +242,12 @@ enum Ended {
     Lane(usize),
 }
 
+/// The lock on a state directory.
+type Lock = Arc<(PathBuf, File)>;
+
 /// Runs the worker until its sources end or a signal comes. `Ok` also after a drain that ran out of time.
 ///
-/// SIGHUP reads `path` again. If the file is good, the old topology finishes what is in flight and the new one starts; if it is not, or the new
-/// one cannot start, the old one goes on.
+/// SIGHUP reads `path` again. If the file is good and the new topology starts, the old one finishes what is in flight and ends; else it goes on.
 pub fn run(path: &Path, config: Config) -> Result<(), Error> {
     run_reloading(Some(path), config)
 }
@@ -243,42 +258,178 @@ pub fn run_once(config: Config) -> Result<(), Error> {
 }
 
 fn run_reloading(path: Option<&Path>, config: Config) -> Result<(), Error> {
-    let mut lock = lock_state_dir(&config.state_dir)?;
     let metrics = Arc::<Metrics>::default();
     let runtime = runtime().map_err(io_error("cannot start"))?;
-    let mut signals = {
-        let _context = runtime.enter();
-        Signals::listen().map_err(io_error("signals"))?
-    };
-    let mut config = config;
-    let mut running = config.text.clone();
-    let mut topology = Topology::start(config, &metrics)?;
-    loop {
-        let local = LocalSet::new();
-        let ending = local.block_on(&runtime, topology.supervise(&mut signals, path));
-        drop(local);
-        topology.finish(ending.is_err());
-        config = match ending? {
-            None => return Ok(()),
-            Some(next) => next,
+    let result = LocalSet::new().block_on(&runtime, async {
+        let signals = Signals::listen().map_err(io_error("signals"))?;
+        let lock = Arc::new(lock_state_dir(&config.state_dir)?);
+        let first = Topology::start(config, lock, &metrics, Vec::new())?;
+        let mut worker = Worker {
+            path,
+            metrics,
+            current: first,
+            retiring: Vec::new(),
+            is_ending: false,
+            result: Ok(()),
         };
-        let text = config.text.clone();
-        let started = switch_lock(&mut lock, &config.state_dir).and_then(|()| Topology::start(config, &metrics));
-        topology = match started {
-            Ok(topology) => {
-                metrics.reloaded(true);
-                running = text;
-                topology
+        worker.supervise(signals).await;
+        worker.result
+    });
+    // A look-up of a name that hangs is nothing to wait for.
+    runtime.shutdown_background();
+    result
+}
+
+/// All topologies of the process: one, and during a reload those that are about to end.
+struct Worker<'p> {
+    /// `None`: there is nothing to reload.
+    path: Option<&'p Path>,
+    metrics: Arc<Metrics>,
+    current: Topology,
+    retiring: Vec<Topology>,
+    is_ending: bool,
+    result: Result<(), Error>,
+}
+
+impl Worker<'_> {
+    /// Until everything has ended.
+    async fn supervise(&mut self, mut signals: Signals) {
+        if let Err(error) = self.current.start_tasks() {
+            self.fail(error);
+        }
+        loop {
+            let is_draining = self.is_ending || !self.retiring.is_empty();
+            let poll = async {
+                match is_draining {
+                    true => tokio::time::sleep(DRAIN_POLL).await,
+                    false => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(ended) = self.current.endings.recv() => self.note(ended, None),
+                _ = signals.terminate.recv() => self.stop(),
+                _ = signals.interrupt.recv() => self.stop(),
+                _ = signals.hangup.recv() => self.reload(),
+                () = poll => {}
             }
+            for index in 0..self.retiring.len() {
+                while let Ok(ended) = self.retiring[index].endings.try_recv() {
+                    self.note(ended, Some(index));
+                }
+            }
+            self.retiring.iter_mut().for_each(Topology::press);
+            let before = self.retiring.len();
+            self.retiring.retain_mut(|topology| !topology.has_ended());
+            if before > 0 && self.retiring.is_empty() && !self.is_ending {
+                tracing::info!("reloaded {}", self.path.unwrap_or(Path::new("")).display());
+            }
+            if self.is_ending {
+                self.current.press();
+            } else if self.current.sources.iter().all(|source| source.has_ended) {
+                // There is nothing more to read.
+                self.end();
+            }
+            if self.is_ending && self.retiring.is_empty() && self.current.has_ended() {
+                break;
+            }
+        }
+        crate::server::all_closed(FLUSH).await;
+        if self.result.is_ok() {
+            tracing::info!("stopped");
+        }
+    }
+
+    fn note(&mut self, ended: Ended, of_retiring: Option<usize>) {
+        match ended {
+            Ended::Source { name, result } => {
+                let topology = match of_retiring {
+                    Some(index) => &mut self.retiring[index],
+                    None => &mut self.current,
+                };
+                topology.source_ended(&name);
+                if let Err(error) = result {
+                    tracing::error!("source {name}: {error}");
+                    self.fail(Error::Source { name, error });
+                }
+            }
+            Ended::Lane(number) => {
+                // Its events will never be settled.
+                self.fail(Error::Lane(number));
+                self.topologies().for_each(Topology::abandon);
+            }
+        }
+    }
+
+    fn topologies(&mut self) -> impl Iterator<Item = &mut Topology> {
+        self.retiring.iter_mut().chain(std::iter::once(&mut self.current))
+    }
+
+    fn fail(&mut self, error: Error) {
+        if self.result.is_ok() {
+            self.result = Err(error);
+        }
+        self.end();
+    }
+
+    /// A signal to stop. Whoever asks twice does not want to wait.
+    fn stop(&mut self) {
+        if self.is_ending {
+            self.topologies().for_each(Topology::abandon);
+            return;
+        }
+        let drain = self.current.drain;
+        tracing::info!("stopping: finishing what is in flight, for at most {drain:?}");
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.is_ending, true) {
+            return;
+        }
+        // Nobody comes after this.
+        crate::source::http_in::keep_only(&[]);
+        admin::keep_only(&[]);
+        crate::server::hold_only(&[]);
+        self.current.retire(false);
+    }
+
+    fn reload(&mut self) {
+        let Some(path) = self.path else {
+            return self.stop();
+        };
+        if self.is_ending {
+            return;
+        }
+        let Some(config) = reread(path, &self.metrics) else {
+            return;
+        };
+        let started = self
+            .lock_for(&config.state_dir)
+            .and_then(|lock| Topology::start(config, lock, &self.metrics, self.current.sources_running()));
+        let next = match started {
+            Ok(topology) => topology,
             Err(error) => {
-                metrics.reloaded(false);
+                self.metrics.reloaded(false);
                 tracing::error!("the new configuration does not start: {error}; going on with the old one");
-                let old = config::parse(&running).map_err(|problems| Error::Config(problems.len()))?;
-                switch_lock(&mut lock, &old.state_dir)?;
-                Topology::start(old, &metrics)?
+                return;
             }
         };
-        tracing::info!("reloaded {}", path.unwrap_or(Path::new("")).display());
+        self.metrics.reloaded(true);
+        let mut old = std::mem::replace(&mut self.current, next);
+        old.retire(true);
+        self.retiring.push(old);
+        if let Err(error) = self.current.start_tasks() {
+            self.fail(error);
+        }
+    }
+
+    /// A reload may move to another directory.
+    fn lock_for(&mut self, directory: &Path) -> Result<Lock, Error> {
+        let ours = self.topologies().find(|topology| topology.lock.0 == directory);
+        match ours {
+            Some(topology) => Ok(Arc::clone(&topology.lock)),
+            None => lock_state_dir(directory).map(Arc::new),
+        }
     }
 }
 
@@ -301,29 +452,115 @@ impl Signals {
 /// All that runs for one configuration.
 struct Topology {
     metrics: Arc<Metrics>,
+    /// What lanes and couriers hear.
     phase: watch::Sender<Phase>,
-    stop: Stop,
-    sources_running: usize,
+    sources: Vec<RunningSource>,
     endings: mpsc::UnboundedReceiver<Ended>,
     lanes: Vec<JoinHandle<()>>,
     parking: JoinHandle<()>,
     watchdog: Arc<Watchdog>,
-    tasks: Option<Tasks>,
+    waiting_tasks: Option<Tasks>,
+    tasks: JoinSet<()>,
+    /// Those that this configuration publishes to.
+    nodes: Vec<Arc<Node>>,
+    listens: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
     drain: Duration,
+    /// When the time for draining is over.
+    deadline: Option<Instant>,
+    /// It makes way for another one.
+    is_replaced: bool,
+    /// All sources have ended.
+    quiet_since: Option<Instant>,
+    lock: Lock,
 }
 
-/// What the supervisor does beside waiting.
+/// What runs beside the supervisor.
 struct Tasks {
-    admin: Option<std::net::SocketAddr>,
     statsd: Option<Statsd>,
     alerts: Vec<Alert>,
     switches: Arc<Switches>,
 }
 
+/// What the supervisor knows of a source.
+struct RunningSource {
+    name: String,
+    phase: watch::Sender<Phase>,
+    fence: Arc<Fence>,
+    credit: Arc<Credit>,
+    /// Does what it gives back come again?
+    gives_back: bool,
+    has_ended: bool,
+    /// Closed when the source has ended.
+    presence: watch::Receiver<()>,
+    /// What was in flight, and since when it has been so much.
+    progress: (usize, Instant),
+}
+
+impl RunningSource {
+    fn abandon(&self) {
+        if !self.has_ended {
+            // In this order: what comes back must not be under way from here any more.
+            self.fence.drop_now();
+            self.phase.send_replace(Phase::Abandoning);
+        }
+    }
+
+    /// For how long it has got nothing done.
+    fn held_up(&mut self) -> Duration {
+        let in_flight = self.credit.in_flight();
+        if self.progress.0 != in_flight {
+            self.progress = (in_flight, Instant::now());
+        }
+        self.progress.1.elapsed()
+    }
+}
+
+/// By name: the sources that ran before, to wait for.
+type Predecessors = Vec<(String, watch::Receiver<()>)>;
+
+/// Waits for the source of this name; a new name may be another one's work: then for all.
+async fn wait_for_predecessors(name: &str, mut predecessors: Predecessors) {
+    if predecessors.iter().any(|(known, _)| known == name) {
+        predecessors.retain(|(known, _)| known == name);
+    }
+    for (_, mut presence) in predecessors {
+        // Nothing is ever sent: it ends when the source does.
+        while presence.changed().await.is_ok() {}
+    }
+}
+
+/// A source that begins when its predecessors have ended.
+struct Succeeding {
+    source: Box<dyn Source>,
+    predecessors: Predecessors,
+    /// Dropped at the end, so that a successor can begin.
+    presence: watch::Sender<()>,
+}
+
+impl Succeeding {
+    async fn run(self, context: Context) -> io::Result<()> {
+        wait_for_predecessors(&context.name, self.predecessors).await;
+        let result = match context.stop.is_requested() {
+            true => Ok(()),
+            false => self.source.run(context).await,
+        };
+        drop(self.presence);
+        result
+    }
+}
+
 impl Topology {
-    fn start(config: Config, metrics: &Arc<Metrics>) -> Result<Self, Error> {
-        let listens = config.sources.iter().filter_map(|named| named.component.listens());
-        crate::server::hold_only(&listens.chain(config.admin).collect::<Vec<_>>());
+    fn start(config: Config, lock: Lock, metrics: &Arc<Metrics>, predecessors: Predecessors) -> Result<Self, Error> {
+        let listening = |named: &config::Named<Box<dyn Source>>| Some((named.name.clone(), named.component.listens()?));
+        let mut listens = Vec::new();
+        for (name, address) in config.sources.iter().filter_map(listening) {
+            crate::server::hold(address).map_err(|error| Error::Source { name, error })?;
+            listens.push(address);
+        }
+        if let Some(address) = config.admin {
+            crate::server::hold(address).map_err(io_error("admin"))?;
+        }
         let Config {
             sources,
             pipelines,
@@ -343,6 +580,7 @@ impl Topology {
         let watchdog = Watchdog::new();
         let mut crews = Crews::new(config.lanes);
         let sinks = start_sinks(&config, metrics, &watchdog, &mut crews)?;
+        let nodes = metrics.nodes();
         let (lanes, receivers): (Vec<_>, Vec<_>) = (0..config.lanes).map(|_| mpsc::unbounded_channel()).unzip();
 
         let built = build_pipelines(&config, metrics, &sinks);
@@ -357,12 +595,25 @@ impl Topology {
             switches,
             ..
         } = config;
-        let sources_running = sources.len();
+        let mut running = Vec::with_capacity(sources.len());
         let mut blocking = Vec::new();
         for (index, named) in sources.into_iter().enumerate() {
             let limits = named.component.limits();
             let credit = Credit::new(limits.events, limits.bytes);
             let gauges = metrics.source(&named.name, &credit, named.component.starts_ready());
+            let fence = Arc::new(Fence::standing());
+            let (source_phase, source_stop) = watch::channel(Phase::Running);
+            let (presence, present) = watch::channel(());
+            running.push(RunningSource {
+                name: named.name.clone(),
+                phase: source_phase,
+                fence: Arc::clone(&fence),
+                credit: Arc::clone(&credit),
+                gives_back: named.component.guarantee() != Guarantee::BestEffort,
+                has_ended: false,
+                presence: present,
+                progress: (0, Instant::now()),
+            });
             let labels = Labels {
                 kind: "source",
                 component_type: named.component_type,
@@ -379,18 +630,25 @@ impl Topology {
                 metrics: metrics.component(labels),
                 gauges,
                 recoveries: recoveries.clone(),
+                fence,
             };
             let context = Context {
                 name: named.name.clone(),
                 state_dir: state_dir.clone(),
                 feed,
-                stop: stop.clone(),
+                stop: Stop(source_stop),
             };
             let beat = watchdog.watch(format!("source-{}", named.name));
-            if named.component.may_block() {
-                blocking.push((named.component, context, beat));
+            let may_block = named.component.may_block();
+            let source = Succeeding {
+                source: named.component,
+                predecessors: predecessors.clone(),
+                presence,
+            };
+            if may_block {
+                blocking.push((source, context, beat));
             } else {
-                crews.take_turn().source(named.component, context, ended.clone(), beat);
+                crews.take_turn().source(source, context, ended.clone(), beat);
             }
         }
         let mut lane_threads = Vec::with_capacity(receivers.len());
@@ -409,146 +667,143 @@ impl Topology {
         Ok(Self {
             metrics: Arc::clone(metrics),
             phase,
-            stop,
-            sources_running,
+            sources: running,
             endings,
             lanes: lane_threads,
             parking: parking_thread,
             watchdog,
-            tasks: Some(Tasks {
-                admin,
+            waiting_tasks: Some(Tasks {
                 statsd,
                 alerts,
                 switches,
             }),
+            tasks: JoinSet::new(),
+            nodes,
+            listens,
+            admin,
             drain,
+            deadline: None,
+            is_replaced: false,
+            quiet_since: None,
+            lock,
         })
     }
 
-    /// Until all sources have ended. The answer is the configuration to go on with, if there is one.
-    async fn supervise(&mut self, signals: &mut Signals, path: Option<&Path>) -> Result<Option<Config>, Error> {
-        let tasks = self.start_tasks().await;
-        let mut running = self.sources_running;
-        let mut result = tasks.map(|()| None);
-        if result.is_err() {
-            self.phase.send_replace(Phase::Draining);
-        }
-        let mut deadline = None;
-        while running > 0 {
-            let time_is_up = async {
-                match deadline {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            let signalled = tokio::select! {
-                ending = self.endings.recv() => match ending {
-                    Some(Ended::Source { result: Ok(()), .. }) => { running -= 1; false }
-                    Some(Ended::Source { name, result: Err(error) }) => {
-                        running -= 1;
-                        tracing::error!("source {name}: {error}");
-                        result = result.and(Err(Error::Source { name, error }));
-                        true
-                    }
-                    Some(Ended::Lane(number)) => {
-                        // Its events will never be settled.
-                        self.phase.send_replace(Phase::Abandoning);
-                        result = result.and(Err(Error::Lane(number)));
-                        false
-                    }
-                    None => false,
-                },
-                _ = signals.terminate.recv() => {
-                    // Nobody comes after this.
-                    crate::server::hold_only(&[]);
-                    true
-                }
-                _ = signals.interrupt.recv() => {
-                    crate::server::hold_only(&[]);
-                    true
-                }
-                _ = signals.hangup.recv() => match path {
-                    None => true,
-                    Some(path) => {
-                        let next = (*self.phase.borrow() == Phase::Running).then(|| reread(path, &self.metrics)).flatten();
-                        let is_good = next.is_some();
-                        if is_good {
-                            result = result.map(|_| next);
-                        }
-                        is_good
-                    }
-                },
-                () = time_is_up => {
-                    let drain = self.drain;
-                    tracing::warn!("not everything could be finished in {drain:?}; the rest comes again where the source allows it");
-                    self.phase.send_replace(Phase::Abandoning);
-                    deadline = None;
-                    false
-                }
-            };
-            if signalled && *self.phase.borrow() == Phase::Running {
-                tracing::info!("stopping: finishing what is in flight, for at most {:?}", self.drain);
-                self.phase.send_replace(Phase::Draining);
-                deadline = Some(tokio::time::Instant::now() + self.drain);
-            } else if signalled {
-                // Whoever asks twice wants to go, and not to reload.
-                result = result.map(|_| None);
-                self.phase.send_replace(Phase::Abandoning);
-            }
-        }
-        if matches!(result, Ok(None)) {
-            tracing::info!("stopped");
-        }
-        result
-    }
-
-    async fn start_tasks(&mut self) -> Result<(), Error> {
-        let Some(tasks) = self.tasks.take() else { return Ok(()) };
-        if let Some(address) = tasks.admin {
-            let listener = crate::server::bind(address).await.map_err(io_error("admin"))?;
+    /// What runs beside the supervisor, from the moment when this is the current topology.
+    fn start_tasks(&mut self) -> Result<(), Error> {
+        let Some(tasks) = self.waiting_tasks.take() else {
+            return Ok(());
+        };
+        let addresses: Vec<SocketAddr> = self.listens.iter().copied().chain(self.admin).collect();
+        crate::source::http_in::keep_only(&self.listens);
+        admin::keep_only(self.admin.as_slice());
+        crate::server::hold_only(&addresses);
+        if let Some(address) = self.admin {
+            let (metrics, watchdog) = (Arc::clone(&self.metrics), Arc::clone(&self.watchdog));
+            let stop = Stop(self.phase.subscribe());
+            let desk = admin::Desk::new(stop, metrics, watchdog, Arc::clone(&tasks.switches));
+            admin::install(address, desk).map_err(io_error("admin"))?;
             tracing::info!("admin: http://{address}/metrics /ready /health");
-            let watchdog = Arc::clone(&self.watchdog);
-            let desk = admin::Desk::new(
-                self.stop.clone(),
-                Arc::clone(&self.metrics),
-                watchdog,
-                tasks.switches.clone(),
-            );
-            tokio::task::spawn_local(admin::serve(listener, self.stop.clone(), desk));
         }
         if let Some(statsd) = tasks.statsd {
-            tokio::task::spawn_local(statsd.run(Arc::clone(&self.metrics)));
+            self.tasks.spawn_local(statsd.run(Arc::clone(&self.metrics)));
         }
-        tokio::task::spawn_local(alert::run(
-            tasks.alerts,
-            Arc::clone(&self.metrics),
-            Arc::clone(&self.watchdog),
-        ));
-        tokio::task::spawn_local(tasks.switches.follow());
-        tokio::task::spawn_local(Arc::clone(&self.watchdog).run());
+        let (metrics, watchdog) = (Arc::clone(&self.metrics), Arc::clone(&self.watchdog));
+        self.tasks.spawn_local(alert::run(tasks.alerts, metrics, watchdog));
+        self.tasks.spawn_local(tasks.switches.follow());
+        self.tasks.spawn_local(Arc::clone(&self.watchdog).run());
         Ok(())
     }
 
-    /// Waits for lanes and the parking lot.
-    fn finish(&mut self, has_failed: bool) {
-        // Sources are gone, and with them all senders of jobs, unless one is stuck beyond the drain: then so may lanes be.
-        if has_failed {
+    /// Sources claim nothing more, and what is in flight gets its time.
+    fn retire(&mut self, is_replaced: bool) {
+        self.is_replaced = is_replaced;
+        self.deadline = Some(Instant::now() + self.drain);
+        self.phase.send_replace(Phase::Draining);
+        for source in &mut self.sources {
+            source.phase.send_replace(Phase::Draining);
+            source.progress = (source.credit.in_flight(), Instant::now());
+        }
+        if is_replaced {
+            // Figures and alerts are the new topology's now.
+            self.tasks.abort_all();
+        }
+    }
+
+    /// While it drains: whoever cannot get on, or has no more time, lets go.
+    fn press(&mut self) {
+        if self.deadline.is_some_and(|at| Instant::now() > at) && self.sources.iter().any(|source| !source.has_ended) {
+            let drain = self.drain;
+            tracing::warn!(
+                "not everything could be finished in {drain:?}; the rest comes again where the source allows it"
+            );
+            self.abandon();
+        }
+        let is_node_away = self.nodes.iter().any(|node| !node.is_up());
+        let patience = match (self.is_replaced, is_node_away) {
+            (true, true) => HELD_UP_BY_NODE,
+            (true, false) | (false, true) => HELD_UP,
+            (false, false) => return,
+        };
+        for source in self
+            .sources
+            .iter_mut()
+            .filter(|source| source.gives_back && !source.has_ended)
+        {
+            if source.held_up() > patience && *source.phase.borrow() < Phase::Abandoning {
+                tracing::info!(
+                    "source {}: giving back {} events that cannot be published now",
+                    source.name,
+                    source.credit.in_flight()
+                );
+                source.abandon();
+            }
+        }
+    }
+
+    /// Whatever is in flight is let go of.
+    fn abandon(&mut self) {
+        self.deadline = None;
+        self.sources.iter().for_each(RunningSource::abandon);
+        self.phase.send_replace(Phase::Abandoning);
+    }
+
+    fn source_ended(&mut self, name: &str) {
+        for source in self.sources.iter_mut().filter(|source| source.name == name) {
+            source.has_ended = true;
+        }
+    }
+
+    /// For a successor to wait for.
+    fn sources_running(&self) -> Predecessors {
+        let presences = self.sources.iter();
+        presences
+            .map(|source| (source.name.clone(), source.presence.clone()))
+            .collect()
+    }
+
+    /// Have its sources ended, and then lanes and parking lot? What sinks do that nobody waits for gets a little time.
+    fn has_ended(&mut self) -> bool {
+        if self.sources.iter().any(|source| !source.has_ended) {
+            return false;
+        }
+        let since = *self.quiet_since.get_or_insert_with(Instant::now);
+        let is_running = |thread: &JoinHandle<()>| !thread.is_finished();
+        if !self.lanes.iter().any(is_running) && !is_running(&self.parking) {
+            return true;
+        }
+        if since.elapsed() > STUCK {
+            tracing::error!("a thread does not end; leaving it behind");
+            return true;
+        }
+        let was_abandoned = self
+            .sources
+            .iter()
+            .any(|source| *source.phase.borrow() == Phase::Abandoning);
+        if (was_abandoned || since.elapsed() > GRACE) && *self.phase.borrow() < Phase::Abandoning {
             self.phase.send_replace(Phase::Abandoning);
         }
-        let start = Instant::now();
-        let deadline = start + STUCK;
-        let is_running = |thread: &JoinHandle<()>| !thread.is_finished();
-        while self.lanes.iter().any(is_running) || is_running(&self.parking) {
-            if Instant::now() > deadline {
-                tracing::error!("a thread does not end; leaving it behind");
-                return;
-            }
-            // What is left now is for sinks that nobody waits for.
-            if start.elapsed() > GRACE && *self.phase.borrow() < Phase::Abandoning {
-                self.phase.send_replace(Phase::Abandoning);
-            }
-            std::thread::sleep(DRAIN_POLL);
-        }
+        false
     }
 }
 
@@ -585,14 +840,6 @@ fn lock_state_dir(directory: &Path) -> Result<(PathBuf, File), Error> {
         Err(TryLockError::WouldBlock) => Err(Error::Locked(directory.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
-}
-
-/// A reload may move to another directory.
-fn switch_lock(lock: &mut (PathBuf, File), directory: &Path) -> Result<(), Error> {
-    if lock.0 != directory {
-        *lock = lock_state_dir(directory)?;
-    }
-    Ok(())
 }
 
 fn start_sinks(
@@ -728,7 +975,7 @@ impl Drop for Report {
 
 /// A source with a thread of its own.
 fn start_source(
-    source: Box<dyn Source>,
+    source: Succeeding,
     context: Context,
     ended: mpsc::UnboundedSender<Ended>,
     beat: Beat,

@@ -320,14 +320,14 @@ mod tests {
     use crate::testing::TempDir;
 
     fn park(lot: &ParkingLot, seq: u64, raw: &'static [u8]) -> Ack {
-        let (reply, answer) = tokio::sync::oneshot::channel();
+        let (acks, mut answer) = tokio::sync::mpsc::unbounded_channel();
         let event = Event::new(EventId::new(7, seq), Timestamp(0), raw.into());
         let reason = Reason {
             component: "stage parse".into(),
             text: "not JSON".into(),
             attempts: 1,
         };
-        lot.park("s", "p", &event, &reason, Handle::new(0, AckTo::Reply(reply), None));
+        lot.park("s", "p", &event, &reason, Handle::new(0, AckTo::Queue(acks), None));
         answer.blocking_recv().unwrap()
     }
 

@@ -1,6 +1,8 @@
 //! The admin address: `/metrics`, `/ready`, `/health`, `/stats`, `/switches`, `/tap/NAME`.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,19 +11,18 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::net::TcpListener;
 
 use super::metrics::Metrics;
 use super::watchdog::Watchdog;
 use crate::engine::Stop;
-use crate::server;
+use crate::server::{Front, Fronts, Service};
 use crate::switch::Switches;
 
 /// A scraper, a load balancer, an operator, and room for their mistakes.
 const MAX_CONNECTIONS: usize = 64;
 const PATHS: &str = "/metrics /stats /ready /health /switches /tap/NAME\n";
 
-type Answer = Response<UnsyncBoxBody<Bytes, std::convert::Infallible>>;
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// What the admin address can tell.
 pub struct Desk {
@@ -29,6 +30,25 @@ pub struct Desk {
     metrics: Arc<Metrics>,
     watchdog: Arc<Watchdog>,
     switches: Arc<Switches>,
+}
+
+static FRONTS: Fronts<Desk> = Fronts::new();
+
+/// Closes all addresses but these.
+pub fn keep_only(addresses: &[SocketAddr]) {
+    FRONTS.keep_only(addresses);
+}
+
+impl Service for Desk {
+    type Handed = ();
+    type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+    async fn answer(front: Arc<Front<Self>>, request: Request<Incoming>) -> Answer {
+        match front.current().await {
+            Some(desk) => desk.answer_now(&request),
+            None => stopping(),
+        }
+    }
 }
 
 impl Desk {
@@ -41,7 +61,7 @@ impl Desk {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    fn answer_now(&self, request: &Request<Incoming>) -> Answer {
         if request.method() != Method::GET {
             return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".to_owned());
         }
@@ -66,7 +86,7 @@ impl Desk {
             },
             // Ready: events get through.
             "/ready" => match self.metrics.not_ready().as_slice() {
-                _ if self.stop.is_requested() => text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned()),
+                _ if self.stop.is_requested() => stopping(),
                 [] => text(StatusCode::OK, "ready\n".to_owned()),
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("; "))),
             },
@@ -106,11 +126,22 @@ impl Desk {
     }
 }
 
-pub fn serve(listener: TcpListener, stop: Stop, desk: Desk) -> impl Future<Output = ()> {
-    server::serve(listener, MAX_CONNECTIONS, stop, move |request| {
-        let answer = desk.answer(&request);
-        async { answer }
-    })
+/// Answers requests at this address from now on. To be called within a `LocalSet` that outlives reloads.
+pub fn install(address: SocketAddr, desk: Desk) -> io::Result<()> {
+    let front = FRONTS.open(address, MAX_CONNECTIONS, |front, listener| {
+        tokio::task::spawn_local(async move {
+            if let Err(error) = front.serve(listener).await {
+                tracing::error!("admin: {error}");
+            }
+        });
+        Ok(())
+    })?;
+    front.install(Arc::new(desk));
+    Ok(())
+}
+
+fn stopping() -> Answer {
+    text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned())
 }
 
 fn whole(status: StatusCode, content_type: &'static str, body: String) -> Answer {

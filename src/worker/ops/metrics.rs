@@ -250,7 +250,7 @@ impl Node {
         recovery
     }
 
-    fn is_up(&self) -> bool {
+    pub fn is_up(&self) -> bool {
         self.breaker.load(Ordering::Relaxed) == Breaker::Closed as u8
     }
 
@@ -362,6 +362,11 @@ impl Metrics {
             !is_gone
         });
         self.needed.lock().insert(sink.to_owned(), needed);
+    }
+
+    /// Those of the configuration that was started last.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().clone()
     }
 
     pub fn recoveries(&self) -> watch::Receiver<u64> {

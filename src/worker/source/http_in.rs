@@ -17,25 +17,30 @@
 //! | 503 + `Retry-After` | no room now, or the worker is stopping; nothing was taken |
 //! | 504 | not published in time; it may still be |
 //!
+//! A reload loses no request: listener and connections stay, a request that is being read goes to the new configuration, and one whose events cannot be
+//! published just now is handed over to it with its ids.
+//!
 //! `stamp` adds the event's id and time to the object under the given names, over whatever the client wrote there.
 //! `GET /health` answers 200 as long as events are taken.
 
-use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::LocalSet;
 
 use super::spool::{self, Entry, Spool};
 use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
@@ -46,9 +51,9 @@ use crate::config::value::ByteSize;
 use crate::credit::Permit;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};
-use crate::finalizer::{Ack, AckTo, Handle, Outcome};
+use crate::finalizer::{Ack, AckTo, Handle, Outcome, TakeAck};
 use crate::json::{Members, mended};
-use crate::server::{self, Answer};
+use crate::server::{self, Answer, Front, Fronts, Service};
 use crate::watermark::Watermark;
 
 pub const KIND: Kind = Kind {
@@ -61,6 +66,8 @@ pub const KIND: Kind = Kind {
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 /// How long a browser may remember that it may post here.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
+/// How often a source that is to end looks whether somebody is still handing something in.
+const HAND_IN_POLL: Duration = Duration::from_millis(1);
 /// A segment is deleted as a whole; smaller ones free space sooner, larger ones cost fewer files.
 const MAX_SEGMENT_BYTES: u64 = 16 << 20;
 /// So much of `spool_max` may lie on the disk although it is settled.
@@ -171,38 +178,65 @@ impl Source for HttpIn {
 
     fn run(self: Box<Self>, context: Context) -> Run {
         Box::pin(async move {
-            let listener = server::bind(self.listen).await?;
+            let front = FRONTS.open(self.listen, self.max_connections, serve_front)?;
             let mut stop = context.stop.clone();
             let (intake, pump) = self.open_intake(&context)?;
-            let (name, address) = (&context.name, listener.local_addr()?);
             tracing::info!(
-                "source {name}: taking POST http://{address}{} (2xx = {:?})",
+                "source {}: taking POST http://{}{} (2xx = {:?})",
+                context.name,
+                self.listen,
                 self.path,
                 self.ack
             );
-            let max_connections = self.max_connections;
-            let desk = Rc::new(Desk {
-                config: *self,
+            let desk = Arc::new(Desk {
+                config: Arc::from(self),
                 feed: context.feed.clone(),
                 intake,
-                stop: stop.clone(),
+                waiting: Arc::default(),
             });
-            let handler = move |request| {
-                let desk = Rc::clone(&desk);
-                async move { desk.answer(request).await }
+            if desk.take_over(&front, &mut stop).await {
+                front.install(Arc::clone(&desk));
+            }
+            let withdrawn = async {
+                let mut stop = context.stop.clone();
+                stop.requested().await;
+                front.withdraw();
+                // Who has it just now is about to hand something in.
+                while Arc::strong_count(&desk) > 1 {
+                    tokio::time::sleep(HAND_IN_POLL).await;
+                }
             };
-            let serving = server::serve(listener, max_connections, stop.clone(), handler);
             match pump {
-                None => serving.await,
+                None => withdrawn.await,
                 Some(mut pump) => {
-                    tokio::join!(serving, pump.run(&mut stop));
+                    tokio::join!(withdrawn, pump.run(&mut stop));
                 }
             }
             // In published mode everything in flight has a client waiting; in spooled mode the pump has seen to it.
             context.feed.drained(&mut stop).await;
+            front.hand_over(desk.waiting.take().into_iter());
             Ok(())
         })
     }
+}
+
+static FRONTS: Fronts<Desk> = Fronts::new();
+
+/// Closes all addresses but these.
+pub fn keep_only(addresses: &[SocketAddr]) {
+    FRONTS.keep_only(addresses);
+}
+
+/// A thread of its own, which outlives the source.
+fn serve_front(front: Arc<Front<Desk>>, listener: std::net::TcpListener) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let serve = move || {
+        if let Err(error) = LocalSet::new().block_on(&runtime, front.serve(listener)) {
+            tracing::error!("http_in: {error}");
+        }
+    };
+    std::thread::Builder::new().name("http-in".to_owned()).spawn(serve)?;
+    Ok(())
 }
 
 impl HttpIn {
@@ -211,7 +245,7 @@ impl HttpIn {
             return Ok((
                 Intake::Direct {
                     epoch: next_epoch(context)?,
-                    seq: Cell::new(0),
+                    seq: AtomicU64::new(0),
                 },
                 None,
             ));
@@ -252,16 +286,47 @@ impl HttpIn {
 
 /// Where accepted events go.
 enum Intake {
-    Direct { epoch: u64, seq: Cell<u64> },
+    Direct { epoch: u64, seq: AtomicU64 },
     Spool { epoch: u64, spool: Spool },
 }
 
-/// Answers requests.
+/// Takes what requests bring, under one configuration.
 struct Desk {
-    config: HttpIn,
+    config: Arc<HttpIn>,
     feed: Feed,
     intake: Intake,
-    stop: Stop,
+    waiting: Arc<Waiting>,
+}
+
+/// An event, and who waits for what becomes of it.
+type Handed = (Event, oneshot::Sender<Ack>);
+
+/// Events in flight with clients that wait for them, by ticket.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<(u64, BTreeMap<u64, Handed>)>);
+
+impl Waiting {
+    fn insert(&self, handed: Handed) -> u64 {
+        let (next, waiting) = &mut *self.0.lock();
+        *next += 1;
+        waiting.insert(*next, handed);
+        *next
+    }
+
+    /// All, in the order in which they came.
+    fn take(&self) -> Vec<Handed> {
+        std::mem::take(&mut self.0.lock().1).into_values().collect()
+    }
+}
+
+impl TakeAck for Waiting {
+    fn take(&self, ack: Ack) {
+        let waiting = self.0.lock().1.remove(&ack.ticket);
+        // A client that has gone does not mind; what was handed over is not here any more.
+        if let Some((_, reply)) = waiting {
+            let _ = reply.send(ack);
+        }
+    }
 }
 
 /// Why nothing was taken.
@@ -294,19 +359,35 @@ impl Refusal {
     }
 }
 
-impl Desk {
-    async fn answer(&self, request: Request<Incoming>) -> Answer {
+impl Service for Desk {
+    type Handed = Handed;
+    type Body = Full<Bytes>;
+
+    async fn answer(front: Arc<Front<Self>>, request: Request<Incoming>) -> Answer {
+        match front.current().await {
+            Some(desk) => {
+                let config = Arc::clone(&desk.config);
+                drop(desk);
+                config.answer(&front, request).await
+            }
+            None => refused(&Refusal::Stopping),
+        }
+    }
+}
+
+impl HttpIn {
+    async fn answer(&self, front: &Front<Desk>, request: Request<Incoming>) -> Answer {
         let origin = request.headers().get(header::ORIGIN).cloned();
         let mut answer = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, "/health") => self.health(),
-            (method, path) if path == self.config.path => {
+            (&Method::GET | &Method::HEAD, "/health") => server::answer(StatusCode::OK, "text/plain", "ok\n"),
+            (method, path) if path == self.path => {
                 if origin.as_ref().is_some_and(|origin| !self.allows(origin)) {
                     json_answer(
                         StatusCode::FORBIDDEN,
                         &json!({"error": "this origin may not post here"}),
                     )
                 } else if method == Method::POST {
-                    self.take(request.into_body()).await
+                    self.take(front, request.into_body()).await
                 } else if method == Method::OPTIONS {
                     self.preflight()
                 } else {
@@ -319,7 +400,7 @@ impl Desk {
             }
             _ => json_answer(StatusCode::NOT_FOUND, &json!({"error": "not found"})),
         };
-        if let (Some(origin), Some(_)) = (origin, &self.config.cors)
+        if let (Some(origin), Some(_)) = (origin, &self.cors)
             && self.allows(&origin)
         {
             answer.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
@@ -330,17 +411,9 @@ impl Desk {
         answer
     }
 
-    fn health(&self) -> Answer {
-        let (status, text) = match self.stop.is_requested() {
-            false => (StatusCode::OK, "ok\n"),
-            true => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-        };
-        server::answer(status, "text/plain", text)
-    }
-
     /// Without a list of origins there is nothing to check: the page then comes from the same origin, through nginx.
     fn allows(&self, origin: &HeaderValue) -> bool {
-        let Some(allowed) = &self.config.cors else { return true };
+        let Some(allowed) = &self.cors else { return true };
         allowed
             .iter()
             .any(|one| one == "*" || one.as_bytes() == origin.as_bytes())
@@ -350,7 +423,7 @@ impl Desk {
         let mut answer = server::answer(StatusCode::NO_CONTENT, "text/plain", "");
         let headers = answer.headers_mut();
         headers.remove(header::CONTENT_TYPE);
-        if self.config.cors.is_some() {
+        if self.cors.is_some() {
             headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
             headers.insert(
                 header::ACCESS_CONTROL_ALLOW_HEADERS,
@@ -361,45 +434,33 @@ impl Desk {
         answer
     }
 
-    async fn take(&self, body: Incoming) -> Answer {
+    async fn take(&self, front: &Front<Desk>, body: Incoming) -> Answer {
         let taken = async {
-            let texts = self.read(body).await?;
-            match &self.intake {
-                Intake::Direct { epoch, seq } => self.publish(texts, *epoch, seq).await,
-                Intake::Spool { epoch, spool } => self.store(texts, *epoch, spool).await,
+            let texts = tokio::select! {
+                texts = self.read(body) => texts?,
+                () = front.closed() => return Err(Refusal::Stopping),
+            };
+            // Another one than before, if there was a reload meanwhile.
+            let desk = front.current().await.ok_or(Refusal::Stopping)?;
+            match &desk.intake {
+                Intake::Direct { epoch, seq } => {
+                    let (waiting, received) = desk.publish(texts, *epoch, seq)?;
+                    drop(desk);
+                    Ok(self.published(waiting, received).await)
+                }
+                Intake::Spool { epoch, spool } => desk.store(texts, *epoch, spool).await,
             }
         };
-        taken.await.unwrap_or_else(|refusal: Refusal| {
-            let mut answer = json_answer(refusal.status(), &json!({"error": refusal.to_string()}));
-            let headers = answer.headers_mut();
-            match refusal {
-                Refusal::NoRoom | Refusal::Disk(_) => {
-                    headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
-                }
-                Refusal::Stopping => {
-                    headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
-                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                // The rest of the body has not been read.
-                Refusal::TooLong(_) | Refusal::TooSlow | Refusal::Broken => {
-                    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                Refusal::Invalid(_) => {}
-            }
-            answer
-        })
+        taken.await.unwrap_or_else(|refusal| refused(&refusal))
     }
 
     /// The JSON texts of the body, each on one line.
     async fn read(&self, body: Incoming) -> Result<Vec<Bytes>, Refusal> {
-        if self.stop.is_requested() {
-            return Err(Refusal::Stopping);
-        }
-        let max_body = self.config.max_body;
+        let max_body = self.max_body;
         if body.size_hint().lower() > max_body as u64 {
             return Err(Refusal::TooLong(max_body));
         }
-        let collected = tokio::time::timeout(self.config.timeout, Limited::new(body, max_body).collect()).await;
+        let collected = tokio::time::timeout(self.timeout, Limited::new(body, max_body).collect()).await;
         let body = match collected {
             Err(_) => return Err(Refusal::TooSlow),
             Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(Refusal::TooLong(max_body)),
@@ -407,27 +468,15 @@ impl Desk {
             Ok(Ok(body)) => body.to_bytes(),
         };
         let texts = split_objects(&body).map_err(Refusal::Invalid)?;
-        let Limits { events, bytes } = self.config.limits;
+        let Limits { events, bytes } = self.limits;
         if texts.len() > events || body.len() > bytes {
             return Err(Refusal::TooLong(max_body));
         }
         Ok(texts)
     }
 
-    async fn publish(&self, texts: Vec<Bytes>, epoch: u64, seq: &Cell<u64>) -> Result<Answer, Refusal> {
-        let sizes = texts.iter().map(Bytes::len);
-        let permits = self.feed.credit().try_reserve(sizes).ok_or(Refusal::NoRoom)?;
-        let received = Timestamp::now();
-        let mut waiting = Vec::with_capacity(texts.len());
-        for (text, permit) in texts.into_iter().zip(permits) {
-            seq.set(seq.get() + 1);
-            let id = EventId::new(epoch, seq.get());
-            let (reply, answer) = oneshot::channel();
-            let event = Event::new(id.clone(), received, self.config.stamp.apply(text, &id, received));
-            self.feed
-                .emit(event, Handle::new(seq.get(), AckTo::Reply(reply), Some(permit)));
-            waiting.push((id, answer));
-        }
+    /// What became of events, when it is known.
+    async fn published(&self, waiting: Vec<Promise>, received: Timestamp) -> Answer {
         let settled = async {
             let mut acks = Vec::with_capacity(waiting.len());
             for (id, answer) in waiting {
@@ -435,14 +484,59 @@ impl Desk {
             }
             acks
         };
-        let ids_first_last = tokio::time::timeout(self.config.timeout, settled).await;
-        Ok(match ids_first_last {
+        match tokio::time::timeout(self.timeout, settled).await {
             Ok(acks) => answer_settled(&acks, received),
             Err(_) => json_answer(
                 StatusCode::GATEWAY_TIMEOUT,
                 &json!({"error": "not published in time; it may still be"}),
             ),
-        })
+        }
+    }
+}
+
+/// An event's id, and what will have become of it.
+type Promise = (EventId, oneshot::Receiver<Ack>);
+
+impl Desk {
+    /// Hands the events to the pipelines.
+    fn publish(&self, texts: Vec<Bytes>, epoch: u64, seq: &AtomicU64) -> Result<(Vec<Promise>, Timestamp), Refusal> {
+        let sizes = texts.iter().map(Bytes::len);
+        let permits = self.feed.credit().try_reserve(sizes).ok_or(Refusal::NoRoom)?;
+        let received = Timestamp::now();
+        let mut waiting = Vec::with_capacity(texts.len());
+        for (text, permit) in texts.into_iter().zip(permits) {
+            // Requests are answered on one thread, so that this is also the order of the events.
+            let number = seq.fetch_add(1, Ordering::Relaxed) + 1;
+            let id = EventId::new(epoch, number);
+            let (reply, answer) = oneshot::channel();
+            let event = Event::new(id.clone(), received, self.config.stamp.apply(text, &id, received));
+            self.emit((event, reply), permit);
+            waiting.push((id, answer));
+        }
+        Ok((waiting, received))
+    }
+
+    fn emit(&self, handed: Handed, permit: Permit) {
+        let event = handed.0.clone();
+        let ticket = self.waiting.insert(handed);
+        let to = AckTo::Taker(Arc::clone(&self.waiting) as Arc<dyn TakeAck>);
+        self.feed.emit(event, Handle::new(ticket, to, Some(permit)));
+    }
+
+    /// Takes what the last configuration could not publish, before anything newer. `false`: stopped first.
+    async fn take_over(&self, front: &Front<Self>, stop: &mut Stop) -> bool {
+        let mut handed = front.take_handed().into_iter();
+        while let Some(one) = handed.next() {
+            let permit = tokio::select! {
+                permit = self.feed.credit().reserve(one.0.raw.len()) => permit,
+                () = stop.requested() => {
+                    front.hand_over(std::iter::once(one).chain(handed));
+                    return false;
+                }
+            };
+            self.emit(one, permit);
+        }
+        true
     }
 
     async fn store(&self, texts: Vec<Bytes>, epoch: u64, spool: &Spool) -> Result<Answer, Refusal> {
@@ -456,6 +550,26 @@ impl Desk {
         let ids: Vec<EventId> = (first..first + count).map(|seq| EventId::new(epoch, seq)).collect();
         Ok(json_answer(StatusCode::ACCEPTED, &ids_body(&ids, received)))
     }
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    let mut answer = json_answer(refusal.status(), &json!({"error": refusal.to_string()}));
+    let headers = answer.headers_mut();
+    match refusal {
+        Refusal::NoRoom | Refusal::Disk(_) => {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        Refusal::Stopping => {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        // The rest of the body has not been read.
+        Refusal::TooLong(_) | Refusal::TooSlow | Refusal::Broken => {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Refusal::Invalid(_) => {}
+    }
+    answer
 }
 
 fn json_answer(status: StatusCode, body: &Value) -> Answer {

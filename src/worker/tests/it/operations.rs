@@ -1,8 +1,9 @@
 //! What operators do with a worker, and what it tells them.
 
-use std::io::Write;
-use std::net::UdpSocket;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpStream, UdpSocket};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use crate::brokers::*;
 use crate::support::*;
@@ -104,6 +105,295 @@ fn a_reload_while_a_node_is_down_ends_and_loses_nothing() {
         .collect();
     assert_eq!(numbers, (1..=20).collect::<Vec<_>>());
     assert!(worker.terminate().success());
+}
+
+/// One connection that stays open, and what it is answered.
+struct KeptAlive(BufReader<TcpStream>);
+
+impl KeptAlive {
+    fn open(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn send(&mut self, text: &str) {
+        self.0.get_mut().write_all(text.as_bytes()).unwrap();
+    }
+
+    fn post(&mut self, body: &str) -> Result<u16, std::io::Error> {
+        let request = format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.0.get_mut().write_all(request.as_bytes())?;
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<u16, std::io::Error> {
+        let (mut head, mut length) = (Vec::new(), 0);
+        loop {
+            let mut line = String::new();
+            if self.0.read_line(&mut line)? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+                length = value.trim().parse().unwrap();
+            }
+            if line == "\r\n" {
+                break;
+            }
+            head.push(line);
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok(head[0].split(' ').nth(1).unwrap().parse().unwrap())
+    }
+}
+
+#[test]
+fn reloads_lose_no_request() {
+    const CLIENTS: usize = 8;
+    const POSTS: usize = 1000;
+    let dir = TempDir::new();
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    let (port, admin) = (free_port(), free_port());
+    let config = pipeline(&nginx.address, &http_in(port)) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    let done = std::sync::atomic::AtomicUsize::new(0);
+    let failures = std::thread::scope(|scope| {
+        let done = &done;
+        let client = |client: usize| {
+            move || {
+                let mut failures = Vec::new();
+                let mut connection = KeptAlive::open(port);
+                for n in 0..POSTS {
+                    // Half of them open a connection for each.
+                    let is_fresh = client % 2 == 0;
+                    if is_fresh {
+                        connection = KeptAlive::open(port);
+                    }
+                    let answer = connection.post(&event(client * POSTS + n));
+                    if !matches!(answer, Ok(200)) {
+                        failures.push(format!("{answer:?}"));
+                        connection = KeptAlive::open(port);
+                    }
+                    done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                }
+                failures
+            }
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|number| scope.spawn(client(number))).collect();
+        let mut figures = KeptAlive::open(admin);
+        for reload in 1..=5 {
+            wait("some posts", || {
+                done.load(std::sync::atomic::Ordering::Relaxed) >= reload * CLIENTS * POSTS / 7
+            });
+            worker.signal("-HUP");
+            wait("the reload", || {
+                worker.log().matches("reloaded worker.toml").count() == reload
+            });
+            figures.send("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+            assert_eq!(
+                figures.answer().unwrap(),
+                200,
+                "the connection to the admin address stays, too"
+            );
+        }
+        clients
+            .into_iter()
+            .flat_map(|client| client.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(failures, Vec::<String>::new());
+    let mut numbers: Vec<u64> = nginx
+        .publishes()
+        .iter()
+        .map(|one| one.json()["n"].as_u64().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..(CLIENTS * POSTS) as u64).collect::<Vec<_>>(), "each once");
+    assert!(worker.terminate().success());
+}
+
+/// A line every 5 ms, until this is dropped.
+struct Lines(
+    std::sync::Arc<std::sync::atomic::AtomicBool>,
+    Option<std::thread::JoinHandle<()>>,
+);
+
+impl Lines {
+    fn write(path: std::path::PathBuf) -> Self {
+        let stop = std::sync::Arc::<std::sync::atomic::AtomicBool>::default();
+        let stopped = std::sync::Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
+            let mut n = 0;
+            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+                writeln!(file, "{{\"n\":{n},\"thread\":1}}").unwrap();
+                n += 1;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        Self(stop, Some(thread))
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        let _ = self.1.take().unwrap().join();
+    }
+}
+
+/// The longest time in which nothing came for these channels.
+fn longest_silence(nginx: &StandIn, channel: &str) -> Duration {
+    let publishes = nginx.publishes();
+    let times: Vec<_> = publishes
+        .iter()
+        .filter(|publish| publish.uri.ends_with(channel))
+        .map(|publish| publish.at)
+        .collect();
+    let silence = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    println!("longest silence: {silence:?}");
+    silence
+}
+
+/// A file whose lines go to `lines.1`, beside an `http_in`.
+fn lines_beside(nginx: &StandIn, port: u16, nodes: &str) -> String {
+    pipeline(&nginx.address, &http_in(port)).replace(&format!("nodes = [\"{}\"]", nginx.address), nodes)
+        + &format!(
+            r#"
+[source.lines]
+type = "file"
+path = "lines"
+[stage.lines]
+type = "route"
+channels = ["lines.{{thread}}"]
+[sink.lines]
+type = "http_push"
+nodes = ["{}"]
+[pipeline.lines]
+from = "lines"
+stages = ["parse", "lines"]
+to = ["lines"]
+"#,
+            nginx.address
+        )
+}
+
+#[test]
+fn requests_that_never_come_to_their_end_hold_up_neither_a_reload_nor_a_stop() {
+    let dir = TempDir::new();
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    let port = free_port();
+    let config = lines_beside(&nginx, port, &format!("nodes = [\"{}\"]", nginx.address));
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    let lines = Lines::write(dir.path("lines"));
+    nginx.wait_for(20);
+    let (mut head, mut body) = (KeptAlive::open(port), KeptAlive::open(port));
+    head.send("POST / HTTP/1.1\r\nHost");
+    body.send(&format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{{",
+        event(1).len()
+    ));
+    assert_eq!(post(port, "/", &event(0)).status, 200);
+    worker.signal("-HUP");
+    worker.wait_for_log("reloaded worker.toml");
+    let seen = nginx.count();
+    nginx.wait_for(seen + 20);
+    assert!(longest_silence(&nginx, "lines.1") < Duration::from_secs(1));
+    // They are served by what runs now.
+    head.send(&format!(
+        ": x\r\nContent-Length: {}\r\n\r\n{}",
+        event(2).len(),
+        event(2)
+    ));
+    assert_eq!(head.answer().unwrap(), 200);
+    body.send(&event(1)[1..]);
+    assert_eq!(body.answer().unwrap(), 200);
+
+    head.send("POST / HTTP/1.1\r\nHost");
+    body.send(&format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{{",
+        event(1).len()
+    ));
+    assert_eq!(post(port, "/", &event(3)).status, 200);
+    let start = Instant::now();
+    assert!(worker.terminate().success());
+    println!("stopped after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(body.answer().unwrap(), 503);
+    assert!(head.answer().is_err(), "cut off");
+    drop(lines);
+}
+
+#[test]
+fn a_node_that_is_away_holds_up_neither_a_reload_nor_a_stop() {
+    let dir = TempDir::new();
+    let nginx = StandIn::with_batches(|_| Behaviour::Accept);
+    let (port, gone) = (free_port(), free_port());
+    let nodes = |nodes: &str| lines_beside(&nginx, port, nodes);
+    let both = format!("nodes = [\"{}\", \"http://127.0.0.1:{gone}\"]", nginx.address);
+    let config = nodes(&both);
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    let lines = Lines::write(dir.path("lines"));
+    let mut waiting: Vec<KeptAlive> = (0..3).map(|_| KeptAlive::open(port)).collect();
+    for (n, client) in waiting.iter_mut().enumerate() {
+        let body = event(n);
+        client.send(&format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        nginx.wait_until(|publishes| publishes.iter().filter(|one| one.uri.ends_with("thread.1")).count() == n + 1);
+    }
+    nginx.wait_for(20);
+    // The same once more, and then without the node that is away: only now can these be published.
+    worker.signal("-HUP");
+    worker.wait_for_log("reloaded worker.toml");
+    let one = nodes(&format!("nodes = [\"{}\"]", nginx.address));
+    std::fs::write(dir.path("worker.toml"), &one).unwrap();
+    worker.signal("-HUP");
+    for client in &mut waiting {
+        assert_eq!(client.answer().unwrap(), 200);
+    }
+    let seen = nginx.count();
+    nginx.wait_for(seen + 20);
+    assert!(longest_silence(&nginx, "lines.1") < Duration::from_secs(1));
+    let publishes = nginx.publishes();
+    let ids = |n: usize| -> std::collections::BTreeSet<&str> {
+        let of = |one: &&Publish| one.uri.ends_with("thread.1") && one.json()["n"] == n;
+        publishes.iter().filter(of).map(Publish::id).collect()
+    };
+    assert!((0..3).all(|n| ids(n).len() == 1), "with the ids that they had");
+
+    std::fs::write(dir.path("worker.toml"), &config).unwrap();
+    let reloads = worker.log().matches("reloaded worker.toml").count();
+    worker.signal("-HUP");
+    wait("the reload", || {
+        worker.log().matches("reloaded worker.toml").count() > reloads
+    });
+    waiting[0].send(&format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{}",
+        event(9).len(),
+        event(9)
+    ));
+    worker.wait_for_log("fails: cannot connect");
+    nginx.wait_until(|publishes| {
+        publishes
+            .iter()
+            .any(|one| one.uri.ends_with("thread.1") && one.json()["n"] == 9)
+    });
+    let start = Instant::now();
+    assert!(worker.terminate().success());
+    println!("stopped after {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    assert_eq!(waiting[0].answer().unwrap(), 503);
+    drop(lines);
 }
 
 #[test]
