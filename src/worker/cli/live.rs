@@ -108,7 +108,11 @@ fn screen(stats: &Value, before: &mut HashMap<String, u64>) -> String {
         "SOURCE", "ready", "in flight", "waiting", "oldest"
     );
     for source in list("sources") {
-        let ready = if source["ready"] == true { "yes" } else { "no" };
+        let ready = match (&source["ready"], &source["active"]) {
+            (Value::Bool(true), Value::Bool(false)) => "standby",
+            (Value::Bool(true), _) => "yes",
+            _ => "no",
+        };
         let lag = source["lag"].as_u64().map_or("?".to_owned(), |lag| lag.to_string());
         let oldest = format!("{:.1} s", source["oldest_seconds"].as_f64().unwrap_or_default());
         let (name, in_flight) = (text(&source["name"]), number(&source["in_flight"]));

@@ -18,6 +18,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::task::LocalSet;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::prelude::*;
 
 use crate::config::{self, Config};
 use crate::engine;
@@ -193,9 +195,14 @@ fn start_logging(level: LevelFilter, format: LogFormat) {
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_target(false);
+    // RabbitMQ's library tells of lost connections without a word on whose they were; the source does that itself.
+    let is_ours = filter_fn(move |line| level >= LevelFilter::DEBUG || !line.target().starts_with("lapin"));
     match format {
-        LogFormat::Text => log.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            let log = log.with_ansi(std::io::stderr().is_terminal());
+            log.finish().with(is_ours).init();
+        }
+        LogFormat::Json => log.json().flatten_event(true).finish().with(is_ours).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic

@@ -122,6 +122,16 @@ impl<'a> Section<'a> {
         self.problems.add(at, self.key(key), text);
     }
 
+    /// Complains about a value that it has read.
+    pub fn complain_about<T>(&self, value: &Located<T>, text: impl Into<String>) {
+        self.problems.add(value.at, value.key.clone(), text);
+    }
+
+    /// Where it begins.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     pub fn has(&self, key: &str) -> bool {
         self.find(key).is_some()
     }
@@ -369,8 +379,13 @@ impl FromItem for ByteSize {
 impl FromItem for std::net::SocketAddr {
     fn from_item(item: &Item<'_>) -> Option<Self> {
         item.parsed("an address such as \"127.0.0.1:8081\"", |text| {
-            text.parse()
-                .map_err(|_| format!("\"{text}\" is not an address (example: \"127.0.0.1:8081\")"))
+            let address: Self = text
+                .parse()
+                .map_err(|_| format!("\"{text}\" is not an address (example: \"127.0.0.1:8081\")"))?;
+            match address.port() {
+                0 => Err(format!("\"{text}\": there is no port 0")),
+                _ => Ok(address),
+            }
         })
     }
 }
@@ -405,6 +420,17 @@ impl FromItem for usize {
             DeValue::String(_) => item.parsed("a whole number", parse),
             _ => item.wrong_type("a whole number"),
         }
+    }
+}
+
+impl FromItem for u32 {
+    fn from_item(item: &Item<'_>) -> Option<Self> {
+        let number = usize::from_item(item)?;
+        let small = u32::try_from(number).ok();
+        if small.is_none() {
+            item.complain(format!("{number} is larger than {}", u32::MAX));
+        }
+        small
     }
 }
 

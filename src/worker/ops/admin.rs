@@ -87,7 +87,7 @@ impl Desk {
             // Ready: events get through.
             "/ready" => match self.metrics.not_ready().as_slice() {
                 _ if self.stop.is_requested() => stopping(),
-                [] => text(StatusCode::OK, "ready\n".to_owned()),
+                [] => text(StatusCode::OK, ready(&self.metrics.standing_by())),
                 reasons => text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", reasons.join("; "))),
             },
             "/switches" => {
@@ -138,6 +138,14 @@ pub fn install(address: SocketAddr, desk: Desk) -> io::Result<()> {
     })?;
     front.install(Arc::new(desk));
     Ok(())
+}
+
+/// A standby is ready, too: it says for which sources it waits.
+fn ready(standing_by: &[String]) -> String {
+    match standing_by {
+        [] => "ready\n".to_owned(),
+        names => format!("ready; standing by: {}\n", names.join(", ")),
+    }
 }
 
 fn stopping() -> Answer {

@@ -108,6 +108,7 @@ pub struct Source {
     name: String,
     credit: Arc<Credit>,
     is_ready: AtomicBool,
+    is_active: AtomicBool,
     lag_bytes: AtomicU64,
     lag_events: AtomicU64,
     /// Unix milliseconds at which the oldest open event was put into the queue.
@@ -138,6 +139,11 @@ impl Source {
     /// Is the source connected, and are events of the present coming?
     pub fn set_ready(&self, is_ready: bool) {
         self.is_ready.store(is_ready, Ordering::Relaxed);
+    }
+
+    /// Does this worker do the work, or does it stand by for another?
+    pub fn set_active(&self, is_active: bool) {
+        self.is_active.store(is_active, Ordering::Relaxed);
     }
 
     /// Everything is published again that nodes may have lost up to this recovery.
@@ -317,6 +323,7 @@ impl Metrics {
             name: name.to_owned(),
             credit: Arc::clone(credit),
             is_ready: AtomicBool::new(is_ready),
+            is_active: AtomicBool::new(true),
             lag_bytes: AtomicU64::new(UNKNOWN),
             lag_events: AtomicU64::new(UNKNOWN),
             oldest: AtomicU64::new(UNKNOWN),
@@ -410,6 +417,15 @@ impl Metrics {
         reasons
     }
 
+    /// Sources whose work another worker does.
+    pub fn standing_by(&self) -> Vec<String> {
+        let sources = self.sources.lock();
+        let passive = sources
+            .iter()
+            .filter(|source| !source.is_active.load(Ordering::Relaxed));
+        passive.map(|source| source.name.clone()).collect()
+    }
+
     /// Looks at what leaves a component; `None` if there is no such component.
     pub fn tap(&self, name: &str, raw: bool) -> Option<mpsc::Receiver<String>> {
         let components = self.components.lock();
@@ -446,6 +462,7 @@ impl Metrics {
             json!({
                 "name": source.name,
                 "ready": source.is_ready.load(Ordering::Relaxed),
+                "active": source.is_active.load(Ordering::Relaxed),
                 "in_flight": source.credit.in_flight(),
                 "in_flight_bytes": source.credit.bytes_in_flight(),
                 "lag": known(&source.lag_events),
@@ -647,6 +664,14 @@ impl Metrics {
         );
         for source in &sources {
             out.sample("", &label(source), u8::from(source.is_ready.load(Ordering::Relaxed)));
+        }
+        out.family(
+            "push_stream_worker_source_active",
+            "gauge",
+            "1 if this worker does the source's work, 0 if it stands by for another.",
+        );
+        for source in &sources {
+            out.sample("", &label(source), u8::from(source.is_active.load(Ordering::Relaxed)));
         }
         out.family(
             "push_stream_worker_source_redelivered_total",

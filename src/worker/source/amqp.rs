@@ -14,10 +14,14 @@
 //! **Stream queues** (`kind = "stream"`): every worker reads everything, from an offset of its own that is stored in `state_dir`. The id is `EPOCH-OFFSET`; raise `epoch` when the
 //! stream was made anew.
 //!
+//! `heartbeat = "3s"` decides how soon another worker takes over from one that has gone without a word, such as a machine without power or network: the broker
+//! gives it up after two to three heartbeats. One whose process dies is given up at once.
+//!
 //! A connection is given up and made again when the broker closes it, when it says nothing for three heartbeats, or when the queue cannot be asked for its length.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -56,12 +60,12 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// A dead peer is noticed within three of them.
-const HEARTBEAT_SECONDS: u16 = 10;
+/// The broker notices within three of them that a worker has gone without a word, and only then gives its messages to the next.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// The shortest and longest that AMQP and [`TICK`] allow.
+const HEARTBEATS: RangeInclusive<u64> = 2..=u16::MAX as u64;
 /// A broker that does not answer for so long is not there.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a worker may believe that its messages are its own after it was last seen to run: less than it takes the broker to give up on it.
-const FENCE: Duration = Duration::from_secs(10);
 /// How often the queue is asked how long it is, which also shows that the broker is there.
 const TICK: Duration = Duration::from_secs(1);
 /// Messages that the broker sends ahead. It must cover the way of a message to nginx and of its acknowledgement back.
@@ -97,11 +101,13 @@ impl FromText for Url {
     const WANTED: &'static str = "an AMQP URL such as \"amqp://user:password@127.0.0.1:5672/%2f\"";
 
     fn from_text(text: &str) -> Result<Self, String> {
-        let mut uri: AMQPUri = text
+        let uri: AMQPUri = text
             .parse()
             .map_err(|error| format!("not an AMQP URL ({error}; example: \"amqp://127.0.0.1:5672/%2f\")"))?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
-        Ok(Self(uri))
+        match uri.authority.port {
+            0 => Err(format!("\"{text}\": there is no port 0")),
+            _ => Ok(Self(uri)),
+        }
     }
 }
 
@@ -123,7 +129,11 @@ impl QueueKind {
 }
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
-    let url = section.required::<Url>("url");
+    let mut url = section.required::<Url>("url");
+    let heartbeat = section.optional::<Duration>("heartbeat");
+    if let Some(Url(uri)) = &mut url {
+        set_heartbeat(section, uri, heartbeat);
+    }
     let is_tls = url.as_ref().is_some_and(|url| url.0.scheme == AMQPScheme::AMQPS);
     let tls = BrokerTls::read(section, "amqps://", is_tls);
     let queue = section.required("queue");
@@ -162,6 +172,29 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
         from_end,
         limits: Limits::read(section),
     }))
+}
+
+/// What stands in the URL, too, is a contradiction.
+fn set_heartbeat(section: &Section<'_>, uri: &mut AMQPUri, heartbeat: Option<Duration>) {
+    let (place, seconds) = match (heartbeat, uri.query.heartbeat) {
+        (Some(_), Some(_)) => return section.complain_at("heartbeat", "stands in the URL, too"),
+        (Some(time), None) if time.subsec_millis() > 0 => {
+            return section.complain_at("heartbeat", "must be whole seconds");
+        }
+        (None, Some(seconds)) => ("url", u64::from(seconds)),
+        (time, None) => ("heartbeat", time.unwrap_or(HEARTBEAT).as_secs()),
+    };
+    match u16::try_from(seconds) {
+        Ok(seconds) if HEARTBEATS.contains(&seconds.into()) => uri.query.heartbeat = Some(seconds),
+        _ => section.complain_at(
+            place,
+            format!(
+                "a heartbeat must be from {}s to {}s",
+                HEARTBEATS.start(),
+                HEARTBEATS.end()
+            ),
+        ),
+    }
 }
 
 impl Source for Amqp {
@@ -246,6 +279,18 @@ impl Amqp {
         Ok((connection, channel))
     }
 
+    /// How long a worker may believe that its messages are its own after it was last seen to run: less than it takes the broker to give up on it, which is
+    /// two heartbeats after the last one, and that was sent up to half of one before.
+    fn fence_time(&self) -> Duration {
+        let heartbeat = self
+            .url
+            .0
+            .query
+            .heartbeat
+            .map_or(HEARTBEAT, |seconds| Duration::from_secs(seconds.into()));
+        heartbeat * 7 / 5
+    }
+
     fn parked_queue(&self) -> String {
         format!("{}.parked", self.queue)
     }
@@ -319,6 +364,8 @@ struct Work {
     session: u64,
     done: Done,
     fence: Arc<Fence>,
+    /// Does the broker give messages to this worker? It does not tell a consumer that another one is active: until the first message nobody knows.
+    is_active: bool,
     stream: Option<StreamPosition>,
 }
 
@@ -414,6 +461,7 @@ impl Work {
             session: 0,
             done: Done::default(),
             fence: Arc::default(),
+            is_active: false,
             stream,
         })
     }
@@ -472,10 +520,15 @@ impl Work {
         self.session += 1;
         self.done = Done::default();
         self.fence = Arc::default();
-        self.fence.hold(Instant::now(), FENCE);
+        self.hold_fence();
+        self.is_active = !self.config.exclusive || self.config.kind == QueueKind::Stream;
+        self.feed.gauges().set_active(self.is_active);
         self.feed.gauges().set_ready(true);
         let (name, queue) = (&self.name, &self.config.queue);
         tracing::info!("source {name}: consuming {} queue {queue}", self.config.kind.name());
+        if !self.is_active {
+            tracing::info!("source {name}: standing by until the broker gives a message to this worker");
+        }
         trouble.is_over();
         let mut stop = self.stop.clone();
         let mut tick = tokio::time::interval(TICK);
@@ -502,7 +555,7 @@ impl Work {
                     if !self.fence.is_held() {
                         return Err(HELD_UP.to_owned());
                     }
-                    self.fence.hold(Instant::now(), FENCE);
+                    self.hold_fence();
                     self.tell_lag(&channel).await?;
                 }
                 permit = credit.reserve(wanted.unwrap_or(0)), if wanted.is_some() => {
@@ -570,6 +623,10 @@ impl Work {
     fn emit(&mut self, mut delivery: Delivery, permit: Permit) {
         let raw = Bytes::from(std::mem::take(&mut delivery.data));
         let (mut event, unusable) = self.config.event(&delivery, raw.clone());
+        if !std::mem::replace(&mut self.is_active, true) {
+            self.feed.gauges().set_active(true);
+            tracing::info!("source {}: active from now on", self.name);
+        }
         if delivery.redelivered {
             self.feed.gauges().count_redelivered(1);
         }
@@ -654,6 +711,10 @@ impl Work {
         publish(parking, &self.config.parked_queue(), &claim.raw, properties).await
     }
 
+    fn hold_fence(&self) {
+        self.fence.hold(Instant::now(), self.config.fence_time());
+    }
+
     async fn tell_lag(&self, channel: &Channel) -> Result<(), String> {
         let declared =
             answer(channel.queue_declare(self.config.queue.as_str().into(), passive(), FieldTable::default())).await?;
@@ -672,7 +733,7 @@ impl Work {
                     self.settle(ack, parking).await?;
                     self.settle_all(channel, parking).await?;
                 }
-                () = tokio::time::sleep(TICK) => self.fence.hold(Instant::now(), FENCE),
+                () = tokio::time::sleep(TICK) => self.hold_fence(),
                 () = stop.abandoned() => break,
             }
         }

@@ -73,12 +73,12 @@ impl Terms {
         if lease < MIN_LEASE {
             section.complain_at("lease", format!("must be at least {MIN_LEASE:?}"));
         }
-        let max_deaths = section.or("max_deaths", 3_usize);
+        let max_deaths = section.or("max_deaths", 3);
         Self {
             batch,
             lease,
             exclusive,
-            max_deaths: u32::try_from(max_deaths).unwrap_or(u32::MAX),
+            max_deaths,
         }
     }
 }
@@ -301,10 +301,15 @@ impl<C: Clone> Work<C> {
                     self.fence = Some(Arc::default());
                 }
                 self.hold_fence(asked);
+                self.feed.gauges().set_active(true);
+                if is_told {
+                    tracing::info!("source {}: active from now on", queue.name());
+                }
                 return Ok(Some(kept));
             }
             // Standing by is being ready: another worker does the work.
             self.feed.gauges().set_ready(true);
+            self.feed.gauges().set_active(false);
             if !std::mem::replace(&mut is_told, true) {
                 tracing::info!("source {}: another worker is active; standing by", queue.name());
             }

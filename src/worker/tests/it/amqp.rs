@@ -1,6 +1,7 @@
 //! RabbitMQ, the real one. It takes seconds to start, so one test goes through all that it promises.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use lapin::options::{BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -245,13 +246,60 @@ fn standby(broker: &RabbitMq) {
     first.wait_for_log("consuming quorum queue pair");
     producer.publish("pair", Some("1"), &body(1));
     nginx.wait_for(1);
-    let mut second = Worker::start(&second_dir, &config);
+    let admin = free_port();
+    let mut second = Worker::start(
+        &second_dir,
+        &format!("{config}[admin]\nlisten = \"127.0.0.1:{admin}\"\n"),
+    );
     second.wait_for_log("consuming quorum queue pair");
+    second.wait_for_log("standing by until the broker gives a message to this worker");
+    let says = |text: &str| {
+        wait(text, || request(admin, "GET", "/ready", &[], "").body == text);
+        request(admin, "GET", "/metrics", &[], "").body
+    };
+    let metrics = says("ready; standing by: in\n");
+    assert!(
+        metrics.contains("\npush_stream_worker_source_active{component_id=\"in\"} 0\n"),
+        "{metrics}"
+    );
     first.kill();
     (2..50).for_each(|n| producer.publish("pair", Some(&n.to_string()), &body(n)));
     nginx.wait_for(49);
     assert_eq!(numbers(&nginx.publishes()), (1..50).collect::<Vec<_>>());
+    let metrics = says("ready\n");
+    assert!(
+        metrics.contains("\npush_stream_worker_source_active{component_id=\"in\"} 1\n"),
+        "{metrics}"
+    );
+    second.wait_for_log("source in: active from now on");
+
+    // One that goes without a word.
+    let third = Worker::start(&first_dir, &config);
+    // The first has written there, too.
+    let waiting = "standing by until the broker gives a message";
+    wait("the third", || third.log().matches(waiting).count() == 2);
+    second.signal("-STOP");
+    let start = Instant::now();
+    producer.publish("pair", Some("50"), &body(50));
+    nginx.wait_for(50);
+    let silence = start.elapsed();
+    println!("taken over after {silence:?}");
+    // Three heartbeats, and what a busy machine adds.
+    assert!(silence < Duration::from_secs(14), "{silence:?}");
+    second.signal("-CONT");
+    second.wait_for_log("connecting again");
+    let bare = |log: &str| {
+        log.lines()
+            .filter(|line| line.contains("ERROR") && !line.contains("source in"))
+            .count()
+    };
+    assert_eq!(
+        (bare(&second.log()), bare(&third.log())),
+        (0, 0),
+        "errors name their source"
+    );
     assert!(second.terminate().success());
+    assert!(third.terminate().success());
 }
 
 fn stream(broker: &RabbitMq) {
