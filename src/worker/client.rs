@@ -82,6 +82,19 @@ impl Address {
     }
 }
 
+/// The port that is written there. [`Uri`] takes one that is out of range, and then has none.
+fn port_of(uri: &Uri) -> Result<Option<u16>, String> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let behind_host = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
+    let Some((_, port)) = behind_host.rsplit_once(':') else {
+        return Ok(None);
+    };
+    match port.parse::<u16>() {
+        Ok(number @ 1..) => Ok(Some(number)),
+        _ => Err(format!("\"{port}\" is not a port: these are from 1 to 65535")),
+    }
+}
+
 fn bracketed(host: &str) -> String {
     if host.contains(':') {
         format!("[{host}]")
@@ -116,6 +129,7 @@ impl FromText for Address {
         if uri.path_and_query().is_some_and(|path| path.as_str() != "/") {
             return Err(format!("\"{text}\": the path belongs into the key path"));
         }
+        let port = port_of(&uri).map_err(|error| format!("\"{text}\": {error}"))?;
         let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(bad)?;
         if uri
             .authority()
@@ -124,8 +138,8 @@ impl FromText for Address {
             return Err(bad());
         }
         Ok(Self::Tcp {
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            host: host.trim_matches(['[', ']']).to_ascii_lowercase(),
+            port: port.unwrap_or(if tls { 443 } else { 80 }),
             tls,
         })
     }

@@ -82,9 +82,60 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Can a pattern that [`check_pattern`] likes stand for this path, now or later? Dates of the past do not come again.
+pub fn may_name(pattern: &str, path: &str, now: Timestamp) -> bool {
+    let mut rest = path;
+    // By code, in the order of their weight.
+    let (mut found, mut current) = ([0_u32; 6], [0_u32; 6]);
+    let mut has_year = false;
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        let code = if c == '%' { chars.next() } else { None };
+        let Some(code) = code.filter(|code| *code != '%') else {
+            let Some(after) = rest.strip_prefix(c) else {
+                return false;
+            };
+            rest = after;
+            continue;
+        };
+        let width = if code == 'Y' { 4 } else { 2 };
+        let digits = rest
+            .get(..width)
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let number = |text: &str| text.parse().unwrap_or_default();
+        let (Some(digits), Some(place)) = (digits, "YmdHMS".find(code)) else {
+            return false;
+        };
+        (found[place], current[place]) = (number(digits), number(&now.format(&format!("%{code}"))));
+        has_year |= code == 'Y';
+        rest = &rest[width..];
+    }
+    rest.is_empty() && (!has_year || found >= current)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_stands_for_paths_of_today_and_later() {
+        // 2024-02-29.
+        let now = Timestamp(1_709_164_800_123);
+        for (pattern, path, expected) in [
+            ("/a/b", "/a/b", true),
+            ("/a/b", "/a/c", false),
+            ("/a/%Y-%m-%d", "/a/2024-02-29", true),
+            ("/a/%Y-%m-%d", "/a/2025-01-01", true),
+            ("/a/%Y-%m-%d", "/a/2024-02-28", false),
+            ("/a/%d-%m-%Y", "/a/31-12-2023", false),
+            ("/a/%H", "/a/00", true),
+            ("/a/%H", "/a/xx", false),
+            ("/a/%Y", "/a/2024x", false),
+            ("/a/%%", "/a/%", true),
+        ] {
+            assert_eq!(may_name(pattern, path, now), expected, "{pattern} {path}");
+        }
+    }
 
     #[test]
     fn known_moments_read_as_dates() {

@@ -9,6 +9,7 @@ use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, From
 
 use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
 use crate::ops::finding::Finding;
 
@@ -28,6 +29,10 @@ impl FromText for Server {
     fn from_text(text: &str) -> Result<Self, String> {
         let bad = |error| format!("not a Redis URL ({error}; example: \"redis://127.0.0.1:6379/0\")");
         let client = Client::open(text).map_err(bad)?;
+        if let ConnectionAddr::Tcp(_, 0) | ConnectionAddr::TcpTls { port: 0, .. } = client.get_connection_info().addr()
+        {
+            return Err(format!("\"{text}\": there is no port 0"));
+        }
         // What is asked for goes out at once, and a server that has gone without a word is noticed also where nothing is asked.
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE)
@@ -63,6 +68,16 @@ impl Server {
                 section.complain_at("url", format!("TLS: {error}"));
                 None
             }
+        }
+    }
+
+    /// A stream there, for a look whether somebody reads what he writes.
+    pub fn stream_endpoint(&self, stream: &str) -> Endpoint {
+        let info = self.0.get_connection_info();
+        let address = info.addr().to_string().replace("localhost:", "127.0.0.1:");
+        Endpoint::RedisStream {
+            server: format!("{address}/{}", info.redis_settings().db()),
+            stream: stream.to_owned(),
         }
     }
 

@@ -316,6 +316,7 @@ fn play_all(path: &Path, plays: Vec<Play>, pause: Option<Duration>) -> Outcome {
             name: format!("recorded for {}", spec.name),
             component_type: "recorded",
             component: Box::new(Recorded::new(play.records, pause, channels, play.ledger)),
+            at: 0,
         });
     }
     if config.sources.is_empty() {

@@ -3,6 +3,7 @@
 //! Named `[source]`, `[stage]` and `[sink]` tables, and ordered `[pipeline]` lists of their names. [`load`] reads
 //! everything and answers with a [`Config`] that can run, or with every mistake it found.
 
+pub mod cycle;
 pub mod section;
 pub mod value;
 
@@ -62,6 +63,8 @@ pub struct Named<T> {
     pub name: String,
     pub component_type: &'static str,
     pub component: T,
+    /// Where it begins in the file.
+    pub at: usize,
 }
 
 /// A pipeline, its components by index.
@@ -112,11 +115,7 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let problems = Problems::new(text);
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
-        problems.add(
-            error.span().map_or(0, |span| span.start),
-            "",
-            error.message().replace('\n', ", "),
-        );
+        problems.add(error.span().map_or(0, |span| span.start), "", told(error, text));
     }
     let root = Section::root(&problems, table.get_ref());
     // After a syntax error keys may be missing that are there; what is there can still be checked.
@@ -124,6 +123,15 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     match (config, problems.into_sorted()) {
         (Some(config), list) if list.is_empty() => Ok(config),
         (_, list) => Err(list),
+    }
+}
+
+/// What is wrong with the syntax. The parser does not name a key that is there twice.
+fn told(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().replace('\n', ", ");
+    match error.span().and_then(|span| text.get(span)) {
+        Some(key) if message == "duplicate key" => format!("{message} \"{}\"", key.trim_matches(['"', '\''])),
+        _ => message,
     }
 }
 
@@ -196,7 +204,10 @@ fn read(text: &str, root: &Section<'_>, problems: &Problems, is_whole: bool) -> 
     for pipeline in &pipelines {
         check_pipeline(pipeline, &sources, &stages, &sinks, problems);
     }
-    let warnings = check_use(root, &pipelines, &sources, &stages, &sinks);
+    let park_path = park_path.unwrap_or_else(|| state_dir.join("parked.ndjson"));
+    cycle::refuse(&pipelines, &sources, &sinks, &park_path, problems);
+    check_addresses(&sources, admin, problems);
+    let warnings = check_use(problems, &pipelines, &sources, &stages, &sinks);
     for pipeline in &mut pipelines {
         insert_gate(pipeline, &mut stages);
     }
@@ -206,7 +217,7 @@ fn read(text: &str, root: &Section<'_>, problems: &Problems, is_whole: bool) -> 
         alerts: alerts?,
         switches: Arc::new(switches?),
         tests: tests?,
-        park_path: park_path.unwrap_or_else(|| state_dir.join("parked.ndjson")),
+        park_path,
         state_dir,
         lanes,
         drain,
@@ -270,6 +281,7 @@ fn read_component<T>(section: &Section<'_>, kinds: &Lookup<T>) -> Option<Named<T
         name: section.name().to_owned(),
         component_type,
         component: component?,
+        at: section.at(),
     })
 }
 
@@ -395,6 +407,7 @@ fn insert_gate(pipeline: &mut LocatedSpec, stages: &mut Vec<Named<Arc<dyn Stage>
         name: format!("gate:{}", switch.name()),
         component_type: "gate",
         component: Arc::new(Gate::new(switch)),
+        at: 0,
     });
     pipeline
         .spec
@@ -476,9 +489,31 @@ fn check_pipeline(
     }
 }
 
+/// Two that listen at one address would take each other's requests.
+fn check_addresses(sources: &[Named<Box<dyn Source>>], admin: Option<SocketAddr>, problems: &Problems) {
+    let mut taken: Vec<(SocketAddr, String)> = admin
+        .into_iter()
+        .map(|address| (address, "[admin]".to_owned()))
+        .collect();
+    for source in sources {
+        let Some(address) = source.component.listens() else {
+            continue;
+        };
+        let overlaps = |other: &SocketAddr| {
+            other.port() == address.port()
+                && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+        };
+        if let Some((other, owner)) = taken.iter().find(|(other, _)| overlaps(other)) {
+            let key = format!("source.{}.listen", source.name);
+            problems.add(source.at, key, format!("{address}: {owner} listens at {other} already"));
+        }
+        taken.push((address, format!("source \"{}\"", source.name)));
+    }
+}
+
 /// Is everything used? A source without a pipeline would lose all its events.
 fn check_use(
-    root: &Section<'_>,
+    problems: &Problems,
     pipelines: &[LocatedSpec],
     sources: &[Named<Box<dyn Source>>],
     stages: &[Named<Arc<dyn Stage>>],
@@ -486,7 +521,8 @@ fn check_use(
 ) -> Vec<String> {
     for (index, source) in sources.iter().enumerate() {
         if !pipelines.iter().any(|pipeline| pipeline.spec.source == index) {
-            root.complain_at("source", format!("no pipeline reads from \"{}\"", source.name));
+            let key = format!("source.{}", source.name);
+            problems.add(source.at, key, format!("no pipeline reads from \"{}\"", source.name));
         }
     }
     let unused_stages = stages
@@ -639,6 +675,161 @@ p = { from = "a", to = [] }
     }
 
     #[test]
+    fn a_key_that_is_there_twice_is_named() {
+        let found = problems("[source.a]\ntype = \"stdin\"\ntype = \"file\"\n[engine]\n[engine]\n");
+        assert!(found.contains(&"3: duplicate key \"type\"".to_owned()), "{found:?}");
+        assert!(found.contains(&"5: duplicate key \"engine\"".to_owned()), "{found:?}");
+    }
+
+    #[test]
+    fn addresses_and_numbers_out_of_range_are_refused_everywhere() {
+        let text = r#"
+[admin]
+listen = "127.0.0.1:0"
+[statsd]
+address = "127.0.0.1:0"
+[alert.a]
+when = "lag > NaN"
+do = ["webhook"]
+webhook = "http://127.0.0.1:70000/x"
+[source]
+a = { type = "http_in", listen = "127.0.0.1:99999" }
+b = { type = "redis_streams", url = "redis://127.0.0.1:0/0", stream = "s", group = "g", max_deaths = 4294967296 }
+c = { type = "redis_streams", url = "redis://127.0.0.1:65536/0", stream = "s" }
+d = { type = "amqp", url = "amqp://127.0.0.1:0/%2f", queue = "q" }
+e = { type = "amqp", url = "amqp://127.0.0.1:65536/%2f", queue = "q", prefetch = 65536 }
+f = { type = "nats", url = "nats://127.0.0.1:0", stream = "s" }
+g = { type = "nats", url = "nats://127.0.0.1:65536", stream = "s" }
+[sink]
+h = { type = "http_push", nodes = ["http://127.0.0.1:80800", "http://a:0", "https://[::1]:65536", "http://a:", "http://a:1x"] }
+i = { type = "http_push", nodes = ["http://a", "http://A:80/", "unix:/a", "https://a:80", "unix:/a"] }
+j = { type = "webhook", url = "http://127.0.0.1:80800/x" }
+"#;
+        let found = problems(text);
+        for line in [
+            "3: admin.listen: \"127.0.0.1:0\": there is no port 0",
+            "5: statsd.address: \"127.0.0.1:0\": there is no port 0",
+            "7: alert.a.when: \"lag > NaN\" is not",
+            "9: alert.a.webhook: \"http://127.0.0.1:70000\": \"70000\" is not a port: these are from 1 to 65535",
+            "11: source.a.listen: \"127.0.0.1:99999\" is not an address",
+            "12: source.b.url: \"redis://127.0.0.1:0/0\": there is no port 0",
+            "12: source.b.max_deaths: 4294967296 is larger than 4294967295",
+            "13: source.c.url: not a Redis URL",
+            "14: source.d.url: \"amqp://127.0.0.1:0/%2f\": there is no port 0",
+            "15: source.e.url: not an AMQP URL",
+            "15: source.e.prefetch: 65536 is larger than 65535",
+            "16: source.f.url: \"nats://127.0.0.1:0\": there is no port 0",
+            "17: source.g.url: not a NATS URL",
+            "19: sink.h.nodes[0]: \"http://127.0.0.1:80800\": \"80800\" is not a port",
+            "19: sink.h.nodes[1]: \"http://a:0\": \"0\" is not a port",
+            "19: sink.h.nodes[2]: \"https://[::1]:65536\": \"65536\" is not a port",
+            "19: sink.h.nodes[3]: ",
+            "19: sink.h.nodes[4]: ",
+            "20: sink.i.nodes[1]: \"http://a:80\" is there twice",
+            "20: sink.i.nodes[4]: \"unix:/a\" is there twice",
+            "21: sink.j.url: \"http://127.0.0.1:80800\": \"80800\" is not a port",
+        ] {
+            assert!(found.iter().any(|one| one.starts_with(line)), "{line}\n{found:#?}");
+        }
+        assert!(
+            !found.iter().any(|one| one.contains("nodes[3]: \"https://a")),
+            "{found:#?}"
+        );
+    }
+
+    #[test]
+    fn two_that_listen_at_one_address_are_refused() {
+        let text = GOOD
+            .replace("type = \"stdin\" }", "type = \"http_in\", listen = \"127.0.0.1:81\" }\nb = { type = \"http_in\", listen = \"0.0.0.0:81\" }")
+            .replace("[pipeline]", "[admin]\nlisten = \"127.0.0.1:82\"\n[pipeline]\nq = { from = \"b\", to = [\"nginx\"], stages = [\"parse\", \"route\"] }");
+        assert_eq!(
+            problems(&text),
+            ["5: source.b.listen: 0.0.0.0:81: source \"a\" listens at 127.0.0.1:81 already"]
+        );
+    }
+
+    #[test]
+    fn what_would_come_back_is_refused() {
+        let config = |source: &str, sink: &str, more: &str| {
+            let text = GOOD
+                .replace("type = \"stdin\"", source)
+                .replace("type = \"http_push\", nodes = [\"http://127.0.0.1:1\"]", sink);
+            problems(&(text + more))
+        };
+        let redis = "type = \"redis_streams\", url = \"redis://localhost/1\", stream = \"x\"";
+        for (source, sink, place) in [
+            (
+                "type = \"file\", path = \"/x/a\"",
+                "type = \"file\", path = \"/x/a\"",
+                "file /x/a",
+            ),
+            (
+                "type = \"file\", path = \"a\"",
+                "type = \"file\", path = \"./a\"",
+                "file a",
+            ),
+            (
+                "type = \"file\", path = \"a/3000\"",
+                "type = \"file\", path = \"a/%Y\"",
+                "file a/3000",
+            ),
+            (
+                redis,
+                "type = \"redis_stream\", url = \"redis://127.0.0.1:6379/1\", stream = \"x\", keep = \"1h\"",
+                "stream x at 127.0.0.1:6379/1",
+            ),
+            (
+                "type = \"http_in\", listen = \"0.0.0.0:81\"",
+                "type = \"http_push\", nodes = [\"http://127.0.0.1:1\", \"http://localhost:81\"]",
+                "0.0.0.0:81",
+            ),
+            (
+                "type = \"http_in\", listen = \"127.0.0.1:81\"",
+                "type = \"webhook\", url = \"http://127.0.0.1:81/x\"",
+                "127.0.0.1:81",
+            ),
+        ] {
+            assert_eq!(
+                config(source, sink, ""),
+                [format!(
+                    "11: pipeline.p.to[0]: a cycle: \"nginx\" writes to {place}, which source \"a\" reads"
+                )],
+                "{sink}"
+            );
+        }
+        for (source, sink) in [
+            ("type = \"file\", path = \"a\"", "type = \"file\", path = \"b\""),
+            ("type = \"file\", path = \"a/2020\"", "type = \"file\", path = \"a/%Y\""),
+            (
+                redis,
+                "type = \"redis_stream\", url = \"redis://localhost/2\", stream = \"x\", keep = \"1h\"",
+            ),
+            (
+                redis,
+                "type = \"redis_stream\", url = \"redis://localhost/1\", stream = \"y\", keep = \"1h\"",
+            ),
+        ] {
+            assert_eq!(config(source, sink, ""), Vec::<String>::new(), "{sink}");
+        }
+        // Over two pipelines; a chain that ends somewhere is none.
+        let chain = "[source.b]\ntype = \"file\"\npath = \"b\"\n[sink.c]\ntype = \"file\"\npath = \"c\"\n[pipeline.q]\nfrom = \"b\"\nto = [\"c\"]\n";
+        let (source, sink) = ("type = \"file\", path = \"a\"", "type = \"file\", path = \"b\"");
+        assert_eq!(config(source, sink, chain), Vec::<String>::new());
+        assert_eq!(
+            config(source, sink, &chain.replace("path = \"c\"", "path = \"a\"")),
+            [
+                "11: pipeline.p.to[0]: a cycle: \"nginx\" writes to file b, which source \"b\" reads, and pipeline \"q\" leads back",
+                "20: pipeline.q.to[0]: a cycle: \"c\" writes to file a, which source \"a\" reads, and pipeline \"p\" leads back",
+            ]
+        );
+        let parked = config("type = \"file\", path = \"s/parked.ndjson\"", "type = \"null\"", "");
+        assert!(
+            parked.len() == 1 && parked[0].starts_with("4: source.a.path: a cycle: s/parked.ndjson"),
+            "{parked:?}"
+        );
+    }
+
+    #[test]
     fn syntax_errors_do_not_hide_other_mistakes() {
         let found = problems("state_dir = \n[engine]\nlanes = 0\n");
         assert!(found.iter().any(|line| line.starts_with("1: ")), "{found:?}");
@@ -667,6 +858,8 @@ p = { from = "a", to = [] }
             .unwrap();
         assert_eq!(config.warnings, ["stage.extra is in no pipeline"]);
         let text = GOOD.replace("a = {", "b = { type = \"stdin\" }\na = {");
-        assert_eq!(problems(&text), ["3: source: no pipeline reads from \"b\""]);
+        assert_eq!(problems(&text), ["4: source.b: no pipeline reads from \"b\""]);
+        let text = GOOD.replace("[stage]", "[source.b]\ntype = \"stdin\"\n[stage]");
+        assert_eq!(problems(&text), ["5: source.b: no pipeline reads from \"b\""]);
     }
 }

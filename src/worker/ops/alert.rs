@@ -64,7 +64,12 @@ impl FromText for Condition {
         let figure = FIGURES.iter().find(|known| **known == figure.trim()).ok_or_else(bad)?;
         Ok(Self {
             figure,
-            above: above.trim().parse().map_err(|_| bad())?,
+            above: above
+                .trim()
+                .parse()
+                .ok()
+                .filter(|above: &f64| above.is_finite())
+                .ok_or_else(bad)?,
         })
     }
 }
@@ -95,14 +100,17 @@ impl Alert {
             section.complain_at("do", "this worker was built without the feature \"sentry\"");
             return None;
         }
+        let webhook = section.optional("webhook");
+        #[cfg(feature = "sentry")]
+        let sentry = section.optional("sentry");
         Some(Self {
             name: section.name().to_owned(),
             when: when?,
             lasting,
             log: does("log"),
-            webhook: section.optional("webhook"),
+            webhook,
             #[cfg(feature = "sentry")]
-            sentry: section.optional("sentry"),
+            sentry,
         })
     }
 }

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 
 use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::{Timestamp, check_pattern};
+use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
 use crate::engine::turn::Turn;
 use crate::event::Event;
@@ -78,6 +79,10 @@ fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
 impl Sink for FileSink {
     fn is_required(&self) -> bool {
         self.required
+    }
+
+    fn writes(&self) -> Vec<Endpoint> {
+        vec![Endpoint::Files(self.path.0.clone())]
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {

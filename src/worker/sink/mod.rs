@@ -21,6 +21,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::client::{Address, Tls};
+use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::engine::crew::Crews;
 use crate::engine::settlement::Share;
@@ -64,6 +65,11 @@ pub trait Sink: Send + Sync {
 
     /// Whom it talks to, for a look whether they are there.
     fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
+        Vec::new()
+    }
+
+    /// Where events go that a source of this worker might read.
+    fn writes(&self) -> Vec<Endpoint> {
         Vec::new()
     }
 

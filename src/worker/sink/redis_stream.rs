@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
@@ -73,6 +74,10 @@ impl Sink for RedisStream {
 
     fn needs_channels(&self) -> bool {
         true
+    }
+
+    fn writes(&self) -> Vec<Endpoint> {
+        vec![self.server.stream_endpoint(&self.stream)]
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {

@@ -27,6 +27,7 @@ use sha2::Sha256;
 use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Pool, Tls};
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
 use crate::engine::turn::Turn;
 use crate::event::Event;
@@ -167,6 +168,10 @@ impl Sink for Webhook {
 
     fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
         vec![(self.target.address.clone(), self.tls.clone())]
+    }
+
+    fn writes(&self) -> Vec<Endpoint> {
+        vec![Endpoint::Server(self.target.address.clone())]
     }
 
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>> {

@@ -101,6 +101,10 @@ struct Mark {
 }
 
 impl Source for FileSource {
+    fn reads(&self) -> Option<crate::config::cycle::Endpoint> {
+        Some(crate::config::cycle::Endpoint::File(self.path.clone()))
+    }
+
     fn limits(&self) -> Limits {
         self.limits
     }

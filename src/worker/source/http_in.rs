@@ -46,6 +46,7 @@ use super::spool::{self, Entry, Spool};
 use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Permit;
@@ -170,6 +171,10 @@ impl Source for HttpIn {
             AckMode::Published => Guarantee::Unacknowledged,
             AckMode::Spooled => Guarantee::AtLeastOnce,
         }
+    }
+
+    fn reads(&self) -> Option<Endpoint> {
+        Some(Endpoint::Listener(self.listen))
     }
 
     fn listens(&self) -> Option<SocketAddr> {

@@ -30,6 +30,7 @@ use std::pin::Pin;
 
 use crate::checkpoint;
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Credit;
@@ -116,6 +117,11 @@ pub trait Source: Send {
 
     /// Where it takes connections, if it does: that stays open over a reload.
     fn listens(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// From where, if a sink of this worker might write there.
+    fn reads(&self) -> Option<Endpoint> {
         None
     }
 

@@ -71,7 +71,11 @@ impl FromText for Url {
 
     fn from_text(text: &str) -> Result<Self, String> {
         let bad = |error| format!("not a NATS URL ({error}; example: \"nats://127.0.0.1:4222\")");
-        text.parse().map(Self).map_err(bad)
+        let server: async_nats::ServerAddr = text.parse().map_err(bad)?;
+        match server.port() {
+            0 => Err(format!("\"{text}\": there is no port 0")),
+            _ => Ok(Self(server)),
+        }
     }
 }
 

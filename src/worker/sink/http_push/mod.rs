@@ -54,7 +54,8 @@ use self::node::Node;
 use self::tally::{Required, Tally};
 use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Tls};
-use crate::config::section::Section;
+use crate::config::cycle::Endpoint;
+use crate::config::section::{Located, Section};
 use crate::engine::settlement::{Reply, Share};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::{Event, OrderedId};
@@ -119,10 +120,16 @@ pub struct HttpPush {
 }
 
 fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
-    let nodes = section.required::<Vec<Address>>("nodes");
-    if nodes.as_ref().is_some_and(Vec::is_empty) {
+    let located = section.required::<Vec<Located<Address>>>("nodes");
+    if located.as_ref().is_some_and(Vec::is_empty) {
         section.complain_at("nodes", "needs at least one node");
     }
+    for (index, node) in located.iter().flatten().enumerate() {
+        if located.iter().flatten().take(index).any(|one| one.value == node.value) {
+            section.complain_about(node, format!("\"{}\" is there twice", node.value));
+        }
+    }
+    let nodes: Option<Vec<Address>> = located.map(|nodes| nodes.into_iter().map(|node| node.value).collect());
     let required = section.or("required", Required::All);
     let count = nodes.as_ref().map_or(1, Vec::len);
     if !(1..=count).contains(&required.of(count)) {
@@ -208,6 +215,10 @@ impl Sink for HttpPush {
 
     fn needs_ids(&self) -> bool {
         self.ordered == Some(true)
+    }
+
+    fn writes(&self) -> Vec<Endpoint> {
+        self.nodes.iter().cloned().map(Endpoint::Server).collect()
     }
 
     fn examine(&self) -> Option<Examination<'_>> {

@@ -40,6 +40,7 @@ use self::group::{Group, group_info};
 use super::claiming::{self, Terms};
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
+use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::redis_link::{Server, told};
 
@@ -128,6 +129,10 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
 }
 
 impl Source for RedisStreams {
+    fn reads(&self) -> Option<Endpoint> {
+        Some(self.server.stream_endpoint(&self.stream))
+    }
+
     fn examine(&self) -> Option<super::Examination<'_>> {
         Some(Box::pin(self.server.examine(true)))
     }
