@@ -11,10 +11,10 @@
 //! body_lacks = ["192.0.2.7", "<script"]
 //! ```
 //!
-//! Also `body` (exactly), `body_has`, `type`, `events` (how many come out; default 1, or 0 if something is dropped or parked), `dropped` (the reason), `parked`
-//! (a part of the reason).
+//! Also `body` (exactly), `body_has`, `type`, `events` (how many come out; default 1, or 0 if something is dropped or parked), `dropped` (the reason, or how
+//! many), `parked` (a part of the reason, or how many).
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -45,8 +45,33 @@ struct Expect {
     body_lacks: Vec<String>,
     kind: Option<String>,
     events: Option<usize>,
-    dropped: Option<String>,
-    parked: Option<String>,
+    dropped: Option<Ended>,
+    parked: Option<Ended>,
+}
+
+/// What is expected of events that do not come out.
+#[derive(Clone, Debug)]
+enum Ended {
+    For(String),
+    Count(usize),
+}
+
+impl FromItem for Ended {
+    fn from_item(item: &Item<'_>) -> Option<Self> {
+        match item.integer() {
+            Some(count) => Some(Self::Count(count)),
+            None => String::from_item(item).map(Self::For),
+        }
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::For(reason) => reason.fmt(f),
+            Self::Count(count) => count.fmt(f),
+        }
+    }
 }
 
 /// A TOML value as JSON.
@@ -152,25 +177,37 @@ impl Expect {
             Ending::Parked { stage, reason } => Some(format!("parked by {stage}: {reason}")),
         });
         let ended: Vec<String> = ended.collect();
-        let dropped = |reason: &String| {
-            endings
-                .iter()
-                .any(|ending| matches!(ending, Ending::Dropped { reason: is, .. } if is == reason))
+        let dropped = |wanted: &Ended| {
+            let mut reasons = endings.iter().filter_map(|ending| match ending {
+                Ending::Dropped { reason, .. } => Some(*reason),
+                _ => None,
+            });
+            match wanted {
+                Ended::Count(count) => reasons.count() == *count,
+                Ended::For(wanted) => reasons.any(|reason| reason == wanted),
+            }
         };
-        let parked = |part: &String| {
-            endings
-                .iter()
-                .any(|ending| matches!(ending, Ending::Parked { reason, .. } if reason.contains(part)))
+        let parked = |wanted: &Ended| {
+            let mut reasons = endings.iter().filter_map(|ending| match ending {
+                Ending::Parked { reason, .. } => Some(reason),
+                _ => None,
+            });
+            match wanted {
+                Ended::Count(count) => reasons.count() == *count,
+                Ended::For(part) => reasons.any(|reason| reason.contains(part)),
+            }
         };
-        if let Some(reason) = self.dropped.as_ref().filter(|reason| !dropped(reason)) {
-            wrong.push(difference("dropped", reason, &told(&ended)));
+        if let Some(wanted) = self.dropped.as_ref().filter(|wanted| !dropped(wanted)) {
+            wrong.push(difference("dropped", &wanted.to_string(), &told(&ended)));
         }
-        if let Some(reason) = self.parked.as_ref().filter(|reason| !parked(reason)) {
-            wrong.push(difference("parked", reason, &told(&ended)));
+        if let Some(wanted) = self.parked.as_ref().filter(|wanted| !parked(wanted)) {
+            wrong.push(difference("parked", &wanted.to_string(), &told(&ended)));
         }
+        // None is expected where all are to end otherwise.
+        let ends = |wanted: &Option<Ended>| !matches!(wanted, None | Some(Ended::Count(0)));
         let events = self
             .events
-            .unwrap_or(usize::from(self.dropped.is_none() && self.parked.is_none()));
+            .unwrap_or(usize::from(!ends(&self.dropped) && !ends(&self.parked)));
         if out.len() != events {
             let ended = ended.iter().fold(String::new(), |text, one| text + "; " + one);
             wrong.push(difference(
@@ -288,6 +325,9 @@ mod tests {
         assert!(outcome("input = '['\nexpect = { parked = \"not valid JSON\" }").is_empty());
         let gated = format!("{INPUT}\nswitches = {{ some = \"off\" }}\nexpect = {{ dropped = \"gate\" }}");
         assert!(outcome(&gated).is_empty());
+        assert!(outcome(&gated.replace("\"gate\"", "1, parked = 0")).is_empty());
+        assert!(outcome("input = '['\nexpect = { parked = 1, dropped = 0 }").is_empty());
+        assert!(outcome(&format!("{INPUT}\nexpect = {{ dropped = 0, parked = 0 }}")).is_empty());
     }
 
     #[test]
@@ -307,5 +347,10 @@ mod tests {
             "{wrong:?}"
         );
         assert!(outcome(&format!("{INPUT}\nexpect = {{ dropped = \"gate\" }}")).len() == 2);
+        let wrong = outcome("input = '['\nexpect = { parked = 2 }");
+        assert!(
+            wrong.len() == 1 && wrong[0].contains("expected: 2\n      found:    parked by parse"),
+            "{wrong:?}"
+        );
     }
 }
