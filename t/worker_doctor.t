@@ -24,7 +24,7 @@ http {
     server {
         listen 127.0.0.1:%%PORT%%;
 
-        location /pub { push_stream_publisher admin; push_stream_batch_publish on; }
+        location /pub { push_stream_publisher admin; push_stream_batch_publish on; push_stream_idempotent_publish on; }
         location /single { push_stream_publisher; }
         location /closed { deny all; push_stream_publisher; }
         location /page { root %%DIR%%; try_files $uri =404; }
@@ -59,11 +59,13 @@ END
     ok $is_well, 'a node as it should be';
     like $said, qr{^ok +sink nginx: $node answers at /pub$}m, 'is there';
     like $said, qr{^ok +sink nginx: $node counts 1 published messages at /status$}m, 'with its figures';
-    unlike $said, qr/^\w+ +sink nginx.*(?:takes one event|which memory|clock)/m, 'and nothing to say against it';
+    unlike $said, qr/^\w+ +sink nginx.*(?:takes one event|which memory|clock|only once)/m, 'and nothing to say against it';
 
     ($said, $is_well) = $doctor->('path = "/single?id="');
     ok $is_well, 'one without batches works, too';
     like $said, qr{^warning +sink nginx: .*push_stream_batch_publish on}m, 'and the advice is to switch them on';
+
+    like $said, qr{^warning +sink nginx: .*push_stream_idempotent_publish on}m, 'and where duplicates are possible, to have them dropped';
 
     for my $case (
         [ 'path = "/elsewhere?id="', qr{40[45] [\w ]+ at /elsewhere: there is no push_stream_publisher; check "path"} ],

@@ -40,6 +40,9 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             }
             if r.header(&HeaderName::EPOCH).is_some() {
                 tell_epoch(r)?;
+                if r.location().terms().idempotent {
+                    r.add_header(HeaderName::IDEMPOTENT.text(), b"on")?;
+                }
             }
             answer::header_only(r, NGX_HTTP_OK)
         }

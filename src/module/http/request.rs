@@ -492,6 +492,8 @@ impl HeaderName {
     pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
     pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
     pub const EVENT_TYPE: HeaderName = HeaderName::new("Event-Type");
+    /// With [`HeaderName::EPOCH`]: an id is taken only once here.
+    pub const IDEMPOTENT: HeaderName = HeaderName::new("X-Nginx-PushStream-Idempotent");
     pub const IF_MODIFIED_SINCE: HeaderName = HeaderName::new("If-Modified-Since");
     pub const IF_NONE_MATCH: HeaderName = HeaderName::new("If-None-Match");
     pub const LAST_EVENT_ID: HeaderName = HeaderName::new("Last-Event-Id");

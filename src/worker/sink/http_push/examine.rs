@@ -17,6 +17,8 @@ use crate::redis_link::clock;
 
 /// The newest id of a channel, in the answer to a GET at a publisher location that keeps ids in order.
 const NEWEST_ID: &str = "x-nginx-pushstream-event-id";
+/// Says a publisher location that is asked for its epoch, if it drops what it has already.
+const IDEMPOTENT: &str = "x-nginx-pushstream-idempotent";
 /// Nobody waits for a doctor.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -116,6 +118,13 @@ impl HttpPush {
         if !parts.headers.contains_key(EPOCH) {
             findings.push(Finding::Warning(
                 "does not say which memory it has, as the C module and old versions: nobody notices an upgrade of its binary (USR2)".to_owned(),
+            ));
+        }
+        if !parts.headers.contains_key(IDEMPOTENT) {
+            findings.push(Finding::Warning(
+                "does not say that it takes an id only once: without \"push_stream_idempotent_publish on\" readers may see an event twice after a crash, \
+                 a lost connection or a hand-over"
+                    .to_owned(),
             ));
         }
         findings

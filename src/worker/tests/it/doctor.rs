@@ -97,6 +97,11 @@ fn what_is_wrong_with_a_node_is_told_with_advice() {
         &["one event to a POST", "push_stream_batch_publish on"],
     );
     assert_line(&said, "warning", &["which memory it has"]);
+    assert_line(
+        &said,
+        "warning",
+        &["takes an id only once", "push_stream_idempotent_publish on"],
+    );
     // It knows no statistics.
     let with_statistics = pipeline(&one_by_one.address, posts).replace("timeout =", "statistics = \"/sub\"\ntimeout =");
     let (said, is_well) = doctor(&dir, &with_statistics);
