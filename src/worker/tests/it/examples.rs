@@ -1,6 +1,7 @@
 //! What stands in docs/examples does what it says.
 
 use std::collections::HashSet;
+use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::brokers::*;
@@ -108,6 +109,59 @@ fn sealed_events_of_several_workers_and_runs_never_share_salt_and_nonce() {
     assert_eq!(distinct.len(), 160);
     let salts: HashSet<String> = envelopes.iter().map(|one| one["salt"].to_string()).collect();
     assert_eq!(salts.len(), 4, "one for each run");
+}
+
+#[test]
+fn the_python_example_opens_what_is_sealed_and_nothing_else() {
+    let dir = TempDir::new();
+    std::fs::write(dir.path("key"), [7; 32]).unwrap();
+    let payloads = ["{\"n\":1,\"text\":\"Zoë\"}", "{\"n\":2}"];
+    for algorithm in ["aes-256-gcm", "chacha20-poly1305"] {
+        let config = format!(
+            r#"
+[source]
+in = {{ type = "stdin" }}
+[stage]
+seal = {{ type = "encrypt", algorithm = "{algorithm}", key = {{ file = "key", id = "k7" }} }}
+[sink]
+out = {{ type = "file", path = "{algorithm}" }}
+[pipeline]
+p = {{ from = "in", stages = ["seal"], to = ["out"] }}
+"#
+        );
+        let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
+        worker
+            .stdin()
+            .write_all(format!("{}\n{}\n", payloads[0], payloads[1]).as_bytes())
+            .unwrap();
+        assert!(worker.wait().success());
+        assert!(!dir.read(algorithm).contains("Zoë"));
+        let opened = python(
+            &dir,
+            &format!(
+                r#"
+import json, sys
+from cryptography.exceptions import InvalidTag
+from decrypt import open_envelope
+sys.stdout.reconfigure(encoding="utf-8")
+lines = open("{algorithm}").read().splitlines()
+for line in lines:
+    print(open_envelope(line, {{"k7": bytes([7] * 32)}}).decode())
+first, second = map(json.loads, lines)
+for wrong in (dict(first, id=second["id"]), dict(first, data=second["data"]), dict(first, nonce=second["nonce"])):
+    try:
+        open_envelope(json.dumps(wrong), {{"k7": bytes([7] * 32)}})
+        print("opened")
+    except InvalidTag:
+        print("refused")
+"#
+            ),
+        );
+        assert_eq!(
+            opened,
+            format!("{}\n{}\n{}", payloads[0], payloads[1], "refused\n".repeat(3))
+        );
+    }
 }
 
 fn python(dir: &TempDir, script: &str) -> String {
