@@ -95,7 +95,7 @@ struct Shared {
     parked: Mutex<Option<Box<Parked>>>,
     to: AckTo,
     /// Credit that ends with the event, for sources that do not hold it until a durable acknowledgement.
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
 }
 
 impl Handle {
@@ -105,7 +105,7 @@ impl Handle {
             worst: AtomicU8::new(Outcome::Accepted as u8),
             parked: Mutex::new(None),
             to,
-            _permit: permit,
+            permit,
         };
         Self {
             shared: Arc::new(shared),
@@ -166,6 +166,8 @@ impl Drop for Shared {
             outcome,
             parked: self.parked.get_mut().take(),
         };
+        // Whoever is told may send the next one at once: there must be room for it.
+        drop(self.permit.take());
         // A receiver that is gone has stopped caring.
         match std::mem::replace(&mut self.to, AckTo::Nobody) {
             AckTo::Queue(queue) | AckTo::Broker(queue) | AckTo::Recorded(queue) => drop(queue.send(ack)),

@@ -4,6 +4,7 @@
 //! them, the [`Service`], belongs to one configuration; between two of them requests wait.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -45,14 +46,11 @@ static SERVING: AtomicUsize = AtomicUsize::new(0);
 
 /// Binds the address unless that is done already. The error names it.
 pub fn hold(address: SocketAddr) -> io::Result<()> {
-    let mut held = HELD.lock();
-    if !held.contains_key(&address) {
-        let bound = std::net::TcpListener::bind(address).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
+    if let Entry::Vacant(place) = HELD.lock().entry(address) {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
-        held.insert(address, bound.map_err(named)?);
+        let listener = std::net::TcpListener::bind(address).map_err(named)?;
+        listener.set_nonblocking(true).map_err(named)?;
+        place.insert(listener);
     }
     Ok(())
 }
@@ -99,6 +97,12 @@ pub struct Front<S: Service> {
 
 /// All fronts of one kind of service.
 pub struct Fronts<S: Service>(Mutex<BTreeMap<SocketAddr, Arc<Front<S>>>>);
+
+impl<S: Service> Default for Fronts<S> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl<S: Service> Fronts<S> {
     pub const fn new() -> Self {

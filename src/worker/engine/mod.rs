@@ -409,6 +409,7 @@ impl Worker<'_> {
         let next = match started {
             Ok(topology) => topology,
             Err(error) => {
+                crate::server::hold_only(&self.current.addresses());
                 self.metrics.reloaded(false);
                 tracing::error!("the new configuration does not start: {error}; going on with the old one");
                 return;
@@ -694,10 +695,9 @@ impl Topology {
         let Some(tasks) = self.waiting_tasks.take() else {
             return Ok(());
         };
-        let addresses: Vec<SocketAddr> = self.listens.iter().copied().chain(self.admin).collect();
         crate::source::http_in::keep_only(&self.listens);
         admin::keep_only(self.admin.as_slice());
-        crate::server::hold_only(&addresses);
+        crate::server::hold_only(&self.addresses());
         if let Some(address) = self.admin {
             let (metrics, watchdog) = (Arc::clone(&self.metrics), Arc::clone(&self.watchdog));
             let stop = Stop(self.phase.subscribe());
@@ -713,6 +713,11 @@ impl Topology {
         self.tasks.spawn_local(tasks.switches.follow());
         self.tasks.spawn_local(Arc::clone(&self.watchdog).run());
         Ok(())
+    }
+
+    /// Where it listens.
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.listens.iter().copied().chain(self.admin).collect()
     }
 
     /// Sources claim nothing more, and what is in flight gets its time.
@@ -751,11 +756,10 @@ impl Topology {
             .filter(|source| source.gives_back && !source.has_ended)
         {
             if source.held_up() > patience && *source.phase.borrow() < Phase::Abandoning {
-                tracing::info!(
-                    "source {}: giving back {} events that cannot be published now",
-                    source.name,
-                    source.credit.in_flight()
-                );
+                let (name, in_flight) = (&source.name, source.credit.in_flight());
+                if in_flight > 0 {
+                    tracing::info!("source {name}: giving back {in_flight} events that cannot be published now");
+                }
                 source.abandon();
             }
         }

@@ -1,7 +1,7 @@
 //! What operators do with a worker, and what it tells them.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,19 @@ fn a_configuration_that_does_not_start_is_given_up_for_the_old_one() {
     std::fs::write(dir.path("worker.toml"), taken).unwrap();
     worker.signal("-HUP");
     worker.wait_for_log("the new configuration does not start");
+    // An address that somebody else has is none to end for, either, and those that it would have had besides are not kept.
+    let (taken, free) = (TcpListener::bind("127.0.0.1:0").unwrap(), free_port());
+    let more = format!(
+        "{config}[source.more]\n{}\n[pipeline.more]\nfrom = \"more\"\nstages = [\"parse\", \"route\"]\nto = [\"nginx\"]\n[admin]\nlisten = \"{}\"\n",
+        http_in(free),
+        taken.local_addr().unwrap()
+    );
+    std::fs::write(dir.path("worker.toml"), more).unwrap();
+    worker.signal("-HUP");
+    worker.wait_for_log("cannot listen on");
+    wait("the address to be given up", || {
+        TcpStream::connect(("127.0.0.1", free)).is_err()
+    });
     dir.append("log", &format!("{}\n", event(1)));
     nginx.wait_for(1);
     assert!(worker.terminate().success());
@@ -171,7 +184,7 @@ fn reloads_lose_no_request() {
                 let mut connection = KeptAlive::open(port);
                 for n in 0..POSTS {
                     // Half of them open a connection for each.
-                    let is_fresh = client % 2 == 0;
+                    let is_fresh = client.is_multiple_of(2);
                     if is_fresh {
                         connection = KeptAlive::open(port);
                     }
