@@ -163,12 +163,9 @@ impl Expect {
         let mut wrong = Vec::new();
         let out: Vec<&Event> = endings
             .iter()
-            .filter_map(|ending| {
-                if let Ending::Out(event) = ending {
-                    Some(event)
-                } else {
-                    None
-                }
+            .filter_map(|ending| match ending {
+                Ending::Out(event) => Some(&**event),
+                Ending::Dropped { .. } | Ending::Parked { .. } => None,
             })
             .collect();
         let ended = endings.iter().filter_map(|ending| match ending {

@@ -283,7 +283,7 @@ fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, turn: Option<Turn>) -> Deliv
 /// How an event, or a piece of it, came out of the stages.
 #[derive(Debug)]
 pub enum Ending {
-    Out(Event),
+    Out(Box<Event>),
     Dropped { stage: String, reason: &'static str },
     Parked { stage: String, reason: String },
 }
@@ -321,7 +321,7 @@ pub fn try_stages(stages: &[(&str, &dyn Stage)], prefix: &str, mut event: Event)
         }
     }
     finish(&mut event, prefix);
-    vec![Ending::Out(event)]
+    vec![Ending::Out(Box::new(event))]
 }
 
 fn number_parts(parts: Vec<Event>, whole: &EventId) -> impl Iterator<Item = Event> {

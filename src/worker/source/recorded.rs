@@ -136,7 +136,7 @@ impl Running {
         let mut told = Instant::now();
         let is_watched = io::stderr().is_terminal();
         let count = self.recorded.records.len();
-        while !(self.waiting.is_empty() && self.overtaken.is_empty() && self.open.is_empty()) && !stop.is_requested() {
+        while self.has_work() && !stop.is_requested() {
             if !self.overtaken.is_empty() && self.open.is_empty() {
                 // In their order, and before what comes after them.
                 tokio::time::sleep(OVERTAKEN_PAUSE).await;
@@ -186,6 +186,10 @@ impl Running {
             eprintln!("\r{} of {count} events", count - self.waiting.len());
         }
         self.recorded.ledger.rest();
+    }
+
+    fn has_work(&self) -> bool {
+        !(self.waiting.is_empty() && self.overtaken.is_empty() && self.open.is_empty())
     }
 
     /// The event of a record, with the id under which it is sent now.
