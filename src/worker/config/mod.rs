@@ -568,7 +568,7 @@ p = { from = "a", stages = ["parse", "route"], to = ["nginx"] }
         let intake = |options: &str| {
             GOOD.replace(
                 "type = \"stdin\"",
-                &format!("type = \"http_in\", listen = \"127.0.0.1:1\", {options}"),
+                &format!("type = \"http_in\", listen = \"127.0.0.1:2\", {options}"),
             )
         };
         let small = "ack = \"spooled\", spool_max = \"32KiB\"";
