@@ -102,6 +102,22 @@ CONF
     $refused->(GET => '/admin?messages', 400, 'No channel id provided.', 'of none');
     is $nginx->figures('nobody')->{channel}, undef, 'nothing came into being';
 
+    # A message and the order to go, both found at once by a worker that was busy meanwhile.
+    if ($nginx->worker_count > 1) {
+        my $ordered = $nginx->subscribe('/ordered?id=yard/hall');
+        ok wait_until { $nginx->figures('hall')->{subscribers} == 1 }, 'one is in the hall';
+        my ($busy) = map { $_->{pid} } grep { $_->{subscribers} > 0 } @{ $nginx->figures->{by_worker} };
+        # Others of the same worker take messages as they come.
+        my @others;
+        push @others, $nginx->subscribe('/sub?id=hall') until @others == 40
+            || grep { $_->{pid} == $busy && $_->{subscribers} > 1 } @{ $nginx->figures->{by_worker} };
+        kill STOP => $busy;
+        $nginx->post('/pub?id=hall', 'the last');
+        $nginx->delete('/admin?id=hall&only=subscribers');
+        kill CONT => $busy;
+        like join('', $ordered->chunks_to_end), qr/the last/, 'who goes by the order of ids gets the last message before it is sent away';
+    }
+
     # Sending subscribers away.
     my $stream = $nginx->subscribe('/sub?id=room');
     my $both = $nginx->subscribe('/ev?id=lobby/room');

@@ -275,7 +275,12 @@ impl Delivery {
 
     fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
         self.hand_part(index, position, run, now_ms, actions);
-        if let Some(seq) = run.dismissed() {
+        // Whoever resumes in order is still to get what is merged.
+        let subscriber = self.registry.slab.at(index);
+        if let Some(seq) = run
+            .dismissed()
+            .filter(|_| !subscriber.is_some_and(|subscriber| subscriber.style.format.ordered))
+        {
             self.dismiss(index, seq, actions);
         }
     }
