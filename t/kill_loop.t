@@ -162,13 +162,19 @@ with_nginx $conf, sub ($nginx) {
         $nobody->('after the kills');
     }
 
-    {
+    # Readers who come back after each reload, then readers who are handed over and notice none.
+    for my $handover ('off', 'on') {
+        my $base = $conf =~ s/(?=push_stream_store_messages on)/push_stream_handover $handover; /r;
+        $nginx->reload($base);
         # As many messages as the reloads take time: the bench is told to end by what it has published.
         my $rate = 400;
         my $per_reload = PushStream::Nginx::slowness() > 4 ? 4 : 1.5;
-        my $run = $verify->('reloads', 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers, '--rate', $rate,
+        my $run = $verify->("reloads, handover $handover", 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers, '--rate', $rate,
             '--messages', int $rate * $per_reload * ($reloads + @changes / 2 + 4));
         ok wait_until(sub { $nginx->figures->{subscribers} == $subscribers }, 15), 'everybody is here';
+        my %also = $handover eq 'on' ? (ws => 'websocket', st => 'streaming') : ();
+        my %run = map { $_ => $verify->("reloads, $also{$_}", $_, $subscribers / 10, '--transport', $also{$_}, '--channels', 10, '--publishers', 2,
+            '--rate', 50, '--messages', int 50 * $per_reload * ($reloads + @changes / 2 + 4)) } sort keys %also;
         my $done = 0;
         my $reload = sub ($name, $text) {
             my $ended = eval { $nginx->reload($text); 1 };
@@ -176,7 +182,7 @@ with_nginx $conf, sub ($nginx) {
             $done += $run->{runs}->();
         };
         $reload->("number $_", undef) for 1 .. $reloads;
-        my $text = $conf;
+        my $text = $base;
         for (my $i = 0; $i < @changes; $i += 2) {
             $text = $changes[ $i + 1 ]->($text);
             $reload->($changes[$i], $text);
@@ -209,9 +215,39 @@ with_nginx $conf, sub ($nginx) {
         is $done, $reloads + @changes / 2 + 4, 'messages flowed all the while';
         wait_until { $nginx->log =~ /still could not bind/ };
 
-        my %fact = $judge->('reloads', $run);
-        cmp_ok $fact{reconnects} // 0, '>', $subscribers * $reloads / 2, 'everybody came back again and again';
-        $nobody->('after the reloads');
+        my %fact = $judge->("reloads, handover $handover", $run);
+        if ($handover eq 'off') {
+            cmp_ok $fact{reconnects} // 0, '>', $subscribers * $reloads / 2, 'everybody came back again and again';
+        } else {
+            is $fact{reconnects} // 0, 0, 'no reader noticed any of the reloads';
+        }
+        for my $uri (sort keys %run) {
+            my %fact = $judge->("reloads, $also{$uri}", $run{$uri});
+            is $fact{reconnects} // 0, 0, "reloads, $also{$uri}: no reader noticed any";
+        }
+        $nobody->("after the reloads, handover $handover");
+    }
+
+    # Workers die while they hand readers over, the leaving ones and those that take them.
+    {
+        my $count = int $kills / 2;
+        my $rate = 400;
+        my $run = $verify->('kills and reloads', 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers,
+            '--master-pid', $nginx->master, '--kill-worker', 2 * $kill_every_ms, '--kill-count', $count,
+            '--rate', $rate, '--messages', int $rate * ($count * 2 * $kill_every_ms / 1000 + 4));
+        my $signals = 0;
+        while ($run->{runs}->()) {
+            $nginx->signal('HUP');
+            $signals++;
+            # A worker that starts is not told twice to leave.
+            wait_until(sub { $nginx->worker_pids >= $nginx->worker_count || !$run->{runs}->() }, 2);
+            select undef, undef, undef, 0.3;
+        }
+        my %fact = $judge->('kills and reloads', $run);
+        cmp_ok $fact{killed} // 0, '>=', $count, 'workers were killed';
+        cmp_ok $signals, '>', $count / 3, "among $signals reloads";
+        ok wait_until { $nginx->worker_pids == $nginx->worker_count }, 'all workers are there';
+        $nobody->('after kills and reloads');
     }
 };
 

@@ -14,6 +14,7 @@ worker_shutdown_timeout 6s;
 events {}
 http {
     %%HTTP%%
+    push_stream_handover off;
     push_stream_shared_memory_size 4m;
     push_stream_channels_path $arg_id;
     push_stream_ping_message_interval 200ms;

@@ -81,6 +81,8 @@ counters! {
     ClosedChannelDeleted = 28,
     ClosedDismissed = 29,
     ClosedWorkerExit = 30,
+    /// Subscribers that a leaving worker gave to another one.
+    HandedOver = 31,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

@@ -35,7 +35,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
 /// adopts this one.
-pub const LAYOUT_VERSION: u32 = 7;
+pub const LAYOUT_VERSION: u32 = 8;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -394,7 +394,9 @@ record! {
         queued: u64,
         /// The longest it did not look for events while it delivered, in microseconds; not under the zone's lock.
         stretch_us: u32,
-        unused: [u32; 3],
+        /// Not 0: the worker takes subscribers that others hand over; not under the zone's lock.
+        accepts: u32,
+        unused: [u32; 2],
         /// How its subscribers are connected; not under the zone's lock.
         tallies: [u32; TALLIES],
     }
@@ -523,6 +525,8 @@ pub struct Header {
     pub ids: [u64; zone_ids::SIZE / 8],
     /// Atomics, not under the lock.
     pub counters: [u64; COUNTERS],
+    /// The two ends of the socket that subscribers are offered on; 0 = there is none.
+    pub handover_fds: [u32; 2],
 }
 
 pub const HOT_WORDS: usize = hot::SIZE / 8;
@@ -561,7 +565,7 @@ pub mod kind {
 }
 
 const _: () = {
-    assert!(size_of::<Header>() == offset_of!(Header, counters) + 8 * COUNTERS);
+    assert!(size_of::<Header>() == offset_of!(Header, counters) + 8 * COUNTERS + 8);
     assert!(offset_of!(Header, lock) == 72 && offset_of!(Header, hot) == 128);
     assert!(channel::SIZE == 88);
     assert!(body::SIZE == 32 && link::SIZE == 32);
@@ -582,7 +586,11 @@ mod tests {
     use super::*;
 
     /// Every layout that was released, and its version; the last is the present one.
-    const KNOWN: [(u32, u64); 2] = [(6, 0x0166_986f_d332_c451), (7, 0xeda6_4455_76d3_815f)];
+    const KNOWN: [(u32, u64); 3] = [
+        (6, 0x0166_986f_d332_c451),
+        (7, 0xeda6_4455_76d3_815f),
+        (8, 0xd5b6_e306_21e2_4739),
+    ];
 
     /// The numbers of counters, which stay whatever is added: a new counter at a number that nobody had needs no new version.
     const COUNTED: &[Counter] = &[
@@ -601,6 +609,23 @@ mod tests {
         Counter::RefusedDependency,
         Counter::RefusedOutOfOrder,
         Counter::Duplicate,
+        Counter::SubscriberLimit,
+        Counter::SubscriberForbidden,
+        Counter::SubscriberInvalid,
+        Counter::SubscriberFull,
+        Counter::SubscriberUnavailable,
+        Counter::ClosedByClient,
+        Counter::ClosedByCloseFrame,
+        Counter::ClosedForViolation,
+        Counter::ClosedDeadPeer,
+        Counter::ClosedTimedOut,
+        Counter::ClosedTooSlow,
+        Counter::ClosedWriteFailed,
+        Counter::ClosedTtl,
+        Counter::ClosedChannelDeleted,
+        Counter::ClosedDismissed,
+        Counter::ClosedWorkerExit,
+        Counter::HandedOver,
     ];
 
     /// All that two modules which use the same zone must agree on, as text.
@@ -628,7 +653,7 @@ mod tests {
         }
         let header = header!(
             magic version slots len blocks buckets journal_capacity wake_fds hash_key created_monotonic_ms created_unix_ms lock
-            repairs journal_state journal_more hot hot_saved ids counters
+            repairs journal_state journal_more hot hot_saved ids counters handover_fds
         );
         writeln!(text, "header: {header:?}, {}", size_of::<Header>()).unwrap();
         let constants = [

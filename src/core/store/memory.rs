@@ -394,6 +394,18 @@ impl Memory {
         unsafe { ptr::write_volatile(&raw mut (*self.header()).wake_fds, 1) }
     }
 
+    /// The ends of the socket that subscribers are offered on, if there is one.
+    pub fn handover_fds(&self) -> Option<[i32; 2]> {
+        // SAFETY: written by the master before any worker exists.
+        let fds = unsafe { ptr::read_volatile(&raw const (*self.header()).handover_fds) };
+        (fds[0] != 0).then(|| fds.map(|fd| fd as i32))
+    }
+
+    pub fn set_handover_fds(&self, fds: [i32; 2]) {
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*self.header()).handover_fds, fds.map(|fd| fd as u32)) }
+    }
+
     /// A field of something that only this process writes, or that is written once, or whose value may be old: no lock needed.
     pub fn peek<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
         // SAFETY: `offset` is in bounds for a whole record and the field lies within it; any bit pattern is a `T`.

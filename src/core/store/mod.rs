@@ -44,6 +44,7 @@ mod counters;
 mod draft;
 mod draining;
 mod foresight;
+mod handover;
 mod ids;
 mod joining;
 #[cfg(feature = "kill-points")]
@@ -68,6 +69,7 @@ pub use api::*;
 pub use counters::{Counter, Counts, Fanout};
 pub use draft::Draft;
 pub use draining::Drained;
+pub use handover::Adopted;
 pub use layout::LAYOUT_VERSION;
 pub use listing::{Extent, Landmark, Listed, Listing};
 pub use memory::ZoneError;

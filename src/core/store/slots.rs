@@ -57,6 +57,16 @@ impl Zone {
             .collect()
     }
 
+    /// Remembers the ends of the socket that subscribers are handed over through (first the one to read from), as [`Zone::set_wake_fds`].
+    pub fn set_handover_fds(&self, fds: [i32; 2]) {
+        self.memory.set_handover_fds(fds);
+    }
+
+    /// The ends as remembered; None if they were never set.
+    pub fn handover_fds(&self) -> Option<[i32; 2]> {
+        self.memory.handover_fds()
+    }
+
     pub fn slots(&self) -> u16 {
         self.memory.slots
     }
@@ -97,6 +107,7 @@ impl Zone {
             drop(locked);
             wake::lower(self.memory.woken(slot));
             Connections::clear(&self.memory, slot);
+            self.memory.init(slot, slot::accepts, 0);
             return Some(Worker::new(*self, slot, limits, now));
         }
         None

@@ -6,6 +6,7 @@ pub mod event_id;
 pub mod eventsource;
 pub mod exposition;
 pub mod gap;
+pub mod handover;
 pub mod http_date;
 pub mod merge;
 pub mod operators;

@@ -21,7 +21,7 @@ use super::main::Settings;
 use super::padding::{self, Padding};
 use super::place::Place;
 use super::{Main, REPORTED, arguments, core_location_of, given, given_ms, main_of, unset, verdict, word};
-use crate::ffi::pool;
+use crate::ffi::{lookup, pool};
 use crate::http;
 
 /// `push_stream_slow_reader`.
@@ -244,6 +244,8 @@ impl Format {
 /// request is needed for delivery.
 #[derive(Debug)]
 pub struct Audience {
+    /// Server and location by name: what stays the same over a reload.
+    pub location: Box<[u8]>,
     pub format: Rc<Format>,
     /// As sent; empty = none.
     pub header: Vec<u8>,
@@ -621,6 +623,7 @@ impl Location {
         main: &mut Main,
         core: &ngx_http_core_loc_conf_t,
         padding: Vec<Padding>,
+        location: Box<[u8]>,
     ) -> Audience {
         let ping_text = main
             .settings
@@ -661,6 +664,7 @@ impl Location {
             ..format
         };
         Audience {
+            location,
             format: main.intern(format),
             header,
             footer,
@@ -834,8 +838,12 @@ fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, mai
         main.padding_max.set(main.padding_max.get().max(largest));
         // SAFETY: as above; the core module's part of this level is merged, it comes first.
         let core = unsafe { core_location_of(cf) };
-        let audience = inner.prepare(mode, main, core, padding);
-        inner.audience = Some(Rc::new(audience));
+        // SAFETY: as above.
+        let location = unsafe { location_key(cf, core) };
+        let audience = inner.prepare(mode, main, core, padding, location);
+        let audience = Rc::new(audience);
+        main.audiences.borrow_mut().push(audience.clone());
+        inner.audience = Some(audience);
     }
     ptr::null_mut()
 }
@@ -898,6 +906,37 @@ pub unsafe extern "C" fn set_literal_template(
         );
     }
     problem
+}
+
+/// The server's first name, how the location is matched, and its name.
+///
+/// # Safety
+/// `cf` is what nginx passed to `merge`, `core` the core module's part of the same level.
+unsafe fn location_key(cf: *mut ngx_conf_t, core: &ngx_http_core_loc_conf_t) -> Box<[u8]> {
+    // SAFETY: the core module fills its entry at every level.
+    let server = unsafe {
+        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
+        &*(*context)
+            .srv_conf
+            .add(lookup::core_index())
+            .read()
+            .cast::<ngx_http_core_srv_conf_t>()
+    };
+    let matching = match (
+        core.exact_match() != 0,
+        core.named() != 0,
+        core.noregex() != 0,
+        core.noname() != 0,
+    ) {
+        (true, ..) => "=",
+        (_, true, ..) => "@",
+        (.., true, _) => "^~",
+        (.., true) => "if",
+        _ => "",
+    };
+    [server.server_name.as_bytes(), matching.as_bytes(), core.name.as_bytes()]
+        .join(&b' ')
+        .into()
 }
 
 pub unsafe extern "C" fn set_statistics(

@@ -1,6 +1,6 @@
 //! The http block's own directives.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::offset_of;
 use std::ptr;
@@ -11,9 +11,10 @@ use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::store::{Events, Limits, OnFull, Zone};
 use push_stream_core::wire::statistics;
 
-use super::location::Format;
+use super::location::{Audience, Format};
 use super::place::Place;
 use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
+use crate::delivery;
 use crate::ffi::pool;
 
 /// `push_stream_on_full`.
@@ -52,6 +53,7 @@ pub struct Main {
     /// Some location gives messages their ids.
     pub(super) auto_ids: bool,
     pub(super) drain_time_ms: ngx_msec_t,
+    pub(super) handover: ngx_flag_t,
     /// Some location has a role.
     pub used: bool,
     /// The first of these.
@@ -68,6 +70,8 @@ pub struct Main {
     pub(super) padding_max: Rc<Cell<u32>>,
     /// The largest `push_stream_statistics_channels` of the whole configuration.
     pub(super) statistics_channels: Rc<Cell<u32>>,
+    /// Those of all subscriber locations.
+    pub(super) audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
 }
 
 /// What requests and the delivery need to know of the http block.
@@ -87,6 +91,10 @@ pub struct Settings {
     pub statistics_channels: Rc<Cell<u32>>,
     /// How long a leaving worker takes to end its subscribers; 0 = at once.
     pub drain_time_ms: u64,
+    /// Does a leaving worker hand its subscribers over to another one?
+    pub handover: bool,
+    /// Those of all subscriber locations, in the order of the configuration; known when all of it was read.
+    pub audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
 }
 
 pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
@@ -112,6 +120,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         track_ids: false,
         auto_ids: false,
         drain_time_ms: unset::MSEC,
+        handover: unset::FLAG,
         used: false,
         first_used: None,
         limits_written: Vec::new(),
@@ -120,6 +129,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         formats: Vec::new(),
         padding_max: Rc::default(),
         statistics_channels: Rc::default(),
+        audiences: Rc::default(),
     };
     // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
     unsafe { pool::place((*cf).pool, main) }.map_or(ptr::null_mut(), |main| main.as_ptr().cast())
@@ -265,6 +275,8 @@ impl Main {
             max_channel_id_length: given(self.max_channel_id_length).map(|length| length as usize),
             statistics_channels: self.statistics_channels.clone(),
             drain_time_ms: given_ms(self.drain_time_ms).unwrap_or(0),
+            handover: self.handover != 0,
+            audiences: self.audiences.clone(),
         }
     }
 
@@ -277,7 +289,7 @@ impl Main {
     /// Makes the eventfds that wake workers, unless an earlier cycle did: old and new workers share them.
     pub fn prepare_wake_fds(&self) -> std::io::Result<()> {
         match self.open_zone() {
-            Some(zone) => zone::prepare_wake_fds(&zone),
+            Some(zone) => zone::prepare_wake_fds(&zone).and_then(|()| delivery::prepare_handover(&zone)),
             None => Ok(()),
         }
     }

@@ -86,7 +86,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
-pub static mut COMMANDS: [ngx_command_t; 62] = [
+pub static mut COMMANDS: [ngx_command_t; 63] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -199,6 +199,7 @@ pub static mut COMMANDS: [ngx_command_t; 62] = [
         &raw mut main::ON_FULL as *mut c_void,
     ),
     http!("push_stream_drain_time", ONE, ngx_conf_set_msec_slot, drain_time_ms),
+    http!("push_stream_handover", FLAG, ngx_conf_set_flag_slot, handover),
     http!("push_stream_idempotent_window", ONE, main::set_limit, idempotent_window),
     location!(
         "push_stream_channels_path",

@@ -176,6 +176,37 @@ impl Backlog {
         Ok(dropped)
     }
 
+    /// The bytes that wait, without the messages after sequence number `seq`; and the last position among the others.
+    pub fn up_to(&self, seq: u64) -> (Vec<u8>, Option<OrderedId>) {
+        let (mut bytes, mut position) = (Vec::new(), None);
+        for piece in self.0.iter().flat_map(|queue| &queue.pieces) {
+            position = piece.push_up_to(seq, &mut bytes).or(position);
+        }
+        (bytes, position)
+    }
+
+    /// Does a message wait that comes after sequence number `seq`?
+    pub fn is_beyond(&self, seq: u64) -> bool {
+        let mut pieces = self.0.iter().flat_map(|queue| &queue.pieces);
+        pieces.any(|piece| piece.burst.after(seq).is_some())
+    }
+
+    /// Where the reader was before what waits now.
+    pub fn position(&self) -> Option<OrderedId> {
+        self.0.as_ref()?.position
+    }
+
+    /// Puts a piece of which some may be sent already in front of everything. The reader is at `position` before what follows it.
+    pub fn prepend(&mut self, piece: Piece, position: Option<OrderedId>) {
+        if piece.len() > 0 {
+            let queue = self.0.get_or_insert_default();
+            queue.grow(piece.len());
+            queue.pieces.push_front(piece);
+            queue.started = true;
+        }
+        self.set_position(position);
+    }
+
     /// The reader was at `position` before what waits now.
     pub fn set_position(&mut self, position: Option<OrderedId>) {
         if let Some(queue) = &mut self.0 {

@@ -279,6 +279,25 @@ impl Piece {
     pub fn len(&self) -> usize {
         self.to.saturating_sub(self.from) as usize
     }
+
+    /// Appends its bytes but those of messages after sequence number `seq`; returns the last position among the others.
+    pub fn push_up_to(&self, seq: u64, out: &mut Vec<u8>) -> Option<OrderedId> {
+        let bytes = |from: u32, to: u32| self.burst.bytes.get(from as usize..to as usize).unwrap_or_default();
+        let (mut from, mut position) = (self.from, None);
+        for (index, mark) in self.burst.marks.iter().enumerate() {
+            if mark.end <= self.from || mark.end > self.to {
+                continue;
+            }
+            if mark.seq <= seq {
+                out.extend_from_slice(bytes(from, mark.end));
+                let note = self.burst.notes.get(index).filter(|note| note.is_position);
+                position = note.and_then(|note| note.id).or(position);
+            }
+            from = mark.end;
+        }
+        out.extend_from_slice(bytes(from, self.to));
+        position
+    }
 }
 
 /// What the tokens of a template stand for in this message.

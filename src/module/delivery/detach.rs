@@ -283,6 +283,10 @@ unsafe fn subject(event: *mut ngx_event_t) -> (SubscriberId, *mut ngx_connection
     }
 }
 
+/// The handlers of a connection without a request.
+pub const ON_READ: unsafe extern "C" fn(*mut ngx_event_t) = on_read;
+pub const ON_WRITE: unsafe extern "C" fn(*mut ngx_event_t) = on_write;
+
 /// The client sent something or is gone, or nginx wants the connection closed.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     // SAFETY: as for `subject`.

@@ -181,7 +181,12 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
         });
         settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
-        let more = PROCESS.with(|delivery| delivery.work(&mut actions)).unwrap_or(false);
+        let more = PROCESS.with(|delivery| {
+            let more = delivery.work(&mut actions);
+            delivery.conclude_giving(&mut actions);
+            more
+        });
+        let more = more.unwrap_or(false);
         perform(actions);
         PROCESS.with(|delivery| {
             delivery.pace(started, more);
@@ -239,6 +244,7 @@ impl Delivery {
         self.count();
         self.report(now);
         self.look_for_busiest(now);
+        self.look_after_taking(now.monotonic_ms);
         self.forget_buffers();
         self.give_memory_back(now.monotonic_ms);
         self.wake();

@@ -93,5 +93,6 @@ impl Subscriber {
             && !self.ending
             && self.replay.is_none()
             && !self.backlog.is_started()
+            && !self.is_in_transit()
     }
 }

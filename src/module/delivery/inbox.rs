@@ -13,7 +13,7 @@ use super::burst::{Burst, Piece};
 use super::held::Held;
 use super::ordered::Ordered;
 use super::output::Progress;
-use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId};
+use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use super::runs::{Run, Runs};
 use super::session::Reason;
 use super::{Delivery, Ending};
@@ -136,9 +136,14 @@ impl Delivery {
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
         !self.inbox.is_handed_out()
-            || self.inbox.dirty
+            || self.inbox.dirty && !self.handover.is_unplaced()
             || !self.inbox.catching_up.is_empty()
             || !self.inbox.held.is_empty()
+    }
+
+    /// Is everything taken and handed out that was published before the last look into the store?
+    pub fn is_at_rest(&self) -> bool {
+        self.inbox.is_handed_out() && !self.inbox.dirty
     }
 
     /// Once a second: neither one large message nor one large burst must cost memory for ever.
@@ -160,7 +165,7 @@ impl Delivery {
 
     /// Takes what the store has, as far as there is room for it, and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
-        if self.inbox.runs.are_full() {
+        if self.inbox.runs.are_full() || self.handover.is_unplaced() {
             return false;
         }
         if self.inbox.ordered.has_readers() {
@@ -290,7 +295,9 @@ impl Delivery {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        if !subscriber.ending && subscriber.joined_seq < seq {
+        if subscriber.transit == Transit::Leaving {
+            self.note_loss(index, seq, true);
+        } else if !subscriber.ending && subscriber.joined_seq < seq {
             actions.extend(self.begin_end(id, Reason::Dismissed));
         }
     }
@@ -337,7 +344,8 @@ impl Delivery {
             self.account(index, delivered, actions);
         }
         if run.is_deleted() {
-            self.lose_channel(index, position, run.membership(), actions);
+            let seq = burst.last_seq();
+            self.lose_channel(index, (run.membership(), position), seq, actions);
         }
     }
 
@@ -369,25 +377,36 @@ impl Delivery {
         }
     }
 
-    /// The subscriber's channel is gone; with its last one the subscriber ends.
-    pub fn lose_channel(&mut self, index: u32, position: u32, membership: Membership, actions: &mut Vec<Action>) {
-        let Some(left) = self.registry.unseat(index, Some((membership, position))) else {
+    /// The subscriber's channel is gone, by the notice `seq`; with its last one the subscriber ends. `seat`: the channel, and the place in it.
+    pub fn lose_channel(&mut self, index: u32, seat: (Membership, u32), seq: u64, actions: &mut Vec<Action>) {
+        let Some(left) = self.registry.unseat(index, Some(seat)) else {
             return;
         };
+        if let Some(worker) = &mut self.worker {
+            worker.leave(&[left], false);
+        }
+        let Some(subscriber) = self.registry.slab.at(index) else {
+            return;
+        };
+        if subscriber.transit == Transit::Leaving {
+            self.note_loss(index, seq, false);
+        } else if subscriber.seats.is_empty() {
+            self.end_without_channels(index, actions);
+        }
+    }
+
+    /// The last of a subscriber's channels is gone.
+    pub fn end_without_channels(&mut self, index: u32, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        let gone = subscriber.seats.is_empty();
-        let mut left = vec![left];
-        if gone {
-            subscriber.ends(Reason::ChannelDeleted);
-            left.extend(subscriber.take_address());
-            subscriber.push_farewell();
-            subscriber.ending = true;
-            actions.push(Action::Advance(id));
-        }
+        subscriber.ends(Reason::ChannelDeleted);
+        let address: Vec<Membership> = subscriber.take_address().into_iter().collect();
+        subscriber.push_farewell();
+        subscriber.ending = true;
+        actions.push(Action::Advance(id));
         if let Some(worker) = &mut self.worker {
-            worker.leave(&left, gone);
+            worker.leave(&address, true);
         }
         self.look_if_woken();
     }

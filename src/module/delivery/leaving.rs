@@ -16,7 +16,7 @@ use super::{Delivery, PROCESS, perform};
 const ENDS_PER_SLICE: u32 = 256;
 
 /// Between two slices while ends are spread over time, and while what cannot be ended yet is waited for.
-const PACE_MS: u64 = 50;
+pub const PACE_MS: u64 = 50;
 
 /// What a fast stop may take: the master kills after about a second and a half.
 const LAST_MS: u64 = 700;
@@ -44,6 +44,7 @@ pub fn begin() {
             .leaving
             .span
             .get_or_insert((now_ms, now_ms + delivery.settings.drain_time_ms));
+        delivery.begin_giving(now_ms);
         if delivery.registry.slab.len() > 0 {
             delivery.events.leave_in(0);
         }
@@ -52,6 +53,12 @@ pub fn begin() {
 
 /// One slice of the end.
 pub fn go_on() {
+    let actions = PROCESS.with(|delivery| {
+        let mut actions = Vec::new();
+        delivery.look_after_giving(Now::read().monotonic_ms, &mut actions);
+        actions
+    });
+    perform(actions.unwrap_or_default());
     let ids = PROCESS.with(Delivery::next_to_leave).unwrap_or_default();
     end_all(&ids);
     PROCESS.with(|delivery| {
@@ -112,8 +119,11 @@ impl Delivery {
     fn slice(&mut self, count: u32) -> Vec<SubscriberId> {
         let mut ids = Vec::new();
         while (ids.len() as u32) < count && self.leaving.next < self.registry.slab.end() {
-            ids.extend(self.registry.slab.id(self.leaving.next));
+            let index = self.leaving.next;
             self.leaving.next += 1;
+            if !self.is_given(index) {
+                ids.extend(self.registry.slab.id(index));
+            }
         }
         ids
     }

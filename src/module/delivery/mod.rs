@@ -13,7 +13,7 @@
 //! * [`socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
-//! * [`leaving`]: the end of the worker.
+//! * [`leaving`]: the end of the worker. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: what nginx calls, and when.
 //! * [`recovery`]: after a panic.
 //!
@@ -26,6 +26,7 @@ mod busiest;
 mod closing;
 mod detach;
 mod events;
+mod handover;
 mod held;
 mod inbox;
 mod leaving;
@@ -61,10 +62,11 @@ use burst::{Burst, Piece, Style};
 use busiest::Busiest;
 use detach::Neighbours;
 use events::Events;
+use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
 use leaving::Leaving;
 use output::{Flight, Step};
-use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId};
+use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use report::Reported;
 use session::{Journal, Session};
 use tally::Tally;
@@ -73,6 +75,7 @@ use wheel::Wheel;
 pub use burst::{Framing, fields, header_filler};
 pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
+pub use handover::prepare as prepare_handover;
 pub use registry::{Kind, Reply, Rest};
 pub use session::Reason;
 pub use socket::Socket;
@@ -104,6 +107,7 @@ struct Delivery {
     counters: Counters,
     tally: Tally,
     busiest: Busiest,
+    handover: Handover,
     reported: Reported,
     journal: Journal,
 }
@@ -161,6 +165,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         counters: Counters::default(),
         tally: Tally::default(),
         busiest: Busiest::default(),
+        handover: Handover::default(),
         reported: Reported::default(),
         journal: Journal::default(),
     };
@@ -178,6 +183,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
 
 /// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
 pub fn stop() {
+    PROCESS.with(Delivery::stop_accepting);
     leaving::end_now();
     PROCESS.with(Delivery::note_left);
     if let Some(worker) = PROCESS.take().and_then(|delivery| delivery.worker) {
@@ -488,6 +494,7 @@ impl Delivery {
     fn claim(&mut self) -> bool {
         self.worker = self.zone.claim(self.settings.limits.clone(), Now::read());
         self.listen();
+        self.start_accepting();
         // What is already counted was another worker's to tell.
         self.report_zone(Now::read());
         self.worker.is_some()
@@ -577,6 +584,7 @@ impl Delivery {
             ending: false,
             hold,
             end_reason: None,
+            transit: Transit::None,
             session: None,
             place: Default::default(),
             audience,

@@ -98,6 +98,11 @@ impl Ordered {
         self.positions.insert(index, position);
     }
 
+    /// Where a reader is.
+    pub fn position(&self, index: u32) -> Option<OrderedId> {
+        self.positions.get(&index).copied().flatten()
+    }
+
     pub fn remove_reader(&mut self, index: u32) {
         self.positions.remove(&index);
         self.missed.remove(&index);
@@ -368,10 +373,14 @@ impl Delivery {
         else {
             return;
         };
-        let deleted: SmallVec<[Membership; 1]> = sources
+        let deletion = |membership: Membership| {
+            let list = ordered.lists.get(&membership).filter(|list| list.deleted)?;
+            // The notice is the last there is.
+            Some((membership, list.items.last()?.seq))
+        };
+        let deleted: SmallVec<[(Membership, u64); 1]> = sources
             .iter()
-            .map(|&(membership, _)| membership)
-            .filter(|membership| ordered.lists.get(membership).is_some_and(|list| list.deleted))
+            .filter_map(|&(membership, _)| deletion(membership))
             .collect();
         let style = subscriber.style.clone();
         let waits = matches!(subscriber.kind, Kind::Waiting(_));
@@ -397,9 +406,9 @@ impl Delivery {
             };
             self.account(id.index, delivered, actions);
         }
-        for membership in deleted {
+        for (membership, seq) in deleted {
             while let Some(place) = self.registry.seat_in(id.index, membership) {
-                self.lose_channel(id.index, place, membership, actions);
+                self.lose_channel(id.index, (membership, place), seq, actions);
             }
         }
     }

@@ -120,7 +120,7 @@ impl Subscriber {
 
     /// Sends a live piece at once if nothing is before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() {
+        if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() || self.is_in_transit() {
             return None;
         }
         let (taken, progress) = send(self.connection, piece.bytes());
@@ -171,6 +171,9 @@ impl Subscriber {
     /// The next step towards an empty backlog. `attempted`: nginx's filters were called since the socket was last
     /// writable, and calling them again would change nothing.
     pub fn step(&mut self, attempted: &mut bool) -> Step {
+        if self.is_in_transit() {
+            return Step::Blocked;
+        }
         if self.buffered() {
             if *attempted {
                 self.wait_writable();

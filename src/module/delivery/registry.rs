@@ -116,6 +116,7 @@ pub struct Subscriber {
     pub end_reason: Option<Reason>,
     /// Why it keeps its request; None if it does not, or if it waits for one answer.
     pub hold: Option<Hold>,
+    pub transit: Transit,
 
     /// Open as long as the subscriber is registered.
     pub connection: *mut ngx_connection_t,
@@ -159,6 +160,18 @@ const _: () = {
     assert!(std::mem::offset_of!(Subscriber, connection) <= 64);
 };
 
+/// Is it on its way from one worker to another? Nothing is sent to it then, and nothing read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transit {
+    None,
+    /// Another worker may take it.
+    Leaving,
+    /// It comes from another worker.
+    Arriving,
+    /// No other worker takes it.
+    Refused,
+}
+
 /// Stands for no membership.
 pub const NOWHERE: Membership = Membership(0);
 
@@ -166,6 +179,16 @@ impl Subscriber {
     /// The share of the address, to be left in the store now.
     pub fn take_address(&mut self) -> Option<Membership> {
         Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
+    }
+
+    /// The share of the address, if it has one.
+    pub fn share_of_address(&self) -> Option<Membership> {
+        Some(self.address).filter(|&address| address != NOWHERE)
+    }
+
+    /// Does it belong to another worker, too, so that nobody may send or read anything?
+    pub fn is_in_transit(&self) -> bool {
+        matches!(self.transit, Transit::Leaving | Transit::Arriving)
     }
 
     /// Its end begins, if it has not already.
@@ -183,14 +206,18 @@ impl Subscriber {
         self.request.is_null()
     }
 
-    /// How it is connected; None if it is no subscriber any more but an answer on its way.
-    pub fn connected(&self) -> Connection {
-        let mode = match (&self.kind, self.style.format.transport) {
+    pub fn mode(&self) -> Mode {
+        match (&self.kind, self.style.format.transport) {
             (Kind::Waiting(_) | Kind::Answer(_), _) => Mode::LongPolling,
             (_, Transport::Plain) => Mode::Streaming,
             (_, Transport::EventSource) => Mode::EventSource,
             (_, Transport::WebSocket { .. }) => Mode::WebSocket,
-        };
+        }
+    }
+
+    /// How it is connected; None if it is no subscriber any more but an answer on its way.
+    pub fn connected(&self) -> Connection {
+        let mode = self.mode();
         if self.is_detached() {
             Connection::Detached(mode)
         } else {

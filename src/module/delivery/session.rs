@@ -6,6 +6,7 @@ use std::io;
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Counter, Mode};
+use push_stream_core::wire::handover;
 
 use super::Ending;
 
@@ -124,6 +125,27 @@ impl Session {
             began_ms: now_ms,
             messages: 0,
             bytes: 0,
+        }
+    }
+
+    /// As another worker logged it up to now.
+    pub fn from_wire(file: *mut ngx_open_file_t, session: &handover::Session) -> Session {
+        Session {
+            file,
+            who: session.who.clone().into(),
+            began_ms: session.began_ms,
+            messages: session.messages,
+            bytes: session.bytes,
+        }
+    }
+
+    /// For another worker.
+    pub fn to_wire(&self) -> handover::Session {
+        handover::Session {
+            who: self.who.to_vec(),
+            began_ms: self.began_ms,
+            messages: self.messages,
+            bytes: self.bytes,
         }
     }
 

@@ -41,6 +41,23 @@ impl Socket {
         }
     }
 
+    /// One whose handshake another worker has answered.
+    pub fn taken_over(unanswered_since_ms: Option<u64>) -> Socket {
+        Socket {
+            unanswered_since_ms,
+            ..Socket::new(Vec::new())
+        }
+    }
+
+    /// Has its client sent no part of a frame or message?
+    pub fn is_idle(&self) -> bool {
+        self.decoder.is_none()
+    }
+
+    pub fn unanswered_since_ms(&self) -> Option<u64> {
+        self.unanswered_since_ms
+    }
+
     pub fn take_opening(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.opening)
     }

@@ -165,6 +165,13 @@ fn readers(writer: &mut Writer, summary: &Summary) {
             "Subscribers told that they have missed messages.",
         )
         .sample(&[], counts.get(Counter::GapNotice));
+    writer
+        .family(
+            "push_stream_subscribers_handed_over",
+            Kind::Counter,
+            "Subscribers that went from a leaving worker to another one.",
+        )
+        .sample(&[], counts.get(Counter::HandedOver));
     labelled(
         writer,
         (

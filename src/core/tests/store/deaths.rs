@@ -8,7 +8,7 @@ use crate::zone::*;
 
 /// Runs `act` in children that die at the first, second, third ... point until one survives, and then in children that panic at the
 /// first, second, third ... point and go on. After each time the zone must be whole, usable at once, and give everything back.
-fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act: impl Fn(&TestZone, &mut Worker)) {
+pub fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act: impl Fn(&TestZone, &mut Worker)) {
     // What the survivor follows stays: its channel and membership.
     die_everywhere_but(name, 2, prepare, act);
 }
@@ -172,7 +172,7 @@ fn few_ids() -> Limits {
 
 fn fill(_: &mut TestZone, _: &mut Worker) {}
 
-fn followed(test: &mut TestZone, worker: &mut Worker) {
+pub fn followed(test: &mut TestZone, worker: &mut Worker) {
     follow(worker, &["a"], test.now);
     for index in 0..6 {
         publish(worker, "a", &"x".repeat(index * 70), &limits(), test.now).unwrap();

@@ -5,6 +5,7 @@ mod counters;
 #[cfg(feature = "kill-points")]
 mod deaths;
 mod full;
+mod handover;
 mod listing;
 mod model;
 mod order;

@@ -1,0 +1,156 @@
+//! What an nginx worker that leaves tells another one about the subscribers that it hands over.
+//!
+//! Three messages for each group of subscribers: the leaving worker's [`Offer`] goes with the subscribers' sockets; the [`Answer`] says from
+//! which message on the other worker delivers to each; the [`Rest`] brings what was not sent before that message. All begin with a
+//! [`VERSION`], because a reload may also replace the module.
+
+use serde::{Deserialize, Serialize};
+
+/// Changes with every change of the messages. Workers of another version hand nothing over to each other.
+pub const VERSION: u8 = 1;
+
+/// Subscribers on offer, in the order of their sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Locations that the subscribers refer to.
+    pub locations: Vec<LocationName>,
+    pub subscribers: Vec<Subscriber>,
+}
+
+/// Names a subscriber location across a reload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocationName {
+    /// Server and location, as configured.
+    pub path: Vec<u8>,
+    /// Which of the locations of that path it is, and how many there are. If their number has changed, nobody knows which is meant.
+    pub number: u32,
+    pub count: u32,
+}
+
+/// One subscriber.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscriber {
+    /// Index in [`Offer::locations`].
+    pub location: u32,
+    /// Subscriber mode, as the statistics name it.
+    pub mode: String,
+    /// The response is chunked (HTTP/1.1).
+    pub chunked: bool,
+    /// Bytes that each message is filled up to (`push_stream_padding_by_user_agent`).
+    pub message_min: u32,
+    /// Ids of its channels; one that it follows twice is there twice.
+    pub channels: Vec<Vec<u8>>,
+    /// Key of its client's address, if connections per address are limited.
+    pub address: Option<Vec<u8>>,
+    /// Monotonic clock, milliseconds; None = never.
+    pub ping_due_ms: Option<u64>,
+    /// Monotonic clock, milliseconds; None = never.
+    pub end_due_ms: Option<u64>,
+    /// WebSocket: since when a ping is unanswered; monotonic clock, milliseconds.
+    pub unanswered_since_ms: Option<u64>,
+    /// Figures for the line that is logged at its end, if there is to be one.
+    pub session: Option<Session>,
+}
+
+/// What the log of disconnects tells of a subscriber.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    pub who: Vec<u8>,
+    /// Monotonic clock, milliseconds.
+    pub began_ms: u64,
+    pub messages: u64,
+    pub bytes: u64,
+}
+
+/// For each subscriber of an [`Offer`], the sequence number up to which the leaving worker delivers; None = not taken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer(pub Vec<Option<u64>>);
+
+/// For each subscriber of an [`Offer`] what goes before the other worker's messages; None = the leaving worker keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rest(pub Vec<Option<Unsent>>);
+
+/// What was not sent to a subscriber.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unsent {
+    /// Framed; the first message may be partly sent.
+    pub bytes: Vec<u8>,
+    /// Ordered resume: the last event id that the subscriber knows when it has all of that.
+    pub position: Option<Vec<u8>>,
+}
+
+/// A message with its version.
+pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
+    // It fails only where a sequence does not know its length; all of these do.
+    postcard::to_extend(message, vec![VERSION]).unwrap_or_default()
+}
+
+/// The message in `bytes`; None if it is of another version or broken.
+pub fn decode<M: for<'b> Deserialize<'b>>(bytes: &[u8]) -> Option<M> {
+    let (&version, message) = bytes.split_first()?;
+    let (message, rest) = postcard::take_from_bytes(message).ok().filter(|_| version == VERSION)?;
+    rest.is_empty().then_some(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer() -> Offer {
+        Offer {
+            locations: vec![LocationName {
+                path: b"example.org /sub".to_vec(),
+                number: 1,
+                count: 2,
+            }],
+            subscribers: vec![
+                Subscriber {
+                    mode: "eventsource".into(),
+                    chunked: true,
+                    channels: vec![b"a".to_vec(), vec![0, 255]],
+                    end_due_ms: Some(u64::MAX - 1),
+                    session: Some(Session {
+                        who: b"client=::1".to_vec(),
+                        began_ms: 7,
+                        messages: 1,
+                        bytes: u64::MAX,
+                    }),
+                    ..Subscriber::default()
+                },
+                Subscriber::default(),
+            ],
+        }
+    }
+
+    #[test]
+    fn messages_come_back_as_they_were() {
+        assert_eq!(decode(&encode(&offer())), Some(offer()));
+        let answer = Answer(vec![Some(0), None, Some(u64::MAX)]);
+        assert_eq!(decode(&encode(&answer)), Some(answer));
+        let rest = Rest(vec![
+            None,
+            Some(Unsent {
+                bytes: vec![1; 100_000],
+                position: Some(b"3-4".to_vec()),
+            }),
+        ]);
+        assert_eq!(decode(&encode(&rest)), Some(rest));
+    }
+
+    #[test]
+    fn another_version_is_not_understood() {
+        let mut bytes = encode(&offer());
+        bytes[0] += 1;
+        assert_eq!(decode::<Offer>(&bytes), None);
+        assert_eq!(decode::<Offer>(&[]), None);
+    }
+
+    #[test]
+    fn a_message_that_is_cut_or_too_long_is_refused() {
+        let whole = encode(&offer());
+        for end in 0..whole.len() {
+            assert_eq!(decode::<Offer>(&whole[..end]), None, "{end} bytes");
+        }
+        assert_eq!(decode::<Offer>(&[whole, vec![0]].concat()), None);
+    }
+}

@@ -1,0 +1,468 @@
+//! The leaving worker's part: offers its subscribers, delivers what is still its own to deliver, and forgets them.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+
+use ngx::ffi::*;
+use ngx::ngx_log_error;
+use push_stream_core::store::{Connection, Counter, Now};
+use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
+
+use super::super::inbox::Action;
+use super::super::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
+use super::super::session::Reason;
+use super::super::{Delivery, PROCESS, perform};
+use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
+use crate::ffi::fence;
+
+/// Subscribers in one offer: the descriptors that fit into a message, but for one that may hold its payload.
+const OFFERED: usize = 250;
+
+/// Accepting workers that one leaving worker deals with at once.
+const SESSIONS: usize = 16;
+
+/// Handing over may take so long; whoever is left then ends as at every reload.
+const ALL_MS: u64 = 1500;
+
+/// An accepting worker that says nothing for so long is given up.
+const PATIENCE_MS: u64 = 700;
+
+/// An invitation: what it says is in the socket that goes with it.
+const INVITATION: &[u8] = b"push stream handover";
+
+/// A socket to an accepting worker.
+pub struct Giving {
+    key: Key,
+    connection: NonNull<ngx_connection_t>,
+    state: State,
+    /// When the other side last had something to do.
+    since_ms: u64,
+}
+
+enum State {
+    /// Nobody has taken the invitation yet.
+    Invited,
+    Idle,
+    Offered(Vec<SubscriberId>),
+    /// Answered. What the leaving worker is to deliver itself is being taken from the store.
+    Settling(Vec<(SubscriberId, Option<u64>)>),
+}
+
+/// What happened to a subscriber while it was on offer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Loss {
+    /// Sequence number of the first notice that one of its channels was deleted or that all are sent away.
+    seq: Option<u64>,
+    dismissed: bool,
+}
+
+/// The other side of a session has said something, or is gone.
+unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
+    fence::event("handover to another worker", || {
+        // SAFETY: nginx passes the read event of a connection that `listen` made.
+        let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
+        let mut actions = Vec::new();
+        PROCESS.with(|delivery| delivery.hear_from_taker(key, &mut actions));
+        perform(actions);
+        // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
+        unsafe {
+            if (*event).active() != 0 {
+                ngx_handle_read_event(event, 0);
+            }
+        }
+    });
+}
+
+impl Delivery {
+    /// Starts to give subscribers away, if there is anybody who takes them.
+    pub fn begin_giving(&mut self, now_ms: u64) {
+        self.stop_accepting();
+        let others = self.worker.as_ref().map_or(0, |worker| worker.accepting_others());
+        if !self.settings.handover || !is_possible() || others == 0 || self.registry.slab.len() == 0 {
+            return;
+        }
+        let Some([_, sender]) = self.zone.handover_fds() else {
+            return;
+        };
+        for _ in 0..others.min(SESSIONS) {
+            let Ok((own, other)) = socket::pair(true) else {
+                break;
+            };
+            let key = self.handover.new_key();
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            let Some(connection) = listen(own, key, Some(on_session), log) else {
+                break;
+            };
+            if socket::send(borrow(sender), INVITATION, &[other.as_fd()]).is_err() {
+                close(connection);
+                break;
+            }
+            self.handover.giving.push(Giving {
+                key,
+                connection,
+                state: State::Invited,
+                since_ms: now_ms,
+            });
+        }
+        if !self.handover.giving.is_empty() {
+            self.handover.until_ms = Some(now_ms + ALL_MS);
+        }
+    }
+
+    /// Are subscribers being given away?
+    pub fn is_giving(&self) -> bool {
+        self.handover.until_ms.is_some()
+    }
+
+    /// Is the subscriber at `index` on its way from or to another worker, or to be given away, so that it is not to be ended yet?
+    pub fn is_given(&mut self, index: u32) -> bool {
+        let giving = self.is_giving();
+        let subscriber = self.registry.slab.at(index);
+        subscriber.is_some_and(|subscriber| subscriber.is_in_transit() || giving && subscriber.may_be_given())
+    }
+
+    /// Looks after sessions from time to time while the worker leaves.
+    pub fn look_after_giving(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+        let Some(until_ms) = self.handover.until_ms else {
+            return;
+        };
+        let late = |giving: &Giving| {
+            now_ms >= until_ms || !matches!(giving.state, State::Idle) && now_ms >= giving.since_ms + PATIENCE_MS
+        };
+        let keys: Vec<Key> = self
+            .handover
+            .giving
+            .iter()
+            .filter(|giving| late(giving))
+            .map(|giving| giving.key)
+            .collect();
+        for key in keys {
+            self.stop_giving_to(key, actions);
+        }
+        for index in 0..self.handover.giving.len() {
+            self.offer(index, now_ms);
+        }
+        self.end_giving_if_done();
+    }
+
+    /// Nobody takes anything any more, or there is nothing left to give.
+    fn end_giving_if_done(&mut self) {
+        if self.is_giving() && (self.handover.giving.is_empty() || self.registry.slab.len() == 0) {
+            for giving in std::mem::take(&mut self.handover.giving) {
+                close(giving.connection);
+            }
+            self.handover.until_ms = None;
+            let (given, left) = (self.handover.given, self.registry.slab.len());
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_NOTICE,
+                log,
+                "push stream: {given} subscribers handed over, {left} left to end"
+            );
+        }
+    }
+
+    /// A session is over: what it had on offer stays here.
+    fn stop_giving_to(&mut self, key: Key, actions: &mut Vec<Action>) {
+        let Some(index) = self.handover.giving.iter().position(|giving| giving.key == key) else {
+            return;
+        };
+        let giving = self.handover.giving.swap_remove(index);
+        close(giving.connection);
+        match giving.state {
+            State::Invited | State::Idle => {}
+            State::Offered(ids) => ids.into_iter().for_each(|id| self.keep(id, Transit::None, actions)),
+            State::Settling(ids) => ids
+                .into_iter()
+                .for_each(|(id, _)| self.keep(id, Transit::None, actions)),
+        }
+        self.end_giving_if_done();
+    }
+
+    fn hear_from_taker(&mut self, key: Key, actions: &mut Vec<Action>) {
+        let now_ms = Now::read().monotonic_ms;
+        loop {
+            let Some(index) = self.handover.giving.iter().position(|giving| giving.key == key) else {
+                return;
+            };
+            let giving = &mut self.handover.giving[index];
+            let payload = match socket::receive(borrow(fd_of(giving.connection))) {
+                Ok(socket::Received::Nothing) => return,
+                Ok(socket::Received::Message { payload, .. }) => payload,
+                Ok(socket::Received::Closed) | Err(_) => return self.stop_giving_to(key, actions),
+            };
+            giving.since_ms = now_ms;
+            match (
+                std::mem::replace(&mut giving.state, State::Idle),
+                wire::decode(&payload),
+            ) {
+                (State::Invited, Some(Answer(none))) if none.is_empty() => self.offer(index, now_ms),
+                (State::Offered(ids), Some(Answer(joined))) if joined.len() == ids.len() => {
+                    giving.state = State::Settling(ids.into_iter().zip(joined).collect());
+                    // Everything up to now is taken from the store, and handed out, before they go.
+                    self.wake();
+                }
+                (state, _) => {
+                    giving.state = state;
+                    return self.stop_giving_to(key, actions);
+                }
+            }
+        }
+    }
+
+    /// Offers the next subscribers in a session that is idle.
+    fn offer(&mut self, index: usize, now_ms: u64) {
+        if !matches!(self.handover.giving.get(index), Some(Giving { state: State::Idle, .. })) {
+            return;
+        }
+        let ids = self.next_to_give();
+        if ids.is_empty() {
+            return;
+        }
+        let (offer, sockets) = self.describe(&ids);
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|&fd| borrow(fd)).collect();
+        let giving = &mut self.handover.giving[index];
+        match socket::send(borrow(fd_of(giving.connection)), &wire::encode(&offer), &fds) {
+            Ok(()) => {
+                giving.state = State::Offered(ids.clone());
+                giving.since_ms = now_ms;
+                for id in ids {
+                    self.put_on_offer(id);
+                }
+            }
+            // Too many descriptors are on their way: later.
+            Err(_) => self.events.leave_in(super::super::leaving::PACE_MS),
+        }
+    }
+
+    /// Subscribers that nothing speaks against giving away now.
+    fn next_to_give(&mut self) -> Vec<SubscriberId> {
+        let mut ids = Vec::new();
+        let end = self.registry.slab.end();
+        for _ in 0..end {
+            if ids.len() == OFFERED {
+                break;
+            }
+            let index = self.handover.next % end;
+            self.handover.next = (index + 1) % end;
+            if let Some((id, subscriber)) = self.registry.slab.named(index)
+                && subscriber.may_be_given()
+                && subscriber.is_ready_to_go()
+            {
+                ids.push(id);
+            }
+        }
+        ids
+    }
+
+    fn describe(&mut self, ids: &[SubscriberId]) -> (Offer, Vec<i32>) {
+        let mut offer = Offer::default();
+        let mut audiences = Vec::new();
+        let mut sockets = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let Some(subscriber) = self.registry.slab.get(id) else {
+                continue;
+            };
+            sockets.push(subscriber.socket);
+            let audience = subscriber.audience.clone();
+            let channels = subscriber
+                .seats
+                .iter()
+                .filter_map(|seat| self.registry.channels.get(&seat.membership))
+                .map(|channel| channel.id.to_vec())
+                .collect();
+            let location = audiences.iter().position(|known| std::rc::Rc::ptr_eq(known, &audience));
+            let address = subscriber.share_of_address();
+            let unanswered_since_ms = match &subscriber.kind {
+                Kind::Socket(socket) => socket.unanswered_since_ms(),
+                _ => None,
+            };
+            let due = |due_ms: u64| (due_ms != NEVER).then_some(due_ms);
+            let mut described = wire::Subscriber {
+                location: location.unwrap_or(audiences.len()) as u32,
+                mode: subscriber.mode().name().to_owned(),
+                chunked: subscriber.style.framing == super::super::burst::Framing::Chunked,
+                message_min: subscriber.style.message_min,
+                channels,
+                address: None,
+                ping_due_ms: due(subscriber.ping_due_ms),
+                end_due_ms: due(subscriber.end_due_ms),
+                unanswered_since_ms,
+                session: subscriber.session.as_ref().map(|session| session.to_wire()),
+            };
+            if let (Some(worker), Some(address)) = (&self.worker, address) {
+                described.address = Some(worker.address_key(address));
+            }
+            if location.is_none() {
+                offer.locations.push(self.name_of(&audience));
+                audiences.push(audience);
+            }
+            offer.subscribers.push(described);
+        }
+        (offer, sockets)
+    }
+
+    /// From now on nothing is sent to a subscriber and nothing read from it: what comes for it waits.
+    fn put_on_offer(&mut self, id: SubscriberId) {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        subscriber.transit = Transit::Leaving;
+        subscriber.socket = -1;
+        // SAFETY: the connection is open; it stays so while another process has its socket, too.
+        unsafe {
+            let connection = subscriber.connection;
+            for event in [(*connection).read, (*connection).write] {
+                if (*event).timer_set() != 0 {
+                    ngx_del_timer(event);
+                }
+                if (*event).posted() != 0 {
+                    ngx_delete_posted_event(event);
+                }
+            }
+            // Closing alone would leave it in epoll as long as the other process has it open.
+            if let Some(remove) = ngx_event_actions.del_conn {
+                remove(connection, 0);
+            }
+        }
+        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.handover.losses.insert(id.index, Loss::default());
+    }
+
+    /// A subscriber on offer has lost a channel, or is sent away, by the notice `seq`. Whose it then is to end is known later.
+    pub fn note_loss(&mut self, index: u32, seq: u64, dismissed: bool) {
+        if let Some(loss) = self.handover.losses.get_mut(&index) {
+            loss.seq = Some(loss.seq.map_or(seq, |first| first.min(seq)));
+            loss.dismissed |= dismissed;
+        }
+    }
+
+    /// A subscriber stays after all: it goes on, and has its end if that was due meanwhile.
+    fn keep(&mut self, id: SubscriberId, transit: Transit, actions: &mut Vec<Action>) {
+        let loss = self.handover.losses.remove(&id.index).unwrap_or_default();
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        subscriber.transit = transit;
+        // SAFETY: the connection is open, and not in epoll.
+        let failed = unsafe {
+            let connection = subscriber.connection;
+            subscriber.socket = (*connection).fd;
+            ngx_event_actions
+                .add_conn
+                .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
+        };
+        if failed {
+            actions.push(Action::End(id, super::super::Ending::Failed));
+            return;
+        }
+        if loss.dismissed {
+            actions.extend(self.begin_end(id, Reason::Dismissed));
+        } else if loss.seq.is_some() && subscriber.seats.is_empty() {
+            self.end_without_channels(id.index, actions);
+        } else {
+            self.schedule(id.index, Now::read().monotonic_ms);
+            actions.push(Action::Advance(id));
+        }
+    }
+
+    /// Everything that was published before the answers is handed out: sends the rest, and forgets who is taken.
+    pub fn conclude_giving(&mut self, actions: &mut Vec<Action>) {
+        if !self.is_giving() || !self.is_at_rest() {
+            return;
+        }
+        let now_ms = Now::read().monotonic_ms;
+        let settling = |giving: &&mut Giving| matches!(giving.state, State::Settling(_));
+        while let Some(giving) = self.handover.giving.iter_mut().find(settling) {
+            let (key, connection) = (giving.key, giving.connection);
+            let State::Settling(answers) = std::mem::replace(&mut giving.state, State::Idle) else {
+                return;
+            };
+            giving.since_ms = now_ms;
+            let rest: Vec<_> = answers.iter().map(|&(id, joined)| self.unsent(id, joined?)).collect();
+            let message = wire::encode(&Rest(rest.clone()));
+            let sent = socket::send(borrow(fd_of(connection)), &message, &[]).is_ok();
+            for (&(id, joined), rest) in answers.iter().zip(&rest) {
+                match (sent, rest, joined) {
+                    (true, Some(_), _) => self.forget_given(id),
+                    (_, _, Some(_)) => self.keep(id, Transit::None, actions),
+                    // Nobody will take it.
+                    (_, _, None) => self.keep(id, Transit::Refused, actions),
+                }
+            }
+            match self.handover.giving.iter().position(|giving| giving.key == key) {
+                Some(index) if sent => self.offer(index, now_ms),
+                _ => self.stop_giving_to(key, actions),
+            }
+        }
+        self.end_giving_if_done();
+    }
+
+    /// What a subscriber is still to get from here, if it was not ended meanwhile by something before `joined`.
+    fn unsent(&mut self, id: SubscriberId, joined: u64) -> Option<Unsent> {
+        let loss = self.handover.losses.get(&id.index).copied().unwrap_or_default();
+        let position = self.inbox.ordered.position(id.index);
+        let subscriber = self.registry.slab.get(id)?;
+        if subscriber.ending || loss.seq.is_some_and(|seq| seq <= joined) {
+            return None;
+        }
+        let (bytes, last) = subscriber.backlog.up_to(joined);
+        let position = match subscriber.backlog.is_beyond(joined) {
+            // Later messages have moved it on.
+            true => last.or(subscriber.backlog.position()),
+            false => position,
+        };
+        Some(Unsent {
+            bytes,
+            position: position.map(|id| id.to_text().to_vec()),
+        })
+    }
+
+    /// A subscriber is another worker's now.
+    fn forget_given(&mut self, id: SubscriberId) {
+        self.handover.losses.remove(&id.index);
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        let connection = subscriber.connection;
+        let connected = subscriber.connected();
+        debug_assert!(matches!(connected, Connection::Detached(_)));
+        subscriber.session = None;
+        let address = subscriber.take_address();
+        let mut left = self.registry.unseat_all(id.index);
+        left.extend(address);
+        if let Some(worker) = &mut self.worker {
+            worker.count_out(connected);
+            worker.leave_quietly(&left);
+        }
+        self.inbox.ordered.remove_reader(id.index);
+        self.registry.take(id);
+        self.handover.given += 1;
+        if let Some(worker) = &self.worker {
+            worker.count(Counter::HandedOver, 1);
+        }
+        // SAFETY: the connection was the subscriber's; its socket stays open in the other process.
+        unsafe { ngx_close_connection(connection) };
+    }
+}
+
+impl Subscriber {
+    /// Can it be given away at all, now or later?
+    fn may_be_given(&self) -> bool {
+        self.transit == Transit::None
+            && self.is_detached()
+            && !self.ending
+            && matches!(self.kind, Kind::Stream | Kind::Socket(_))
+            && !self.frozen()
+    }
+
+    /// Has it all its history, and has its client sent no half message?
+    fn is_ready_to_go(&self) -> bool {
+        self.socket >= 0
+            && self.replay.is_none()
+            && match &self.kind {
+                Kind::Socket(socket) => socket.is_idle(),
+                _ => true,
+            }
+    }
+}

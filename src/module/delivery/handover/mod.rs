@@ -1,0 +1,158 @@
+//! Handover: a worker that leaves gives its detached subscribers to one that stays, so that no reader notices a reload.
+//!
+//! A detached subscriber over plain HTTP/1 is a socket and some figures. All workers of all generations share one Unix datagram socket,
+//! made by the master before it forks. A [leaving worker](giving) sends an invitation to it for each worker that accepts: one end of a
+//! socket of their own. Whoever takes the invitation is sent subscribers in groups ([`push_stream_core::wire::handover`]):
+//!
+//! ```text
+//! leaving worker                                  accepting worker
+//!      invitation ------------------------------------> any
+//!      <----------------------------------------------- ready
+//!      offer: sockets, locations, channels ----------->
+//!          nothing more is sent to these               joins their channels: it delivers what comes after
+//!      <----------------------------------------------- answer: sequence number for each
+//!      takes and writes everything up to that
+//!      rest: what is not sent up to that number ------>
+//!          forgets them                                sends the rest, then its own messages
+//! ```
+//!
+//! Between offer and rest both have the subscriber, and neither sends. If either dies then, its socket to the other closes: the leaving worker
+//! goes on with the subscriber as if nothing had been; the accepting worker drops it, and the reader comes back by itself. What cannot be
+//! handed over (attached subscribers, TLS, a location that is gone) ends as at every reload.
+
+pub mod giving;
+mod socket;
+pub mod taking;
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::ptr;
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use push_stream_core::store::Zone;
+use push_stream_core::wire::handover::LocationName;
+use rustc_hash::FxHashMap;
+
+use super::Delivery;
+use crate::config::Audience;
+use giving::{Giving, Loss};
+use taking::Taking;
+
+/// Names a session in the data of its connection.
+type Key = u32;
+
+/// Everything about handing over in this worker.
+#[derive(Default)]
+pub struct Handover {
+    /// Listens for invitations; NULL if it does not.
+    listening: Option<ptr::NonNull<ngx_connection_t>>,
+    taking: Vec<Taking>,
+    giving: Vec<Giving>,
+    /// While subscribers are given away: until when that may take.
+    until_ms: Option<u64>,
+    /// Subscribers from this index on are to be offered next.
+    next: u32,
+    /// Of subscribers on offer, what they have lost meanwhile, by index.
+    losses: FxHashMap<u32, Loss>,
+    given: u64,
+    /// Subscribers that resume in order and whose position is not known yet: messages wait for it.
+    unplaced: usize,
+    keys: Key,
+}
+
+/// Makes the socket for invitations, unless an earlier cycle did.
+pub fn prepare(zone: &Zone) -> io::Result<()> {
+    if zone.handover_fds().is_none() {
+        let (receiver, sender) = socket::pair(false)?;
+        zone.set_handover_fds([receiver.into_raw_fd(), sender.into_raw_fd()]);
+    }
+    Ok(())
+}
+
+/// Can connections move from one process's event loop to another's? Only with epoll it is known how.
+fn is_possible() -> bool {
+    // SAFETY: set before any worker handles events.
+    unsafe {
+        let (add, del) = (ngx_event_actions.add_conn, ngx_event_actions.del_conn);
+        ngx_event_flags & NGX_USE_EPOLL_EVENT as ngx_uint_t != 0 && add.is_some() && del.is_some()
+    }
+}
+
+/// A descriptor that stays open while it is used.
+fn borrow(fd: i32) -> BorrowedFd<'static> {
+    // SAFETY: callers use it at once, and the descriptor belongs to a connection of nginx that is open, or to the process.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// Makes nginx listen to a socket of ours; the connection owns it. None if it has no connection left: the socket is closed then.
+fn listen(
+    fd: OwnedFd,
+    key: Key,
+    handler: ngx_event_handler_pt,
+    log: *mut ngx_log_t,
+) -> Option<ptr::NonNull<ngx_connection_t>> {
+    // SAFETY: the descriptor is open; from here on nginx's connection owns it.
+    unsafe {
+        let connection = ngx_get_connection(fd.as_raw_fd(), log).as_mut()?;
+        let _ = fd.into_raw_fd();
+        let (read, write) = (connection.read, connection.write);
+        (*read).handler = handler;
+        (*read).log = log;
+        (*write).log = log;
+        connection.log = log;
+        // Not a client's: no alert at exit that it is still open.
+        (*read).set_channel(1);
+        (*write).set_channel(1);
+        connection.data = key as usize as *mut std::ffi::c_void;
+        if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
+            ngx_close_connection(connection);
+            return None;
+        }
+        Some(connection.into())
+    }
+}
+
+fn close(connection: ptr::NonNull<ngx_connection_t>) {
+    // SAFETY: made by `listen` or `taking::connect`, and not closed yet.
+    unsafe { ngx_close_connection(connection.as_ptr()) };
+}
+
+fn fd_of(connection: ptr::NonNull<ngx_connection_t>) -> i32 {
+    // SAFETY: the connection is open.
+    unsafe { connection.as_ref().fd }
+}
+
+impl Handover {
+    fn new_key(&mut self) -> Key {
+        self.keys += 1;
+        self.keys
+    }
+
+    /// Must messages wait until it is known where some subscribers are?
+    pub fn is_unplaced(&self) -> bool {
+        self.unplaced > 0
+    }
+}
+
+impl Delivery {
+    /// The location that a name stands for now.
+    fn location_named(&self, name: &LocationName) -> Option<Rc<Audience>> {
+        let audiences = self.settings.audiences.borrow();
+        let mut of_path = audiences.iter().filter(|audience| *audience.location == *name.path);
+        let found = of_path.clone().nth(name.number as usize)?;
+        (of_path.by_ref().count() == name.count as usize).then(|| found.clone())
+    }
+
+    fn name_of(&self, audience: &Rc<Audience>) -> LocationName {
+        let audiences = self.settings.audiences.borrow();
+        let of_path = || audiences.iter().filter(|other| other.location == audience.location);
+        LocationName {
+            path: audience.location.to_vec(),
+            number: of_path()
+                .position(|other| Rc::ptr_eq(other, audience))
+                .unwrap_or(usize::MAX) as u32,
+            count: of_path().count() as u32,
+        }
+    }
+}

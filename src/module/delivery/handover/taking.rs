@@ -1,0 +1,398 @@
+//! The accepting worker's part: takes subscribers over from one that leaves.
+
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::rc::Rc;
+
+use ngx::ffi::*;
+use push_stream_core::store::Now;
+use push_stream_core::wire::event_id::OrderedId;
+use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
+use smallvec::SmallVec;
+
+use super::super::burst::{Burst, Framing, Piece, Style};
+use super::super::detach;
+use super::super::inbox::Action;
+use super::super::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
+use super::super::session::Session;
+use super::super::socket::Socket;
+use super::super::{Delivery, PROCESS, perform};
+use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
+use crate::config::Audience;
+use crate::ffi::fence;
+
+/// A socket to a leaving worker.
+pub struct Taking {
+    key: Key,
+    connection: NonNull<ngx_connection_t>,
+    /// Of the offer that was answered and has no rest yet: who was taken.
+    arriving: Vec<Option<SubscriberId>>,
+    /// When the other side last said something.
+    since_ms: u64,
+}
+
+/// A leaving worker that has said nothing for so long while subscribers are on their way is given up.
+const PATIENCE_MS: u64 = 2000;
+
+/// A worker that leaves may have invited this one.
+unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
+    fence::event("invitation to take subscribers", || {
+        let more = PROCESS.with(Delivery::take_invitation).unwrap_or(false);
+        // SAFETY: nginx passes the read event of a connection that `listen` made; it is open unless taking was stopped.
+        unsafe {
+            if (*event).active() != 0 {
+                if more {
+                    // One at a time: other workers take the others.
+                    ngx_post_event(event, &raw mut ngx_posted_next_events);
+                }
+                (*event).set_ready(0);
+                ngx_handle_read_event(event, 0);
+            }
+        }
+    });
+}
+
+/// The other side of a session has said something, or is gone.
+unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
+    fence::event("handover from another worker", || {
+        // SAFETY: nginx passes the read event of a connection that `listen` made.
+        let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
+        let mut actions = Vec::new();
+        PROCESS.with(|delivery| delivery.hear_from_giver(key, &mut actions));
+        perform(actions);
+        // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
+        unsafe {
+            if (*event).active() != 0 {
+                ngx_handle_read_event(event, 0);
+            }
+        }
+    });
+}
+
+impl Delivery {
+    /// From now on this worker takes subscribers of others, if it is configured to.
+    pub fn start_accepting(&mut self) {
+        if !self.settings.handover || !is_possible() || self.handover.listening.is_some() || self.leaving.begun() {
+            return;
+        }
+        let (Some(worker), Some([receiver, _])) = (&self.worker, self.zone.handover_fds()) else {
+            return;
+        };
+        // A descriptor of its own, for the connection to close.
+        let Ok(own) = borrow(receiver).try_clone_to_owned() else {
+            return;
+        };
+        let log = ngx::log::ngx_cycle_log().as_ptr();
+        self.handover.listening = listen(own, 0, Some(on_invitation), log);
+        worker.set_accepting(self.handover.listening.is_some());
+    }
+
+    /// This worker leaves, or does not want any more.
+    pub fn stop_accepting(&mut self) {
+        if let Some(worker) = &self.worker {
+            worker.set_accepting(false);
+        }
+        if let Some(listening) = self.handover.listening.take() {
+            close(listening);
+        }
+        // Whoever has something on its way here may end that; others are turned away now.
+        let (busy, idle) = std::mem::take(&mut self.handover.taking)
+            .into_iter()
+            .partition(|taking| !taking.arriving.is_empty());
+        self.handover.taking = busy;
+        for taking in idle {
+            close(taking.connection);
+        }
+    }
+
+    /// Takes an invitation; true if there may be more.
+    fn take_invitation(&mut self) -> bool {
+        let Some(listening) = self.handover.listening else {
+            return false;
+        };
+        let mut fds = match socket::receive(borrow(fd_of(listening))) {
+            Ok(socket::Received::Message { fds, .. }) => fds,
+            Ok(_) => return false,
+            Err(_) => return true,
+        };
+        let Some(own) = fds.pop() else {
+            return true;
+        };
+        let key = self.handover.new_key();
+        let log = ngx::log::ngx_cycle_log().as_ptr();
+        let ready = wire::encode(&Answer::default());
+        if socket::send(borrow(own.as_raw_fd()), &ready, &[]).is_ok()
+            && let Some(connection) = listen(own, key, Some(on_session), log)
+        {
+            self.handover.taking.push(Taking {
+                key,
+                connection,
+                arriving: Vec::new(),
+                since_ms: Now::read().monotonic_ms,
+            });
+        }
+        true
+    }
+
+    fn hear_from_giver(&mut self, key: Key, actions: &mut Vec<Action>) {
+        loop {
+            let Some(index) = self.handover.taking.iter().position(|taking| taking.key == key) else {
+                return;
+            };
+            let taking = &mut self.handover.taking[index];
+            let (payload, fds) = match socket::receive(borrow(fd_of(taking.connection))) {
+                Ok(socket::Received::Nothing) => return,
+                Ok(socket::Received::Message { payload, fds }) => (payload, fds),
+                Ok(socket::Received::Closed) | Err(_) => return self.stop_taking_from(key),
+            };
+            taking.since_ms = Now::read().monotonic_ms;
+            let arriving = std::mem::take(&mut taking.arriving);
+            if arriving.is_empty() {
+                let offer = wire::decode::<Offer>(&payload).filter(|offer| offer.subscribers.len() == fds.len());
+                match offer {
+                    Some(offer) if !self.leaving.begun() => self.answer_offer(index, &offer, fds),
+                    _ => return self.stop_taking_from(key),
+                }
+            } else {
+                let rest = wire::decode::<Rest>(&payload).filter(|rest| rest.0.len() == arriving.len());
+                let Some(Rest(rest)) = rest else {
+                    self.handover.taking[index].arriving = arriving;
+                    return self.stop_taking_from(key);
+                };
+                for (id, rest) in arriving.into_iter().zip(rest) {
+                    match (id, rest) {
+                        (Some(id), Some(rest)) => self.settle_in(id, rest, actions),
+                        (Some(id), None) => self.drop_arriving(id),
+                        (None, _) => {}
+                    }
+                }
+                if self.leaving.begun() {
+                    return self.stop_taking_from(key);
+                }
+            }
+        }
+    }
+
+    /// Once a second: gives up leaving workers that have stopped in the middle.
+    pub fn look_after_taking(&mut self, now_ms: u64) {
+        let late = |taking: &Taking| !taking.arriving.is_empty() && now_ms >= taking.since_ms + PATIENCE_MS;
+        while let Some(taking) = self.handover.taking.iter().find(|taking| late(taking)) {
+            let key = taking.key;
+            self.stop_taking_from(key);
+        }
+    }
+
+    /// The leaving worker is gone: nobody knows what those who were on their way have got.
+    fn stop_taking_from(&mut self, key: Key) {
+        let Some(index) = self.handover.taking.iter().position(|taking| taking.key == key) else {
+            return;
+        };
+        let taking = self.handover.taking.swap_remove(index);
+        close(taking.connection);
+        for id in taking.arriving.into_iter().flatten() {
+            self.drop_arriving(id);
+        }
+    }
+
+    fn answer_offer(&mut self, index: usize, offer: &Offer, fds: Vec<OwnedFd>) {
+        let locations: Vec<Option<Rc<Audience>>> =
+            offer.locations.iter().map(|name| self.location_named(name)).collect();
+        let mut arriving = Vec::with_capacity(fds.len());
+        let mut answer = Answer::default();
+        for (subscriber, fd) in offer.subscribers.iter().zip(fds) {
+            let audience = locations.get(subscriber.location as usize).cloned().flatten();
+            let taken = audience.and_then(|audience| self.take_over(subscriber, audience, fd));
+            arriving.push(taken.map(|(id, _)| id));
+            answer.0.push(taken.map(|(_, seq)| seq));
+        }
+        let taking = &mut self.handover.taking[index];
+        taking.arriving = arriving;
+        if socket::send(borrow(fd_of(taking.connection)), &wire::encode(&answer), &[]).is_err() {
+            let key = taking.key;
+            self.stop_taking_from(key);
+        }
+    }
+
+    /// Joins a subscriber's channels. Nothing is sent to it before the rest has come.
+    fn take_over(
+        &mut self,
+        offered: &wire::Subscriber,
+        audience: Rc<Audience>,
+        fd: OwnedFd,
+    ) -> Option<(SubscriberId, u64)> {
+        let format = audience.format.clone();
+        let kind = match offered.mode.as_str() {
+            "websocket" => Kind::Socket(Box::new(Socket::taken_over(offered.unanswered_since_ms))),
+            _ => Kind::Stream,
+        };
+        if !audience.detach || offered.channels.is_empty() {
+            return None;
+        }
+        let style = self.registry.styles.intern(Style {
+            format: format.clone(),
+            framing: if offered.chunked {
+                Framing::Chunked
+            } else {
+                Framing::Raw
+            },
+            message_min: offered.message_min,
+            padding_max: audience.padding_max.get(),
+        });
+        let now = Now::read();
+        let ids: SmallVec<[&[u8]; 2]> = offered.channels.iter().map(|id| &id[..]).collect();
+        let connection = connect(fd, &audience)?;
+        let ping_due_ms = audience.ping_interval_ms.map_or(NEVER, |interval| {
+            let latest = now.monotonic_ms + interval;
+            offered.ping_due_ms.unwrap_or(latest).min(latest)
+        });
+        let session = offered
+            .session
+            .as_ref()
+            .filter(|_| !audience.log_disconnect.is_null())
+            .map(|session| Box::new(Session::from_wire(audience.log_disconnect, session)));
+        let mut subscriber = Subscriber {
+            request: ptr::null_mut(),
+            socket: -1,
+            connection: connection.as_ptr(),
+            style,
+            kind,
+            flight: None,
+            joined_seq: 0,
+            seats: SmallVec::new(),
+            address: NOWHERE,
+            backlog: Default::default(),
+            replay: None,
+            ping_due_ms,
+            end_due_ms: offered.end_due_ms.unwrap_or(NEVER),
+            ending: false,
+            end_reason: None,
+            hold: None,
+            transit: Transit::Arriving,
+            session,
+            place: Default::default(),
+            audience,
+        };
+        let adopted = match &mut self.worker {
+            // Another mode would write in another way.
+            Some(worker) if subscriber.mode().name() == offered.mode => {
+                worker.adopt(&ids, offered.address.as_deref(), now).ok().flatten()
+            }
+            _ => None,
+        };
+        let Some(adopted) = adopted else {
+            close(connection);
+            return None;
+        };
+        subscriber.joined_seq = adopted.seq;
+        subscriber.address = adopted.address.unwrap_or(NOWHERE);
+        let connected = subscriber.connected();
+        let id = self.registry.add(subscriber, &adopted.memberships, &ids);
+        if let Some(worker) = &self.worker {
+            worker.count_in(connected);
+        }
+        if format.ordered {
+            self.inbox.ordered.add_reader(id.index, None);
+            self.handover.unplaced += 1;
+        }
+        Some((id, adopted.seq))
+    }
+
+    /// The rest has come: the subscriber is this worker's alone.
+    fn settle_in(&mut self, id: SubscriberId, rest: Unsent, actions: &mut Vec<Action>) {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            // It was too slow for what came meanwhile.
+            return;
+        };
+        let ordered = subscriber.style.format.ordered;
+        let position = rest.position.as_deref().and_then(OrderedId::parse);
+        subscriber
+            .backlog
+            .prepend(Piece::whole(Burst::of_bytes(&rest.bytes, Framing::Raw)), position);
+        subscriber.transit = Transit::None;
+        // SAFETY: the connection is open, with the subscriber's name in its data, and not in epoll yet.
+        let failed = unsafe {
+            let connection = subscriber.connection;
+            subscriber.socket = (*connection).fd;
+            (*connection).data = id.to_pointer();
+            (*(*connection).read).handler = Some(detach::ON_READ);
+            (*(*connection).write).handler = Some(detach::ON_WRITE);
+            ngx_event_actions
+                .add_conn
+                .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
+        };
+        if failed {
+            actions.push(Action::End(id, super::super::Ending::Failed));
+        } else {
+            actions.push(Action::Advance(id));
+        }
+        if ordered {
+            self.inbox.ordered.add_reader(id.index, position);
+            self.place_one();
+        }
+        self.schedule(id.index, Now::read().monotonic_ms);
+        if self.leaving.begun() {
+            self.events.leave_in(0);
+        }
+    }
+
+    /// A subscriber that was on its way does not come.
+    fn drop_arriving(&mut self, id: SubscriberId) {
+        let Some(subscriber) = self.registry.slab.get(id) else {
+            return;
+        };
+        let ordered = subscriber.style.format.ordered;
+        let (connection, connected) = (subscriber.connection, subscriber.connected());
+        subscriber.session = None;
+        let address = subscriber.take_address();
+        let mut left = self.registry.unseat_all(id.index);
+        left.extend(address);
+        if let Some(worker) = &mut self.worker {
+            worker.count_out(connected);
+            worker.leave_quietly(&left);
+        }
+        self.inbox.ordered.remove_reader(id.index);
+        self.registry.take(id);
+        if ordered {
+            self.place_one();
+        }
+        // SAFETY: made by `connect`; nobody else refers to it. The leaving worker has the socket, or has died.
+        unsafe { ngx_close_connection(connection) };
+    }
+
+    fn place_one(&mut self) {
+        self.handover.unplaced -= 1;
+        if self.handover.unplaced == 0 {
+            self.wake();
+        }
+    }
+}
+
+/// Gives a socket a connection of nginx, as one that was accepted and then detached.
+fn connect(fd: OwnedFd, audience: &Audience) -> Option<NonNull<ngx_connection_t>> {
+    // SAFETY: the descriptor is an open socket; from here on nginx's connection owns it. The log lives as long as the configuration.
+    unsafe {
+        let connection = ngx_get_connection(fd.as_raw_fd(), audience.error_log).as_mut()?;
+        let _ = fd.into_raw_fd();
+        connection.recv = ngx_io.recv;
+        connection.send = ngx_io.send;
+        connection.recv_chain = ngx_io.recv_chain;
+        connection.send_chain = ngx_io.send_chain;
+        connection.log = audience.error_log;
+        (*connection.read).log = audience.error_log;
+        (*connection.write).log = audience.error_log;
+        (*connection.write).set_ready(1);
+        connection.type_ = libc::SOCK_STREAM;
+        connection.set_tcp_nodelay(ngx_connection_tcp_nodelay_e_NGX_TCP_NODELAY_SET);
+        connection.number = next_number();
+        Some(connection.into())
+    }
+}
+
+/// The next number of a connection, as the log shows it.
+unsafe fn next_number() -> ngx_atomic_uint_t {
+    // SAFETY: the counter is an aligned word in memory that all of nginx's processes share.
+    unsafe {
+        std::sync::atomic::AtomicUsize::from_ptr(ngx_connection_counter.cast())
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed) as ngx_atomic_uint_t
+    }
+}
