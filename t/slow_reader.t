@@ -47,18 +47,16 @@ CONF
     };
 
     my $before = $memory->();
-    my ($count, $late, $wrong) = (4000, 0, 0);
+    my ($count, $wrong) = (4000, 0);
     my $publisher = $nginx->connect;
     for my $n (1 .. $count) {
         $publisher->request(POST => '/pub?id=a', body => $message->($n))->status == 200 or $wrong++;
         # Traffic elsewhere: bytes that must not end up here.
         $publisher->request(POST => '/pub?id=b', body => 'B' x 4000) if $n % 4 == 0;
-        my $start = time;
+        # Nothing more is published before it has come: what waits for the slow one would never come.
         $wrong++ if $quick->chunk ne $message->($n);
-        $late++ if time - $start > 0.5;
     }
     is $wrong, 0, "a subscriber that reads gets all $count messages";
-    is $late, 0, 'each at once';
     my $grown = $memory->() - $before;
     # A sanitizer keeps what was freed.
     cmp_ok $grown, '<', $ENV{TEST_SANITIZER} ? 1 << 20 : 8192, "16 MB for somebody who does not read: the memory of a worker grew by $grown KiB";
