@@ -66,6 +66,7 @@ mod tests {
 
     #[test]
     fn who_computes_is_in_user_mode() {
+        // SAFETY: it only asks.
         let own = unsafe { libc::gettid() } as u32;
         // Only root may.
         let Ok(modes) = Modes::watch(&[own]) else {

@@ -175,6 +175,7 @@ mod tests {
         };
         let mut epoll = Epoll::new().unwrap();
         // The main thread is the one that is watched by a process' id; tests run in others.
+        // SAFETY: it only asks.
         let own = unsafe { libc::gettid() } as u32;
         turns.loops = Turns::watch(&[own]).unwrap().loops;
         for pause in [0, 0, 20] {

@@ -301,9 +301,9 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
             let subscriber = delivery.registry.slab.get(id)?;
             Some(matches!(subscriber.kind, Kind::Socket(_)))
         });
-        // SAFETY: the connection is open.
         match socket.flatten() {
             Some(true) => socket::read(id, connection),
+            // SAFETY: the connection is open.
             Some(false) if unsafe { is_gone(connection) } => end(id, Ending::Gone),
             _ => {}
         }

@@ -16,6 +16,7 @@ fn a_dead_workers_subscribers_are_gone_within_a_tick() {
         follow(&mut worker, &["a", "b"], test.now);
         follow(&mut worker, &["a"], test.now);
         let _lost = worker.draft(1000, None, None, 1, test.now);
+        // SAFETY: it ends this process, a child that shares nothing but the zone.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     });
     // The child is a zombie until `wait`: it must count as dead all the same.
@@ -42,6 +43,7 @@ fn a_dead_workers_slot_is_taken_over() {
         let child = fork(|| {
             let mut worker = test.worker();
             follow(&mut worker, &["a"], test.now);
+            // SAFETY: it ends this process, a child that shares nothing but the zone.
             unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
         });
         assert!(wait(child));
@@ -57,6 +59,7 @@ fn a_dead_workers_slot_is_taken_over() {
 fn a_publish_wakes_the_workers_that_follow_and_no_other() {
     let test = TestZone::with_slots(256, 4);
     let fds: Vec<i32> = (0..4)
+        // SAFETY: it makes a new descriptor.
         .map(|_| unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) })
         .collect();
     test.zone.set_wake_fds(&fds);
@@ -67,6 +70,7 @@ fn a_publish_wakes_the_workers_that_follow_and_no_other() {
     follow(&mut follower, &["a"], test.now);
     let woken = |worker: &Worker| {
         let mut count = [0u8; 8];
+        // SAFETY: it writes at most the eight bytes that `count` has.
         unsafe { libc::read(fds[worker.slot() as usize], count.as_mut_ptr().cast(), 8) == 8 }
     };
     for _ in 0..3 {
@@ -119,6 +123,7 @@ fn nothing_is_lost_or_doubled_while_processes_die() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
+            // SAFETY: it ends this process, a child.
             unsafe { libc::_exit(0) };
         })
     };
@@ -172,6 +177,7 @@ fn nothing_is_lost_or_doubled_while_processes_die() {
         while Instant::now() < until {
             take(&mut worker, &mut next);
         }
+        // SAFETY: a child of this process that nobody has waited for yet, so the number is still its own.
         unsafe { libc::kill(victim, libc::SIGKILL) };
         assert!(wait(victim));
         victims.push(victim);
