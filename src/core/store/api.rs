@@ -341,7 +341,7 @@ pub struct Gap {
     pub first: Option<OrderedId>,
 }
 
-/// A walk over old messages that goes on from call to call ([`Worker::replay`]); what was evicted meanwhile is skipped.
+/// A walk over old messages that goes on from call to call ([`Worker::replay`](super::Worker::replay)); what was evicted meanwhile is skipped.
 ///
 /// It holds nothing in the zone: dropping it is free.
 #[derive(Debug)]
@@ -410,7 +410,7 @@ impl Replay {
 pub enum MessageKind {
     Ordinary,
     /// The channel was deleted; the text is the notice. The membership ends with it: every subscriber of it must
-    /// leave ([`Worker::leave`]).
+    /// leave ([`Worker::leave`](super::Worker::leave)).
     Deleted,
     /// Not for the client's eyes: every subscriber that joined before it is to be ended. The channel stays.
     Dismissed,
@@ -440,7 +440,7 @@ pub struct Message<'a> {
     pub text: &'a [u8],
 }
 
-/// Messages copied out of the zone by one [`Worker::drain`] or [`Worker::replay`]; reuse it from call to call.
+/// Messages copied out of the zone by one [`Worker::drain`](super::Worker::drain) or [`Worker::replay`](super::Worker::replay); reuse it from call to call.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) bytes: Vec<u8>,
@@ -553,7 +553,7 @@ impl Batch {
     }
 }
 
-/// What a [`Worker::tick`] left to do.
+/// What a [`Worker::tick`](super::Worker::tick) left to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tick {
     Done,

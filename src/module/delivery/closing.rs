@@ -113,7 +113,7 @@ unsafe fn has_input(connection: *mut ngx_connection_t) -> bool {
     unsafe { libc::recv((*connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) > 0 }
 }
 
-/// Ends TLS; NGX_AGAIN: [`linger`] follows by itself.
+/// Ends TLS; NGX_AGAIN: [`linger()`] follows by itself.
 #[cfg(ngx_feature = "ssl")]
 unsafe fn end_tls(connection: *mut ngx_connection_t) -> ngx_int_t {
     // SAFETY: the connection is open and has TLS.

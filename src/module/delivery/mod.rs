@@ -8,9 +8,9 @@
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
-//! * [`busiest`]: the channels with the most subscriptions, stored bytes and messages.
+//! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`wheel`]: pings and time limits.
-//! * [`socket`]: what WebSocket clients send.
+//! * [`mod@socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
 //! * [`leaving`]: the end of the worker. [`handover`]: its subscribers go to another worker.

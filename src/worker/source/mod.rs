@@ -1,6 +1,6 @@
 //! Sources: where events come from.
 //!
-//! A source runs on a thread of its own, claims as much as its [`Credit`](crate::credit::Credit) allows, gives each event its id and hands it to
+//! A source runs on a thread of its own, claims as much as its [`Credit`] allows, gives each event its id and hands it to
 //! its [`Feed`]. It learns through the event's [`Handle`](crate::finalizer::Handle) how it went, and acknowledges where that is possible. A queue
 //! fits the same shape: claim a batch where `file` reads lines, finish a batch where `file` moves its checkpoint.
 //!
