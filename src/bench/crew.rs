@@ -56,6 +56,9 @@ impl<T: Shareable> Shared<T> {
     }
 }
 
+// SAFETY: it is a reference to elements that other processes change as well, so threads may do so too; `Shareable` is `Sync`.
+unsafe impl<T: Shareable> Send for Shared<T> {}
+
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
         *self
@@ -209,6 +212,15 @@ impl Crew {
     /// Lets the first `subscribers` of the run connect.
     pub fn invite(&self, subscribers: usize) {
         self.board.invited[0].store(subscribers as u64, Relaxed);
+    }
+
+    pub fn board(&self) -> Board {
+        self.board
+    }
+
+    /// How many processes subscribe; they are the first ones on the board.
+    pub fn subscribing(&self) -> usize {
+        self.subscribing
     }
 
     fn sum(&self, hands: std::ops::Range<usize>, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {

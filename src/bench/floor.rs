@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
+use openssl::ssl::SslContext;
 
 use crate::crew::{Shared, die_with_parent};
+use crate::floor_tls::{self, Encryption};
 use crate::net::{self, Epoll, Interest};
 use crate::transport;
 
@@ -38,6 +40,9 @@ pub struct Floor {
     /// Connections that may wait to be accepted
     #[arg(long, default_value_t = 4096)]
     backlog: u16,
+    /// Speak TLS, with a certificate of its own
+    #[arg(long)]
+    tls: bool,
     /// Do every fiftieth message wrong for one subscriber, to see whether a checker notices
     #[arg(long, hide = true)]
     spoil: Option<Spoil>,
@@ -149,6 +154,7 @@ impl Floor {
         let (senders, receivers): (Vec<_>, Vec<_>) = links.into_iter().unzip();
         let senders = Rc::new(senders);
         let counts = Shared::new(workers).context("no shared memory")?;
+        let context = self.tls.then(floor_tls::context).transpose()?;
         println!("{address}");
         io::stdout().flush().context("cannot print")?;
 
@@ -157,7 +163,9 @@ impl Floor {
             .zip(receivers)
             .enumerate()
             .map(|(number, (listener, receiver))| {
-                Worker::new(number, listener, receiver, Rc::clone(&senders), counts, self.spoil).context("no epoll")
+                let senders = Rc::clone(&senders);
+                Worker::new(number, listener, receiver, senders, counts, self.spoil, context.clone())
+                    .context("no epoll")
             });
         if workers == 1 {
             return made.next().context("no worker")??.run();
@@ -208,6 +216,7 @@ struct Worker {
     /// Subscribers of each worker.
     counts: Shared<AtomicU64>,
     peers: Vec<Peer>,
+    encryption: Option<Encryption>,
     /// The number of each channel, for each format.
     names: [HashMap<Vec<u8>, u32>; Format::ALL.len()],
     channels: Vec<Vec<RawFd>>,
@@ -234,6 +243,7 @@ impl Worker {
         senders: Rc<Vec<OwnedFd>>,
         counts: Shared<AtomicU64>,
         spoil: Option<Spoil>,
+        context: Option<SslContext>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(&listener, LISTENER, Interest::Accept)?;
@@ -247,6 +257,7 @@ impl Worker {
             senders,
             counts,
             peers: Vec::new(),
+            encryption: context.map(Encryption::new),
             names: Default::default(),
             channels: Vec::new(),
             partial: HashMap::new(),
@@ -286,6 +297,11 @@ impl Worker {
             if self.epoll.add(fd.as_fd(), raw as u64, Interest::Read).is_err() {
                 continue;
             }
+            if let Some(encryption) = &mut self.encryption
+                && encryption.accept(raw).is_err()
+            {
+                continue;
+            }
             let slot = raw as usize;
             if slot >= self.peers.len() {
                 self.peers.resize_with(slot + 1, || Peer {
@@ -309,7 +325,11 @@ impl Worker {
         if writable {
             self.send_rest(fd);
         }
-        match net::receive(fd, &mut self.buffer) {
+        let received = match &mut self.encryption {
+            None => net::receive(fd, &mut self.buffer),
+            Some(encryption) => encryption.receive(fd, &mut self.buffer),
+        };
+        match received {
             Ok(0) => self.close(fd),
             // What a subscriber says is of no interest.
             Ok(_) if self.peers[fd as usize].channel != NO_CHANNEL => {}
@@ -334,7 +354,7 @@ impl Worker {
                     }
                 }
                 Some(Err(())) => {
-                    self.send(fd, REFUSED);
+                    self.reply(fd, REFUSED);
                     return self.close(fd);
                 }
                 None => break,
@@ -348,15 +368,15 @@ impl Worker {
 
     fn answer(&mut self, fd: RawFd, request: &Request<'_>) {
         if request.publish {
-            self.send(fd, ACCEPTED);
+            self.reply(fd, ACCEPTED);
             self.hand_over(&request.message);
             self.fan_out(&request.message);
         } else if request.statistics {
             let answer = self.statistics();
-            self.send(fd, answer.as_bytes());
+            self.reply(fd, answer.as_bytes());
         } else {
             self.subscribe(fd, request.format, request.message.channel);
-            self.send(fd, &request.format.head());
+            self.reply(fd, &request.format.head());
         }
     }
 
@@ -386,6 +406,8 @@ impl Worker {
     }
 
     fn close(&mut self, fd: RawFd) {
+        // It writes no more: the descriptor may soon be another's.
+        self.encryption.iter_mut().for_each(|encryption| encryption.close(fd));
         let peer = &mut self.peers[fd as usize];
         let gone = peer.fd.take();
         let (channel, place) = (peer.channel, peer.place as usize);
@@ -426,8 +448,13 @@ impl Worker {
     fn fan_out_to(&mut self, number: u32, format: Format, framed: &[u8]) {
         let list = std::mem::take(&mut self.channels[number as usize]);
         let spoilt = usize::from(self.spoil.is_some() && self.spoil_first(&list, format, framed));
-        for &fd in list.iter().skip(spoilt) {
-            self.send(fd, framed);
+        // The plain loop is what servers without encryption are measured against: it has no part in this.
+        if self.encryption.is_some() {
+            list.iter().skip(spoilt).for_each(|&fd| self.reply(fd, framed));
+        } else {
+            for &fd in list.iter().skip(spoilt) {
+                self.send(fd, framed);
+            }
         }
         self.channels[number as usize] = list;
         for fd in std::mem::take(&mut self.hopeless) {
@@ -443,8 +470,8 @@ impl Worker {
         self.fan_outs += 1;
         if !self.held.is_empty() {
             let held = std::mem::take(&mut self.held);
-            self.send(fd, framed);
-            self.send(fd, &held);
+            self.reply(fd, framed);
+            self.reply(fd, &held);
             return true;
         }
         if !self.fan_outs.is_multiple_of(SPOIL_EVERY) {
@@ -453,28 +480,45 @@ impl Worker {
         match spoil {
             Spoil::Lose => {}
             Spoil::Double => {
-                self.send(fd, framed);
-                self.send(fd, framed);
+                self.reply(fd, framed);
+                self.reply(fd, framed);
             }
             Spoil::Reorder => self.held = framed.to_vec(),
             Spoil::Garble => {
                 let mut garbled = framed.to_vec();
                 let last = garbled.len() - format.tail() - 1;
                 garbled[last] ^= 1;
-                self.send(fd, &garbled);
+                self.reply(fd, &garbled);
             }
-            Spoil::Unframe => self.send(fd, b"data: hello\n\n"),
+            Spoil::Unframe => self.reply(fd, b"data: hello\n\n"),
             Spoil::Cut => self.hopeless.push(fd),
             Spoil::Leak | Spoil::Haunt => return false,
         }
         true
     }
 
+    /// Sends to whomever, encrypted or not.
+    fn reply(&mut self, fd: RawFd, bytes: &[u8]) {
+        let Some(encryption) = &mut self.encryption else {
+            return self.send(fd, bytes);
+        };
+        if self.unsent.contains_key(&fd) {
+            return self.keep(fd, bytes);
+        }
+        let sent = encryption.send(fd, bytes);
+        self.sent(fd, bytes, sent);
+    }
+
     fn send(&mut self, fd: RawFd, bytes: &[u8]) {
         if !self.unsent.is_empty() && self.unsent.contains_key(&fd) {
             return self.keep(fd, bytes);
         }
-        match net::send(fd, bytes) {
+        self.sent(fd, bytes, net::send(fd, bytes));
+    }
+
+    #[inline]
+    fn sent(&mut self, fd: RawFd, bytes: &[u8], sent: io::Result<usize>) {
+        match sent {
             Ok(sent) if sent == bytes.len() => {}
             Ok(sent) => self.keep(fd, &bytes[sent..]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.keep(fd, bytes),
@@ -498,7 +542,11 @@ impl Worker {
         let Some(mut rest) = self.unsent.remove(&fd) else {
             return;
         };
-        if let Ok(sent) = net::send(fd, &rest) {
+        let sent = match &mut self.encryption {
+            None => net::send(fd, &rest),
+            Some(encryption) => encryption.send(fd, &rest),
+        };
+        if let Ok(sent) = sent {
             rest.drain(..sent);
         }
         if rest.is_empty() {

@@ -7,15 +7,20 @@
 //!   do, one epoll loop each; [`lanes`] is who publishes what where.
 //! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
-//! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`url`], [`net`]: what is below.
+//! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
+//!   [`wire`]: a connection, with [`tls`] or without.
+//! * [`killed`]: which connections ended because somebody killed their worker.
 //! * [`proc`]: what the server costs, from `/proc`. [`turns`]: how long its loops are away. [`report`]: tables.
-//! * [`floor`]: the bare server that everything is compared with.
+//! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
 mod batch;
 mod crew;
 mod floor;
+mod floor_tls;
+mod h2;
 mod history;
 mod http;
+mod killed;
 mod lanes;
 mod latency;
 mod message;
@@ -28,10 +33,12 @@ mod report;
 mod scenario;
 mod subscribers;
 mod tally;
+mod tls;
 mod transport;
 mod turns;
 mod url;
 mod visits;
+mod wire;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

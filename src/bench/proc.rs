@@ -1,10 +1,11 @@
 //! What a server costs, seen from outside: processor time and memory of its processes, from `/proc`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use crate::modes::Modes;
 
@@ -134,6 +135,63 @@ pub fn nginx_workers(master: u32) -> Vec<u32> {
     children(master).into_iter().filter(is_worker).collect()
 }
 
+/// Whether the process is there and not only waiting for its parent to take note of its end.
+pub fn is_running(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything.
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// Sends a signal to one process.
+pub fn signal(pid: u32, signal: libc::c_int) -> anyhow::Result<()> {
+    let pid = libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 1)
+        .context("no such process")?;
+    // SAFETY: takes no pointers; 0, 1 and negative numbers, which mean more than one process, are excluded.
+    if unsafe { libc::kill(pid, signal) } != 0 {
+        bail!(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The inodes of all sockets that a process has open.
+pub fn sockets(pid: u32) -> Vec<u64> {
+    let directory = format!("/proc/{pid}/fd");
+    let inode = |fd: u32| {
+        let target = fs::read_link(format!("{directory}/{fd}")).ok()?;
+        target
+            .to_str()?
+            .strip_prefix("socket:[")?
+            .strip_suffix(']')?
+            .parse()
+            .ok()
+    };
+    entries(&directory).into_iter().filter_map(inode).collect()
+}
+
+/// The peer of each connected IPv4 socket of the machine, by the socket's inode.
+pub fn tcp_peers() -> anyhow::Result<HashMap<u64, SocketAddrV4>> {
+    let table = fs::read_to_string("/proc/net/tcp").context("no /proc/net/tcp")?;
+    Ok(table.lines().skip(1).filter_map(tcp_peer).collect())
+}
+
+/// A line of that table: number, local and remote address, state, …, the inode in the tenth place.
+fn tcp_peer(line: &str) -> Option<(u64, SocketAddrV4)> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_ascii_whitespace();
+    let (address, port) = fields.nth(2)?.split_once(':')?;
+    if fields.next()? == LISTEN {
+        return None;
+    }
+    // Written as the machine reads its four bytes.
+    let address = Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes());
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    Some((inode, SocketAddrV4::new(address, port)))
+}
+
 /// What the kernel keeps for connections, both ends, in bytes: no process is charged for it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelMemory {
@@ -230,6 +288,19 @@ mod tests {
         assert_eq!((kilobytes(text, "Pss:"), kilobytes(text, "Swap:")), (12 * 1024, 0));
         let sockstat = "sockets: used 9\nTCP: inuse 4 orphan 0 tw 2 alloc 5 mem 31\nUDP: inuse 1 mem 2\n";
         assert_eq!(socket_pages(sockstat), 31);
+    }
+
+    #[test]
+    fn a_connected_socket_has_a_peer() {
+        let line =
+            "   7: 0100007F:1F90 0201007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 12345 1 0";
+        let listening =
+            "   7: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 9 1 0";
+        // Only little-endian machines write it so.
+        if cfg!(target_endian = "little") {
+            assert_eq!(tcp_peer(line), Some((12345, "127.0.1.2:50000".parse().unwrap())));
+        }
+        assert_eq!((tcp_peer(listening), tcp_peer("sl local_address")), (None, None));
     }
 
     #[test]

@@ -4,8 +4,7 @@
 //! With a rate the loop is open: each message has a time when it is due, and all latencies count from then, whether the
 //! server was ready for it or not. Without one each connection publishes as fast as it gets answers.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -14,12 +13,15 @@ use serde_json::{Value, json};
 
 use crate::batch;
 use crate::crew::{Board, Phase};
+use crate::h2::{self, Event, Request};
 use crate::http::{Body, ResponseHead};
 use crate::lanes::{Lane, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages, Stamped};
 use crate::net::{self, Epoll, Interest, Timer};
+use crate::tls::{Connector, Protocol};
 use crate::url::UrlTemplate;
+use crate::wire::{self, Wire, is_unready};
 
 /// No answer for so long: the connection is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,6 +39,8 @@ const MAX_PROBLEMS: usize = 20;
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub url: UrlTemplate,
+    /// Each publisher has an HTTP/2 connection, with one stream at a time.
+    pub http2: bool,
     pub publishers: u32,
     pub lanes: Lanes,
     pub run: u32,
@@ -67,7 +71,12 @@ struct Flight {
 /// One keep-alive connection and its share of the lanes.
 #[derive(Debug)]
 struct Courier {
-    stream: Option<TcpStream>,
+    wire: Option<Wire>,
+    /// The connection's socket is connected, and a handshake has begun.
+    begun: bool,
+    /// Over HTTP/2: the connection's frames, once it is ready.
+    h2: Option<h2::Connection>,
+    upload: Upload,
     interest: Interest,
     /// What is still waited for while there are [`Self::flights`].
     progress: Progress,
@@ -82,16 +91,33 @@ struct Courier {
     /// No earlier than this, after a broken connection.
     not_before_ns: u64,
     request: Vec<u8>,
+    /// Over HTTP/2: the path and the header fields of the request.
+    path: String,
+    fields: Vec<(&'static str, String)>,
     response: Vec<u8>,
     answer: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Progress {
-    /// So much of the request is sent.
-    Sending(usize),
+    /// The request has still to be sent, or over HTTP/2 a part of it.
+    Waiting,
+    /// The socket has not taken all of the request.
+    Sending,
     Head,
     Body(ResponseHead),
+}
+
+/// How far a request over HTTP/2 has come. Its body is [`Courier::request`].
+#[derive(Clone, Copy, Debug, Default)]
+struct Upload {
+    /// 0 before the head is sent.
+    stream: u32,
+    /// How much the server takes on it.
+    window: i64,
+    sent: usize,
+    /// The server takes no further request on this connection.
+    is_last: bool,
 }
 
 struct Hand {
@@ -119,6 +145,10 @@ struct Hand {
     /// The body of a batch.
     lines: Vec<u8>,
     buffer: Vec<u8>,
+    connector: Option<Connector>,
+    /// Over HTTP/2: what all requests have in common.
+    request: Request,
+    decoder: loona_hpack::Decoder<'static>,
 }
 
 /// What became of the messages of one lane.
@@ -138,7 +168,10 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let (epoll, timer) = (Epoll::new().context("no epoll")?, Timer::new().context("no timer")?);
     epoll.add(&timer, TIMER, Interest::Read).context("no timer")?;
     let courier = |publisher| Courier {
-        stream: None,
+        wire: None,
+        begun: false,
+        h2: None,
+        upload: Upload::default(),
         interest: Interest::Read,
         progress: Progress::Head,
         flights: Vec::new(),
@@ -148,9 +181,14 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         started: 0,
         not_before_ns: 0,
         request: Vec::new(),
+        path: String::new(),
+        fields: Vec::new(),
         response: Vec::new(),
         answer: Vec::new(),
     };
+    let protocol = if plan.http2 { Protocol::Http2 } else { Protocol::Http1 };
+    let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
+    let connector = plan.url.is_encrypted().then(connector).transpose()?;
     let lanes = (plan.lanes.channels() * plan.lanes.per_channel()) as usize;
     let hand = Hand {
         board,
@@ -173,7 +211,10 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         text: Vec::new(),
         id: String::new(),
         lines: Vec::new(),
-        buffer: vec![0; 64 * 1024],
+        buffer: vec![0; 64 * 1024 + wire::HEADROOM],
+        connector,
+        request: Request::new(true, plan.url.is_encrypted(), plan.url.authority(), ""),
+        decoder: h2::decoder(),
         plan,
     };
     hand.run()
@@ -287,7 +328,7 @@ impl Hand {
         courier.deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
         courier.response.clear();
         courier.answer.clear();
-        courier.progress = Progress::Sending(0);
+        courier.progress = Progress::Waiting;
         self.send(index);
     }
 
@@ -337,6 +378,26 @@ impl Hand {
         let body = if is_batch { &self.lines } else { &self.text };
         let (path, host, length) = (self.plan.url.path(&channel), self.plan.url.authority(), body.len());
         courier.request.clear();
+        if self.plan.http2 {
+            courier.upload = Upload {
+                is_last: courier.upload.is_last,
+                ..Upload::default()
+            };
+            courier.request.extend_from_slice(body);
+            courier.fields = vec![("content-length", length.to_string())];
+            match is_batch {
+                true => {
+                    courier.fields.push(("content-type", batch::CONTENT_TYPE.to_owned()));
+                    courier.fields.push(("prefer", "return=minimal".to_owned()));
+                }
+                false => courier.fields.push(("content-type", "text/plain".to_owned())),
+            }
+            if self.plan.event_ids && !is_batch {
+                courier.fields.push(("event-id", self.id.clone()));
+            }
+            courier.path = path;
+            return;
+        }
         // Writing to a vector cannot fail.
         let _ = write!(
             courier.request,
@@ -366,68 +427,179 @@ impl Hand {
 
     fn try_send(&mut self, index: usize) -> io::Result<()> {
         let courier = &mut self.couriers[index];
-        let Progress::Sending(mut sent) = courier.progress else {
-            return Ok(());
-        };
-        let stream = match &mut courier.stream {
-            Some(stream) => stream,
+        let wire = match &mut courier.wire {
+            Some(wire) => wire,
             none => {
                 let stream = net::connect(self.plan.url.address(), None)?;
                 courier.interest = Interest::ReadWrite;
                 self.epoll.add(&stream, index as u64, courier.interest)?;
-                none.insert(stream)
+                (courier.begun, courier.h2) = (false, None);
+                none.insert(Wire::new(stream, self.connector.as_ref())?)
             }
         };
-        let wanted = loop {
-            match stream.write(&courier.request[sent..]) {
-                Ok(length) => sent += length,
-                Err(error) if is_unready(&error) => break Interest::ReadWrite,
-                Err(error) => return Err(error),
+        if !courier.begun {
+            match wire.begin() {
+                Err(error) if is_unready(&error) => return Ok(()),
+                begun => begun?,
             }
-            if sent == courier.request.len() {
-                break Interest::Read;
+            courier.begun = true;
+        }
+        let all_sent = match courier.progress {
+            _ if !wire.is_ready() => true,
+            Progress::Waiting if self.plan.http2 => self.send_frames(index)?,
+            Progress::Waiting => {
+                courier.progress = Progress::Sending;
+                wire.write(&courier.request)?
             }
+            _ => wire.flush()?,
         };
-        courier.progress = if sent == courier.request.len() {
-            Progress::Head
-        } else {
-            Progress::Sending(sent)
-        };
-        if wanted != courier.interest {
+        let courier = &mut self.couriers[index];
+        if let (Progress::Sending, true) = (courier.progress, all_sent) {
+            courier.progress = Progress::Head;
+        }
+        let wanted = if all_sent { Interest::Read } else { Interest::ReadWrite };
+        if let Some(wire) = &courier.wire
+            && wanted != courier.interest
+        {
             courier.interest = wanted;
-            self.epoll.modify(&*stream, index as u64, wanted)?;
+            self.epoll.modify(wire.stream(), index as u64, wanted)?;
         }
         Ok(())
+    }
+
+    /// Sends the request, or what windows let through of the rest of it, in frames; false if some of it waits in the wire.
+    fn send_frames(&mut self, index: usize) -> io::Result<bool> {
+        let courier = &mut self.couriers[index];
+        let Some(wire) = &mut courier.wire else {
+            return Ok(true);
+        };
+        let mut out = Vec::new();
+        let h2 = courier.h2.get_or_insert_with(|| h2::Connection::start(&mut out));
+        let upload = &mut courier.upload;
+        if upload.stream == 0 {
+            (upload.stream, upload.window) = h2.post(&self.request, &courier.path, &courier.fields, &mut out);
+        }
+        let rest = &courier.request[upload.sent..];
+        upload.sent += h2.send(upload.stream, rest, &mut upload.window, &mut out);
+        if upload.sent == courier.request.len() {
+            courier.progress = Progress::Sending;
+        }
+        wire.write(&out)
     }
 
     /// A courier's socket is ready.
     fn serve(&mut self, index: usize, phase: Phase) {
         let courier = &mut self.couriers[index];
-        let Some(stream) = &mut courier.stream else {
+        let Some(wire) = &mut courier.wire else {
             return;
         };
-        if !courier.flights.is_empty() && matches!(courier.progress, Progress::Sending(_)) {
-            if let Ok(Some(error)) = stream.take_error() {
+        if !courier.flights.is_empty() && matches!(courier.progress, Progress::Waiting | Progress::Sending) {
+            if let Ok(Some(error)) = wire.stream().take_error() {
                 return self.failed(index, &error);
             }
-            return self.send(index);
+            if wire.is_ready() && courier.h2.is_none() {
+                return self.send(index);
+            }
+            if courier.interest == Interest::ReadWrite {
+                self.send(index);
+            }
         }
-        match stream.read(&mut self.buffer) {
-            Ok(0) if courier.flights.is_empty() => courier.stream = None,
-            Ok(0) => self.failed(index, &io::Error::from(io::ErrorKind::UnexpectedEof)),
-            Ok(_) if courier.flights.is_empty() => {
-                courier.stream = None;
+        let courier = &mut self.couriers[index];
+        let Some(wire) = &mut courier.wire else {
+            return;
+        };
+        match wire.read(&mut self.buffer) {
+            Ok(got) if self.plan.http2 => self.frames(index, got, phase),
+            Ok(got) if got.length > 0 && courier.flights.is_empty() => {
+                courier.wire = None;
                 self.problem("a publisher got bytes that it had not asked for".to_owned());
                 self.broken += 1;
             }
-            Ok(length) => {
-                courier.response.extend_from_slice(&self.buffer[..length]);
-                self.answer(index, phase);
+            Ok(got) => {
+                if got.length > 0 {
+                    courier.response.extend_from_slice(&self.buffer[..got.length]);
+                    self.answer(index, phase);
+                }
+                self.read_on(index, got);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if !courier.flights.is_empty() => self.failed(index, &error),
-            Err(_) => courier.stream = None,
+            Err(_) => courier.wire = None,
         }
+    }
+
+    /// What is to be done after a read, whatever it has brought: the connection may be ready now, or over.
+    fn read_on(&mut self, index: usize, got: wire::Got) {
+        let courier = &mut self.couriers[index];
+        match got.end {
+            None if matches!(courier.progress, Progress::Waiting) && !courier.flights.is_empty() => self.send(index),
+            None => {}
+            Some(_) if courier.flights.is_empty() => courier.wire = None,
+            Some(why) => self.failed(index, &io::Error::new(io::ErrorKind::UnexpectedEof, why)),
+        }
+    }
+
+    /// Bytes of an HTTP/2 connection have come.
+    fn frames(&mut self, index: usize, got: wire::Got, phase: Phase) {
+        let (mut events, mut out) = (Vec::new(), Vec::new());
+        let courier = &mut self.couriers[index];
+        if let Some(h2) = &mut courier.h2 {
+            let input = &self.buffer[..got.length];
+            if let Err(error) = h2.receive(input, &mut self.decoder, &mut out, &mut events) {
+                return self.failed(index, &io::Error::other(error));
+            }
+        }
+        let mut answered = None;
+        let mut refused = None;
+        for event in events {
+            let upload = &mut courier.upload;
+            match event {
+                Event::Head { stream, fields, end } if stream == upload.stream => {
+                    match h2::http1_head(&fields) {
+                        Ok((head, _)) => courier.progress = Progress::Body(head),
+                        Err(error) => refused = Some(error.to_string()),
+                    }
+                    answered = end.then_some(());
+                }
+                Event::Data { stream, bytes, end, .. } if stream == upload.stream => {
+                    courier.answer.extend_from_slice(&self.buffer[bytes]);
+                    answered = end.then_some(());
+                }
+                Event::Reset { stream, code } if stream == upload.stream => {
+                    refused = Some(format!("the server reset the stream with code {code}"));
+                }
+                Event::GoAway { last, code } => {
+                    upload.is_last = true;
+                    if upload.stream > last {
+                        refused = Some(format!("the server refused the stream by GOAWAY with code {code}"));
+                    }
+                }
+                Event::Room { stream, more } if stream == 0 || stream == upload.stream => upload.window += more,
+                _ => {}
+            }
+        }
+        if let Some(wire) = &mut courier.wire
+            && !out.is_empty()
+            && let Err(error) = wire.write(&out)
+        {
+            return self.failed(index, &error);
+        }
+        if let Some(why) = refused {
+            return self.failed(index, &io::Error::other(why));
+        }
+        if let (Some(()), Progress::Body(head)) = (answered, courier.progress)
+            && !courier.flights.is_empty()
+        {
+            let head = ResponseHead {
+                close: courier.upload.is_last,
+                ..head
+            };
+            self.answered(index, head, phase);
+        } else if courier.upload.is_last && courier.flights.is_empty() {
+            courier.wire = None;
+            return;
+        }
+        self.read_on(index, got);
     }
 
     /// Reads on in the response of a message.
@@ -464,7 +636,8 @@ impl Hand {
     fn answered(&mut self, index: usize, head: ResponseHead, phase: Phase) {
         let courier = &mut self.couriers[index];
         if head.close {
-            courier.stream = None;
+            courier.wire = None;
+            courier.upload = Upload::default();
         }
         let flights = courier.flights.len();
         let good = (200..300).contains(&head.status);
@@ -522,7 +695,8 @@ impl Hand {
     /// The connection broke before the answer: the messages may have been accepted or not.
     fn failed(&mut self, index: usize, error: &io::Error) {
         let courier = &mut self.couriers[index];
-        courier.stream = None;
+        courier.wire = None;
+        courier.upload = Upload::default();
         courier.not_before_ns = net::now_ns() + RETRY.as_nanos() as u64;
         self.broken += 1;
         let flights = std::mem::take(&mut courier.flights);
@@ -575,9 +749,4 @@ impl Hand {
             "problems": self.problems,
         })
     }
-}
-
-/// Not connected yet, or no room in the socket.
-fn is_unready(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }

@@ -1,27 +1,36 @@
 //! The subscribing side: one process with thousands of clients in one epoll loop.
+//!
+//! Over HTTP/1 each client has a connection of its own; [`streams`] has what is different over HTTP/2.
+
+mod streams;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::crew::{Board, Phase};
 use crate::http::{self, Body, ResponseHead};
+use crate::killed::{self, Book};
 use crate::lanes::{Audience, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
 use crate::tally::{Position, Tally};
+use crate::tls::{Connector, Protocol};
 use crate::transport::{self, Feed, Item, Transport};
 use crate::url::UrlTemplate;
 use crate::visits::{Leaving, Visits, spare_places};
+use crate::wire::{self, Wire};
+
+use streams::{Multiplex, Place};
 
 /// More than a socket's usual receive buffer, so that one read takes what there is.
 const READ_BYTES: usize = 256 * 1024;
@@ -37,6 +46,8 @@ const RETRY: Duration = Duration::from_millis(25);
 pub struct Plan {
     pub url: UrlTemplate,
     pub transport: Transport,
+    /// Over HTTP/2, with so many streams on each connection.
+    pub streams: Option<usize>,
     /// Number of the first subscriber among all of the run.
     pub first: usize,
     pub count: usize,
@@ -58,6 +69,8 @@ pub struct Plan {
     pub patience: Duration,
     /// A client whose stream ends comes back with its position; else it is a problem.
     pub reconnect: bool,
+    /// Connections of workers that were killed: only the others are counted as lost.
+    pub killed: Option<Book>,
     /// How often to look at the board when nothing else happens: many processes together must not load the machine.
     pub glance: Duration,
 }
@@ -67,6 +80,8 @@ pub struct Plan {
 enum State {
     Closed,
     Connecting,
+    /// The connection is there; encryption is agreed upon.
+    Handshake,
     /// The request is sent.
     Head,
     /// Long polling: the request is sent, and the server answers when there is a message.
@@ -77,7 +92,7 @@ enum State {
 /// One client. This and four bytes of history are all that an idle one costs.
 #[derive(Debug)]
 struct Subscriber {
-    stream: Option<TcpStream>,
+    link: Link,
     state: State,
     /// The server will close the connection behind this response.
     last_response: bool,
@@ -93,10 +108,20 @@ struct Subscriber {
     due_ns: u64,
 }
 
+/// What a client reads from.
+#[derive(Debug)]
+enum Link {
+    None,
+    Plain(TcpStream),
+    Encrypted(Box<Wire>),
+    /// One stream of an HTTP/2 connection.
+    Stream(Place),
+}
+
 impl Subscriber {
     fn new(channel: u32) -> Self {
         Self {
-            stream: None,
+            link: Link::None,
             state: State::Closed,
             last_response: false,
             is_leaving: false,
@@ -134,6 +159,11 @@ struct Hand {
     /// How many have come after the start: their numbers choose their channels.
     visitors: usize,
     headers: String,
+    connector: Option<Connector>,
+    multiplex: Option<Multiplex>,
+    killed: Option<killed::Reader>,
+    /// Why the run cannot go on.
+    fatal: Option<String>,
     buffer: Vec<u8>,
     decoded: Vec<u8>,
 }
@@ -143,6 +173,8 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let messages = || Messages::new(plan.run, plan.max_message_bytes);
     let expects_ids = plan.event_ids && plan.transport.shows_ids();
     let places = plan.count + plan.visit_rate.map_or(0, spare_places);
+    let protocol = plan.streams.map_or(Protocol::Http1, |_| Protocol::Http2);
+    let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
     let channel = |index| plan.audience.channel(plan.first + index, plan.lanes.channels());
     let hand = Hand {
         board,
@@ -160,6 +192,12 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         open: 0,
         visitors: 0,
         headers: plan.transport.headers(),
+        connector: plan.url.is_encrypted().then(connector).transpose()?,
+        multiplex: plan
+            .streams
+            .map(|streams| Multiplex::new(&plan.url, plan.transport, streams, places)),
+        killed: plan.killed.map(killed::Reader::new),
+        fatal: None,
         buffer: vec![0; READ_BYTES],
         decoded: Vec::new(),
         plan,
@@ -171,6 +209,9 @@ impl Hand {
     fn run(mut self) -> anyhow::Result<Value> {
         let mut next_behind_check = 0;
         loop {
+            if let Some(why) = self.fatal.take() {
+                bail!(why);
+            }
             let phase = self.board.phase();
             match phase {
                 Phase::Finish => return Ok(self.report()),
@@ -258,21 +299,34 @@ impl Hand {
 
     /// Starts the connection of a client, which was due at `due_ns`: what it takes counts from then.
     fn connect(&mut self, index: usize, due_ns: u64) {
-        let source = net::source_address(self.plan.url.address(), self.plan.first + index, self.plan.addresses);
-        let opened = net::connect(self.plan.url.address(), source).and_then(|stream| {
-            self.epoll.add(&stream, index as u64, Interest::ReadWrite)?;
-            Ok(stream)
+        self.subscribers[index].due_ns = due_ns;
+        if self.multiplex.is_some() {
+            return self.connect_stream(index);
+        }
+        let opened = self.dial(index, index as u64).and_then(|stream| {
+            Ok(match &self.connector {
+                None => Link::Plain(stream),
+                connector => Link::Encrypted(Box::new(Wire::new(stream, connector.as_ref())?)),
+            })
         });
-        let subscriber = &mut self.subscribers[index];
-        subscriber.due_ns = due_ns;
         match opened {
-            Ok(stream) => {
-                subscriber.stream = Some(stream);
+            Ok(link) => {
+                let subscriber = &mut self.subscribers[index];
+                subscriber.link = link;
                 subscriber.state = State::Connecting;
                 self.opening += 1;
             }
             Err(error) => self.failed_connect(index, &error),
         }
+    }
+
+    /// A new socket, for a client or for several that share it.
+    fn dial(&self, index: usize, token: u64) -> io::Result<TcpStream> {
+        let address = self.plan.url.address();
+        let source = net::source_address(address, self.plan.first + index, self.plan.addresses);
+        let stream = net::connect(address, source)?;
+        self.epoll.add(&stream, token, Interest::ReadWrite)?;
+        Ok(stream)
     }
 
     fn failed_connect(&mut self, index: usize, error: &io::Error) {
@@ -350,10 +404,15 @@ impl Hand {
 
     /// A socket is ready.
     fn serve(&mut self, ready: Ready) {
+        if self.multiplex.is_some() {
+            return self.serve_connection(ready);
+        }
         let index = ready.token as usize;
         let subscriber = &mut self.subscribers[index];
-        let Some(stream) = &mut subscriber.stream else {
-            return;
+        let stream = match &mut subscriber.link {
+            Link::Plain(stream) => stream,
+            Link::Encrypted(_) => return self.serve_encrypted(index, ready),
+            Link::None | Link::Stream(_) => return,
         };
         if subscriber.state == State::Connecting {
             if let Ok(Some(error)) = stream.take_error() {
@@ -362,14 +421,17 @@ impl Hand {
                 return;
             }
             if ready.writable {
+                if let Err(error) = self.epoll.modify(&*stream, index as u64, Interest::ReadEdge) {
+                    return self.ended(index, &error.to_string());
+                }
                 self.send_first_request(index);
             }
             return;
         }
         // Edge-triggered: read until a short read says that the socket is empty, or to the end if there is one.
-        while let Some(stream) = &mut self.subscribers[index].stream {
+        while let Link::Plain(stream) = &mut self.subscribers[index].link {
             match stream.read(&mut self.buffer) {
-                Ok(0) => self.ended(index, "the server closed the connection"),
+                Ok(0) => self.ended(index, wire::CLOSED),
                 Ok(length) => {
                     let empty = length < self.buffer.len() && !ready.hung_up;
                     self.received(index, length);
@@ -383,14 +445,54 @@ impl Hand {
         }
     }
 
+    /// The socket of an encrypted connection is ready.
+    fn serve_encrypted(&mut self, index: usize, ready: Ready) {
+        let subscriber = &mut self.subscribers[index];
+        let Link::Encrypted(wire) = &mut subscriber.link else {
+            return;
+        };
+        if subscriber.state == State::Connecting {
+            if let Ok(Some(error)) = wire.stream().take_error() {
+                self.close(index);
+                self.failed_connect(index, &error);
+                return;
+            }
+            if !ready.writable {
+                return;
+            }
+            subscriber.state = State::Handshake;
+            let edge = self.epoll.modify(wire.stream(), index as u64, Interest::ReadEdge);
+            if let Err(error) = edge.and_then(|()| wire.begin()) {
+                return self.ended(index, &error.to_string());
+            }
+        }
+        while let Link::Encrypted(wire) = &mut self.subscribers[index].link {
+            match wire.read(&mut self.buffer) {
+                Ok(got) => {
+                    let ready_now = wire.is_ready();
+                    let empty = got.raw < READ_BYTES - wire::HEADROOM && !ready.hung_up;
+                    if ready_now && self.subscribers[index].state == State::Handshake {
+                        self.send_first_request(index);
+                    }
+                    if got.length > 0 {
+                        self.received(index, got.length);
+                    }
+                    if let Some(why) = got.end {
+                        self.ended(index, why);
+                    }
+                    if empty {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => self.ended(index, &error.to_string()),
+            }
+        }
+    }
+
     /// The connection is there.
     fn send_first_request(&mut self, index: usize) {
         let subscriber = &mut self.subscribers[index];
-        if let Some(stream) = &subscriber.stream
-            && let Err(error) = self.epoll.modify(stream, index as u64, Interest::ReadEdge)
-        {
-            return self.ended(index, &error.to_string());
-        }
         subscriber.state = State::Head;
         subscriber.feed = self.plan.transport.feed();
         self.send_request(index);
@@ -401,30 +503,46 @@ impl Hand {
     }
 
     fn send_request(&mut self, index: usize) {
+        if self.multiplex.is_some() {
+            return self.open_stream(index);
+        }
         let request = self.request(index);
-        let Some(stream) = &mut self.subscribers[index].stream else {
-            return;
+        let sent = match &mut self.subscribers[index].link {
+            Link::Plain(stream) => stream.write(request.as_bytes()).map(|sent| sent == request.len()),
+            Link::Encrypted(wire) => wire.write(request.as_bytes()),
+            Link::None | Link::Stream(_) => return,
         };
-        match stream.write(request.as_bytes()) {
-            Ok(sent) if sent == request.len() => {}
-            Ok(_) => self.ended(index, "the request did not fit into an empty socket"),
+        match sent {
+            Ok(true) => {}
+            Ok(false) => self.ended(index, "the request did not fit into an empty socket"),
             Err(error) => self.ended(index, &error.to_string()),
         }
     }
 
     fn request(&self, index: usize) -> String {
-        let subscriber = &self.subscribers[index];
-        let channel = subscriber.channel;
-        let path = self.plan.url.path(&channel_name(self.plan.run, channel));
+        let path = self.path(index);
         let (host, headers) = (self.plan.url.authority(), &self.headers);
         let mut request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}");
+        self.write_position(index, &mut request);
+        request.push_str("\r\n");
+        request
+    }
+
+    fn path(&self, index: usize) -> String {
+        let channel = self.subscribers[index].channel;
+        self.plan.url.path(&channel_name(self.plan.run, channel))
+    }
+
+    /// Adds the header lines that say where to go on.
+    fn write_position(&self, index: usize, request: &mut String) {
+        let subscriber = &self.subscribers[index];
         if let Some(position) = &subscriber.poll_position {
             request.push_str(position);
         } else if let Some((publisher, sequence)) = subscriber.position
             && self.plan.event_ids
         {
             let mark = Mark {
-                channel,
+                channel: subscriber.channel,
                 publisher,
                 sequence,
             };
@@ -433,8 +551,6 @@ impl Hand {
             // Writing to a string cannot fail.
             let _ = write!(request, "Last-Event-ID: {id}\r\n");
         }
-        request.push_str("\r\n");
-        request
     }
 
     /// `length` bytes lie in the buffer.
@@ -468,12 +584,27 @@ impl Hand {
     /// A response head takes the first `used` of the `length` bytes in the buffer.
     fn head(&mut self, index: usize, head: ResponseHead, used: usize, length: usize) {
         let raw = &self.buffer[..used];
-        if let Err(why) = self.plan.transport.accepts(&head, raw) {
+        let verdict = self.plan.transport.accepts(&head, raw);
+        let position = poll_position(raw);
+        if self.take_head(index, head, verdict, position) {
+            self.stream_bytes(index, used..length);
+        }
+    }
+
+    /// A response head has come; false if the client is none of the server's.
+    fn take_head(
+        &mut self,
+        index: usize,
+        head: ResponseHead,
+        verdict: Result<(), String>,
+        position: Option<Box<str>>,
+    ) -> bool {
+        if let Err(why) = verdict {
             self.tally.counts.refused += 1;
             self.tally.problem(index, || why);
             self.close(index);
             self.retry_later(index);
-            return;
+            return false;
         }
         let subscriber = &mut self.subscribers[index];
         subscriber.last_response = head.close;
@@ -482,13 +613,13 @@ impl Hand {
             _ => head.body,
         };
         if self.plan.transport == Transport::LongPolling {
-            subscriber.poll_position = poll_position(raw).or_else(|| subscriber.poll_position.take());
+            subscriber.poll_position = position.or_else(|| subscriber.poll_position.take());
         }
         match subscriber.state {
             State::Polling => subscriber.state = State::Streaming,
             _ => self.opened(index, State::Streaming),
         }
-        self.stream_bytes(index, used..length);
+        true
     }
 
     /// The client is a subscriber from now on.
@@ -510,27 +641,17 @@ impl Hand {
         let subscriber = &mut self.subscribers[index];
         self.decoded.clear();
         let decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
-        let now_ns = net::now_ns();
-        let (tally, channel, position) = (&mut self.tally, subscriber.channel, &mut subscriber.position);
-        let (mut pongs, mut closed) = (Vec::new(), false);
-        subscriber.feed.feed(&self.decoded, |item| {
-            if let Some(new) = tally.item(index, channel, &item, now_ns) {
-                *position = Some(new);
-            }
-            match item {
-                Item::Ping(payload) => pongs.extend_from_slice(&transport::pong(payload)),
-                Item::Close => closed = true,
-                _ => {}
-            }
-        });
+        let (pongs, closed) = items(subscriber, &mut self.tally, index, &self.decoded);
         if subscriber.feed.is_inside_message() {
             self.tally.counts.partial_bytes += bytes.len() as u64;
         }
-        if !pongs.is_empty()
-            && let Some(stream) = &mut subscriber.stream
-        {
+        if !pongs.is_empty() {
             // Should it fail, the next read will say why.
-            let _ = stream.write(&pongs);
+            let _ = match &mut subscriber.link {
+                Link::Plain(stream) => stream.write(&pongs).map(drop),
+                Link::Encrypted(wire) => wire.write(&pongs).map(drop),
+                Link::None | Link::Stream(_) => Ok(()),
+            };
         }
         match decoded {
             Err(error) => self.malformed(index, &error.to_string()),
@@ -568,10 +689,20 @@ impl Hand {
 
     /// The stream of a client is over, whoever ended it.
     fn ended(&mut self, index: usize, why: &str) {
+        // Only asked for where workers are killed.
+        let source = self.killed.is_some().then(|| self.source(index)).flatten();
         let was = self.close(index);
         let was_open = matches!(was, State::Streaming | State::Polling);
         if was_open {
             self.tally.counts.disconnects += 1;
+        }
+        if let (Some(killed), Some(source)) = (&mut self.killed, source) {
+            let excused = killed.is_killed(source);
+            self.tally.counts.excused += u64::from(excused && was_open);
+            // Streams of one connection end one after the other, for the same reason.
+            if excused && self.multiplex.is_none() {
+                killed.forget(source);
+            }
         }
         if self.plan.reconnect {
             self.tally.counts.reconnects += 1;
@@ -585,23 +716,38 @@ impl Hand {
         }
     }
 
+    /// The address that a client's connection comes from.
+    fn source(&self, index: usize) -> Option<SocketAddr> {
+        let stream = match &self.subscribers[index].link {
+            Link::None => return None,
+            Link::Plain(stream) => stream,
+            Link::Encrypted(wire) => wire.stream(),
+            Link::Stream(place) => self.multiplex.as_ref()?.socket(*place)?,
+        };
+        stream.local_addr().ok()
+    }
+
     /// Closes a client's connection and returns the state it was in.
     fn close(&mut self, index: usize) -> State {
         let subscriber = &mut self.subscribers[index];
-        subscriber.stream = None;
+        let link = std::mem::replace(&mut subscriber.link, Link::None);
         subscriber.feed = Feed::Anything;
         self.heads.remove(&index);
         let was = std::mem::replace(&mut subscriber.state, State::Closed);
         match was {
             State::Closed => {}
-            State::Connecting | State::Head => self.opening -= 1,
+            State::Connecting | State::Handshake | State::Head => self.opening -= 1,
             State::Polling | State::Streaming => self.open -= 1,
+        }
+        if let Link::Stream(place) = link {
+            self.release(place);
         }
         was
     }
 
     fn leave(&mut self) {
         if self.open + self.opening + self.retries.len() > 0 {
+            self.multiplex.iter_mut().for_each(Multiplex::hang_up);
             for index in 0..self.subscribers.len() {
                 self.close(index);
             }
@@ -633,6 +779,24 @@ impl Hand {
         let channels = self.subscribers.iter().map(|subscriber| subscriber.channel);
         self.tally.report(channels)
     }
+}
+
+/// Has the tally judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
+fn items(subscriber: &mut Subscriber, tally: &mut Tally, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
+    let now_ns = net::now_ns();
+    let (channel, position) = (subscriber.channel, &mut subscriber.position);
+    let (mut pongs, mut closed) = (Vec::new(), false);
+    subscriber.feed.feed(bytes, |item| {
+        if let Some(new) = tally.item(index, channel, &item, now_ns) {
+            *position = Some(new);
+        }
+        match item {
+            Item::Ping(payload) => pongs.extend_from_slice(&transport::pong(payload)),
+            Item::Close => closed = true,
+            _ => {}
+        }
+    });
+    (pongs, closed)
 }
 
 /// The header lines with which the next long poll goes on where the response with this head ended.

@@ -50,6 +50,8 @@ pub struct Counts {
     /// Responses that were no HTTP.
     pub malformed: u64,
     pub disconnects: u64,
+    /// Of those, because the server's process was killed.
+    pub excused: u64,
     pub reconnects: u64,
     pub failed_connects: u64,
     /// Response heads that were a yes, over all connections.
@@ -197,6 +199,7 @@ impl Tally {
             "refused": counts.refused,
             "malformed": counts.malformed,
             "disconnects": counts.disconnects,
+            "excused": counts.excused,
             "reconnects": counts.reconnects,
             "failed_connects": counts.failed_connects,
             "opened": counts.opened,

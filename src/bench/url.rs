@@ -7,9 +7,10 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 
-/// An `http://` URL whose path and query may hold `{channel}`, any number of times.
+/// An `http://` or `https://` URL whose path and query may hold `{channel}`, any number of times.
 #[derive(Clone, Debug)]
 pub struct UrlTemplate {
+    encrypted: bool,
     /// As written, for the `Host` header: `127.0.0.1:8080`.
     authority: String,
     address: SocketAddr,
@@ -18,6 +19,16 @@ pub struct UrlTemplate {
 }
 
 impl UrlTemplate {
+    /// Whether this is an `https://` URL.
+    pub fn is_encrypted(&self) -> bool {
+        self.encrypted
+    }
+
+    /// The same as an `https://` URL.
+    pub fn to_encrypted(&self) -> anyhow::Result<Self> {
+        format!("https://{}{}", self.authority, self.path("{channel}")).parse()
+    }
+
     /// The value of the `Host` header.
     pub fn authority(&self) -> &str {
         &self.authority
@@ -43,8 +54,10 @@ impl FromStr for UrlTemplate {
     type Err = anyhow::Error;
 
     fn from_str(url: &str) -> anyhow::Result<Self> {
-        let Some(rest) = url.strip_prefix("http://") else {
-            bail!("\"{url}\" does not start with http://");
+        let (encrypted, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            (None, None) => bail!("\"{url}\" does not start with http:// or https://"),
         };
         let (authority, path) = match rest.find('/') {
             Some(slash) => rest.split_at(slash),
@@ -56,7 +69,7 @@ impl FromStr for UrlTemplate {
         let with_port = if authority.parse::<SocketAddr>().is_ok() || has_port(authority) {
             authority.to_owned()
         } else {
-            format!("{authority}:80")
+            format!("{authority}:{}", if encrypted { 443 } else { 80 })
         };
         let address = with_port
             .to_socket_addrs()
@@ -64,6 +77,7 @@ impl FromStr for UrlTemplate {
             .next()
             .with_context(|| format!("\"{authority}\" of \"{url}\" has no address"))?;
         Ok(Self {
+            encrypted,
             authority: authority.to_owned(),
             address,
             pieces: path.split("{channel}").map(str::to_owned).collect(),
@@ -102,9 +116,20 @@ mod tests {
     }
 
     #[test]
+    fn a_url_can_be_encrypted() {
+        let url: UrlTemplate = "http://[::1]/{channel}/x".parse().unwrap();
+        let encrypted = url.to_encrypted().unwrap();
+        assert!(!url.is_encrypted() && encrypted.is_encrypted());
+        assert_eq!(
+            (encrypted.address().port(), encrypted.path("c")),
+            (443, "/c/x".to_owned())
+        );
+    }
+
+    #[test]
     fn what_is_no_http_url_is_refused() {
         for url in [
-            "https://127.0.0.1/",
+            "ftp://127.0.0.1/",
             "127.0.0.1:80/",
             "http://127.0.0.1/a b",
             "http://127.0.0.1:notaport/",

@@ -16,21 +16,24 @@ pub mod verify;
 use std::collections::HashMap;
 use std::io::{IsTerminal, Read, Write};
 use std::net::TcpStream;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::crew::{Crew, Phase, Work};
 use crate::history::Unanswered;
 use crate::http::ResponseHead;
+use crate::killed::Book;
 use crate::lanes::{Audience, Lanes};
 use crate::latency::Latency;
 use crate::message;
 use crate::net;
 use crate::proc::{Cpu, Server};
 use crate::report::{Report, Unit};
+use crate::tls::{self, Connector, Protocol};
 use crate::transport::Transport;
 use crate::turns::{Seen, Turns};
 use crate::url::UrlTemplate;
@@ -46,6 +49,23 @@ pub struct Target {
     /// Where to subscribe: a URL with {channel} in it
     #[arg(long, default_value = "http://127.0.0.1:8080/ev/{channel}", value_name = "URL")]
     pub sub_url: UrlTemplate,
+    /// Encrypt: as if both URLs began with https://. TLS 1.3; certificates are not checked
+    #[arg(long)]
+    pub tls: bool,
+    /// Speak HTTP/2: subscribers and publishers, or only some of them. With http:// URLs without negotiation (prior
+    /// knowledge)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHO",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all"
+    )]
+    pub http2: Option<Http2>,
+    /// Over HTTP/2: subscribers that share a connection
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "http2")]
+    pub streams: usize,
     /// How to subscribe there
     #[arg(long, value_enum, default_value_t = Transport::EventSource)]
     pub transport: Transport,
@@ -66,7 +86,40 @@ pub struct Target {
     pub name: Option<String>,
 }
 
+/// Who speaks HTTP/2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Http2 {
+    All,
+    Subscribers,
+    Publishers,
+}
+
 impl Target {
+    /// The target as all options together have it.
+    fn checked(&self) -> anyhow::Result<Self> {
+        let mut target = self.clone();
+        if self.tls {
+            target.pub_url = self.pub_url.to_encrypted()?;
+            target.sub_url = self.sub_url.to_encrypted()?;
+        }
+        if self.streams == 0 {
+            bail!("--streams wants at least 1");
+        }
+        if self.subscribers_share().is_some() && self.transport == Transport::WebSocket {
+            bail!("WebSocket is not available over HTTP/2 (RFC 8441 is in no nginx)");
+        }
+        Ok(target)
+    }
+
+    /// How many subscribers share an HTTP/2 connection; none if they do not speak HTTP/2.
+    fn subscribers_share(&self) -> Option<usize> {
+        matches!(self.http2, Some(Http2::All | Http2::Subscribers)).then_some(self.streams)
+    }
+
+    fn publishers_speak_http2(&self) -> bool {
+        matches!(self.http2, Some(Http2::All | Http2::Publishers))
+    }
+
     /// An empty report of `scenario`.
     fn report(&self, scenario: &str) -> Report {
         Report::new(self.name.as_deref().unwrap_or(scenario), &self.label)
@@ -135,6 +188,8 @@ impl Clients {
 #[derive(Clone, Debug)]
 struct Cast {
     subscribers: usize,
+    /// So many of them, the last ones, subscribe somewhere else.
+    also: Option<(UrlTemplate, usize)>,
     channels: u32,
     audience: Audience,
     publishers: u32,
@@ -150,6 +205,8 @@ struct Cast {
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
+    /// What happens to connections of workers that the run kills.
+    killed: Option<Book>,
     /// New subscribers a second at the start.
     connect_rate: Option<f64>,
     /// Subscribers a second that leave while others come.
@@ -161,6 +218,7 @@ impl Default for Cast {
     fn default() -> Self {
         Self {
             subscribers: 0,
+            also: None,
             channels: 1,
             audience: Audience::Even,
             publishers: 1,
@@ -172,6 +230,7 @@ impl Default for Cast {
             message_bytes: message::MIN_BYTES,
             event_ids: false,
             reconnect: false,
+            killed: None,
             connect_rate: None,
             visit_rate: None,
         }
@@ -208,24 +267,42 @@ impl Run {
         if cast.visit_rate.is_some() && matches!(target.transport, Transport::LongPolling | Transport::Plain) {
             bail!("visitors need a transport that tells when they are there: not long polling");
         }
+        let target = &target.checked()?;
         let server = Server::new(target.server_pid.clone())?;
         let limit = net::raise_file_limit().context("cannot read the limit of open files")?;
         let most = limit.saturating_sub(SPARE_DESCRIPTORS).max(1);
         let places = cast.subscribers + cast.visit_rate.map_or(0, spare_places);
-        let processes = clients.processes.unwrap_or(1).max(places.div_ceil(most));
+        let streams = target.subscribers_share();
+        let shared_by = streams.unwrap_or(1);
+        let processes = clients
+            .processes
+            .unwrap_or(1)
+            .max(places.div_ceil(shared_by).div_ceil(most));
         let addresses = clients
             .addresses
             .unwrap_or(cast.subscribers.div_ceil(CONNECTIONS_PER_ADDRESS))
             .max(1);
         let lanes = Lanes::new(cast.channels, cast.publishers).context("no shared memory")?;
         let run = fastrand::u32(1..1 << 28);
-        let share = |process: usize| cast.subscribers * process / processes;
-        let subscribing = (0..processes).filter(|_| cast.subscribers > 0).map(|process| {
+        let elsewhere = cast.also.as_ref().map_or(0, |(_, count)| *count);
+        let parts = [(&target.sub_url, 0..cast.subscribers - elsewhere)].into_iter();
+        let others = cast.also.iter();
+        let parts = parts.chain(others.map(|(url, count)| (url, cast.subscribers - count..cast.subscribers)));
+        // Those who share a connection are in the same process.
+        let share = |part: &Range<usize>, process: usize| {
+            let groups = part.len().div_ceil(shared_by);
+            part.start + (groups * process / processes * shared_by).min(part.len())
+        };
+        let plans = parts.flat_map(|(url, part)| {
+            (0..processes).map(move |process| (url, share(&part, process)..share(&part, process + 1)))
+        });
+        let subscribing = plans.filter(|(_, part)| !part.is_empty()).map(|(url, part)| {
             let plan = subscribers::Plan {
-                url: target.sub_url.clone(),
+                url: url.clone(),
                 transport: target.transport,
-                first: share(process),
-                count: share(process + 1) - share(process),
+                streams,
+                first: part.start,
+                count: part.len(),
                 lanes,
                 audience: cast.audience,
                 run,
@@ -240,12 +317,14 @@ impl Run {
                 visit_rate: cast.visit_rate.map(|rate| rate / processes as f64),
                 patience: clients.patience(),
                 reconnect: cast.reconnect,
+                killed: cast.killed,
                 glance: Duration::from_millis(if processes > FEW_PROCESSES { 100 } else { 10 }),
             };
             Box::new(move |board, place| subscribers::work(plan, board, place)) as Work
         });
         let plan = publishers::Plan {
             url: target.pub_url.clone(),
+            http2: target.publishers_speak_http2(),
             publishers: cast.publishers,
             lanes,
             run,
@@ -488,6 +567,8 @@ struct Findings {
     refused: u64,
     malformed: u64,
     disconnects: u64,
+    /// Of those, because a worker was killed.
+    excused: u64,
     reconnects: u64,
     accepted: u64,
     /// Of those, the first ones on their lanes, which only prepare.
@@ -553,6 +634,7 @@ impl Findings {
             refused: sum(subscribers, "refused"),
             malformed: sum(subscribers, "malformed"),
             disconnects: sum(subscribers, "disconnects"),
+            excused: sum(subscribers, "excused"),
             reconnects: sum(subscribers, "reconnects"),
             accepted: sum(publishers, "accepted"),
             refused_publishes: sum(publishers, "refused"),
@@ -651,7 +733,7 @@ fn unanswered(lane: &Value) -> Option<(u64, Unanswered)> {
 }
 
 /// `[[start, end], …]`
-fn ranges(value: &Value) -> Vec<std::ops::Range<u32>> {
+fn ranges(value: &Value) -> Vec<Range<u32>> {
     let range = |range: &Value| Some(as_u32(&range[0])?..as_u32(&range[1])?);
     value.as_array().into_iter().flatten().filter_map(range).collect()
 }
@@ -709,9 +791,14 @@ fn ask(method: &str, url: &UrlTemplate) -> anyhow::Result<Answer> {
     let answer = || -> anyhow::Result<Answer> {
         let mut stream = TcpStream::connect(url.address())?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(request.as_bytes())?;
         let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
+        if url.is_encrypted() {
+            let connector = Connector::new(url.authority(), url.address(), Protocol::Http1)?;
+            bytes = tls::ask(&connector, stream, request.as_bytes())?;
+        } else {
+            stream.write_all(request.as_bytes())?;
+            stream.read_to_end(&mut bytes)?;
+        }
         let (mut head, length) = ResponseHead::parse(&bytes)?.context("an answer without an end of its head")?;
         let mut body = Vec::new();
         head.body.decode(&bytes[length..], &mut body)?;

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Args;
 
 use super::{Cast, Clients, Run, Target, per_second};
@@ -150,26 +150,14 @@ impl Trouble {
             let workers = proc::nginx_workers(self.master);
             // None just after a kill: the next call finds its successor.
             if let Some(worker) = fastrand::choice(&workers) {
-                signal(*worker, libc::SIGKILL).context("cannot kill a worker")?;
+                proc::signal(*worker, libc::SIGKILL).context("cannot kill a worker")?;
                 self.killed += 1;
             }
         }
         if due(self.reload_every, self.reloads) {
-            signal(self.master, libc::SIGHUP).context("cannot signal the master")?;
+            proc::signal(self.master, libc::SIGHUP).context("cannot signal the master")?;
             self.reloads += 1;
         }
         Ok(())
     }
-}
-
-fn signal(pid: u32, signal: libc::c_int) -> anyhow::Result<()> {
-    let pid = libc::pid_t::try_from(pid)
-        .ok()
-        .filter(|pid| *pid > 1)
-        .context("no such process")?;
-    // SAFETY: takes no pointers; 0, 1 and negative numbers, which mean more than one process, are excluded.
-    if unsafe { libc::kill(pid, signal) } != 0 {
-        bail!(std::io::Error::last_os_error());
-    }
-    Ok(())
 }

@@ -11,6 +11,7 @@ const BENCH: &str = env!("CARGO_BIN_EXE_push-stream-bench");
 struct Floor {
     child: Child,
     address: String,
+    scheme: &'static str,
     /// Seconds that the bench waits for more: some when all is well, on however busy a machine; few for what never comes.
     patience: &'static str,
 }
@@ -30,6 +31,7 @@ impl Floor {
         Self {
             child,
             address: address.trim().to_owned(),
+            scheme: if arguments.contains(&"--tls") { "https" } else { "http" },
             patience: if arguments.contains(&"--spoil") { "2" } else { "20" },
         }
     }
@@ -39,7 +41,7 @@ impl Floor {
     }
 
     fn bench_over(&self, transport: &str, scenario: &str, arguments: &[&str]) -> Output {
-        let address = &self.address;
+        let (address, scheme) = (&self.address, self.scheme);
         let path = match transport {
             "websocket" => "ws",
             "streaming" => "stream",
@@ -47,10 +49,10 @@ impl Floor {
         };
         Command::new(BENCH)
             .args([scenario, "--json", "--patience", self.patience])
-            .args(["--pub-url", &format!("http://{address}/pub?id={{channel}}")])
-            .args(["--sub-url", &format!("http://{address}/{path}/{{channel}}")])
+            .args(["--pub-url", &format!("{scheme}://{address}/pub?id={{channel}}")])
+            .args(["--sub-url", &format!("{scheme}://{address}/{path}/{{channel}}")])
             .args(["--transport", transport])
-            .args(["--stats-url", &format!("http://{address}/stats")])
+            .args(["--stats-url", &format!("{scheme}://{address}/stats")])
             .args(["--server-pid", &self.child.id().to_string()])
             .args(arguments)
             .output()
@@ -136,6 +138,111 @@ fn verify_passes_over_several_processes_and_workers() {
         "3",
     ];
     passes(&floor.bench("verify", &arguments), "deliveries", 4500.0);
+}
+
+#[test]
+fn verify_passes_over_tls() {
+    let floor = Floor::start(&["--tls", "--workers", "2"]);
+    let arguments = ["--subscribers", "40", "--channels", "4", "--messages", "200"];
+    for transport in ["eventsource", "streaming", "websocket"] {
+        passes(&floor.bench_over(transport, "verify", &arguments), "deliveries", 2000.0);
+    }
+}
+
+/// The plain address of a server, and that it is to be encrypted all the same.
+#[test]
+fn an_option_encrypts() {
+    let mut floor = Floor::start(&["--tls"]);
+    floor.scheme = "http";
+    let stats = format!("https://{}/stats", floor.address);
+    let arguments = [
+        "--tls",
+        "--stats-url",
+        &stats,
+        "--subscribers",
+        "20",
+        "--messages",
+        "50",
+    ];
+    passes(&floor.bench("fanout", &arguments), "deliveries", 1000.0);
+    let plain = floor.bench(
+        "fanout",
+        &["--stats-url", &stats, "--subscribers", "1", "--patience", "0.5"],
+    );
+    assert_eq!(plain.status.code(), Some(2), "{plain:?}");
+}
+
+/// Records are cut anywhere, and go over many reads.
+#[test]
+fn large_messages_arrive_whole_over_tls() {
+    let floor = Floor::start(&["--tls"]);
+    let arguments = [
+        "--subscribers",
+        "5",
+        "--channels",
+        "1",
+        "--messages",
+        "20",
+        "--bytes",
+        "1000000",
+    ];
+    passes(&floor.bench("verify", &arguments), "deliveries", 100.0);
+}
+
+#[test]
+fn everything_that_measures_works_over_tls() {
+    let floor = Floor::start(&["--tls"]);
+    let idle = report(&floor.bench("idle", &["--subscribers", "200", "--rest", "0", "--messages", "3"]));
+    assert_eq!(idle["ok"], true, "{idle}");
+    // What OpenSSL keeps of a connection.
+    assert!(value(&idle, "pss_bytes") > 4_000.0, "{idle}");
+    let publish = report(&floor.bench("publish", &["--seconds", "0.2"]));
+    assert!(value(&publish, "publishes_per_second") > 100.0, "{publish}");
+    passes(
+        &floor.bench("storm", &["--subscribers", "100", "--rate", "500"]),
+        "subscribers",
+        100.0,
+    );
+    let churn = report(&floor.bench(
+        "churn",
+        &[
+            "--subscribers",
+            "50",
+            "--arrivals",
+            "100",
+            "--seconds",
+            "1",
+            "--rest",
+            "0.2",
+            "--max-growth",
+            "4000",
+        ],
+    ));
+    assert_eq!(churn["ok"], true, "{churn}");
+}
+
+/// The client after its handshake must be small: hundreds of thousands of them are beside the server on one machine.
+#[test]
+fn an_idle_client_over_tls_is_small() {
+    let floor = Floor::start(&["--tls"]);
+    let idle = report(&floor.bench("idle", &["--subscribers", "3000", "--rest", "0.5", "--addresses", "4"]));
+    assert!(value(&idle, "client_bytes") < 2_000.0, "{idle}");
+}
+
+#[test]
+fn verify_notices_what_goes_wrong_over_tls() {
+    for (spoil, wanted) in [
+        ("lose", "2 messages lost"),
+        ("double", "2 messages doubled"),
+        ("cut", "streams ended"),
+    ] {
+        let floor = Floor::start(&["--tls", "--spoil", spoil]);
+        let report = report(&floor.bench(
+            "verify",
+            &["--subscribers", "4", "--channels", "1", "--messages", "120"],
+        ));
+        assert!(report["problems"].to_string().contains(wanted), "{report}");
+    }
 }
 
 #[test]
