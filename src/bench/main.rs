@@ -81,6 +81,8 @@ enum Command {
     Million(Scenario<scenario::million::Million>),
     /// Check that every subscriber gets every message once and in order, also through kills and reloads
     Verify(Scenario<scenario::verify::Verify>),
+    /// Count the connections that are lost, and the messages, while the configuration is reloaded again and again
+    Reload(Scenario<scenario::reload::Reload>),
     /// Put JSON reports side by side as a Markdown table
     Table(Table),
 }
@@ -132,6 +134,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Disqus(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Million(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Verify(command) => Ok(command.print(&command.scenario.run()?)),
+        Command::Reload(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Table(table) => table.print().map(|()| ExitCode::SUCCESS),
     }
 }

@@ -9,6 +9,7 @@ pub mod idle;
 pub mod million;
 mod mix;
 pub mod publish;
+pub mod reload;
 pub mod soak;
 pub mod storm;
 pub mod verify;
