@@ -66,6 +66,13 @@ sub passes ($nginx, $way, $scenario, %options) {
 
 with_nginx $conf, sub ($nginx) {
     for my $way (sort keys %way) {
+        my $idle = passes $nginx, $way, 'idle', subscribers => 240, rest => 0.1, messages => 3;
+        ok $idle->{private_bytes} > 100, 'a subscriber takes memory';
+        if ($way eq 'HTTP/2, six streams') {
+            ok $idle->{connection_bytes} > $idle->{stream_bytes}, 'a further stream takes less than the first one'
+                or diag explain $idle;
+            ok $idle->{stream_bytes} > 100, 'but some';
+        }
         for my $transport ('eventsource', 'streaming', 'websocket', 'long-polling') {
             next if $transport eq 'websocket' && $way =~ m{HTTP/2};
             my $found = passes $nginx, $way, 'verify', transport => $transport,
@@ -82,6 +89,7 @@ with_nginx $conf, sub ($nginx) {
         is passes($nginx, $way, 'many', subscribers => 100, channels => 50, messages => 100)->{deliveries}, 200,
             'all delivered';
         ok passes($nginx, $way, 'publish', seconds => 0.3)->{cpu_us} > 0, 'a publish takes time';
+        ok passes($nginx, $way, 'publish', publish => 'ok', seconds => 0.3)->{cpu_us} > 0, 'also if nobody reads the body';
         is passes($nginx, $way, 'storm', subscribers => 60, rate => 300)->{subscribers}, 60, 'all came';
         is passes($nginx, $way, 'storm', transport => 'plain', subscribers => 60, rate => 300)->{subscribers}, 60,
             'all came';

@@ -565,6 +565,8 @@ impl Hand {
                     courier.answer.extend_from_slice(&self.buffer[bytes]);
                     answered = end.then_some(());
                 }
+                // Who answers without having read all of the request may say so, when the answer is complete.
+                Event::Reset { stream, code: 0 } if stream == upload.stream && answered.is_some() => {}
                 Event::Reset { stream, code } if stream == upload.stream => {
                     refused = Some(format!("the server reset the stream with code {code}"));
                 }
@@ -594,6 +596,17 @@ impl Hand {
                 close: courier.upload.is_last,
                 ..head
             };
+            // What comes yet on this stream is about nothing; what was not sent of the request is not wanted.
+            let stream = std::mem::take(&mut courier.upload.stream);
+            if courier.upload.sent < courier.request.len()
+                && let Some(wire) = &mut courier.wire
+            {
+                out.clear();
+                h2::cancel(stream, &mut out);
+                if let Err(error) = wire.write(&out) {
+                    return self.failed(index, &error);
+                }
+            }
             self.answered(index, head, phase);
         } else if courier.upload.is_last && courier.flights.is_empty() {
             courier.wire = None;

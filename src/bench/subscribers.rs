@@ -51,6 +51,8 @@ pub struct Plan {
     /// Number of the first subscriber among all of the run.
     pub first: usize,
     pub count: usize,
+    /// Of the whole run.
+    pub subscribers: usize,
     pub lanes: Lanes,
     pub audience: Audience,
     pub run: u32,
@@ -103,10 +105,14 @@ struct Subscriber {
     /// The last message seen: what `Last-Event-ID` says at the next connect.
     position: Option<Position>,
     /// Long polling: the header lines that say where the last response ended.
-    poll_position: Option<Box<str>>,
+    poll_position: Option<Box<PollPosition>>,
     /// When the connection was due.
     due_ns: u64,
 }
+
+/// Header lines. Few clients have any, so that a box is all that the others have of it.
+#[derive(Debug, PartialEq, Eq)]
+struct PollPosition(String);
 
 /// What a client reads from.
 #[derive(Debug)]
@@ -260,10 +266,14 @@ impl Hand {
 
     /// How many of this process' clients may connect by now.
     fn invited(&self) -> usize {
-        self.board
-            .invited()
-            .saturating_sub(self.plan.first)
-            .min(self.plan.count)
+        let (invited, first, count) = (self.board.invited(), self.plan.first, self.plan.count);
+        match self.plan.streams {
+            // Every process its part, so that all connections have their first stream before any has its second.
+            Some(2..) => {
+                share(first + count, invited, self.plan.subscribers) - share(first, invited, self.plan.subscribers)
+            }
+            _ => invited.saturating_sub(first).min(count),
+        }
     }
 
     fn connect_due(&mut self) {
@@ -281,7 +291,8 @@ impl Hand {
                 break;
             }
             self.started += 1;
-            self.connect(self.started - 1, due);
+            let streams = self.plan.streams.unwrap_or(1);
+            self.connect(in_turn(self.started - 1, self.plan.count, streams), due);
         }
         while let Some(&Reverse((due, index))) = self.retries.peek() {
             if due > now || self.opening >= self.plan.connect_window {
@@ -537,7 +548,7 @@ impl Hand {
     fn write_position(&self, index: usize, request: &mut String) {
         let subscriber = &self.subscribers[index];
         if let Some(position) = &subscriber.poll_position {
-            request.push_str(position);
+            request.push_str(&position.0);
         } else if let Some((publisher, sequence)) = subscriber.position
             && self.plan.event_ids
         {
@@ -585,7 +596,10 @@ impl Hand {
     fn head(&mut self, index: usize, head: ResponseHead, used: usize, length: usize) {
         let raw = &self.buffer[..used];
         let verdict = self.plan.transport.accepts(&head, raw);
-        let position = poll_position(raw);
+        let position = match self.plan.transport {
+            Transport::LongPolling => poll_position(raw),
+            _ => None,
+        };
         if self.take_head(index, head, verdict, position) {
             self.stream_bytes(index, used..length);
         }
@@ -597,7 +611,7 @@ impl Hand {
         index: usize,
         head: ResponseHead,
         verdict: Result<(), String>,
-        position: Option<Box<str>>,
+        position: Option<Box<PollPosition>>,
     ) -> bool {
         if let Err(why) = verdict {
             self.tally.counts.refused += 1;
@@ -781,6 +795,23 @@ impl Hand {
     }
 }
 
+/// How many of the first `first` clients are among the `invited` of `all`, which are spread evenly.
+fn share(first: usize, invited: usize, all: usize) -> usize {
+    (first as u64 * invited.min(all) as u64 / all.max(1) as u64) as usize
+}
+
+/// The client that connects after `before` others: the first one of each group, then the second one of each.
+fn in_turn(before: usize, clients: usize, group: usize) -> usize {
+    let (whole, rest) = (clients / group, clients % group);
+    let groups = whole + usize::from(rest > 0);
+    // The last group may lack some.
+    let (turn, number) = match before.checked_sub(rest * groups) {
+        None => (before / groups, before % groups),
+        Some(before) => (rest + before / whole.max(1), before % whole.max(1)),
+    };
+    number * group + turn
+}
+
 /// Has the tally judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
 fn items(subscriber: &mut Subscriber, tally: &mut Tally, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
     let now_ns = net::now_ns();
@@ -800,10 +831,11 @@ fn items(subscriber: &mut Subscriber, tally: &mut Tally, index: usize, bytes: &[
 }
 
 /// The header lines with which the next long poll goes on where the response with this head ended.
-fn poll_position(head: &[u8]) -> Option<Box<str>> {
+fn poll_position(head: &[u8]) -> Option<Box<PollPosition>> {
     let value = |name| std::str::from_utf8(http::header(head, name)?).ok();
     let (time, tag) = (value("Last-Modified")?, value("Etag")?);
-    Some(format!("If-Modified-Since: {time}\r\nIf-None-Match: {tag}\r\n").into_boxed_str())
+    let lines = format!("If-Modified-Since: {time}\r\nIf-None-Match: {tag}\r\n");
+    Some(Box::new(PollPosition(lines)))
 }
 
 #[cfg(test)]
@@ -813,14 +845,39 @@ mod tests {
     #[test]
     fn a_subscriber_costs_less_than_300_bytes() {
         // Beside this there are four bytes of history for each lane.
-        assert!(size_of::<Subscriber>() <= 128, "{} bytes", size_of::<Subscriber>());
+        assert!(size_of::<Subscriber>() <= 112, "{} bytes", size_of::<Subscriber>());
+    }
+
+    #[test]
+    fn everybody_connects_once_and_the_first_of_each_group_before_the_others() {
+        for (clients, group) in [(7, 1), (6, 3), (7, 3), (8, 3), (2, 3), (0, 2)] {
+            let order: Vec<usize> = (0..clients).map(|before| in_turn(before, clients, group)).collect();
+            let turns: Vec<usize> = order.iter().map(|index| index % group).collect();
+            assert!(turns.is_sorted(), "{clients} in groups of {group}: {order:?}");
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert_eq!(
+                sorted,
+                (0..clients).collect::<Vec<_>>(),
+                "{clients} in groups of {group}"
+            );
+        }
+    }
+
+    #[test]
+    fn invitations_add_up_over_the_processes() {
+        for invited in 0..=10 {
+            let bounds = [0, 4, 8, 10].map(|first| share(first, invited, 10));
+            assert!(bounds.is_sorted());
+            assert_eq!((bounds[0], bounds[3]), (0, invited));
+        }
     }
 
     #[test]
     fn a_long_poll_goes_on_where_the_last_one_ended() {
         let head = b"HTTP/1.1 200 OK\r\nLast-Modified: Thu, 26 Nov 2026 07:00:00 GMT\r\nEtag: W/3\r\n\r\n";
         let wanted = "If-Modified-Since: Thu, 26 Nov 2026 07:00:00 GMT\r\nIf-None-Match: W/3\r\n";
-        assert_eq!(poll_position(head).as_deref(), Some(wanted));
+        assert_eq!(poll_position(head).unwrap().0, wanted);
         assert_eq!(poll_position(b"HTTP/1.1 200 OK\r\nEtag: W/3\r\n\r\n"), None);
     }
 }

@@ -15,7 +15,8 @@ pub struct Idle {
     target: Target,
     #[command(flatten)]
     clients: Clients,
-    /// Idle subscribers; the price of one is the slope between half of them and all
+    /// Idle subscribers; the price of one is the slope between half of them and all. With --streams: of a connection with
+    /// one stream, between half of the connections and all, and of a further stream, behind that
     #[arg(long, default_value_t = 100_000, value_name = "N")]
     subscribers: usize,
     /// Channels they spread over
@@ -65,10 +66,17 @@ impl Idle {
         let empty = self.sample(&run, 0);
         let zone_before = self.target.zone_bytes()?;
         // The first half warms up what the server has to allocate once; the slope over the second is the true price.
-        run.connect(self.subscribers / 2)?;
-        let half = self.sample(&run, self.subscribers / 2);
-        run.connect(self.subscribers)?;
-        let full = self.sample(&run, self.subscribers);
+        let streams = self.target.subscribers_share().unwrap_or(1);
+        let connections = self.subscribers.div_ceil(streams);
+        run.connect(connections / 2)?;
+        let half = self.sample(&run, connections / 2);
+        run.connect(connections)?;
+        let single = self.sample(&run, connections);
+        let mut full = single;
+        if streams > 1 {
+            run.connect(self.subscribers)?;
+            full = self.sample(&run, self.subscribers);
+        }
         let mut grown = full;
         if self.messages > 0 {
             run.publish(|_| Ok(()))?;
@@ -86,11 +94,33 @@ impl Idle {
         report.count("subscribers", "subscribers", self.subscribers as u64);
         let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
         if known {
+            // What a subscriber costs if connections have as many streams as here.
+            let each = |part: fn(Sample) -> u64| {
+                let further = slope(single, full, part) * (self.subscribers - connections) as f64;
+                (slope(half, single, part) * connections as f64 + further) / self.subscribers.max(1) as f64
+            };
             bytes(
                 "pss_bytes",
                 "server memory per subscriber",
-                slope(half, full, |sample| sample.server),
+                each(|sample| sample.server),
             );
+            bytes(
+                "private_bytes",
+                "of that in no shared zone",
+                each(|sample| sample.private),
+            );
+            if streams > 1 {
+                let (connection, stream) = (
+                    slope(half, single, |sample| sample.private),
+                    slope(single, full, |sample| sample.private),
+                );
+                bytes(
+                    "connection_bytes",
+                    "a connection with one stream, in no shared zone",
+                    connection,
+                );
+                bytes("stream_bytes", "each further stream of it, in no shared zone", stream);
+            }
             let first = slope(empty, half, |sample| sample.server);
             bytes("first_half_bytes", "of the first half", first);
             if self.messages > 0 {
@@ -116,12 +146,15 @@ impl Idle {
             bytes("after_bytes", "server after they left", after.server as f64);
         }
         let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
-        let slab = slope(empty, full, |sample| sample.kernel.slab);
+        let kernel = |part: fn(KernelMemory) -> u64| {
+            (part(full.kernel) as f64 - part(empty.kernel) as f64) / connections.max(1) as f64
+        };
+        let slab = kernel(|kernel| kernel.slab);
         bytes("kernel_slab_bytes", "kernel slab per connection, both ends", slab);
-        let buffers = slope(empty, full, |sample| sample.kernel.socket_buffers);
+        let buffers = kernel(|kernel| kernel.socket_buffers);
         bytes("kernel_buffer_bytes", "kernel socket buffers per connection", buffers);
         let clients = (full.clients as f64 - no_clients as f64) / self.subscribers.max(1) as f64;
-        bytes("client_bytes", "the bench's own per connection", clients);
+        bytes("client_bytes", "the bench's own per subscriber", clients);
         report.latency("opening", "connect to response head", &findings.opening);
         report.left(&left);
         findings.judge(&mut report, false);

@@ -304,6 +304,7 @@ impl Run {
                 streams,
                 first: part.start,
                 count: part.len(),
+                subscribers: cast.subscribers,
                 lanes,
                 audience: cast.audience,
                 run,
