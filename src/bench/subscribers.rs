@@ -215,8 +215,8 @@ impl Hand {
     fn run(mut self) -> anyhow::Result<Value> {
         let mut next_behind_check = 0;
         loop {
-            if let Some(why) = self.fatal.take() {
-                bail!(why);
+            if let Some(why) = &self.fatal {
+                bail!("{why}");
             }
             let phase = self.board.phase();
             match phase {
@@ -813,6 +813,8 @@ fn in_turn(before: usize, clients: usize, group: usize) -> usize {
 }
 
 /// Has the tally judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
+// A call here is a call for each delivery.
+#[inline(always)]
 fn items(subscriber: &mut Subscriber, tally: &mut Tally, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
     let now_ns = net::now_ns();
     let (channel, position) = (subscriber.channel, &mut subscriber.position);
