@@ -89,8 +89,9 @@ with_nginx $conf, sub ($nginx) {
     ($status, $report, %found) = reload($nginx, '--subscribers', 30, '--reloads', 1, '--http2=subscribers', '--streams', 3,
         '--tls', '--pub-url', "https://127.0.0.1:$encrypted/pub?id={channel}", '--sub-url', "https://127.0.0.1:$encrypted/ev/{channel}");
     is $status, 1, 'lost connections fail the run';
-    is $found{lost_connections}, 30, 'all are counted';
-    like "@{ $report->{problems} }", qr/30 connections lost whose worker was not killed/, 'and named';
+    # Who comes back at once may meet another old worker, and lose his connection again.
+    cmp_ok $found{lost_connections}, '>=', 30, 'all are counted';
+    like "@{ $report->{problems} }", qr/$found{lost_connections} connections lost whose worker was not killed/, 'and named';
 };
 
 done_testing;
