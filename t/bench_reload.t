@@ -85,6 +85,12 @@ with_nginx $conf, sub ($nginx) {
     is $found{killed}, 2, 'workers killed';
     is $found{lost_connections}, 0, 'no other connection was lost';
 
+    # Detached readers are handed over.
+    ($status, $report, %found) = reload($nginx, '--subscribers', 60, '--also', 0, '--reloads', 3, '--kills', 0);
+    is $status, 0, 'reloads lose no connection of a detached reader' or diag @{ $report->{problems} };
+    is $found{lost_connections}, 0, 'none at all';
+    is $found{reconnects} // 0, 0, 'nobody came back';
+
     # Streams of HTTP/2 end with their worker.
     ($status, $report, %found) = reload($nginx, '--subscribers', 30, '--reloads', 1, '--http2=subscribers', '--streams', 3,
         '--tls', '--pub-url', "https://127.0.0.1:$encrypted/pub?id={channel}", '--sub-url', "https://127.0.0.1:$encrypted/ev/{channel}");
