@@ -33,8 +33,8 @@ impl Held {
 impl Delivery {
     /// Will a subscriber get something soon from another of its channels than the one whose turn it is?
     pub fn expects_more(&mut self, index: u32) -> bool {
-        let runs = &self.inbox.runs;
-        !runs.is_empty() && self.registry.expects(index, |membership| runs.contain(membership))
+        let queues = &self.inbox.queues;
+        !queues.is_empty() && self.registry.expects(index, |membership| queues.contain(membership))
     }
 
     /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_hold): holds it if it `expects` more, else
@@ -68,7 +68,7 @@ impl Delivery {
 
     /// Sends what was held for long enough, or all if nothing is being handed out. Not more than `room` at once.
     pub fn release_held(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
-        let all = self.inbox.runs.is_empty();
+        let all = self.inbox.queues.is_empty();
         while actions.len() < room
             && let Some(&(id, since_ms)) = self.inbox.held.waiting.front()
             && (all || now_ms >= since_ms + HOLD_MS)

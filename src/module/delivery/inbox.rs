@@ -10,11 +10,11 @@ use push_stream_core::wire::eventsource;
 
 use super::backlog::{Backlog, Bound, Overflow};
 use super::burst::{Burst, Piece};
+use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::held::Held;
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
-use super::runs::{Run, Runs};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
@@ -56,7 +56,7 @@ pub struct Answer {
     pub missed: Vec<Rc<[u8]>>,
 }
 
-/// How far a run was handed out.
+/// How far a queue was handed out.
 enum Handed {
     All,
     /// Up to the end of its turn.
@@ -76,7 +76,7 @@ enum Handed {
 /// What was taken from the store and is not handed out yet.
 #[derive(Default)]
 pub struct Inbox {
-    pub runs: Runs,
+    pub queues: ChannelQueues,
     batch: Batch,
     pub scratch: Vec<u8>,
     /// Readers who resume in order, and what they wait for.
@@ -94,7 +94,7 @@ pub struct Inbox {
 impl Inbox {
     /// Has everybody got all that was taken?
     fn is_handed_out(&self) -> bool {
-        self.runs.is_empty() && self.ordered.is_idle()
+        self.queues.is_empty() && self.ordered.is_idle()
     }
 
     /// Drops what is not handed out.
@@ -165,7 +165,7 @@ impl Delivery {
 
     /// Takes what the store has, as far as there is room for it, and writes it once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
-        if self.inbox.runs.are_full() || self.handover.is_unplaced() {
+        if self.inbox.queues.are_full() || self.handover.is_unplaced() {
             return false;
         }
         if self.inbox.ordered.has_readers() {
@@ -175,9 +175,9 @@ impl Delivery {
             return false;
         };
         let mut batch = std::mem::take(&mut self.inbox.batch);
-        let runs = &self.inbox.runs;
-        self.inbox.dirty = worker.drain_except(DRAIN_BYTES, &mut batch, |membership| runs.is_full(membership));
-        self.write_runs(&batch);
+        let queues = &self.inbox.queues;
+        self.inbox.dirty = worker.drain_except(DRAIN_BYTES, &mut batch, |membership| queues.is_full(membership));
+        self.fill_queues(&batch);
         let taken = !batch.is_empty();
         batch.clear();
         self.inbox.batch = batch;
@@ -191,7 +191,7 @@ impl Delivery {
             let mut batch = Batch::default();
             let drained = worker.drain_whole(DRAIN_BYTES, &mut batch);
             taken |= !batch.is_empty();
-            self.write_runs(&batch);
+            self.fill_queues(&batch);
             self.inbox.ordered.take_up(&Rc::new(batch), &self.registry);
             if let Drained::Whole { more } = drained {
                 self.inbox.dirty = more;
@@ -203,43 +203,43 @@ impl Delivery {
     }
 
     /// Writes messages for those who take them as they come.
-    fn write_runs(&mut self, batch: &Batch) {
+    fn fill_queues(&mut self, batch: &Batch) {
         let Inbox {
-            runs, scratch, taken, ..
+            queues, scratch, taken, ..
         } = &mut self.inbox;
         *taken |= !batch.is_empty();
         for (source, message) in batch.iter() {
             let membership = Membership(source);
             if let Some(channel) = self.registry.channels.get(&membership) {
-                runs.add(membership, channel, &message, scratch);
+                queues.add(membership, channel, &message, scratch);
             }
         }
     }
 
-    /// Hands the next run out for one turn. If there is more of it, it goes on behind the others.
+    /// Hands out the next queue for one turn. If there is more of it, it goes on behind the others.
     fn hand_out(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
-        let Some(run) = self.inbox.runs.next() else {
+        let Some(queue) = self.inbox.queues.next() else {
             return;
         };
         let mut left = TURN;
         loop {
-            match self.hand_out_quickly(&run, &mut left, now_ms) {
+            match self.hand_out_quickly(&queue, &mut left, now_ms) {
                 Handed::All => {
-                    self.tally.observe(run.published_ms());
-                    return self.inbox.runs.finish_part(run);
+                    self.tally.observe(queue.published_ms());
+                    return self.inbox.queues.finish_part(queue);
                 }
-                Handed::Turn => return self.inbox.runs.put_back(run),
+                Handed::Turn => return self.inbox.queues.put_back(queue),
                 Handed::Outcome { index, delivered } => self.account(index, delivered, actions),
-                Handed::Special { index, position } => self.hand_to(index, position, &run, now_ms, actions),
+                Handed::Special { index, position } => self.hand_to(index, position, &queue, now_ms, actions),
             }
         }
     }
 
-    /// Hands a run to all who only need a send, up to the first who needs more.
-    fn hand_out_quickly(&mut self, run: &Run, left: &mut usize, now_ms: u64) -> Handed {
-        let others = !self.inbox.runs.is_empty();
+    /// Hands a queue to all subscribers that only need a send, up to the first who needs more.
+    fn hand_out_quickly(&mut self, queue: &ChannelQueue, left: &mut usize, now_ms: u64) -> Handed {
+        let others = !self.inbox.queues.is_empty();
         let Registry { slab, channels, .. } = &mut self.registry;
-        let Some(channel) = channels.get_mut(&run.membership()) else {
+        let Some(channel) = channels.get_mut(&queue.membership()) else {
             return Handed::All;
         };
         loop {
@@ -260,13 +260,13 @@ impl Delivery {
                 index,
                 position: position as u32,
             };
-            let Some(subscriber) = slab.at(index).filter(|_| !run.ends_somebody()) else {
+            let Some(subscriber) = slab.at(index).filter(|_| !queue.ends_somebody()) else {
                 return special;
             };
             if !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
                 return special;
             }
-            let Some((burst, from, _, count)) = run.part_for(subscriber) else {
+            let Some((burst, from, _, count)) = queue.part_for(subscriber) else {
                 continue;
             };
             self.tally.delivered += count as u64;
@@ -278,11 +278,11 @@ impl Delivery {
         }
     }
 
-    fn hand_to(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
-        self.hand_part(index, position, run, now_ms, actions);
+    fn hand_to(&mut self, index: u32, position: u32, queue: &ChannelQueue, now_ms: u64, actions: &mut Vec<Action>) {
+        self.hand_part(index, position, queue, now_ms, actions);
         // Whoever resumes in order is still to get what is merged.
         let subscriber = self.registry.slab.at(index);
-        if let Some(seq) = run
+        if let Some(seq) = queue
             .dismissed()
             .filter(|_| !subscriber.is_some_and(|subscriber| subscriber.style.format.ordered))
         {
@@ -302,12 +302,12 @@ impl Delivery {
         }
     }
 
-    fn hand_part(&mut self, index: u32, position: u32, run: &Run, now_ms: u64, actions: &mut Vec<Action>) {
+    fn hand_part(&mut self, index: u32, position: u32, queue: &ChannelQueue, now_ms: u64, actions: &mut Vec<Action>) {
         let expects = self.expects_more(index);
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        let Some((burst, from, mark, count)) = run.part_for(subscriber) else {
+        let Some((burst, from, mark, count)) = queue.part_for(subscriber) else {
             return;
         };
         fault::point("hand out");
@@ -318,7 +318,7 @@ impl Delivery {
             self.tally.delivered += 1;
             let to = mark.end();
             let answer = Answer {
-                deleted: run.is_deleted() && mark.seq == burst.last_seq(),
+                deleted: queue.is_deleted() && mark.seq == burst.last_seq(),
                 piece: Piece {
                     burst: burst.clone(),
                     from,
@@ -343,9 +343,9 @@ impl Delivery {
             };
             self.account(index, delivered, actions);
         }
-        if run.is_deleted() {
+        if queue.is_deleted() {
             let seq = burst.last_seq();
-            self.lose_channel(index, (run.membership(), position), seq, actions);
+            self.lose_channel(index, (queue.membership(), position), seq, actions);
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! * [`registry`]: subscribers and the channels they are in.
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
-//! * [`runs`]: what was taken and not everybody has got, channel by channel in turns.
+//! * [`channel_queue`]: messages that are being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
 //! * [`held`]: what goes out together to subscribers of several channels.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
@@ -23,6 +23,7 @@
 mod backlog;
 mod burst;
 mod busiest;
+mod channel_queue;
 mod closing;
 mod detach;
 mod events;
@@ -35,7 +36,6 @@ mod output;
 mod recovery;
 mod registry;
 mod report;
-mod runs;
 mod session;
 mod socket;
 mod tally;

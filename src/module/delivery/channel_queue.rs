@@ -1,8 +1,8 @@
-//! What was taken from the store and not everybody has got yet.
+//! Channel queues: messages that were taken from the store and have not reached all subscribers of their channel yet.
 //!
-//! A channel in which there is something is a run, and runs take turns. Messages that come while a run is on its way wait behind it
-//! and then go out together: one send for each subscriber, however many they are. What a run may hold is bounded, and so is
-//! what all of them hold; beyond that messages wait in the store.
+//! Channels with such messages take turns. Messages that arrive while a channel is being handed out wait behind, in its next part, and
+//! then go out together: one send for each subscriber, however many they are. One queue is bounded, and so are all of them
+//! together; beyond that messages wait in the store.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -16,23 +16,23 @@ use super::inbox::DRAIN_BYTES;
 use super::registry::{LocalChannel, Subscriber};
 use crate::ffi::fault;
 
-/// Bytes, as they go over the wire, that go out together, and above which a run gets no more for now.
-const RUN_BYTES: usize = DRAIN_BYTES;
+/// Bytes, as they go over the wire, that go out together, and above which a queue gets no more for now.
+const QUEUE_BYTES: usize = DRAIN_BYTES;
 
-/// Bytes of all runs above which nothing is taken from the store.
-const ALL_BYTES: usize = 16 * RUN_BYTES;
+/// Bytes of all queues above which nothing is taken from the store.
+const ALL_BYTES: usize = 16 * QUEUE_BYTES;
 
-/// Runs, and whose turn it is.
+/// All queues, and whose turn it is.
 #[derive(Default)]
-pub struct Runs {
+pub struct ChannelQueues {
     /// All but the one that is being handed out at the moment.
-    waiting: FxHashMap<Membership, Run>,
+    waiting: FxHashMap<Membership, ChannelQueue>,
     turns: VecDeque<Membership>,
     bytes: usize,
 }
 
 /// Messages of one channel that are being handed out.
-pub struct Run {
+pub struct ChannelQueue {
     membership: Membership,
     part: Part,
     /// What follows when everybody has got that part.
@@ -53,7 +53,7 @@ struct Part {
     dismissed: Option<u64>,
 }
 
-impl Runs {
+impl ChannelQueues {
     pub fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
@@ -70,7 +70,9 @@ impl Runs {
 
     /// Is there no room for more of this channel?
     pub fn is_full(&self, membership: Membership) -> bool {
-        self.waiting.get(&membership).is_some_and(|run| run.bytes >= RUN_BYTES)
+        self.waiting
+            .get(&membership)
+            .is_some_and(|queue| queue.bytes >= QUEUE_BYTES)
     }
 
     /// Writes a message for those members of the channel that take its messages as they come, if there are any.
@@ -84,43 +86,43 @@ impl Runs {
         if !styles(channel).any(|_| true) {
             return;
         }
-        let run = self.waiting.entry(membership).or_insert_with(|| {
+        let queue = self.waiting.entry(membership).or_insert_with(|| {
             self.turns.push_back(membership);
-            Run {
+            ChannelQueue {
                 membership,
                 part: Part::default(),
                 behind: VecDeque::new(),
                 bytes: 0,
             }
         });
-        let grown = run.open_part(channel.done).write(channel, message, scratch);
-        run.bytes += grown;
+        let grown = queue.open_part(channel.done).write(channel, message, scratch);
+        queue.bytes += grown;
         self.bytes += grown;
     }
 
-    /// Takes the run out whose turn it is. To be [put back](Runs::put_back) or [finished](Runs::finish_part).
-    pub fn next(&mut self) -> Option<Run> {
+    /// Takes out the queue whose turn it is. To be [put back](ChannelQueues::put_back) or [finished](ChannelQueues::finish_part).
+    pub fn next(&mut self) -> Option<ChannelQueue> {
         self.waiting.remove(&self.turns.pop_front()?)
     }
 
-    /// The run's turn is over.
-    pub fn put_back(&mut self, run: Run) {
-        self.turns.push_back(run.membership);
-        self.waiting.insert(run.membership, run);
+    /// The queue's turn is over.
+    pub fn put_back(&mut self, queue: ChannelQueue) {
+        self.turns.push_back(queue.membership);
+        self.waiting.insert(queue.membership, queue);
     }
 
-    /// Everybody has got the run's first part.
-    pub fn finish_part(&mut self, mut run: Run) {
-        run.bytes -= run.part.bytes;
-        self.bytes -= run.part.bytes;
-        if let Some(part) = run.behind.pop_front() {
-            run.part = part;
-            self.put_back(run);
+    /// All subscribers have got the queue's first part.
+    pub fn finish_part(&mut self, mut queue: ChannelQueue) {
+        queue.bytes -= queue.part.bytes;
+        self.bytes -= queue.part.bytes;
+        if let Some(part) = queue.behind.pop_front() {
+            queue.part = part;
+            self.put_back(queue);
         }
     }
 }
 
-impl Run {
+impl ChannelQueue {
     pub fn membership(&self) -> Membership {
         self.membership
     }
@@ -167,7 +169,7 @@ impl Part {
     /// May more messages go out with it?
     fn is_open(&self) -> bool {
         let unsent = self.bursts.iter().all(|(_, burst)| Rc::strong_count(burst) == 1);
-        unsent && self.bytes < RUN_BYTES && !self.ends_somebody()
+        unsent && self.bytes < QUEUE_BYTES && !self.ends_somebody()
     }
 
     fn ends_somebody(&self) -> bool {
@@ -189,7 +191,7 @@ impl Part {
         self.published_ms.push(message.unix_ms);
         self.deleted |= message.kind == MessageKind::Deleted;
         fault::point("render");
-        // More than its bytes, or empty ones would never fill a run.
+        // More than its bytes, or empty ones would never fill a queue.
         let mut grown = size_of::<Mark>();
         for (style, burst) in &mut self.bursts {
             if let Some(burst) = Rc::get_mut(burst) {
