@@ -11,7 +11,7 @@ use push_stream_core::wire::eventsource;
 use super::backlog::{Backlog, Bound, Overflow};
 use super::burst::{Burst, Piece};
 use super::channel_queue::{ChannelQueue, ChannelQueues};
-use super::held::Held;
+use super::coalesce::Coalescer;
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
@@ -88,7 +88,7 @@ pub struct Inbox {
     /// Subscribers that still get old messages and are not waiting for their socket.
     pub catching_up: VecDeque<SubscriberId>,
     /// What waits for other channels of the same subscribers.
-    pub held: Held,
+    pub coalescer: Coalescer,
 }
 
 impl Inbox {
@@ -102,11 +102,11 @@ impl Inbox {
         let mut ordered = std::mem::take(&mut self.ordered);
         ordered.forget_messages();
         // What is held is still to be sent.
-        let held = std::mem::take(&mut self.held);
+        let coalescer = std::mem::take(&mut self.coalescer);
         *self = Inbox {
             dirty: true,
             ordered,
-            held,
+            coalescer,
             ..Inbox::default()
         };
     }
@@ -131,14 +131,14 @@ impl Delivery {
                 break;
             }
         }
-        self.release_held(now.monotonic_ms, ACTIONS_PER_SLICE, actions);
+        self.release_coalesced(now.monotonic_ms, ACTIONS_PER_SLICE, actions);
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
         !self.inbox.is_handed_out()
             || self.inbox.dirty && !self.handover.is_unplaced()
             || !self.inbox.catching_up.is_empty()
-            || !self.inbox.held.is_empty()
+            || !self.inbox.coalescer.is_empty()
     }
 
     /// Is everything taken and handed out that was published before the last look into the store?
@@ -336,8 +336,8 @@ impl Delivery {
         if !subscriber.ending {
             self.tally.delivered += count as u64;
             let piece = Piece::tail(burst, from);
-            let delivered = if subscriber.may_hold() {
-                self.hold(id, piece, expects, now_ms)
+            let delivered = if subscriber.may_coalesce() {
+                self.coalesce(id, piece, expects, now_ms)
             } else {
                 subscriber.deliver(piece, None, now_ms)
             };

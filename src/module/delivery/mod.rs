@@ -4,7 +4,7 @@
 //! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
 //! * [`channel_queue`]: messages that are being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
-//! * [`held`]: what goes out together to subscribers of several channels.
+//! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
 //! * [`burst`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
@@ -25,10 +25,10 @@ mod burst;
 mod busiest;
 mod channel_queue;
 mod closing;
+mod coalesce;
 mod detach;
 mod events;
 mod handover;
-mod held;
 mod inbox;
 mod leaving;
 mod ordered;

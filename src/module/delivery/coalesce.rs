@@ -1,4 +1,4 @@
-//! Subscribers of several channels: what one drain finds for them in all of these goes out in one send.
+//! Coalescing: what one drain finds for a subscriber in several channels goes out in one send.
 //!
 //! A piece is held while another channel's is still to be handed to the same subscriber, in front of which it then goes. It
 //! waits a moment at most: other channels may have very many subscribers.
@@ -12,19 +12,19 @@ use super::registry::{Subscriber, SubscriberId};
 use super::{Delivery, Ending};
 
 /// How long a piece is held. Nobody notices that, and a drain is mostly handed out by then.
-const HOLD_MS: u64 = 5;
+const COALESCE_MS: u64 = 5;
 
 /// Bytes that are held for a subscriber: beyond that, another send costs little.
-const HOLD_BYTES: usize = 16 * 1024;
+const COALESCE_BYTES: usize = 16 * 1024;
 
 /// Subscribers for whom something is held.
 #[derive(Default)]
-pub struct Held {
+pub struct Coalescer {
     /// Since when something is held for whom, the longest first. It may have gone out since.
     waiting: VecDeque<(SubscriberId, u64)>,
 }
 
-impl Held {
+impl Coalescer {
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -37,14 +37,14 @@ impl Delivery {
         !queues.is_empty() && self.registry.expects(index, |membership| queues.contain(membership))
     }
 
-    /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_hold): holds it if it `expects` more, else
+    /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_coalesce): holds it if it `expects` more, else
     /// sends it with what was held.
-    pub fn hold(&mut self, id: SubscriberId, piece: Piece, expects: bool, now_ms: u64) -> Delivered {
+    pub fn coalesce(&mut self, id: SubscriberId, piece: Piece, expects: bool, now_ms: u64) -> Delivered {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return Delivered::Sent;
         };
         let idle = subscriber.backlog.is_empty();
-        let holds = expects && subscriber.backlog.bytes() + piece.len() <= HOLD_BYTES;
+        let holds = expects && subscriber.backlog.bytes() + piece.len() <= COALESCE_BYTES;
         if idle && !holds {
             return subscriber.deliver(piece, None, now_ms);
         }
@@ -52,7 +52,7 @@ impl Delivery {
         subscriber.backlog.push(piece);
         if holds {
             if idle {
-                self.inbox.held.waiting.push_back((id, now_ms));
+                self.inbox.coalescer.waiting.push_back((id, now_ms));
             }
             return Delivered::Sent;
         }
@@ -67,18 +67,18 @@ impl Delivery {
     }
 
     /// Sends what was held for long enough, or all if nothing is being handed out. Not more than `room` at once.
-    pub fn release_held(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
+    pub fn release_coalesced(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
         let all = self.inbox.queues.is_empty();
         while actions.len() < room
-            && let Some(&(id, since_ms)) = self.inbox.held.waiting.front()
-            && (all || now_ms >= since_ms + HOLD_MS)
+            && let Some(&(id, since_ms)) = self.inbox.coalescer.waiting.front()
+            && (all || now_ms >= since_ms + COALESCE_MS)
         {
-            self.inbox.held.waiting.pop_front();
+            self.inbox.coalescer.waiting.pop_front();
             let still = self
                 .registry
                 .slab
                 .get(id)
-                .is_some_and(|subscriber| subscriber.may_hold());
+                .is_some_and(|subscriber| subscriber.may_coalesce());
             actions.extend(still.then_some(Action::Advance(id)));
         }
     }
@@ -86,7 +86,7 @@ impl Delivery {
 
 impl Subscriber {
     /// May a live piece wait here for another one? Only where nothing but a send is to be done.
-    pub fn may_hold(&self) -> bool {
+    pub fn may_coalesce(&self) -> bool {
         self.flight.is_none()
             && !self.buffered()
             && self.seats.len() > 1
