@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use push_stream_core::wire::event_id::OrderedId;
 
-use super::burst::{Burst, Piece};
+use super::frames::{Frames, Piece};
 use crate::config::SlowReader;
 
 thread_local! {
@@ -111,13 +111,13 @@ impl Backlog {
         let (mut count, mut bytes) = (0, 0);
         for piece in &queue.pieces {
             bytes += piece.len();
-            if bytes > most || !piece.burst.is_plain() {
+            if bytes > most || !piece.frames.is_plain() {
                 break;
             }
             count += 1;
         }
         if count > 1 {
-            let united = Burst::united(queue.pieces.drain(..count));
+            let united = Frames::united(queue.pieces.drain(..count));
             queue.pieces.push_front(Piece::whole(Rc::new(united)));
         }
     }
@@ -131,7 +131,7 @@ impl Backlog {
             let from = piece.from;
             let part = taken.min(piece.len());
             piece.from += part as u32;
-            if let Some(note) = piece.burst.last_position(from, piece.from) {
+            if let Some(note) = piece.frames.last_position(from, piece.from) {
                 queue.position = note.id;
             }
             let done = piece.len() == 0;
@@ -188,7 +188,7 @@ impl Backlog {
     /// Does a message wait that comes after sequence number `seq`?
     pub fn is_beyond(&self, seq: u64) -> bool {
         let mut pieces = self.0.iter().flat_map(|queue| &queue.pieces);
-        pieces.any(|piece| piece.burst.after(seq).is_some())
+        pieces.any(|piece| piece.frames.after(seq).is_some())
     }
 
     /// Where the reader was before what waits now.
@@ -254,10 +254,10 @@ impl Queue {
 
     /// The piece is on its way.
     fn pass(&mut self, piece: &Piece) {
-        if piece.burst.is_gap() {
+        if piece.frames.is_gap() {
             self.missed.clear();
         }
-        if let Some(note) = piece.burst.last_position(piece.from, piece.to) {
+        if let Some(note) = piece.frames.last_position(piece.from, piece.to) {
             self.position = note.id;
         }
     }
@@ -265,12 +265,12 @@ impl Queue {
     fn missed(&self) -> Vec<Missed> {
         let begun = self.pieces.iter().take(self.kept);
         let position = begun
-            .filter_map(|piece| piece.burst.last_position(piece.from, piece.to))
+            .filter_map(|piece| piece.frames.last_position(piece.from, piece.to))
             .next_back()
             .map_or(self.position, |note| note.id);
         let coming = || {
             let pieces = self.pieces.iter().skip(self.kept);
-            pieces.flat_map(|piece| piece.burst.notes(piece.from, piece.to))
+            pieces.flat_map(|piece| piece.frames.notes(piece.from, piece.to))
         };
         let missed = |channel: &Rc<[u8]>| Missed {
             channel: channel.clone(),
@@ -284,7 +284,7 @@ impl Queue {
 
     fn put_gap(&mut self, piece: Piece) {
         let at = self.kept;
-        if let Some(old) = self.pieces.get(at).filter(|old| old.burst.is_gap()) {
+        if let Some(old) = self.pieces.get(at).filter(|old| old.frames.is_gap()) {
             let old = old.len();
             self.shrink(old);
             self.pieces.remove(at);
@@ -294,8 +294,8 @@ impl Queue {
     }
 
     /// A message of the piece, from there to there, is dropped.
-    fn note_dropped(&mut self, burst: &Burst, from: u32, to: u32) {
-        for note in burst.notes(from, to) {
+    fn note_dropped(&mut self, frames: &Frames, from: u32, to: u32) {
+        for note in frames.notes(from, to) {
             if !self.missed.contains(&note.channel) {
                 self.missed.push(note.channel.clone());
             }
@@ -322,10 +322,10 @@ impl Queue {
             }
         }
         self.kept = usize::from(self.started && self.is_begun(bound.frozen));
-        while self.bytes + piece.len() > bound.bytes && piece.from < piece.burst.last_start() {
+        while self.bytes + piece.len() > bound.bytes && piece.from < piece.frames.last_start() {
             let from = piece.from;
-            piece.from = piece.burst.boundary_after(from);
-            self.note_dropped(&piece.burst, from, piece.from);
+            piece.from = piece.frames.boundary_after(from);
+            self.note_dropped(&piece.frames, from, piece.from);
             dropped += 1;
         }
         Ok(dropped)
@@ -334,28 +334,28 @@ impl Queue {
     /// Is some of the first piece on the wire, or does it have to stay as it was offered?
     fn is_begun(&self, frozen: bool) -> bool {
         let front = self.pieces.front();
-        front.is_some_and(|piece| frozen || !piece.burst.is_boundary(piece.from))
+        front.is_some_and(|piece| frozen || !piece.frames.is_boundary(piece.from))
     }
 
     /// Drops the oldest message that was not begun; false if there is none.
     fn drop_oldest(&mut self, frozen: bool) -> bool {
         let first = if self.started { self.split_started(frozen) } else { 0 };
         // What is no message (a handshake, a pong, the end) is never dropped.
-        let Some(first) = (first..self.pieces.len()).find(|&index| self.pieces[index].burst.has_messages()) else {
+        let Some(first) = (first..self.pieces.len()).find(|&index| self.pieces[index].frames.has_messages()) else {
             return false;
         };
         let Some(piece) = self.pieces.get_mut(first) else {
             return false;
         };
-        let end = piece.burst.boundary_after(piece.from).min(piece.to);
-        let (burst, from) = (piece.burst.clone(), piece.from);
+        let end = piece.frames.boundary_after(piece.from).min(piece.to);
+        let (frames, from) = (piece.frames.clone(), piece.from);
         let dropped = (end - from) as usize;
         piece.from = end;
         if piece.len() == 0 {
             self.pieces.remove(first);
         }
         self.shrink(dropped);
-        self.note_dropped(&burst, from, end);
+        self.note_dropped(&frames, from, end);
         true
     }
 
@@ -367,15 +367,15 @@ impl Queue {
         if frozen {
             return 1;
         }
-        if piece.burst.is_boundary(piece.from) {
+        if piece.frames.is_boundary(piece.from) {
             return 0;
         }
-        let end = piece.burst.boundary_after(piece.from);
+        let end = piece.frames.boundary_after(piece.from);
         if end < piece.to {
             let rest = Piece {
                 from: end,
                 to: piece.to,
-                burst: piece.burst.clone(),
+                frames: piece.frames.clone(),
             };
             piece.to = end;
             self.pieces.insert(1, rest);

@@ -11,7 +11,7 @@ use push_stream_core::store::{Membership, Message, MessageKind};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use super::burst::{Burst, Mark, Style};
+use super::frames::{Frames, Mark, Style};
 use super::inbox::DRAIN_BYTES;
 use super::registry::{LocalChannel, Subscriber};
 use crate::ffi::fault;
@@ -44,7 +44,7 @@ pub struct ChannelQueue {
 /// Messages of one channel that go out together.
 #[derive(Default)]
 struct Part {
-    bursts: SmallVec<[(Rc<Style>, Rc<Burst>); 1]>,
+    rendered: SmallVec<[(Rc<Style>, Rc<Frames>); 1]>,
     /// When they were published, in milliseconds since the epoch.
     published_ms: Vec<u64>,
     bytes: usize,
@@ -144,12 +144,12 @@ impl ChannelQueue {
         &self.part.published_ms
     }
 
-    /// What a subscriber gets of it: the burst of its style, from which byte on, the first message and how many there are.
-    pub fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Burst>, u32, &Mark, usize)> {
-        let mut bursts = self.part.bursts.iter();
-        let (_, burst) = bursts.find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
-        let (from, mark, count) = burst.after(subscriber.joined_seq)?;
-        Some((burst, from, mark, count))
+    /// What a subscriber gets of it: the frames of its style, from which byte on, the first message and how many there are.
+    pub fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Frames>, u32, &Mark, usize)> {
+        let mut rendered = self.part.rendered.iter();
+        let (_, frames) = rendered.find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
+        let (from, mark, count) = frames.after(subscriber.joined_seq)?;
+        Some((frames, from, mark, count))
     }
 
     /// The part that the next message belongs to. `done`: how many subscribers have got the first one.
@@ -168,7 +168,7 @@ impl ChannelQueue {
 impl Part {
     /// May more messages go out with it?
     fn is_open(&self) -> bool {
-        let unsent = self.bursts.iter().all(|(_, burst)| Rc::strong_count(burst) == 1);
+        let unsent = self.rendered.iter().all(|(_, frames)| Rc::strong_count(frames) == 1);
         unsent && self.bytes < QUEUE_BYTES && !self.ends_somebody()
     }
 
@@ -180,8 +180,8 @@ impl Part {
     fn write(&mut self, channel: &LocalChannel, message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
         // Subscribers of other styles may have come since the last message; those before are not for them.
         for style in styles(channel) {
-            if !self.bursts.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
-                self.bursts.push((style.clone(), Rc::default()));
+            if !self.rendered.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
+                self.rendered.push((style.clone(), Rc::default()));
             }
         }
         if message.kind == MessageKind::Dismissed {
@@ -193,9 +193,9 @@ impl Part {
         fault::point("render");
         // More than its bytes, or empty ones would never fill a queue.
         let mut grown = size_of::<Mark>();
-        for (style, burst) in &mut self.bursts {
-            if let Some(burst) = Rc::get_mut(burst) {
-                grown += burst.push(style, &channel.id, message, scratch);
+        for (style, frames) in &mut self.rendered {
+            if let Some(frames) = Rc::get_mut(frames) {
+                grown += frames.push(style, &channel.id, message, scratch);
             }
         }
         self.bytes += grown;

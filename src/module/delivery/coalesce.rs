@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::burst::Piece;
+use super::frames::Piece;
 use super::inbox::{Action, Delivered};
 use super::output::Progress;
 use super::registry::{Subscriber, SubscriberId};

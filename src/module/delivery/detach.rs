@@ -11,7 +11,7 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use push_stream_core::store::{Connection, Hold};
 
-use super::burst::Framing;
+use super::frames::Framing;
 use super::registry::{Kind, SubscriberId};
 use super::{Delivery, Ending, PROCESS, advance, end, request_gone, socket, subscriber_event};
 use crate::config::Audience;

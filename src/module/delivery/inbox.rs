@@ -9,9 +9,9 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
 use super::backlog::{Backlog, Bound, Overflow};
-use super::burst::{Burst, Piece};
 use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::coalesce::Coalescer;
+use super::frames::{Frames, Piece};
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
@@ -266,12 +266,12 @@ impl Delivery {
             if !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
                 return special;
             }
-            let Some((burst, from, _, count)) = queue.part_for(subscriber) else {
+            let Some((frames, from, _, count)) = queue.part_for(subscriber) else {
                 continue;
             };
             self.tally.delivered += count as u64;
             subscriber.postpone_ping(now_ms);
-            match subscriber.send_quickly(burst, from, None) {
+            match subscriber.send_quickly(frames, from, None) {
                 Delivered::Sent => {}
                 delivered => return Handed::Outcome { index, delivered },
             }
@@ -307,7 +307,7 @@ impl Delivery {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        let Some((burst, from, mark, count)) = queue.part_for(subscriber) else {
+        let Some((frames, from, mark, count)) = queue.part_for(subscriber) else {
             return;
         };
         fault::point("hand out");
@@ -318,9 +318,9 @@ impl Delivery {
             self.tally.delivered += 1;
             let to = mark.end();
             let answer = Answer {
-                deleted: queue.is_deleted() && mark.seq == burst.last_seq(),
+                deleted: queue.is_deleted() && mark.seq == frames.last_seq(),
                 piece: Piece {
-                    burst: burst.clone(),
+                    frames: frames.clone(),
                     from,
                     to,
                 },
@@ -335,7 +335,7 @@ impl Delivery {
         }
         if !subscriber.ending {
             self.tally.delivered += count as u64;
-            let piece = Piece::tail(burst, from);
+            let piece = Piece::tail(frames, from);
             let delivered = if subscriber.may_coalesce() {
                 self.coalesce(id, piece, expects, now_ms)
             } else {
@@ -344,7 +344,7 @@ impl Delivery {
             self.account(index, delivered, actions);
         }
         if queue.is_deleted() {
-            let seq = burst.last_seq();
+            let seq = frames.last_seq();
             self.lose_channel(index, (queue.membership(), position), seq, actions);
         }
     }
@@ -435,15 +435,15 @@ impl Delivery {
         }
         self.tally.delivered += self.inbox.batch.len() as u64;
         self.tally.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
-        let mut burst = Burst::default();
+        let mut frames = Frames::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
             if let Kind::Answer(rest) = &subscriber.kind
                 && !std::mem::take(&mut replaying.first)
             {
-                burst.push_bytes(rest.separator, subscriber.style.framing);
+                frames.push_bytes(rest.separator, subscriber.style.framing);
             }
-            burst.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
+            frames.push(&subscriber.style, channel, &message, &mut self.inbox.scratch);
             if let Some(id) = message.event_id.filter(|_| !message.repeated_id) {
                 replaying.position = None;
                 replaying.last = OrderedId::parse(id).or(replaying.last);
@@ -451,9 +451,9 @@ impl Delivery {
         }
         self.inbox.batch.clear();
         if let Some(session) = &mut subscriber.session {
-            session.add_messages(burst.messages_from(0));
+            session.add_messages(frames.messages_from(0));
         }
-        subscriber.backlog.push(Piece::whole(Rc::new(burst)));
+        subscriber.backlog.push(Piece::whole(Rc::new(frames)));
         if more {
             subscriber.replay = Some(replaying);
         } else {
@@ -489,12 +489,12 @@ impl Subscriber {
         self.socket >= 0 && !self.ending && self.backlog.is_empty() && self.replay.is_none() && self.session.is_none()
     }
 
-    /// Sends a burst from byte `from` on to one that is [quick](Subscriber::is_quick).
+    /// Sends frames from byte `from` on to one that is [quick](Subscriber::is_quick).
     /// `position`: as for [`Subscriber::deliver`].
-    pub fn send_quickly(&mut self, burst: &Rc<Burst>, from: u32, position: Option<OrderedId>) -> Delivered {
-        match self.send_to_socket(burst.bytes_from(from)) {
+    pub fn send_quickly(&mut self, frames: &Rc<Frames>, from: u32, position: Option<OrderedId>) -> Delivered {
+        match self.send_to_socket(frames.bytes_from(from)) {
             (_, Progress::Done) => Delivered::Sent,
-            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(burst, from), taken, position),
+            (taken, Progress::Blocked) => self.keep_rest(Piece::tail(frames, from), taken, position),
             (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
         }
     }
@@ -513,7 +513,7 @@ impl Subscriber {
     pub fn note_live(&mut self, piece: &Piece, now_ms: u64) {
         self.postpone_ping(now_ms);
         if let Some(session) = &mut self.session {
-            session.add_messages(piece.burst.messages_from(piece.from));
+            session.add_messages(piece.frames.messages_from(piece.from));
         }
     }
 
@@ -558,7 +558,7 @@ impl Subscriber {
             })
             .collect();
         if !notices.is_empty() {
-            queue.put_gap(Piece::whole(Burst::of_gaps(&notices, self.style.framing)));
+            queue.put_gap(Piece::whole(Frames::of_gaps(&notices, self.style.framing)));
         }
         !notices.is_empty()
     }
@@ -586,7 +586,7 @@ impl Subscriber {
                 .format
                 .render_gap(channel, replaying.last, first, None, &mut notice);
             self.backlog
-                .push(Piece::whole(Burst::of_gaps(&[notice], self.style.framing)));
+                .push(Piece::whole(Frames::of_gaps(&[notice], self.style.framing)));
         }
         true
     }
@@ -596,11 +596,11 @@ impl Subscriber {
         if let Some(position) = replaying.position {
             let line = eventsource::position(position);
             self.backlog
-                .push(Piece::whole(Burst::of_bytes(&line, self.style.framing)));
+                .push(Piece::whole(Frames::of_bytes(&line, self.style.framing)));
         }
         self.backlog.append(&mut replaying.behind);
         if let Kind::Answer(rest) = &self.kind {
-            let closing = Burst::of_bytes(&rest.closing, self.style.framing);
+            let closing = Frames::of_bytes(&rest.closing, self.style.framing);
             self.backlog.push(Piece::whole(closing));
             self.ending = true;
         }

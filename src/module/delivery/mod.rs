@@ -5,7 +5,7 @@
 //! * [`channel_queue`]: messages that are being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
-//! * [`burst`]: messages as bytes, written once for all subscribers of a style.
+//! * [`frames`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
 //! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
@@ -21,13 +21,13 @@
 //! filters, finalizing a request) happens between the steps.
 
 mod backlog;
-mod burst;
 mod busiest;
 mod channel_queue;
 mod closing;
 mod coalesce;
 mod detach;
 mod events;
+mod frames;
 mod handover;
 mod inbox;
 mod leaving;
@@ -58,10 +58,10 @@ use crate::config::{Audience, Main, Settings, Transport};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
-use burst::{Burst, Piece, Style};
 use busiest::Busiest;
 use detach::Neighbours;
 use events::Events;
+use frames::{Frames, Piece, Style};
 use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
 use leaving::Leaving;
@@ -72,9 +72,9 @@ use session::{Journal, Session};
 use tally::Tally;
 use wheel::Wheel;
 
-pub use burst::{Framing, fields, header_filler};
 pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
+pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use registry::{Kind, Reply, Rest};
 pub use session::Reason;
@@ -790,14 +790,14 @@ impl Delivery {
 
 /// The pings of one turn of the wheel, by style.
 #[derive(Default)]
-struct Pings(Vec<(Rc<Style>, Rc<Burst>)>);
+struct Pings(Vec<(Rc<Style>, Rc<Frames>)>);
 
 impl Pings {
-    fn of(&mut self, style: &Rc<Style>) -> Rc<Burst> {
+    fn of(&mut self, style: &Rc<Style>) -> Rc<Frames> {
         if let Some((_, ping)) = self.0.iter().find(|(known, _)| Rc::ptr_eq(known, style)) {
             return ping.clone();
         }
-        let ping = Burst::of_bytes(&style.format.ping, style.framing);
+        let ping = Frames::of_bytes(&style.format.ping, style.framing);
         self.0.push((style.clone(), ping.clone()));
         ping
     }

@@ -15,7 +15,7 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::merge::merge;
 
 use super::Delivery;
-use super::burst::{Burst, Framing, Note, Piece, Style};
+use super::frames::{Frames, Framing, Note, Piece, Style};
 use super::inbox::{Action, Answer, TURN};
 use super::registry::{Kind, Registry, SubscriberId};
 
@@ -83,7 +83,7 @@ type Sources = SmallVec<[(Membership, usize); 4]>;
 /// Messages of several channels, written for somebody who has seen no id that is not below all of these.
 #[derive(Clone)]
 struct Merged {
-    burst: Rc<Burst>,
+    frames: Rc<Frames>,
     lowest: Option<OrderedId>,
     highest: Option<OrderedId>,
 }
@@ -198,20 +198,20 @@ impl Ordered {
         position: &mut Option<OrderedId>,
         names: &Registry,
         scratch: &mut Vec<u8>,
-    ) -> Rc<Burst> {
+    ) -> Rc<Frames> {
         let key = (sources, style.key());
         if let Some((_, merged)) = self.recent.as_ref().filter(|(recent, _)| *recent == key)
             && *position < merged.lowest
         {
             *position = merged.highest;
-            return merged.burst.clone();
+            return merged.frames.clone();
         }
         if let Some(merged) = self.shared.get(&key).filter(|merged| *position < merged.lowest) {
             *position = merged.highest;
             let merged = merged.clone();
-            let burst = merged.burst.clone();
+            let frames = merged.frames.clone();
             self.recent = Some((key, merged));
-            return burst;
+            return frames;
         }
         let parts: Vec<(Membership, &[Item])> = key
             .0
@@ -223,17 +223,17 @@ impl Ordered {
             .flat_map(|(_, items)| items.iter().filter_map(|item| item.id))
             .min();
         let for_all = lowest.is_some() && *position < lowest;
-        let burst = Rc::new(write(&parts, style, position, names, scratch));
+        let frames = Rc::new(write(&parts, style, position, names, scratch));
         if for_all && self.shared.len() < SHARED {
             let merged = Merged {
-                burst: burst.clone(),
+                frames: frames.clone(),
                 lowest,
                 highest: *position,
             };
             self.shared.insert(key.clone(), merged.clone());
             self.recent = Some((key, merged));
         }
-        burst
+        frames
     }
 }
 
@@ -243,13 +243,13 @@ fn write(
     position: &mut Option<OrderedId>,
     names: &Registry,
     scratch: &mut Vec<u8>,
-) -> Burst {
+) -> Frames {
     let ids: Vec<Vec<_>> = parts
         .iter()
         .map(|(_, items)| items.iter().map(|item| item.id).collect())
         .collect();
     let ids: Vec<&[_]> = ids.iter().map(Vec::as_slice).collect();
-    let mut burst = Burst::default();
+    let mut frames = Frames::default();
     for turn in merge(&ids, position) {
         let (membership, items) = parts[turn.list];
         let item = &items[turn.index];
@@ -261,9 +261,9 @@ fn write(
             id: item.id,
             is_position: turn.is_position,
         };
-        burst.push_noted(style, &message, note, scratch);
+        frames.push_noted(style, &message, note, scratch);
     }
-    burst
+    frames
 }
 
 impl Delivery {
@@ -344,7 +344,7 @@ impl Delivery {
         }
         self.tally.gap_notices += u64::from(!told.is_empty());
         if !notices.is_empty() {
-            let piece = Piece::whole(Burst::of_texts(&notices, style.framing));
+            let piece = Piece::whole(Frames::of_texts(&notices, style.framing));
             let delivered = subscriber.deliver(piece, Some(position), now_ms);
             self.account(id.index, delivered, actions);
         }
@@ -385,10 +385,10 @@ impl Delivery {
         let style = subscriber.style.clone();
         let waits = matches!(subscriber.kind, Kind::Waiting(_));
         let mut position = before;
-        let burst = ordered.merged(sources, &style, &mut position, &self.registry, &mut self.inbox.scratch);
+        let frames = ordered.merged(sources, &style, &mut position, &self.registry, &mut self.inbox.scratch);
         ordered.positions.insert(id.index, position);
         if waits {
-            if let Some(mut answer) = first_message(&burst) {
+            if let Some(mut answer) = first_message(&frames) {
                 answer.missed = self.inbox.ordered.take_missed(id.index);
                 self.tally.delivered += answer.piece.messages() as u64;
                 self.leave_store(id.index);
@@ -396,13 +396,13 @@ impl Delivery {
             }
             return;
         }
-        self.tally.delivered += burst.marks().len() as u64;
+        self.tally.delivered += frames.marks().len() as u64;
         if let Some(subscriber) = self.registry.slab.get(id) {
             let delivered = if subscriber.is_quick() {
                 subscriber.postpone_ping(now_ms);
-                subscriber.send_quickly(&burst, 0, before)
+                subscriber.send_quickly(&frames, 0, before)
             } else {
-                subscriber.deliver(Piece::whole(burst), Some(before), now_ms)
+                subscriber.deliver(Piece::whole(frames), Some(before), now_ms)
             };
             self.account(id.index, delivered, actions);
         }
@@ -415,8 +415,8 @@ impl Delivery {
 }
 
 /// The first message, with all its copies: what the client is to ask with next is in the last one.
-fn first_message(burst: &Rc<Burst>) -> Option<Answer> {
-    let (marks, notes) = (burst.marks(), burst.notes(0, u32::MAX));
+fn first_message(frames: &Rc<Frames>) -> Option<Answer> {
+    let (marks, notes) = (frames.marks(), frames.notes(0, u32::MAX));
     let id = notes.first()?.id;
     let copies = notes
         .iter()
@@ -426,7 +426,7 @@ fn first_message(burst: &Rc<Burst>) -> Option<Answer> {
     let last = marks.get(copies - 1)?;
     Some(Answer {
         piece: Piece {
-            burst: burst.clone(),
+            frames: frames.clone(),
             from: 0,
             to: last.end(),
         },

@@ -14,7 +14,7 @@ use std::{io, ptr};
 use ngx::ffi::*;
 
 use super::backlog::Backlog;
-use super::burst::Piece;
+use super::frames::Piece;
 use super::registry::Subscriber;
 
 /// What became of an attempt to send.

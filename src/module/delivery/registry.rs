@@ -17,7 +17,7 @@ use push_stream_core::wire::event_id::OrderedId;
 
 use super::Ending;
 use super::backlog::{Backlog, Bound};
-use super::burst::Style;
+use super::frames::Style;
 use super::output::Flight;
 use super::session::{Reason, Session};
 use super::socket::Socket;

@@ -7,7 +7,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Terms};
 use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
 
-use super::burst::{Burst, Framing, Piece};
+use super::frames::{Frames, Framing, Piece};
 use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
 use super::session::Reason;
 use super::{Delivery, Ending, PROCESS, advance, end, subscriber_event};
@@ -272,7 +272,7 @@ impl Delivery {
 impl Subscriber {
     /// Bytes that are no message, behind whatever waits.
     pub fn push_bytes(&mut self, bytes: &[u8]) {
-        self.backlog.push(Piece::whole(Burst::of_bytes(bytes, Framing::Raw)));
+        self.backlog.push(Piece::whole(Frames::of_bytes(bytes, Framing::Raw)));
     }
 
     /// What it gets last at the regular end, behind what waits; one that has its request gets it with the end of that.
@@ -281,8 +281,8 @@ impl Subscriber {
             return;
         }
         let farewell = match self.kind {
-            Kind::Socket(_) => Burst::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
-            Kind::Stream if self.is_detached() => Burst::end_of_response(&self.audience.footer, self.style.framing),
+            Kind::Socket(_) => Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
+            Kind::Stream if self.is_detached() => Frames::end_of_response(&self.audience.footer, self.style.framing),
             _ => return,
         };
         let waiting = match &mut self.replay {

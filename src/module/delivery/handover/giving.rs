@@ -281,7 +281,7 @@ impl Delivery {
             let mut described = wire::Subscriber {
                 location: location.unwrap_or(audiences.len()) as u32,
                 mode: subscriber.mode().name().to_owned(),
-                chunked: subscriber.style.framing == super::super::burst::Framing::Chunked,
+                chunked: subscriber.style.framing == super::super::frames::Framing::Chunked,
                 message_min: subscriber.style.message_min,
                 channels,
                 address: None,

@@ -10,8 +10,8 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 use smallvec::SmallVec;
 
-use super::super::burst::{Burst, Framing, Piece, Style};
 use super::super::detach;
+use super::super::frames::{Frames, Framing, Piece, Style};
 use super::super::inbox::Action;
 use super::super::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use super::super::session::Session;
@@ -307,7 +307,7 @@ impl Delivery {
         let position = rest.position.as_deref().and_then(OrderedId::parse);
         subscriber
             .backlog
-            .prepend(Piece::whole(Burst::of_bytes(&rest.bytes, Framing::Raw)), position);
+            .prepend(Piece::whole(Frames::of_bytes(&rest.bytes, Framing::Raw)), position);
         subscriber.transit = Transit::None;
         // SAFETY: the connection is open, with the subscriber's name in its data, and not in epoll yet.
         let failed = unsafe {

@@ -46,7 +46,7 @@ impl PartialEq for Style {
 
 /// Some consecutive messages in one style: of one channel, or merged for readers who resume in order.
 #[derive(Debug, Default)]
-pub struct Burst {
+pub struct Frames {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
     /// Where messages are merged, one for each.
@@ -63,7 +63,7 @@ pub struct Note {
     pub is_position: bool,
 }
 
-/// Where a message of a burst ends, and what must be known of it.
+/// Where a message ends among the frames, and what must be known of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     pub seq: u64,
@@ -74,30 +74,30 @@ pub struct Mark {
     end: u32,
 }
 
-impl Burst {
+impl Frames {
     /// Bytes that are no message: a ping, the end of an answer.
-    pub fn of_bytes(bytes: &[u8], framing: Framing) -> Rc<Burst> {
-        let mut burst = Burst::default();
-        frame(framing, bytes, &mut burst.bytes);
-        Rc::new(burst)
+    pub fn of_bytes(bytes: &[u8], framing: Framing) -> Rc<Frames> {
+        let mut frames = Frames::default();
+        frame(framing, bytes, &mut frames.bytes);
+        Rc::new(frames)
     }
 
     /// Bytes that are no message, each framed by itself.
-    pub fn of_texts(texts: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
-        let mut burst = Burst::default();
+    pub fn of_texts(texts: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
+        let mut frames = Frames::default();
         for text in texts {
-            frame(framing, text, &mut burst.bytes);
+            frame(framing, text, &mut frames.bytes);
         }
-        Rc::new(burst)
+        Rc::new(frames)
     }
 
     /// Notices of what a slow reader misses, for which others may be put when it misses more.
-    pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Burst> {
-        let mut burst = Burst::of_texts(notices, framing);
-        if let Some(burst) = Rc::get_mut(&mut burst) {
-            burst.is_gap = true;
+    pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
+        let mut frames = Frames::of_texts(notices, framing);
+        if let Some(frames) = Rc::get_mut(&mut frames) {
+            frames.is_gap = true;
         }
-        burst
+        frames
     }
 
     /// Is it neither a notice nor merged from several channels?
@@ -105,12 +105,12 @@ impl Burst {
         !self.is_gap && self.notes.is_empty()
     }
 
-    /// The same bytes and messages as one burst.
-    pub fn united(pieces: impl IntoIterator<Item = Piece>) -> Burst {
-        let mut united = Burst::default();
+    /// The same bytes and messages as one piece of frames.
+    pub fn united(pieces: impl IntoIterator<Item = Piece>) -> Frames {
+        let mut united = Frames::default();
         for piece in pieces {
             let start = united.bytes.len() as u32;
-            let marks = piece.burst.marks.iter();
+            let marks = piece.frames.marks.iter();
             let within = marks.filter(|mark| mark.end > piece.from && mark.end <= piece.to);
             united.marks.extend(within.map(|mark| Mark {
                 end: start + mark.end - piece.from,
@@ -152,13 +152,13 @@ impl Burst {
     }
 
     /// The footer and the end of a response.
-    pub fn end_of_response(footer: &[u8], framing: Framing) -> Rc<Burst> {
-        let mut burst = Burst::default();
-        frame(framing, footer, &mut burst.bytes);
+    pub fn end_of_response(footer: &[u8], framing: Framing) -> Rc<Frames> {
+        let mut frames = Frames::default();
+        frame(framing, footer, &mut frames.bytes);
         if framing == Framing::Chunked {
-            burst.bytes.extend_from_slice(b"0\r\n\r\n");
+            frames.bytes.extend_from_slice(b"0\r\n\r\n");
         }
-        Rc::new(burst)
+        Rc::new(frames)
     }
 
     /// Appends one message of `channel`; returns how many bytes that are.
@@ -238,34 +238,34 @@ impl Mark {
     }
 }
 
-/// A run of a burst's bytes on its way to one subscriber.
+/// A range of frames on its way to one subscriber.
 #[derive(Clone, Debug)]
 pub struct Piece {
-    pub burst: Rc<Burst>,
+    pub frames: Rc<Frames>,
     pub from: u32,
     pub to: u32,
 }
 
 impl Piece {
-    pub fn whole(burst: Rc<Burst>) -> Piece {
+    pub fn whole(frames: Rc<Frames>) -> Piece {
         Piece {
             from: 0,
-            to: burst.bytes.len() as u32,
-            burst,
+            to: frames.bytes.len() as u32,
+            frames,
         }
     }
 
     /// From byte `from` on.
-    pub fn tail(burst: &Rc<Burst>, from: u32) -> Piece {
+    pub fn tail(frames: &Rc<Frames>, from: u32) -> Piece {
         Piece {
             from,
-            to: burst.bytes.len() as u32,
-            burst: burst.clone(),
+            to: frames.bytes.len() as u32,
+            frames: frames.clone(),
         }
     }
 
     pub fn bytes(&self) -> &[u8] {
-        self.burst
+        self.frames
             .bytes
             .get(self.from as usize..self.to as usize)
             .unwrap_or_default()
@@ -273,7 +273,7 @@ impl Piece {
 
     /// Messages that end in it.
     pub fn messages(&self) -> usize {
-        self.burst.messages_from(self.from) - self.burst.messages_from(self.to)
+        self.frames.messages_from(self.from) - self.frames.messages_from(self.to)
     }
 
     pub fn len(&self) -> usize {
@@ -282,15 +282,15 @@ impl Piece {
 
     /// Appends its bytes but those of messages after sequence number `seq`; returns the last position among the others.
     pub fn push_up_to(&self, seq: u64, out: &mut Vec<u8>) -> Option<OrderedId> {
-        let bytes = |from: u32, to: u32| self.burst.bytes.get(from as usize..to as usize).unwrap_or_default();
+        let bytes = |from: u32, to: u32| self.frames.bytes.get(from as usize..to as usize).unwrap_or_default();
         let (mut from, mut position) = (self.from, None);
-        for (index, mark) in self.burst.marks.iter().enumerate() {
+        for (index, mark) in self.frames.marks.iter().enumerate() {
             if mark.end <= self.from || mark.end > self.to {
                 continue;
             }
             if mark.seq <= seq {
                 out.extend_from_slice(bytes(from, mark.end));
-                let note = self.burst.notes.get(index).filter(|note| note.is_position);
+                let note = self.frames.notes.get(index).filter(|note| note.is_position);
                 position = note.and_then(|note| note.id).or(position);
             }
             from = mark.end;
