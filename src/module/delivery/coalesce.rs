@@ -43,20 +43,20 @@ impl Delivery {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return Delivered::Sent;
         };
-        let idle = subscriber.backlog.is_empty();
-        let holds = expects && subscriber.backlog.bytes() + piece.len() <= COALESCE_BYTES;
+        let idle = subscriber.send_queue.is_empty();
+        let holds = expects && subscriber.send_queue.bytes() + piece.len() <= COALESCE_BYTES;
         if idle && !holds {
             return subscriber.deliver(piece, None, now_ms);
         }
         subscriber.note_live(&piece, now_ms);
-        subscriber.backlog.push(piece);
+        subscriber.send_queue.push(piece);
         if holds {
             if idle {
                 self.inbox.coalescer.waiting.push_back((id, now_ms));
             }
             return Delivered::Sent;
         }
-        match subscriber.send_backlog() {
+        match subscriber.flush_send_queue() {
             Progress::Done => Delivered::Sent,
             Progress::Blocked => {
                 subscriber.wait_writable();
@@ -92,7 +92,7 @@ impl Subscriber {
             && self.seats.len() > 1
             && !self.ending
             && self.replay.is_none()
-            && !self.backlog.is_started()
+            && !self.send_queue.is_started()
             && !self.is_in_transit()
     }
 }

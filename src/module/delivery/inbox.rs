@@ -8,13 +8,13 @@ use push_stream_core::store::{Batch, Drained, Membership, Now};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
-use super::backlog::{Backlog, Bound, Overflow};
 use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::coalesce::Coalescer;
 use super::frames::{Frames, Piece};
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
+use super::send_queue::{Bound, Overflow, SendQueue};
 use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
@@ -411,7 +411,7 @@ impl Delivery {
         self.look_if_woken();
     }
 
-    /// Fetches the next old messages of a subscriber whose backlog is empty. False if there are none (any more).
+    /// Fetches the next old messages of a subscriber whose send queue is empty. False if there are none (any more).
     pub fn replay(&mut self, id: SubscriberId, turns: &mut usize) -> Replayed {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return Replayed::Nothing;
@@ -453,7 +453,7 @@ impl Delivery {
         if let Some(session) = &mut subscriber.session {
             session.add_messages(frames.messages_from(0));
         }
-        subscriber.backlog.push(Piece::whole(Rc::new(frames)));
+        subscriber.send_queue.push(Piece::whole(Rc::new(frames)));
         if more {
             subscriber.replay = Some(replaying);
         } else {
@@ -467,7 +467,7 @@ impl Delivery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayed {
     Nothing,
-    /// Something was put into the backlog.
+    /// Something was put into the send queue.
     Some,
     /// Others first.
     Later,
@@ -486,7 +486,11 @@ pub enum Delivered {
 impl Subscriber {
     /// Does a live piece need nothing but a send?
     pub fn is_quick(&self) -> bool {
-        self.socket >= 0 && !self.ending && self.backlog.is_empty() && self.replay.is_none() && self.session.is_none()
+        self.socket >= 0
+            && !self.ending
+            && self.send_queue.is_empty()
+            && self.replay.is_none()
+            && self.session.is_none()
     }
 
     /// Sends frames from byte `from` on to one that is [quick](Subscriber::is_quick).
@@ -501,10 +505,10 @@ impl Subscriber {
 
     /// The socket is full: the rest of a piece waits until it is not.
     fn keep_rest(&mut self, piece: Piece, taken: usize, position: Option<OrderedId>) -> Delivered {
-        self.backlog.push(piece);
-        self.backlog.set_position(position);
-        self.backlog.start();
-        self.backlog.advance(taken);
+        self.send_queue.push(piece);
+        self.send_queue.set_position(position);
+        self.send_queue.start();
+        self.send_queue.advance(taken);
         self.wait_writable();
         Delivered::Queued { dropped: 0 }
     }
@@ -529,8 +533,8 @@ impl Subscriber {
             Some((_, Progress::Failed)) => Delivered::Cut(Ending::Failed),
             Some((taken, Progress::Blocked)) => self.keep_rest(piece, taken, position.flatten()),
             None => {
-                let idle = self.flight.is_some() && self.backlog.is_empty();
-                match queued(push_at(&mut self.backlog, piece, bound, position)) {
+                let idle = self.flight.is_some() && self.send_queue.is_empty();
+                match queued(push_at(&mut self.send_queue, piece, bound, position)) {
                     Delivered::Queued { .. } if idle => Delivered::Advance,
                     delivered => delivered,
                 }
@@ -545,7 +549,7 @@ impl Subscriber {
         }
         let queue = match &mut self.replay {
             Some(replaying) => &mut replaying.behind,
-            None => &mut self.backlog,
+            None => &mut self.send_queue,
         };
         let notices: Vec<Vec<u8>> = queue
             .missed()
@@ -585,23 +589,23 @@ impl Subscriber {
             self.style
                 .format
                 .render_gap(channel, replaying.last, first, None, &mut notice);
-            self.backlog
+            self.send_queue
                 .push(Piece::whole(Frames::of_gaps(&[notice], self.style.framing)));
         }
         true
     }
 
-    /// The old messages are in the backlog; what waited behind them follows.
+    /// The old messages are in the send queue; what waited behind them follows.
     fn caught_up(&mut self, mut replaying: Replaying) {
         if let Some(position) = replaying.position {
             let line = eventsource::position(position);
-            self.backlog
+            self.send_queue
                 .push(Piece::whole(Frames::of_bytes(&line, self.style.framing)));
         }
-        self.backlog.append(&mut replaying.behind);
+        self.send_queue.append(&mut replaying.behind);
         if let Kind::Answer(rest) = &self.kind {
             let closing = Frames::of_bytes(&rest.closing, self.style.framing);
-            self.backlog.push(Piece::whole(closing));
+            self.send_queue.push(Piece::whole(closing));
             self.ending = true;
         }
     }
@@ -609,7 +613,7 @@ impl Subscriber {
 
 /// Queues a live piece; nothing that waits before it changes where the reader is.
 fn push_at(
-    queue: &mut Backlog,
+    queue: &mut SendQueue,
     piece: Piece,
     bound: Bound,
     position: Option<Option<OrderedId>>,

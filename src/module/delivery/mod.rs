@@ -6,7 +6,7 @@
 //! * [`ordered`]: messages merged over several channels, for those who resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
 //! * [`frames`]: messages as bytes, written once for all subscribers of a style.
-//! * [`output`], [`backlog`]: bytes to a connection, and what waits for a slow reader.
+//! * [`output`], [`send_queue`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
 //! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`wheel`]: pings and time limits.
@@ -20,7 +20,6 @@
 //! The state of all this is one value, borrowed for short steps. Whatever may come back into this module (the output
 //! filters, finalizing a request) happens between the steps.
 
-mod backlog;
 mod busiest;
 mod channel_queue;
 mod closing;
@@ -36,6 +35,7 @@ mod output;
 mod recovery;
 mod registry;
 mod report;
+mod send_queue;
 mod session;
 mod socket;
 mod tally;
@@ -419,7 +419,7 @@ fn end(id: SubscriberId, ending: Ending) {
         let code = match ending {
             Ending::Regular => match subscriber.kind {
                 Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
-                // Its last frames were in the backlog.
+                // Its last frames were in the send queue.
                 Kind::Socket(_) => {
                     if ngx_exiting != 0 || ngx_terminate != 0 {
                         // The process is not to wait for what the client may still say.
@@ -428,7 +428,7 @@ fn end(id: SubscriberId, ending: Ending) {
                     NGX_OK as ngx_int_t
                 }
                 Kind::Waiting(respond) => fence::request("time-out", || respond(r, Reply::TimedOut, &missed)),
-                // The end of its text was in the backlog.
+                // The end of its text was in the send queue.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
             Ending::Failed => cut(connection),
@@ -577,7 +577,7 @@ impl Delivery {
             joined_seq: joined.seq,
             seats: SmallVec::new(),
             address: joined.address.unwrap_or(NOWHERE),
-            backlog: Default::default(),
+            send_queue: Default::default(),
             replay,
             ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
             end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
@@ -602,7 +602,7 @@ impl Delivery {
             let session = Session::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
             subscriber.session = Some(Box::new(session));
         }
-        let waiting = subscriber.replay.is_some() || !subscriber.backlog.is_empty();
+        let waiting = subscriber.replay.is_some() || !subscriber.send_queue.is_empty();
         let connected = subscriber.connected();
         let id = self.registry.add(subscriber, memberships, &ids);
         if ordered {
@@ -826,8 +826,8 @@ impl Subscriber {
                 _ => Pinged::Sent,
             };
         }
-        if self.backlog.is_empty() && self.replay.is_none() {
-            self.backlog.push(Piece::whole(pings.of(&self.style)));
+        if self.send_queue.is_empty() && self.replay.is_none() {
+            self.send_queue.push(Piece::whole(pings.of(&self.style)));
         }
         Pinged::Queued
     }

@@ -4,18 +4,18 @@
 //! the chunked one has anything to do with the response. *Filtered*: a flight of buffers goes through nginx's filters
 //! (gzip, HTTP/2, limit_rate), and the next one starts when all of it was taken.
 //!
-//! In both, a new piece is only offered when everything before it is gone; the rest waits in the [`Backlog`], which is
+//! In both, a new piece is only offered when everything before it is gone; the rest waits in the [`SendQueue`], which is
 //! bounded. Buffers never point into shared memory.
 //!
-//! [`Backlog`]: super::backlog::Backlog
+//! [`SendQueue`]: super::send_queue::SendQueue
 
 use std::{io, ptr};
 
 use ngx::ffi::*;
 
-use super::backlog::Backlog;
 use super::frames::Piece;
 use super::registry::Subscriber;
+use super::send_queue::SendQueue;
 
 /// What became of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,13 +58,13 @@ impl Flight {
         self.bufs.iter().any(|buf| buf.pos < buf.last)
     }
 
-    /// Starts a new flight with what comes first in the backlog. The previous one was taken completely.
-    fn load(&mut self, backlog: &mut Backlog) -> *mut ngx_chain_t {
+    /// Starts a new flight with what comes first in the send queue. The previous one was taken completely.
+    fn load(&mut self, send_queue: &mut SendQueue) -> *mut ngx_chain_t {
         self.links.clear();
         self.bufs.clear();
         self.pieces.clear();
         while self.pieces.len() < FLIGHT
-            && let Some(piece) = backlog.pop()
+            && let Some(piece) = send_queue.pop()
         {
             self.bufs.push(buffer(piece.bytes()));
             self.pieces.push(piece);
@@ -97,7 +97,7 @@ pub enum Step {
     /// Call the output filters with this chain; NULL = let them go on with what they have.
     Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
     Failed,
-    /// All that was in the backlog is sent.
+    /// All that was in the send queue is sent.
     Drained,
     /// Nothing can be done until the socket is writable.
     Blocked,
@@ -120,7 +120,7 @@ impl Subscriber {
 
     /// Sends a live piece at once if nothing is before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        if self.flight.is_some() || self.buffered() || !self.backlog.is_empty() || self.is_in_transit() {
+        if self.flight.is_some() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
         }
         let (taken, progress) = send(self.connection, piece.bytes());
@@ -168,7 +168,7 @@ impl Subscriber {
         }
     }
 
-    /// The next step towards an empty backlog. `attempted`: nginx's filters were called since the socket was last
+    /// The next step towards an empty send queue. `attempted`: nginx's filters were called since the socket was last
     /// writable, and calling them again would change nothing.
     pub fn step(&mut self, attempted: &mut bool) -> Step {
         if self.is_in_transit() {
@@ -182,19 +182,19 @@ impl Subscriber {
             *attempted = true;
             return Step::Filter(self.request, ptr::null_mut());
         }
-        if self.backlog.is_empty() {
+        if self.send_queue.is_empty() {
             self.stop_waiting();
             return Step::Drained;
         }
         if let Some(mut flight) = self.flight {
             *attempted = true;
-            let waiting = self.backlog.bytes();
+            let waiting = self.send_queue.bytes();
             // SAFETY: the flight lives as long as the request's pool, and nobody else refers to it now.
-            let chain = unsafe { flight.as_mut() }.load(&mut self.backlog);
-            self.count(waiting - self.backlog.bytes());
+            let chain = unsafe { flight.as_mut() }.load(&mut self.send_queue);
+            self.count(waiting - self.send_queue.bytes());
             return Step::Filter(self.request, chain);
         }
-        match self.send_backlog() {
+        match self.flush_send_queue() {
             Progress::Done => {
                 self.stop_waiting();
                 Step::Drained
@@ -208,15 +208,15 @@ impl Subscriber {
     }
 
     /// Sends what waits, several pieces as one where that may be.
-    pub fn send_backlog(&mut self) -> Progress {
+    pub fn flush_send_queue(&mut self) -> Progress {
         if self.frozen() {
-            self.backlog.unite(TLS_RECORD);
+            self.send_queue.unite(TLS_RECORD);
         }
-        while let Some(piece) = self.backlog.front() {
-            let gathered = (self.socket >= 0).then(|| self.backlog.gather(GATHERED)).flatten();
+        while let Some(piece) = self.send_queue.front() {
+            let gathered = (self.socket >= 0).then(|| self.send_queue.gather(GATHERED)).flatten();
             let (taken, progress) = send(self.connection, gathered.as_deref().unwrap_or(piece.bytes()));
-            self.backlog.start();
-            self.backlog.advance(taken);
+            self.send_queue.start();
+            self.send_queue.advance(taken);
             self.count(taken);
             if progress != Progress::Done {
                 return progress;

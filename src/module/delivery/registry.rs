@@ -16,9 +16,9 @@ use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::Ending;
-use super::backlog::{Backlog, Bound};
 use super::frames::Style;
 use super::output::Flight;
+use super::send_queue::{Bound, SendQueue};
 use super::session::{Reason, Session};
 use super::socket::Socket;
 use super::wheel::Place;
@@ -102,7 +102,7 @@ pub struct Subscriber {
     /// Messages up to this sequence number are not for it.
     pub joined_seq: u64,
     pub style: Rc<Style>,
-    pub backlog: Backlog,
+    pub send_queue: SendQueue,
     pub replay: Option<Box<Replaying>>,
     /// Where its end is logged.
     pub session: Option<Box<Session>>,
@@ -146,7 +146,7 @@ pub struct Replaying {
     pub replay: Replay,
     /// Ids of the path's channels.
     pub ids: Vec<Rc<[u8]>>,
-    pub behind: Backlog,
+    pub behind: SendQueue,
     pub first: bool,
     /// For an EventSource that resumes in order: its position, if no old message brings one.
     pub position: Option<OrderedId>,

@@ -214,7 +214,7 @@ impl Delivery {
         let mut pong = Vec::new();
         websocket::push_frame(Opcode::Pong, payload, &mut pong);
         subscriber.push_bytes(&pong);
-        subscriber.backlog.bytes() <= subscriber.audience.queue_bytes
+        subscriber.send_queue.bytes() <= subscriber.audience.queue_bytes
     }
 
     /// The connection ends with a close frame: it counts as gone before the client sees that.
@@ -272,7 +272,8 @@ impl Delivery {
 impl Subscriber {
     /// Bytes that are no message, behind whatever waits.
     pub fn push_bytes(&mut self, bytes: &[u8]) {
-        self.backlog.push(Piece::whole(Frames::of_bytes(bytes, Framing::Raw)));
+        self.send_queue
+            .push(Piece::whole(Frames::of_bytes(bytes, Framing::Raw)));
     }
 
     /// What it gets last at the regular end, behind what waits; one that has its request gets it with the end of that.
@@ -287,7 +288,7 @@ impl Subscriber {
         };
         let waiting = match &mut self.replay {
             Some(replaying) => &mut replaying.behind,
-            None => &mut self.backlog,
+            None => &mut self.send_queue,
         };
         waiting.push(Piece::whole(farewell));
     }

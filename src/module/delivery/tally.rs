@@ -3,7 +3,7 @@
 use push_stream_core::store::{Counter, Fanout, Now};
 
 use super::session::Reason;
-use super::{Delivery, backlog};
+use super::{Delivery, send_queue};
 use crate::config::SlowReader;
 
 #[derive(Default)]
@@ -94,6 +94,6 @@ impl Delivery {
             worker.count(counter, count);
         }
         worker.count_fanout(&mut self.tally.fanout);
-        worker.set_queued_bytes(backlog::queued_bytes());
+        worker.set_queued_bytes(send_queue::queued_bytes());
     }
 }

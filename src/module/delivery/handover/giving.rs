@@ -406,10 +406,10 @@ impl Delivery {
         if subscriber.ending || loss.seq.is_some_and(|seq| seq <= joined) {
             return None;
         }
-        let (bytes, last) = subscriber.backlog.up_to(joined);
-        let position = match subscriber.backlog.is_beyond(joined) {
+        let (bytes, last) = subscriber.send_queue.up_to(joined);
+        let position = match subscriber.send_queue.is_beyond(joined) {
             // Later messages have moved it on.
-            true => last.or(subscriber.backlog.position()),
+            true => last.or(subscriber.send_queue.position()),
             false => position,
         };
         Some(Unsent {

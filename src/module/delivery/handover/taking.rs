@@ -260,7 +260,7 @@ impl Delivery {
             joined_seq: 0,
             seats: SmallVec::new(),
             address: NOWHERE,
-            backlog: Default::default(),
+            send_queue: Default::default(),
             replay: None,
             ping_due_ms,
             end_due_ms: offered.end_due_ms.unwrap_or(NEVER),
@@ -306,7 +306,7 @@ impl Delivery {
         let ordered = subscriber.style.format.ordered;
         let position = rest.position.as_deref().and_then(OrderedId::parse);
         subscriber
-            .backlog
+            .send_queue
             .prepend(Piece::whole(Frames::of_bytes(&rest.bytes, Framing::Raw)), position);
         subscriber.transit = Transit::None;
         // SAFETY: the connection is open, with the subscriber's name in its data, and not in epoll yet.

@@ -10,7 +10,7 @@ use super::frames::{Frames, Piece};
 use crate::config::SlowReader;
 
 thread_local! {
-    /// Bytes in all backlogs of this process.
+    /// Bytes in all send queues of this process.
     static QUEUED: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -27,7 +27,7 @@ pub struct Overflow;
 ///
 /// Nearly all subscribers have nothing here nearly always, so that costs one pointer.
 #[derive(Debug, Default)]
-pub struct Backlog(Option<Box<Queue>>);
+pub struct SendQueue(Option<Box<Queue>>);
 
 #[derive(Debug, Default)]
 struct Queue {
@@ -63,7 +63,7 @@ pub struct Bound {
     pub frozen: bool,
 }
 
-impl Backlog {
+impl SendQueue {
     /// Bytes that wait.
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |queue| queue.bytes)
@@ -227,7 +227,7 @@ impl Backlog {
     }
 
     /// Moves everything out of `other` behind what is here.
-    pub fn append(&mut self, other: &mut Backlog) {
+    pub fn append(&mut self, other: &mut SendQueue) {
         while let Some(piece) = other.pop() {
             self.push(piece);
         }
