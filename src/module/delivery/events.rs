@@ -26,7 +26,7 @@ const TRIM_EVERY_MS: u64 = 10_000;
 pub struct Events {
     work: UnsafeCell<ngx_event_t>,
     tick: UnsafeCell<ngx_event_t>,
-    wheel: UnsafeCell<ngx_event_t>,
+    timer_wheel: UnsafeCell<ngx_event_t>,
     walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
     /// It does not hear its eventfd.
@@ -54,7 +54,7 @@ impl Events {
         Box::leak(Box::new(Events {
             work: event(on_work, true),
             tick: event(on_tick, true),
-            wheel: event(on_wheel, true),
+            timer_wheel: event(on_timer_wheel, true),
             walk: event(on_walk, true),
             // The only one that keeps a leaving worker alive.
             leave: event(on_leave, false),
@@ -79,8 +79,8 @@ impl Events {
         unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_next_events) };
     }
 
-    pub fn turn_wheel_in(&self, delay_ms: u64) {
-        add_timer(&self.wheel, delay_ms);
+    pub fn advance_timer_wheel_in(&self, delay_ms: u64) {
+        add_timer(&self.timer_wheel, delay_ms);
     }
 
     pub fn walk_in(&self, delay_ms: u64) {
@@ -197,10 +197,10 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     });
 }
 
-unsafe extern "C" fn on_wheel(_event: *mut ngx_event_t) {
+unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
     fence::fence("timer wheel", recovery::start_over, || {
         let mut actions = Vec::new();
-        PROCESS.with(|delivery| delivery.turn_wheel(&mut actions));
+        PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
         perform(actions);
     });
 }

@@ -9,7 +9,7 @@
 //! * [`output`], [`send_queue`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
 //! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
-//! * [`wheel`]: pings and time limits.
+//! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: what WebSocket clients send.
 //! * [`session`]: what is logged when a stream ends.
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
@@ -39,7 +39,7 @@ mod send_queue;
 mod session;
 mod socket;
 mod tally;
-mod wheel;
+mod timer_wheel;
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -70,7 +70,7 @@ use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Tr
 use report::Reported;
 use session::{Journal, Session};
 use tally::Tally;
-use wheel::Wheel;
+use timer_wheel::TimerWheel;
 
 pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
@@ -94,7 +94,7 @@ struct Delivery {
     settings: Rc<Settings>,
     registry: Registry,
     inbox: Inbox,
-    wheel: Wheel,
+    timer_wheel: TimerWheel,
     /// Indices of subscribers whose time has come, and that are still to be looked at.
     due: VecDeque<u32>,
     /// Subscribers that may be able to do without their requests, once no handler of these is running.
@@ -155,7 +155,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         settings,
         registry: Registry::default(),
         inbox: Inbox::default(),
-        wheel: Wheel::new(Now::read().monotonic_ms),
+        timer_wheel: TimerWheel::new(Now::read().monotonic_ms),
         due: VecDeque::new(),
         settling: Vec::new(),
         neighbours: Neighbours::find(),
@@ -639,14 +639,14 @@ impl Delivery {
             .at(index)
             .map_or(NEVER, |subscriber| subscriber.next_due_ms());
         if due != NEVER {
-            self.wheel.put(&mut self.registry.slab, index, due, now_ms);
-            self.arm_wheel(now_ms);
+            self.timer_wheel.put(&mut self.registry.slab, index, due, now_ms);
+            self.arm_timer_wheel(now_ms);
         }
     }
 
-    fn arm_wheel(&self, now_ms: u64) {
-        if let Some(delay) = self.wheel.next_ms(now_ms) {
-            self.events.turn_wheel_in(delay);
+    fn arm_timer_wheel(&self, now_ms: u64) {
+        if let Some(delay) = self.timer_wheel.next_ms(now_ms) {
+            self.events.advance_timer_wheel_in(delay);
         }
     }
 
@@ -656,7 +656,7 @@ impl Delivery {
         if let Some(worker) = &self.worker {
             worker.count_out(connected);
         }
-        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.timer_wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         self.inbox.ordered.remove_reader(id.index);
         self.counters.ended += 1;
@@ -747,15 +747,15 @@ impl Delivery {
         subscriber.end_due_ms = NEVER;
         subscriber.ping_due_ms = NEVER;
         subscriber.push_farewell();
-        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.timer_wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         Some(Action::Advance(id))
     }
 
     /// Pings and ends whoever is due.
-    fn turn_wheel(&mut self, actions: &mut Vec<Action>) {
+    fn advance_timer_wheel(&mut self, actions: &mut Vec<Action>) {
         let now_ms = Now::read().monotonic_ms;
-        self.wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
+        self.timer_wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
         let mut pings = Pings::default();
         for _ in 0..DUE_PER_SLICE.min(self.due.len()) {
             let Some(index) = self.due.pop_front() else {
@@ -770,7 +770,7 @@ impl Delivery {
             }
             if subscriber.ping_due_ms <= now_ms {
                 // From when it was due, or slots would add up.
-                let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(wheel::SLOT_MS));
+                let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(timer_wheel::SLOT_MS));
                 subscriber.postpone_ping(beat);
                 match subscriber.ping(&mut pings, now_ms) {
                     Pinged::Sent => {}
@@ -781,14 +781,14 @@ impl Delivery {
             self.schedule(index, now_ms);
         }
         if self.due.is_empty() {
-            self.arm_wheel(now_ms);
+            self.arm_timer_wheel(now_ms);
         } else {
-            self.events.turn_wheel_in(1);
+            self.events.advance_timer_wheel_in(1);
         }
     }
 }
 
-/// The pings of one turn of the wheel, by style.
+/// The pings of one advance of the timer wheel, by style.
 #[derive(Default)]
 struct Pings(Vec<(Rc<Style>, Rc<Frames>)>);
 

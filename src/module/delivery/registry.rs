@@ -21,7 +21,7 @@ use super::output::Flight;
 use super::send_queue::{Bound, SendQueue};
 use super::session::{Reason, Session};
 use super::socket::Socket;
-use super::wheel::Place;
+use super::timer_wheel::Place;
 use crate::config::{Audience, Transport};
 
 /// Names a subscriber, also after it is gone: its place is then empty or somebody else's.
@@ -233,7 +233,7 @@ impl Subscriber {
         }
     }
 
-    /// When the wheel has to look at it.
+    /// When the timer wheel has to look at it.
     pub fn next_due_ms(&self) -> u64 {
         self.ping_due_ms.min(self.end_due_ms)
     }

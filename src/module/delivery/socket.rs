@@ -226,7 +226,7 @@ impl Delivery {
             subscriber.push_bytes(farewell);
             subscriber.ends(reason);
         }
-        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.timer_wheel.remove(&mut self.registry.slab, id.index);
         self.leave_store(id.index);
         Reaction::Advance
     }

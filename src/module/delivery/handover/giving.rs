@@ -325,7 +325,7 @@ impl Delivery {
                 remove(connection, 0);
             }
         }
-        self.wheel.remove(&mut self.registry.slab, id.index);
+        self.timer_wheel.remove(&mut self.registry.slab, id.index);
         self.handover.losses.insert(id.index, Loss::default());
     }
 

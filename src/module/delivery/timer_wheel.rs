@@ -17,7 +17,7 @@ const WORDS: usize = SLOTS as usize / 64;
 /// No subscriber.
 const NONE: u32 = u32::MAX;
 
-/// A subscriber's place in the wheel.
+/// A subscriber's place in the timer wheel.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     slot: u16,
@@ -39,16 +39,16 @@ impl Default for Place {
 }
 
 /// First subscriber of each slot, and which slots have one.
-pub struct Wheel {
+pub struct TimerWheel {
     firsts: Vec<u32>,
     used: [u64; WORDS],
     /// Slots up to this one (in slots since the clock's start) were looked at.
     done: u64,
 }
 
-impl Wheel {
-    pub fn new(now_ms: u64) -> Wheel {
-        Wheel {
+impl TimerWheel {
+    pub fn new(now_ms: u64) -> TimerWheel {
+        TimerWheel {
             firsts: vec![NONE; SLOTS as usize],
             used: [0; WORDS],
             done: now_ms / SLOT_MS,
