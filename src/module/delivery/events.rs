@@ -176,7 +176,7 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     fence::fence("delivery", recovery::start_over, || {
         let started = Instant::now();
         let settling = PROCESS.with(|delivery| {
-            delivery.journal.flush(Now::read().monotonic_ms);
+            delivery.disconnect_log.flush(Now::read().monotonic_ms);
             std::mem::take(&mut delivery.settling)
         });
         settling.unwrap_or_default().into_iter().for_each(detach::detach);

@@ -10,12 +10,12 @@ use push_stream_core::wire::eventsource;
 
 use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::coalesce::Coalescer;
+use super::disconnect_log::Reason;
 use super::frames::{Frames, Piece};
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use super::send_queue::{Bound, Overflow, SendQueue};
-use super::session::Reason;
 use super::{Delivery, Ending};
 use crate::config::SlowReader;
 use crate::ffi::fault;
@@ -358,8 +358,8 @@ impl Delivery {
             Delivered::Sent => {}
             Delivered::Queued { dropped } => {
                 self.counters.dropped += dropped as u64;
-                if let Some(session) = &mut subscriber.session {
-                    session.drop_messages(dropped);
+                if let Some(disconnect_record) = &mut subscriber.disconnect_record {
+                    disconnect_record.drop_messages(dropped);
                 }
                 self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
                 if dropped > 0 {
@@ -450,8 +450,8 @@ impl Delivery {
             }
         }
         self.inbox.batch.clear();
-        if let Some(session) = &mut subscriber.session {
-            session.add_messages(frames.messages_from(0));
+        if let Some(disconnect_record) = &mut subscriber.disconnect_record {
+            disconnect_record.add_messages(frames.messages_from(0));
         }
         subscriber.send_queue.push(Piece::whole(Rc::new(frames)));
         if more {
@@ -490,7 +490,7 @@ impl Subscriber {
             && !self.ending
             && self.send_queue.is_empty()
             && self.replay.is_none()
-            && self.session.is_none()
+            && self.disconnect_record.is_none()
     }
 
     /// Sends frames from byte `from` on to one that is [quick](Subscriber::is_quick).
@@ -516,8 +516,8 @@ impl Subscriber {
     /// A live piece has come.
     pub fn note_live(&mut self, piece: &Piece, now_ms: u64) {
         self.postpone_ping(now_ms);
-        if let Some(session) = &mut self.session {
-            session.add_messages(piece.frames.messages_from(piece.from));
+        if let Some(disconnect_record) = &mut self.disconnect_record {
+            disconnect_record.add_messages(piece.frames.messages_from(piece.from));
         }
     }
 

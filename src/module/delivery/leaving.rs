@@ -8,8 +8,8 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
+use super::disconnect_log::Reason;
 use super::registry::SubscriberId;
-use super::session::Reason;
 use super::{Delivery, PROCESS, perform};
 
 /// Subscribers ended before other events get their turn.

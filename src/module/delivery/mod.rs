@@ -11,7 +11,7 @@
 //! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: what WebSocket clients send.
-//! * [`session`]: what is logged when a stream ends.
+//! * [`disconnect_log`]: one line for each stream that ends.
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
 //! * [`leaving`]: the end of the worker. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: what nginx calls, and when.
@@ -25,6 +25,7 @@ mod channel_queue;
 mod closing;
 mod coalesce;
 mod detach;
+mod disconnect_log;
 mod events;
 mod frames;
 mod handover;
@@ -36,7 +37,6 @@ mod recovery;
 mod registry;
 mod report;
 mod send_queue;
-mod session;
 mod socket;
 mod tally;
 mod timer_wheel;
@@ -60,6 +60,7 @@ use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
 use busiest::Busiest;
 use detach::Neighbours;
+use disconnect_log::{DisconnectLog, DisconnectRecord};
 use events::Events;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
@@ -68,16 +69,15 @@ use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use report::Reported;
-use session::{Journal, Session};
 use tally::Tally;
 use timer_wheel::TimerWheel;
 
 pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
+pub use disconnect_log::Reason;
 pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use registry::{Kind, Reply, Rest};
-pub use session::Reason;
 pub use socket::Socket;
 
 /// Pings and ends before other events get their turn.
@@ -109,7 +109,7 @@ struct Delivery {
     busiest: Busiest,
     handover: Handover,
     reported: Reported,
-    journal: Journal,
+    disconnect_log: DisconnectLog,
 }
 
 /// What happened to slow readers in this worker.
@@ -167,7 +167,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         busiest: Busiest::default(),
         handover: Handover::default(),
         reported: Reported::default(),
-        journal: Journal::default(),
+        disconnect_log: DisconnectLog::default(),
     };
     if !delivery.claim() {
         ngx_log_error!(
@@ -585,7 +585,7 @@ impl Delivery {
             hold,
             end_reason: None,
             transit: Transit::None,
-            session: None,
+            disconnect_record: None,
             place: Default::default(),
             audience,
         };
@@ -599,8 +599,9 @@ impl Delivery {
         {
             // SAFETY: the connection has the address of its peer as text, as realip and the like have left it.
             let client = unsafe { (*subscriber.connection).addr_text.as_bytes() };
-            let session = Session::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
-            subscriber.session = Some(Box::new(session));
+            let disconnect_record =
+                DisconnectRecord::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
+            subscriber.disconnect_record = Some(Box::new(disconnect_record));
         }
         let waiting = subscriber.replay.is_some() || !subscriber.send_queue.is_empty();
         let connected = subscriber.connected();
@@ -663,8 +664,9 @@ impl Delivery {
         let mut subscriber = self.registry.take(id)?;
         if let Some(reason) = subscriber.closing_reason(ending) {
             self.tally.closed(reason);
-            if let Some(session) = subscriber.session.take() {
-                self.journal.add(&session, reason, Now::read().monotonic_ms);
+            if let Some(disconnect_record) = subscriber.disconnect_record.take() {
+                self.disconnect_log
+                    .add(&disconnect_record, reason, Now::read().monotonic_ms);
                 self.events.post_work();
             }
         }
@@ -682,12 +684,12 @@ impl Delivery {
                 continue;
             };
             self.tally.closed(reason);
-            if let Some(session) = left.session.take() {
-                self.journal.add(&session, reason, now_ms);
+            if let Some(disconnect_record) = left.disconnect_record.take() {
+                self.disconnect_log.add(&disconnect_record, reason, now_ms);
             }
         }
         self.count();
-        self.journal.flush(now_ms);
+        self.disconnect_log.flush(now_ms);
     }
 
     /// The subscriber at `index` leaves all its channels; it gets no more messages.

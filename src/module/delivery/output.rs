@@ -163,8 +163,8 @@ impl Subscriber {
 
     /// Counts bytes that were sent.
     fn count(&mut self, bytes: usize) {
-        if let Some(session) = &mut self.session {
-            session.add_bytes(bytes);
+        if let Some(disconnect_record) = &mut self.disconnect_record {
+            disconnect_record.add_bytes(bytes);
         }
     }
 

@@ -16,10 +16,10 @@ use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::Ending;
+use super::disconnect_log::{DisconnectRecord, Reason};
 use super::frames::Style;
 use super::output::Flight;
 use super::send_queue::{Bound, SendQueue};
-use super::session::{Reason, Session};
 use super::socket::Socket;
 use super::timer_wheel::Place;
 use crate::config::{Audience, Transport};
@@ -105,7 +105,7 @@ pub struct Subscriber {
     pub send_queue: SendQueue,
     pub replay: Option<Box<Replaying>>,
     /// Where its end is logged.
-    pub session: Option<Box<Session>>,
+    pub disconnect_record: Option<Box<DisconnectRecord>>,
     pub ping_due_ms: u64,
     pub audience: Rc<Audience>,
     /// The socket, if bytes may go straight to it: no request, no TLS. Else -1.

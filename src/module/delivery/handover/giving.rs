@@ -8,9 +8,9 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Connection, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
+use super::super::disconnect_log::Reason;
 use super::super::inbox::Action;
 use super::super::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
-use super::super::session::Reason;
 use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
 use crate::ffi::fence;
@@ -288,7 +288,10 @@ impl Delivery {
                 ping_due_ms: due(subscriber.ping_due_ms),
                 end_due_ms: due(subscriber.end_due_ms),
                 unanswered_since_ms,
-                session: subscriber.session.as_ref().map(|session| session.to_wire()),
+                disconnect_record: subscriber
+                    .disconnect_record
+                    .as_ref()
+                    .map(|disconnect_record| disconnect_record.to_wire()),
             };
             if let (Some(worker), Some(address)) = (&self.worker, address) {
                 described.address = Some(worker.address_key(address));
@@ -427,7 +430,7 @@ impl Delivery {
         let connection = subscriber.connection;
         let connected = subscriber.connected();
         debug_assert!(matches!(connected, Connection::Detached(_)));
-        subscriber.session = None;
+        subscriber.disconnect_record = None;
         let address = subscriber.take_address();
         let mut left = self.registry.unseat_all(id.index);
         left.extend(address);

@@ -11,10 +11,10 @@ use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent
 use smallvec::SmallVec;
 
 use super::super::detach;
+use super::super::disconnect_log::DisconnectRecord;
 use super::super::frames::{Frames, Framing, Piece, Style};
 use super::super::inbox::Action;
 use super::super::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
-use super::super::session::Session;
 use super::super::socket::Socket;
 use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
@@ -245,11 +245,11 @@ impl Delivery {
             let latest = now.monotonic_ms + interval;
             offered.ping_due_ms.unwrap_or(latest).min(latest)
         });
-        let session = offered
-            .session
+        let disconnect_record = offered
+            .disconnect_record
             .as_ref()
             .filter(|_| !audience.log_disconnect.is_null())
-            .map(|session| Box::new(Session::from_wire(audience.log_disconnect, session)));
+            .map(|disconnect_record| Box::new(DisconnectRecord::from_wire(audience.log_disconnect, disconnect_record)));
         let mut subscriber = Subscriber {
             request: ptr::null_mut(),
             socket: -1,
@@ -268,7 +268,7 @@ impl Delivery {
             end_reason: None,
             hold: None,
             transit: Transit::Arriving,
-            session,
+            disconnect_record,
             place: Default::default(),
             audience,
         };
@@ -342,7 +342,7 @@ impl Delivery {
         };
         let ordered = subscriber.style.format.ordered;
         let (connection, connected) = (subscriber.connection, subscriber.connected());
-        subscriber.session = None;
+        subscriber.disconnect_record = None;
         let address = subscriber.take_address();
         let mut left = self.registry.unseat_all(id.index);
         left.extend(address);

@@ -1,5 +1,5 @@
-//! What is written when a stream ends (`push_stream_log_disconnect`): one line each, gathered, so that a storm of leavers is
-//! one write.
+//! The disconnect log (`push_stream_log_disconnect`): one line for each stream that ends, gathered, so that a storm of disconnects
+//! is one write.
 
 use std::io;
 
@@ -96,7 +96,7 @@ impl Reason {
 }
 
 /// What is known of a stream until its line is written. Only where the directive is on.
-pub struct Session {
+pub struct DisconnectRecord {
     /// Lives as long as the configuration that the stream's location is in.
     file: *mut ngx_open_file_t,
     /// Client address, mode and channels, as in the line.
@@ -106,8 +106,8 @@ pub struct Session {
     bytes: u64,
 }
 
-impl Session {
-    pub fn new(file: *mut ngx_open_file_t, client: &[u8], mode: Mode, ids: &[&[u8]], now_ms: u64) -> Session {
+impl DisconnectRecord {
+    pub fn new(file: *mut ngx_open_file_t, client: &[u8], mode: Mode, ids: &[&[u8]], now_ms: u64) -> DisconnectRecord {
         let mut who = b"client=".to_vec();
         push_escaped(client, &mut who);
         who.extend_from_slice(b" mode=");
@@ -119,7 +119,7 @@ impl Session {
             }
             push_escaped(id, &mut who);
         }
-        Session {
+        DisconnectRecord {
             file,
             who: who.into(),
             began_ms: now_ms,
@@ -129,19 +129,19 @@ impl Session {
     }
 
     /// As another worker logged it up to now.
-    pub fn from_wire(file: *mut ngx_open_file_t, session: &handover::Session) -> Session {
-        Session {
+    pub fn from_wire(file: *mut ngx_open_file_t, disconnect_record: &handover::DisconnectRecord) -> DisconnectRecord {
+        DisconnectRecord {
             file,
-            who: session.who.clone().into(),
-            began_ms: session.began_ms,
-            messages: session.messages,
-            bytes: session.bytes,
+            who: disconnect_record.who.clone().into(),
+            began_ms: disconnect_record.began_ms,
+            messages: disconnect_record.messages,
+            bytes: disconnect_record.bytes,
         }
     }
 
     /// For another worker.
-    pub fn to_wire(&self) -> handover::Session {
-        handover::Session {
+    pub fn to_wire(&self) -> handover::DisconnectRecord {
+        handover::DisconnectRecord {
             who: self.who.to_vec(),
             began_ms: self.began_ms,
             messages: self.messages,
@@ -178,18 +178,18 @@ fn push_escaped(text: &[u8], out: &mut Vec<u8>) {
 
 /// Lines that are not written yet, by file.
 #[derive(Default)]
-pub struct Journal {
+pub struct DisconnectLog {
     files: Vec<(*mut ngx_open_file_t, Vec<u8>)>,
     /// When it was last told that a file cannot be written.
     complained_ms: u64,
 }
 
-impl Journal {
+impl DisconnectLog {
     /// Adds the line of a stream that has ended.
-    pub fn add(&mut self, session: &Session, reason: Reason, now_ms: u64) {
-        let index = self.files.iter().position(|(file, _)| *file == session.file);
+    pub fn add(&mut self, disconnect_record: &DisconnectRecord, reason: Reason, now_ms: u64) {
+        let index = self.files.iter().position(|(file, _)| *file == disconnect_record.file);
         let index = index.unwrap_or_else(|| {
-            self.files.push((session.file, Vec::new()));
+            self.files.push((disconnect_record.file, Vec::new()));
             self.files.len() - 1
         });
         let lines = &mut self.files[index].1;
@@ -197,14 +197,14 @@ impl Journal {
         let time = unsafe { ngx_cached_http_log_iso8601 };
         lines.extend_from_slice(time.as_bytes());
         lines.push(b' ');
-        lines.extend_from_slice(&session.who);
-        let duration_ms = now_ms - session.began_ms;
+        lines.extend_from_slice(&disconnect_record.who);
+        let duration_ms = now_ms - disconnect_record.began_ms;
         let figures = format!(
             " seconds={}.{:03} messages={} bytes={} reason={}\n",
             duration_ms / 1000,
             duration_ms % 1000,
-            session.messages,
-            session.bytes,
+            disconnect_record.messages,
+            disconnect_record.bytes,
             reason.name()
         );
         lines.extend_from_slice(figures.as_bytes());
