@@ -9,7 +9,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Counter, Now, Tick};
 
-use super::{Delivery, PROCESS, detach, leaving, perform, recovery};
+use super::{Delivery, PROCESS, detach, perform, recovery, shutdown};
 use crate::ffi::fence;
 
 /// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
@@ -57,7 +57,7 @@ impl Events {
             timer_wheel: event(on_timer_wheel, true),
             walk: event(on_walk, true),
             // The only one that keeps a leaving worker alive.
-            leave: event(on_leave, false),
+            leave: event(on_shutdown, false),
             deaf: Cell::new(false),
             log,
         }))
@@ -87,7 +87,7 @@ impl Events {
         add_timer(&self.walk, delay_ms);
     }
 
-    pub fn leave_in(&self, delay_ms: u64) {
+    pub fn shutdown_in(&self, delay_ms: u64) {
         add_timer(&self.leave, delay_ms);
     }
 
@@ -160,7 +160,7 @@ unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
         };
         PROCESS.with(Delivery::wake);
         if leave {
-            leaving::begin();
+            shutdown::begin();
         }
     });
 }
@@ -211,8 +211,8 @@ unsafe extern "C" fn on_walk(_event: *mut ngx_event_t) {
     });
 }
 
-unsafe extern "C" fn on_leave(_event: *mut ngx_event_t) {
-    fence::fence("leaving", recovery::start_over, leaving::go_on);
+unsafe extern "C" fn on_shutdown(_event: *mut ngx_event_t) {
+    fence::fence("leaving", recovery::start_over, shutdown::go_on);
 }
 
 unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {

@@ -13,7 +13,7 @@
 //! * [`mod@socket`]: what WebSocket clients send.
 //! * [`disconnect_log`]: one line for each stream that ends.
 //! * [`report`]: what the error log is told. [`tally`]: what is counted.
-//! * [`leaving`]: the end of the worker. [`handover`]: its subscribers go to another worker.
+//! * [`shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: what nginx calls, and when.
 //! * [`recovery`]: after a panic.
 //!
@@ -30,13 +30,13 @@ mod events;
 mod frames;
 mod handover;
 mod inbox;
-mod leaving;
 mod ordered;
 mod output;
 mod recovery;
 mod registry;
 mod report;
 mod send_queue;
+mod shutdown;
 mod socket;
 mod tally;
 mod timer_wheel;
@@ -65,10 +65,10 @@ use events::Events;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
-use leaving::Leaving;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use report::Reported;
+use shutdown::Shutdown;
 use tally::Tally;
 use timer_wheel::TimerWheel;
 
@@ -103,7 +103,7 @@ struct Delivery {
     /// When the slice of work began after which there was more to do.
     slice_before: Option<Instant>,
     events: &'static Events,
-    leaving: Leaving,
+    shutdown: Shutdown,
     counters: Counters,
     tally: Tally,
     busiest: Busiest,
@@ -161,7 +161,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         neighbours: Neighbours::find(),
         slice_before: None,
         events,
-        leaving: Leaving::default(),
+        shutdown: Shutdown::default(),
         counters: Counters::default(),
         tally: Tally::default(),
         busiest: Busiest::default(),
@@ -184,7 +184,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
 /// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
 pub fn stop() {
     PROCESS.with(Delivery::stop_accepting);
-    leaving::end_now();
+    shutdown::end_now();
     PROCESS.with(Delivery::note_left);
     if let Some(worker) = PROCESS.take().and_then(|delivery| delivery.worker) {
         worker.release();
@@ -620,8 +620,8 @@ impl Delivery {
             self.inbox.catching_up.push_back(id);
             self.events.post_work();
         }
-        if self.leaving.begun() {
-            self.events.leave_in(0);
+        if self.shutdown.begun() {
+            self.events.shutdown_in(0);
         }
         id
     }

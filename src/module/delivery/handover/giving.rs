@@ -231,7 +231,7 @@ impl Delivery {
                 }
             }
             // Too many descriptors are on their way: later.
-            Err(_) => self.events.leave_in(super::super::leaving::PACE_MS),
+            Err(_) => self.events.shutdown_in(super::super::shutdown::PACE_MS),
         }
     }
 
@@ -310,7 +310,7 @@ impl Delivery {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
         };
-        subscriber.transit = Transit::Leaving;
+        subscriber.transit = Transit::Shutdown;
         subscriber.socket = -1;
         // SAFETY: the connection is open; it stays so while another process has its socket, too.
         unsafe {

@@ -72,7 +72,7 @@ unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
 impl Delivery {
     /// From now on this worker takes subscribers of others, if it is configured to.
     pub fn start_accepting(&mut self) {
-        if !self.settings.handover || !is_possible() || self.handover.listening.is_some() || self.leaving.begun() {
+        if !self.settings.handover || !is_possible() || self.handover.listening.is_some() || self.shutdown.begun() {
             return;
         }
         let (Some(worker), Some([receiver, _])) = (&self.worker, self.zone.handover_fds()) else {
@@ -150,7 +150,7 @@ impl Delivery {
             if arriving.is_empty() {
                 let offer = wire::decode::<Offer>(&payload).filter(|offer| offer.subscribers.len() == fds.len());
                 match offer {
-                    Some(offer) if !self.leaving.begun() => self.answer_offer(index, &offer, fds),
+                    Some(offer) if !self.shutdown.begun() => self.answer_offer(index, &offer, fds),
                     _ => return self.stop_taking_from(key),
                 }
             } else {
@@ -166,7 +166,7 @@ impl Delivery {
                         (None, _) => {}
                     }
                 }
-                if self.leaving.begun() {
+                if self.shutdown.begun() {
                     return self.stop_taking_from(key);
                 }
             }
@@ -330,8 +330,8 @@ impl Delivery {
             self.place_one();
         }
         self.schedule(id.index, Now::read().monotonic_ms);
-        if self.leaving.begun() {
-            self.events.leave_in(0);
+        if self.shutdown.begun() {
+            self.events.shutdown_in(0);
         }
     }
 

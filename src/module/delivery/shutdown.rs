@@ -1,4 +1,4 @@
-//! The end of a worker: every stream ends properly.
+//! Shutdown of an nginx worker: every stream ends properly.
 //!
 //! Reload and quit look alike here: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is
 //! armed as long as a subscriber remains; what is then unsent is nginx's to wait for. At a fast stop there is no
@@ -23,14 +23,14 @@ const LAST_MS: u64 = 700;
 
 /// Progress of the end.
 #[derive(Default)]
-pub struct Leaving {
+pub struct Shutdown {
     /// When it began and when everybody is to have ended.
     span: Option<(u64, u64)>,
     /// Subscribers up to this index have been ended.
     next: u32,
 }
 
-impl Leaving {
+impl Shutdown {
     pub fn begun(&self) -> bool {
         self.span.is_some()
     }
@@ -41,12 +41,12 @@ pub fn begin() {
     PROCESS.with(|delivery| {
         let now_ms = Now::read().monotonic_ms;
         delivery
-            .leaving
+            .shutdown
             .span
             .get_or_insert((now_ms, now_ms + delivery.settings.drain_time_ms));
         delivery.begin_giving(now_ms);
         if delivery.registry.slab.len() > 0 {
-            delivery.events.leave_in(0);
+            delivery.events.shutdown_in(0);
         }
     });
 }
@@ -59,13 +59,13 @@ pub fn go_on() {
         actions
     });
     perform(actions.unwrap_or_default());
-    let ids = PROCESS.with(Delivery::next_to_leave).unwrap_or_default();
+    let ids = PROCESS.with(Delivery::next_to_end).unwrap_or_default();
     end_all(&ids);
     PROCESS.with(|delivery| {
         if delivery.registry.slab.len() > 0 {
             delivery
                 .events
-                .leave_in(if ids.len() as u32 == ENDS_PER_SLICE { 1 } else { PACE_MS });
+                .shutdown_in(if ids.len() as u32 == ENDS_PER_SLICE { 1 } else { PACE_MS });
         }
     });
 }
@@ -73,7 +73,7 @@ pub fn go_on() {
 /// The process is about to exit.
 pub fn end_now() {
     let deadline = Now::read().monotonic_ms + LAST_MS;
-    PROCESS.with(|delivery| delivery.leaving.next = 0);
+    PROCESS.with(|delivery| delivery.shutdown.next = 0);
     loop {
         let ids = PROCESS
             .with(|delivery| delivery.slice(ENDS_PER_SLICE))
@@ -104,13 +104,13 @@ fn end_all(ids: &[SubscriberId]) {
 
 impl Delivery {
     /// Whose turn it is to end now.
-    fn next_to_leave(&mut self) -> Vec<SubscriberId> {
+    fn next_to_end(&mut self) -> Vec<SubscriberId> {
         let now_ms = Now::read().monotonic_ms;
-        let remaining_ms = self.leaving.span.map_or(0, |(_, end)| end.saturating_sub(now_ms));
+        let remaining_ms = self.shutdown.span.map_or(0, |(_, end)| end.saturating_sub(now_ms));
         let share = self.registry.slab.len() as u64 * PACE_MS / remaining_ms.max(PACE_MS);
-        if self.leaving.next >= self.registry.slab.end() {
+        if self.shutdown.next >= self.registry.slab.end() {
             // Whoever came or was not ended meanwhile.
-            self.leaving.next = 0;
+            self.shutdown.next = 0;
         }
         self.slice(u32::try_from(share.max(1)).unwrap_or(u32::MAX).min(ENDS_PER_SLICE))
     }
@@ -118,9 +118,9 @@ impl Delivery {
     /// The next subscribers by index, at most `count`.
     fn slice(&mut self, count: u32) -> Vec<SubscriberId> {
         let mut ids = Vec::new();
-        while (ids.len() as u32) < count && self.leaving.next < self.registry.slab.end() {
-            let index = self.leaving.next;
-            self.leaving.next += 1;
+        while (ids.len() as u32) < count && self.shutdown.next < self.registry.slab.end() {
+            let index = self.shutdown.next;
+            self.shutdown.next += 1;
             if !self.is_given(index) {
                 ids.extend(self.registry.slab.id(index));
             }
