@@ -7,7 +7,7 @@
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
 //! * [`frames`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`send_queue`]: bytes to a connection, and what waits for a slow reader.
-//! * [`detach`], [`closing`]: connections without a request of nginx, and their end.
+//! * [`detach`], [`lingering_close`]: connections without a request of nginx, and their end.
 //! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: what WebSocket clients send.
@@ -22,7 +22,6 @@
 
 mod busiest;
 mod channel_queue;
-mod closing;
 mod coalesce;
 mod detach;
 mod disconnect_log;
@@ -30,6 +29,7 @@ mod events;
 mod frames;
 mod handover;
 mod inbox;
+mod lingering_close;
 mod ordered;
 mod output;
 mod recovery;
@@ -410,7 +410,7 @@ fn end(id: SubscriberId, ending: Ending) {
     };
     if subscriber.is_detached() {
         // SAFETY: the subscriber was registered until now, so its connection is open.
-        return unsafe { closing::close(&subscriber, ending) };
+        return unsafe { lingering_close::close(&subscriber, ending) };
     }
     let r = subscriber.request;
     // SAFETY: the subscriber was registered until now, so its request is alive.
