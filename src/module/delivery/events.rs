@@ -243,7 +243,7 @@ impl Delivery {
         }
         self.count();
         self.report(now);
-        self.look_for_busiest(now);
+        self.start_top_channels_walk(now);
         self.look_after_taking(now.monotonic_ms);
         self.forget_buffers();
         self.give_memory_back(now.monotonic_ms);

@@ -8,7 +8,7 @@
 //! * [`frames`]: messages as bytes, written once for all subscribers of a style.
 //! * [`output`], [`send_queue`]: bytes to a connection, and what waits for a slow reader.
 //! * [`detach`], [`lingering_close`]: connections without a request of nginx, and their end.
-//! * [`mod@busiest`]: the channels with the most subscriptions, stored bytes and messages.
+//! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: what WebSocket clients send.
 //! * [`disconnect_log`]: one line for each stream that ends.
@@ -20,7 +20,6 @@
 //! The state of all this is one value, borrowed for short steps. Whatever may come back into this module (the output
 //! filters, finalizing a request) happens between the steps.
 
-mod busiest;
 mod channel_queue;
 mod coalesce;
 mod detach;
@@ -40,6 +39,7 @@ mod shutdown;
 mod socket;
 mod tally;
 mod timer_wheel;
+mod top_channels;
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -58,7 +58,6 @@ use crate::config::{Audience, Main, Settings, Transport};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, fence, lookup, pool, tcp};
 
-use busiest::Busiest;
 use detach::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use events::Events;
@@ -71,14 +70,15 @@ use report::Reported;
 use shutdown::Shutdown;
 use tally::Tally;
 use timer_wheel::TimerWheel;
+use top_channels::TopChannels;
 
-pub use busiest::{Busy, Tops, busiest};
 pub use detach::{Contexts, may_send_directly};
 pub use disconnect_log::Reason;
 pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
+pub use top_channels::{TopChannel, Tops, top_channels};
 
 /// Pings and ends before other events get their turn.
 const DUE_PER_SLICE: usize = 256;
@@ -106,7 +106,7 @@ struct Delivery {
     shutdown: Shutdown,
     counters: Counters,
     tally: Tally,
-    busiest: Busiest,
+    top_channels: TopChannels,
     handover: Handover,
     reported: Reported,
     disconnect_log: DisconnectLog,
@@ -164,7 +164,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         shutdown: Shutdown::default(),
         counters: Counters::default(),
         tally: Tally::default(),
-        busiest: Busiest::default(),
+        top_channels: TopChannels::default(),
         handover: Handover::default(),
         reported: Reported::default(),
         disconnect_log: DisconnectLog::default(),

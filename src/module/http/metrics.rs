@@ -4,7 +4,7 @@
 use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
-use crate::delivery::{Busy, Reason, Tops};
+use crate::delivery::{Reason, TopChannel, Tops};
 
 /// Why messages were refused.
 const REFUSALS: [(&[u8], Counter); 6] = [
@@ -279,7 +279,7 @@ fn stalls(writer: &mut Writer, summary: &Summary) {
 }
 
 /// One of a channel's figures.
-type Figure = fn(&Busy) -> u64;
+type Figure = fn(&TopChannel) -> u64;
 
 /// The busiest channels, if they are wanted: each family has those that have the most of it.
 fn channels(writer: &mut Writer, tops: &Tops) {
@@ -288,26 +288,26 @@ fn channels(writer: &mut Writer, tops: &Tops) {
             "push_stream_channel_subscribers",
             Kind::Gauge,
             "Subscriptions of the channels that have the most.",
-            |busy| busy.info.subscribers,
+            |channel| channel.info.subscribers,
         ),
         (
             "push_stream_channel_messages_published",
             Kind::Counter,
             "Messages ever published in the channels that have the most subscriptions.",
-            |busy| busy.info.published,
+            |channel| channel.info.published,
         ),
         (
             "push_stream_channel_messages_stored",
             Kind::Gauge,
             "Messages stored in the channels that have the most subscriptions.",
-            |busy| busy.info.stored,
+            |channel| channel.info.stored,
         ),
     ];
     if !tops.by_subscribers.is_empty() {
         for (name, kind, help, value) in by_subscribers {
             let mut family = writer.family(name, kind, help);
-            for busy in &tops.by_subscribers {
-                family.sample(&[("channel", &busy.id)], value(busy));
+            for channel in &tops.by_subscribers {
+                family.sample(&[("channel", &channel.id)], value(channel));
             }
         }
     }
@@ -317,8 +317,8 @@ fn channels(writer: &mut Writer, tops: &Tops) {
             Kind::Gauge,
             "Memory of the stored messages of the channels that have the most.",
         );
-        for busy in &tops.by_bytes {
-            family.sample(&[("channel", &busy.id)], busy.stored_bytes);
+        for channel in &tops.by_bytes {
+            family.sample(&[("channel", &channel.id)], channel.stored_bytes);
         }
     }
     if !tops.by_rate.is_empty() {
@@ -327,8 +327,8 @@ fn channels(writer: &mut Writer, tops: &Tops) {
             Kind::Gauge,
             "Messages lately published in the channels that got the most.",
         );
-        for busy in &tops.by_rate {
-            family.sample_us(&[("channel", &busy.id)], busy.per_1000_secs * 1000);
+        for channel in &tops.by_rate {
+            family.sample_us(&[("channel", &channel.id)], channel.per_1000_secs * 1000);
         }
     }
 }

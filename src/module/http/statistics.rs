@@ -50,8 +50,8 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 
 fn send_metrics(r: Request<'_>, exposition: Exposition) -> Result<ngx_int_t, Denial> {
     let summary = delivery::figures(Now::read()).ok_or(Denial::Unavailable)?;
-    let busiest = delivery::busiest(r.location().statistics_channels());
-    let body = metrics::write(exposition, &summary, &busiest);
+    let top_channels = delivery::top_channels(r.location().statistics_channels());
+    let body = metrics::write(exposition, &summary, &top_channels);
     answer::with_body(r, exposition.content_type(), body)
 }
 

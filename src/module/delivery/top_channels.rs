@@ -23,7 +23,7 @@ const COUNTED: usize = 65_536;
 
 /// A channel as it was found.
 #[derive(Clone, Debug)]
-pub struct Busy {
+pub struct TopChannel {
     pub id: Vec<u8>,
     pub info: ChannelInfo,
     /// Memory of its stored messages.
@@ -35,13 +35,13 @@ pub struct Busy {
 /// The busiest channels by each measure, the busiest first.
 #[derive(Clone, Debug, Default)]
 pub struct Tops {
-    pub by_subscribers: Vec<Busy>,
-    pub by_bytes: Vec<Busy>,
-    pub by_rate: Vec<Busy>,
+    pub by_subscribers: Vec<TopChannel>,
+    pub by_bytes: Vec<TopChannel>,
+    pub by_rate: Vec<TopChannel>,
 }
 
 #[derive(Default)]
-pub struct Busiest {
+pub struct TopChannels {
     /// The result of the last walk.
     found: Tops,
     walk: Option<Walk>,
@@ -83,14 +83,14 @@ struct Walk {
 /// The best so far by one measure, and not many more.
 struct Best {
     wanted: usize,
-    measure: fn(&Busy) -> u64,
-    channels: Vec<Busy>,
+    measure: fn(&TopChannel) -> u64,
+    channels: Vec<TopChannel>,
     /// Those that have no more are not among them.
     least: u64,
 }
 
 impl Best {
-    fn new(wanted: usize, measure: fn(&Busy) -> u64) -> Best {
+    fn new(wanted: usize, measure: fn(&TopChannel) -> u64) -> Best {
         Best {
             wanted,
             measure,
@@ -99,11 +99,11 @@ impl Best {
         }
     }
 
-    fn offer(&mut self, busy: &Busy) {
-        if (self.measure)(busy) <= self.least {
+    fn offer(&mut self, channel: &TopChannel) {
+        if (self.measure)(channel) <= self.least {
             return;
         }
-        self.channels.push(busy.clone());
+        self.channels.push(channel.clone());
         if self.channels.len() >= 2 * self.wanted {
             self.cut();
         }
@@ -111,14 +111,14 @@ impl Best {
 
     fn cut(&mut self) {
         // Of equals, the older stays: a channel does not come and go with each walk.
-        self.channels.sort_by_key(|busy| Reverse((self.measure)(busy)));
+        self.channels.sort_by_key(|channel| Reverse((self.measure)(channel)));
         self.channels.truncate(self.wanted);
         if let Some(last) = self.channels.get(self.wanted - 1) {
             self.least = (self.measure)(last);
         }
     }
 
-    fn into_found(mut self) -> Vec<Busy> {
+    fn into_found(mut self) -> Vec<TopChannel> {
         self.cut();
         self.channels
     }
@@ -133,9 +133,9 @@ impl Walk {
                 began: Some(began),
                 ..Counts::default()
             },
-            by_subscribers: Best::new(wanted, |busy| busy.info.subscribers),
-            by_bytes: Best::new(wanted, |busy| busy.stored_bytes),
-            by_rate: Best::new(wanted, |busy| busy.per_1000_secs),
+            by_subscribers: Best::new(wanted, |channel| channel.info.subscribers),
+            by_bytes: Best::new(wanted, |channel| channel.stored_bytes),
+            by_rate: Best::new(wanted, |channel| channel.per_1000_secs),
         }
     }
 
@@ -168,14 +168,14 @@ impl Walk {
                         counts.published.insert(born, listed.info.published);
                     }
                 }
-                let busy = Busy {
+                let channel = TopChannel {
                     id: listed.id.to_vec(),
                     info: listed.info,
                     stored_bytes: listed.extent.stored_bytes,
                     per_1000_secs: new * 1_000_000 / passed_ms.max(1),
                 };
                 for best in [&mut *by_subscribers, &mut *by_bytes, &mut *by_rate] {
-                    best.offer(&busy);
+                    best.offer(&channel);
                 }
             })
         })
@@ -183,10 +183,10 @@ impl Walk {
 }
 
 /// The `count` busiest channels by each measure, as far as they are known.
-pub fn busiest(count: usize) -> Tops {
+pub fn top_channels(count: usize) -> Tops {
     let some = PROCESS.with(|delivery| {
-        let first = |found: &[Busy]| found.iter().take(count).cloned().collect();
-        let found = &delivery.busiest.found;
+        let first = |found: &[TopChannel]| found.iter().take(count).cloned().collect();
+        let found = &delivery.top_channels.found;
         Tops {
             by_subscribers: first(&found.by_subscribers),
             by_bytes: first(&found.by_bytes),
@@ -198,33 +198,33 @@ pub fn busiest(count: usize) -> Tops {
 
 impl Delivery {
     /// Starts a walk if somebody wants its result and it is time.
-    pub fn look_for_busiest(&mut self, now: Now) {
+    pub fn start_top_channels_walk(&mut self, now: Now) {
         let wanted = self.settings.statistics_channels.get() as usize;
-        let busiest = &mut self.busiest;
+        let top_channels = &mut self.top_channels;
         if wanted == 0 {
-            busiest.found = Tops::default();
-            busiest.counts = Counts::default();
+            top_channels.found = Tops::default();
+            top_channels.counts = Counts::default();
         }
-        if wanted == 0 || busiest.walk.is_some() || now.monotonic_ms < busiest.due_ms {
+        if wanted == 0 || top_channels.walk.is_some() || now.monotonic_ms < top_channels.due_ms {
             return;
         }
-        busiest.due_ms = now.monotonic_ms + PERIOD_MS;
-        busiest.walk = Some(Walk::new(wanted, now));
+        top_channels.due_ms = now.monotonic_ms + PERIOD_MS;
+        top_channels.walk = Some(Walk::new(wanted, now));
         self.events.walk_in(0);
     }
 
     /// One slice of the walk.
     pub fn walk(&mut self) {
-        let (Some(mut walk), Some(worker)) = (self.busiest.walk.take(), &self.worker) else {
+        let (Some(mut walk), Some(worker)) = (self.top_channels.walk.take(), &self.worker) else {
             return;
         };
-        if walk.go_on(worker, &self.busiest.counts) {
-            self.busiest.walk = Some(walk);
+        if walk.go_on(worker, &self.top_channels.counts) {
+            self.top_channels.walk = Some(walk);
             self.events.walk_in(PAUSE_MS);
         } else {
             walk.counts.born = walk.listing.visited();
-            self.busiest.counts = walk.counts;
-            self.busiest.found = Tops {
+            self.top_channels.counts = walk.counts;
+            self.top_channels.found = Tops {
                 by_subscribers: walk.by_subscribers.into_found(),
                 by_bytes: walk.by_bytes.into_found(),
                 by_rate: walk.by_rate.into_found(),
