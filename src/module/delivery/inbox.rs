@@ -225,7 +225,7 @@ impl Delivery {
         loop {
             match self.hand_out_quickly(&queue, &mut left, now_ms) {
                 Handed::All => {
-                    self.tally.observe(queue.published_ms());
+                    self.local_counters.observe(queue.published_ms());
                     return self.inbox.queues.finish_part(queue);
                 }
                 Handed::Turn => return self.inbox.queues.put_back(queue),
@@ -269,7 +269,7 @@ impl Delivery {
             let Some((frames, from, _, count)) = queue.part_for(subscriber) else {
                 continue;
             };
-            self.tally.delivered += count as u64;
+            self.local_counters.delivered += count as u64;
             subscriber.postpone_ping(now_ms);
             match subscriber.send_quickly(frames, from, None) {
                 Delivered::Sent => {}
@@ -315,7 +315,7 @@ impl Delivery {
             if subscriber.ending {
                 return;
             }
-            self.tally.delivered += 1;
+            self.local_counters.delivered += 1;
             let to = mark.end();
             let answer = Answer {
                 deleted: queue.is_deleted() && mark.seq == frames.last_seq(),
@@ -334,7 +334,7 @@ impl Delivery {
             return;
         }
         if !subscriber.ending {
-            self.tally.delivered += count as u64;
+            self.local_counters.delivered += count as u64;
             let piece = Piece::tail(frames, from);
             let delivered = if subscriber.may_coalesce() {
                 self.coalesce(id, piece, expects, now_ms)
@@ -361,9 +361,9 @@ impl Delivery {
                 if let Some(disconnect_record) = &mut subscriber.disconnect_record {
                     disconnect_record.drop_messages(dropped);
                 }
-                self.tally.slow(subscriber.audience.slow_reader, dropped > 0);
+                self.local_counters.slow(subscriber.audience.slow_reader, dropped > 0);
                 if dropped > 0 {
-                    self.tally.gap_notices += u64::from(subscriber.tell_missed());
+                    self.local_counters.gap_notices += u64::from(subscriber.tell_missed());
                 }
             }
             Delivered::Advance => actions.push(Action::Advance(id)),
@@ -371,7 +371,7 @@ impl Delivery {
                 // Nothing more may be written: TLS would take it for a bad repetition.
                 subscriber.ending = true;
                 self.counters.too_slow += u64::from(ending == Ending::TooSlow);
-                self.tally.slow(SlowReader::Close, ending == Ending::TooSlow);
+                self.local_counters.slow(SlowReader::Close, ending == Ending::TooSlow);
                 actions.push(Action::End(id, ending));
             }
         }
@@ -433,8 +433,8 @@ impl Delivery {
             self.inbox.batch.clear();
             return Replayed::Broken;
         }
-        self.tally.delivered += self.inbox.batch.len() as u64;
-        self.tally.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
+        self.local_counters.delivered += self.inbox.batch.len() as u64;
+        self.local_counters.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
         let mut frames = Frames::default();
         for (index, message) in self.inbox.batch.iter() {
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);

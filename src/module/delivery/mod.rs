@@ -12,7 +12,7 @@
 //! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: what WebSocket clients send.
 //! * [`disconnect_log`]: one line for each stream that ends.
-//! * [`report`]: what the error log is told. [`tally`]: what is counted.
+//! * [`report`]: what the error log is told. [`local_counters`]: counts not yet in the zone.
 //! * [`shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: what nginx calls, and when.
 //! * [`recovery`]: after a panic.
@@ -29,6 +29,7 @@ mod frames;
 mod handover;
 mod inbox;
 mod lingering_close;
+mod local_counters;
 mod ordered;
 mod output;
 mod recovery;
@@ -37,7 +38,6 @@ mod report;
 mod send_queue;
 mod shutdown;
 mod socket;
-mod tally;
 mod timer_wheel;
 mod top_channels;
 
@@ -64,11 +64,11 @@ use events::Events;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
+use local_counters::LocalCounters;
 use output::{Flight, Step};
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use report::Reported;
 use shutdown::Shutdown;
-use tally::Tally;
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
@@ -105,7 +105,7 @@ struct Delivery {
     events: &'static Events,
     shutdown: Shutdown,
     counters: Counters,
-    tally: Tally,
+    local_counters: LocalCounters,
     top_channels: TopChannels,
     handover: Handover,
     reported: Reported,
@@ -163,7 +163,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         events,
         shutdown: Shutdown::default(),
         counters: Counters::default(),
-        tally: Tally::default(),
+        local_counters: LocalCounters::default(),
         top_channels: TopChannels::default(),
         handover: Handover::default(),
         reported: Reported::default(),
@@ -220,7 +220,7 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
 
 /// A subscription was refused; `counter` says why.
 pub fn count_refused_subscriber(counter: Counter) {
-    PROCESS.with(|delivery| delivery.tally.refused(counter));
+    PROCESS.with(|delivery| delivery.local_counters.refused(counter));
 }
 
 /// The figures of the whole zone, with what this worker has counted up to now.
@@ -663,7 +663,7 @@ impl Delivery {
         self.counters.ended += 1;
         let mut subscriber = self.registry.take(id)?;
         if let Some(reason) = subscriber.closing_reason(ending) {
-            self.tally.closed(reason);
+            self.local_counters.closed(reason);
             if let Some(disconnect_record) = subscriber.disconnect_record.take() {
                 self.disconnect_log
                     .add(&disconnect_record, reason, Now::read().monotonic_ms);
@@ -683,7 +683,7 @@ impl Delivery {
             let Some(reason) = left.closing_reason(Ending::Regular) else {
                 continue;
             };
-            self.tally.closed(reason);
+            self.local_counters.closed(reason);
             if let Some(disconnect_record) = left.disconnect_record.take() {
                 self.disconnect_log.add(&disconnect_record, reason, now_ms);
             }

@@ -281,7 +281,7 @@ impl Delivery {
             ordered.lists.clear();
             ordered.shared.clear();
             ordered.recent = None;
-            self.tally.observe(&std::mem::take(&mut ordered.published_ms));
+            self.local_counters.observe(&std::mem::take(&mut ordered.published_ms));
         }
     }
 
@@ -342,7 +342,7 @@ impl Delivery {
             style.format.render_gap(&channel.id, position, first, None, &mut notice);
             notices.push(notice);
         }
-        self.tally.gap_notices += u64::from(!told.is_empty());
+        self.local_counters.gap_notices += u64::from(!told.is_empty());
         if !notices.is_empty() {
             let piece = Piece::whole(Frames::of_texts(&notices, style.framing));
             let delivered = subscriber.deliver(piece, Some(position), now_ms);
@@ -390,13 +390,13 @@ impl Delivery {
         if waits {
             if let Some(mut answer) = first_message(&frames) {
                 answer.missed = self.inbox.ordered.take_missed(id.index);
-                self.tally.delivered += answer.piece.messages() as u64;
+                self.local_counters.delivered += answer.piece.messages() as u64;
                 self.leave_store(id.index);
                 actions.push(Action::Answer(id, answer));
             }
             return;
         }
-        self.tally.delivered += frames.marks().len() as u64;
+        self.local_counters.delivered += frames.marks().len() as u64;
         if let Some(subscriber) = self.registry.slab.get(id) {
             let delivered = if subscriber.is_quick() {
                 subscriber.postpone_ping(now_ms);

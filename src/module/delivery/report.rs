@@ -5,7 +5,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Evictions, Now};
 
 use super::Delivery;
-use super::tally::RefusedLately;
+use super::local_counters::RefusedLately;
 
 /// Between two reports of a worker: ticks come faster while there is much to clean up.
 const PAUSE_MS: u64 = 1000;
@@ -58,7 +58,7 @@ impl Delivery {
             forbidden,
             full,
             unavailable,
-        } = std::mem::take(&mut self.tally.refused_lately);
+        } = std::mem::take(&mut self.local_counters.refused_lately);
         let all = limit + forbidden + full + unavailable;
         if all > 0 {
             let log = ngx::log::ngx_cycle_log().as_ptr();

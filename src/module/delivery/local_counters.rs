@@ -1,4 +1,4 @@
-//! What this worker counts before it adds it to the zone's counters, once for many events.
+//! Local counters: events that this process has counted and not yet added to the zone's counters, once for many events.
 
 use push_stream_core::store::{Counter, Fanout, Now};
 
@@ -7,7 +7,7 @@ use super::{Delivery, send_queue};
 use crate::config::SlowReader;
 
 #[derive(Default)]
-pub struct Tally {
+pub struct LocalCounters {
     /// Messages handed to subscribers.
     pub delivered: u64,
     /// Slow readers that were told what they have missed.
@@ -31,7 +31,7 @@ pub struct RefusedLately {
     pub unavailable: u64,
 }
 
-impl Tally {
+impl LocalCounters {
     /// All subscribers of a channel have got these messages, as far as their sockets took them.
     pub fn observe(&mut self, published_ms: &[u64]) {
         let now_ms = Now::read().unix_ms;
@@ -82,18 +82,18 @@ impl Delivery {
     pub fn count(&mut self) {
         let Some(worker) = &self.worker else { return };
         for (counter, count) in [
-            (Counter::Delivered, &mut self.tally.delivered),
-            (Counter::GapNotice, &mut self.tally.gap_notices),
-            (Counter::SlowClose, &mut self.tally.closed),
-            (Counter::SlowSkip, &mut self.tally.skipped),
-            (Counter::SlowLatest, &mut self.tally.latest),
+            (Counter::Delivered, &mut self.local_counters.delivered),
+            (Counter::GapNotice, &mut self.local_counters.gap_notices),
+            (Counter::SlowClose, &mut self.local_counters.closed),
+            (Counter::SlowSkip, &mut self.local_counters.skipped),
+            (Counter::SlowLatest, &mut self.local_counters.latest),
         ] {
             worker.count(counter, std::mem::take(count));
         }
-        for (counter, count) in self.tally.seldom.drain(..) {
+        for (counter, count) in self.local_counters.seldom.drain(..) {
             worker.count(counter, count);
         }
-        worker.count_fanout(&mut self.tally.fanout);
+        worker.count_fanout(&mut self.local_counters.fanout);
         worker.set_queued_bytes(send_queue::queued_bytes());
     }
 }
