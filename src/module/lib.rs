@@ -5,7 +5,7 @@
 //! * [`config`]: directives, inheritance, checks, the shared zone across reloads.
 //! * [`http`]: what requests are answered: publisher, subscriber, statistics.
 //! * [`delivery`]: this worker's subscribers: who they are, what they get, when they end.
-//! * [`ffi`]: the panic fence and what else keeps C and Rust apart.
+//! * [`ffi`]: the panic guard and what else keeps C and Rust apart.
 //!
 //! Data flows one way: request → `http` → store (shared memory) → `delivery` → connection.
 
@@ -17,7 +17,7 @@ mod http;
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 ngx::ngx_modules!(ngx_http_push_stream_module);
 
@@ -36,7 +36,7 @@ pub static mut ngx_http_push_stream_module: ngx_module_t = ngx_module_t {
 
 /// In the master, or the only process, once per configuration that is about to be used; also under `nginx -t`.
 unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
-    fence::fence(
+    panic_guard::guard(
         "init_module",
         || NGX_ERROR as ngx_int_t,
         || {
@@ -73,7 +73,7 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 
 /// In every child: workers start to deliver, the cache manager and its like do not.
 unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
-    fence::fence(
+    panic_guard::guard(
         "init_process",
         // With an error nginx would end the process and never start another. Without a delivery only this module's locations
         // answer 503.
@@ -92,12 +92,12 @@ unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
 }
 
 unsafe extern "C" fn exit_process(_cycle: *mut ngx_cycle_t) {
-    fence::event("exit_process", || {
+    panic_guard::event("exit_process", || {
         delivery::stop();
         config::forget_wake_fds();
     });
 }
 
 unsafe extern "C" fn exit_master(_cycle: *mut ngx_cycle_t) {
-    fence::event("exit_master", config::forget_wake_fds);
+    panic_guard::event("exit_master", config::forget_wake_fds);
 }

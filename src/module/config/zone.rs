@@ -16,7 +16,7 @@ use push_stream_core::store::{LAYOUT_VERSION, Now, Zone};
 use super::place::Place;
 use super::{Main, REPORTED};
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// Identifies zones of this module and layout: "pushs" and the layout's number.
 const TAG: usize = 0x70_7573_6873_0000 | LAYOUT_VERSION as usize;
@@ -158,7 +158,7 @@ unsafe fn running_size(old: *const ngx_cycle_t, wanted: &Wanted) -> Option<usize
 ///
 /// Nothing of the configuration is written to shared memory: the reload may still fail.
 unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
-    fence::fence(
+    panic_guard::guard(
         "zone init",
         || NGX_ERROR as ngx_int_t,
         || {

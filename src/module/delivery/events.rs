@@ -10,7 +10,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Counter, Now, Tick};
 
 use super::{Delivery, PROCESS, detach, perform, recovery, shutdown};
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
 const TICK_MS: u64 = 1000;
@@ -149,7 +149,7 @@ fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
 
 /// Somebody published to a channel of this worker, or nginx says that the worker has to leave.
 unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
-    fence::event("wake-up", || {
+    panic_guard::event("wake-up", || {
         // SAFETY: nginx passes the read event of the connection that `listen` made.
         let leave = unsafe {
             let connection = (*event).data.cast::<ngx_connection_t>();
@@ -173,7 +173,7 @@ fn empty(fd: i32) {
 }
 
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
-    fence::fence("delivery", recovery::start_over, || {
+    panic_guard::guard("delivery", recovery::start_over, || {
         let started = Instant::now();
         let settling = PROCESS.with(|delivery| {
             delivery.disconnect_log.flush(Now::read().monotonic_ms);
@@ -198,7 +198,7 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
 }
 
 unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
-    fence::fence("timer wheel", recovery::start_over, || {
+    panic_guard::guard("timer wheel", recovery::start_over, || {
         let mut actions = Vec::new();
         PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
         perform(actions);
@@ -206,20 +206,20 @@ unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
 }
 
 unsafe extern "C" fn on_walk(_event: *mut ngx_event_t) {
-    fence::event("walk over channels", || {
+    panic_guard::event("walk over channels", || {
         PROCESS.with(Delivery::walk);
     });
 }
 
 unsafe extern "C" fn on_shutdown(_event: *mut ngx_event_t) {
-    fence::fence("leaving", recovery::start_over, shutdown::go_on);
+    panic_guard::guard("leaving", recovery::start_over, shutdown::go_on);
 }
 
 unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {
     let tick_again = || {
         PROCESS.with(|delivery| add_timer(&delivery.events.tick, TICK_MS));
     };
-    fence::fence("tick", tick_again, || {
+    panic_guard::guard("tick", tick_again, || {
         PROCESS.with(Delivery::tick);
     });
 }

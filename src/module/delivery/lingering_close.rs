@@ -15,8 +15,8 @@ use push_stream_core::store::Now;
 use super::Ending;
 use super::registry::{Kind, Subscriber};
 use crate::config::{Audience, Lingering};
-use crate::ffi::fence;
 use crate::ffi::optional::{self, Stat};
+use crate::ffi::panic_guard;
 
 /// Input dropped at once.
 const READ: usize = 4096;
@@ -134,7 +134,7 @@ unsafe fn end_tls(_connection: *mut ngx_connection_t) -> ngx_int_t {
 
 /// Tells the client that nothing follows, and goes on reading.
 unsafe extern "C" fn linger(connection: *mut ngx_connection_t) {
-    fence::event("lingering close", || {
+    panic_guard::event("lingering close", || {
         // SAFETY: the connection is open, its data is its `Lingerer`.
         unsafe {
             let (read, write) = ((*connection).read, (*connection).write);
@@ -155,7 +155,7 @@ unsafe extern "C" fn linger(connection: *mut ngx_connection_t) {
 
 unsafe extern "C" fn on_input(event: *mut ngx_event_t) {
     // SAFETY: nginx passes the read event of a connection that lingers.
-    fence::event("input of a closed connection", || unsafe {
+    panic_guard::event("input of a closed connection", || unsafe {
         let connection = (*event).data.cast::<ngx_connection_t>();
         if (*event).timedout() != 0 || (*connection).close() != 0 {
             finish_lingering(connection);

@@ -56,7 +56,7 @@ use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::{Audience, Main, Settings, Transport};
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::{body, fault, fence, lookup, pool, tcp};
+use crate::ffi::{body, fault, lookup, panic_guard, pool, tcp};
 
 use detach::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
@@ -327,13 +327,13 @@ unsafe extern "C" fn request_gone(data: *mut c_void) {
         PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
     };
     // A subscriber without its request must not stay.
-    let or_abort = || fence::fence("request cleanup again", || std::process::abort(), remove);
-    fence::fence("request cleanup", or_abort, remove);
+    let or_abort = || panic_guard::guard("request cleanup again", || std::process::abort(), remove);
+    panic_guard::guard("request cleanup", or_abort, remove);
 }
 
-/// The fence for what concerns one subscriber: after a panic its connection ends.
+/// The guard for what concerns one subscriber: after a panic its connection ends.
 fn subscriber_event(entry: &str, id: SubscriberId, body: impl FnOnce()) {
-    fence::fence(entry, || fence::event("end", || end(id, Ending::Failed)), body);
+    panic_guard::guard(entry, || panic_guard::event("end", || end(id, Ending::Failed)), body);
 }
 
 /// The socket can take more, or has taken nothing for too long.
@@ -427,7 +427,7 @@ fn end(id: SubscriberId, ending: Ending) {
                     }
                     NGX_OK as ngx_int_t
                 }
-                Kind::Waiting(respond) => fence::request("time-out", || respond(r, Reply::TimedOut, &missed)),
+                Kind::Waiting(respond) => panic_guard::request("time-out", || respond(r, Reply::TimedOut, &missed)),
                 // The end of its text was in the send queue.
                 Kind::Answer(_) => body::send(r, Vec::new(), true),
             },
@@ -474,7 +474,7 @@ fn answer_waiting(id: SubscriberId, answer: &Answer) {
         }
     };
     if let Kind::Waiting(respond) = subscriber.kind {
-        let code = fence::request("answer", || respond(subscriber.request, reply, &answer.missed));
+        let code = panic_guard::request("answer", || respond(subscriber.request, reply, &answer.missed));
         finalize(subscriber.request, code);
     }
 }
@@ -700,7 +700,7 @@ impl Delivery {
             left.extend(subscriber.take_address());
         }
         if let Some(worker) = self.worker.as_mut().filter(|_| !left.is_empty()) {
-            fence::twice("leave", || fault::in_store(|| worker.leave(&left, true)));
+            panic_guard::twice("leave", || fault::in_store(|| worker.leave(&left, true)));
         }
         self.look_if_woken();
     }

@@ -8,11 +8,11 @@ use ngx::ngx_log_error;
 
 use super::registry::SubscriberId;
 use super::{Delivery, Ending, PROCESS, end};
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// Cuts everybody off. A panic in here ends the process: then the master starts another, and the others repair the zone.
 pub fn start_over() {
-    fence::fence(
+    panic_guard::guard(
         "recovery",
         || std::process::abort(),
         || {

@@ -3,8 +3,8 @@
 pub mod body;
 pub mod cell;
 pub mod fault;
-pub mod fence;
 pub mod lookup;
 pub mod optional;
+pub mod panic_guard;
 pub mod pool;
 pub mod tcp;

@@ -5,7 +5,7 @@ use std::ptr::{self, NonNull};
 
 use ngx::ffi::{ngx_pool_cleanup_add, ngx_pool_cleanup_t, ngx_pool_t};
 
-use super::fence;
+use super::panic_guard;
 
 /// A value in a pool, and how it is dropped: one cleanup handler for all types, so that it can be told from those of
 /// others.
@@ -43,7 +43,7 @@ pub fn is_own(cleanup: &ngx_pool_cleanup_t) -> bool {
 }
 
 unsafe extern "C" fn clean_up(data: *mut c_void) {
-    fence::event("pool cleanup", || {
+    panic_guard::event("pool cleanup", || {
         // SAFETY: `place` filled the record, and a pool runs each cleanup once.
         unsafe {
             let placed = data.cast::<Placed>().read();

@@ -8,7 +8,7 @@ use super::denial::Denial;
 use super::request::Request;
 use crate::config::Role;
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// How long a publisher that met a full zone should wait: the oldest messages expire by the second.
 const RETRY_AFTER: &[u8] = b"1";
@@ -147,7 +147,7 @@ fn send_prepared(r: Request<'_>) -> ngx_int_t {
 unsafe extern "C" fn send_header_only(r: *mut ngx_http_request_t) {
     // SAFETY: nginx calls this once, when it has read the body; finalizing is the last thing done with the request.
     unsafe {
-        let code = fence::request("refusal", || send_prepared(Request::new(r)));
+        let code = panic_guard::request("refusal", || send_prepared(Request::new(r)));
         ngx_http_finalize_request(r, code);
     }
 }

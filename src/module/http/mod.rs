@@ -26,23 +26,23 @@ pub mod subscriber;
 
 use ngx::ffi::{ngx_http_request_t, ngx_int_t};
 
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 use request::Request;
 
 /// Content handler of publisher locations.
 pub unsafe extern "C" fn publisher_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: nginx passes a request that stays valid until the handler returns.
-    fence::request("publisher", || publisher::handle(unsafe { Request::new(r) }))
+    panic_guard::request("publisher", || publisher::handle(unsafe { Request::new(r) }))
 }
 
 /// Content handler of subscriber locations.
 pub unsafe extern "C" fn subscriber_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: as above.
-    fence::request("subscriber", || subscriber::handle(unsafe { Request::new(r) }))
+    panic_guard::request("subscriber", || subscriber::handle(unsafe { Request::new(r) }))
 }
 
 /// Content handler of statistics locations.
 pub unsafe extern "C" fn statistics_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: as above.
-    fence::request("statistics", || statistics::handle(unsafe { Request::new(r) }))
+    panic_guard::request("statistics", || statistics::handle(unsafe { Request::new(r) }))
 }

@@ -15,7 +15,7 @@ use super::denial::{Denial, NO_MEMORY};
 use super::request::Request;
 use crate::delivery;
 use crate::ffi::body::Sent;
-use crate::ffi::{fence, lookup, pool};
+use crate::ffi::{lookup, panic_guard, pool};
 
 /// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two hundred.
 pub type Source = Box<dyn FnMut(&mut Worker, &mut Vec<u8>) -> Result<bool, Denial>>;
@@ -112,7 +112,7 @@ impl Pieces {
 
 /// nginx calls this when the client can take more, when it has not for too long, and when its turn has come again.
 unsafe extern "C" fn go_on(r: *mut ngx_http_request_t) {
-    let over = fence::fence(
+    let over = panic_guard::guard(
         "answer in pieces",
         || Some(NGX_ERROR as ngx_int_t),
         // SAFETY: nginx passes a valid request whose answer is in pieces.

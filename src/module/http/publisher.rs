@@ -14,7 +14,7 @@ use super::operators;
 use super::request::{HeaderName, Request};
 use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
-use crate::ffi::{fence, lookup, pool};
+use crate::ffi::{lookup, panic_guard, pool};
 
 /// Answers one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
@@ -202,7 +202,7 @@ pub unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<
     // SAFETY: the request is valid until it is finalized, which is the last thing done.
     unsafe {
         let request = Request::new(r);
-        let code = fence::request("publish", || answer::conclude(request, work(request)));
+        let code = panic_guard::request("publish", || answer::conclude(request, work(request)));
         ngx_http_finalize_request(r, code);
     }
 }

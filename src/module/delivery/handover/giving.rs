@@ -13,7 +13,7 @@ use super::super::inbox::Action;
 use super::super::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, but for one that may hold its payload.
 const OFFERED: usize = 250;
@@ -58,7 +58,7 @@ pub struct Loss {
 
 /// The other side of a session has said something, or is gone.
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
-    fence::event("handover to another worker", || {
+    panic_guard::event("handover to another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
         let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
         let mut actions = Vec::new();

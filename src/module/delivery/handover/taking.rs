@@ -19,7 +19,7 @@ use super::super::socket::Socket;
 use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
 use crate::config::Audience;
-use crate::ffi::fence;
+use crate::ffi::panic_guard;
 
 /// A socket to a leaving worker.
 pub struct Taking {
@@ -36,7 +36,7 @@ const PATIENCE_MS: u64 = 2000;
 
 /// A worker that leaves may have invited this one.
 unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
-    fence::event("invitation to take subscribers", || {
+    panic_guard::event("invitation to take subscribers", || {
         let more = PROCESS.with(Delivery::take_invitation).unwrap_or(false);
         // SAFETY: nginx passes the read event of a connection that `listen` made; it is open unless taking was stopped.
         unsafe {
@@ -54,7 +54,7 @@ unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
 
 /// The other side of a session has said something, or is gone.
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
-    fence::event("handover from another worker", || {
+    panic_guard::event("handover from another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
         let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
         let mut actions = Vec::new();

@@ -1,4 +1,4 @@
-//! The panic fence: every function that C calls runs its body through here.
+//! The panic guard: every function that C calls runs its body through here.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,7 +11,7 @@ use super::fault;
 /// Runs `body`; a panic is logged and answered by `fallback`. The process lives.
 ///
 /// A panic while the shared zone is half-written has undone what was written when it gets here.
-pub fn fence<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
+pub fn guard<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
     let body = || {
         fault::point(entry);
         body()
@@ -30,14 +30,14 @@ pub fn twice(entry: &str, mut body: impl FnMut()) {
     }
 }
 
-/// The fence for handlers of a request: a panic is a 500.
+/// The guard for handlers of a request: a panic is a 500.
 pub fn request(entry: &str, body: impl FnOnce() -> ngx_int_t) -> ngx_int_t {
-    fence(entry, || NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, body)
+    guard(entry, || NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, body)
 }
 
-/// The fence for what returns nothing: events, timers, cleanups.
+/// The guard for what returns nothing: events, timers, cleanups.
 pub fn event(entry: &str, body: impl FnOnce()) {
-    fence(entry, || (), body)
+    guard(entry, || (), body)
 }
 
 fn report(entry: &str, panic: Box<dyn Any + Send>) {
@@ -48,6 +48,6 @@ fn report(entry: &str, panic: Box<dyn Any + Send>) {
         .unwrap_or("unknown");
     let log = ngx::log::ngx_cycle_log().as_ptr();
     ngx_log_error!(NGX_LOG_ALERT, log, "push stream: panic in {entry}: {text}");
-    // Dropping a foreign payload could panic again, outside of the fence.
+    // Dropping a foreign payload could panic again, outside of the guard.
     std::mem::forget(panic);
 }
