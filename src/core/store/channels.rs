@@ -3,7 +3,7 @@
 use super::layout::*;
 use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
-use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, room};
+use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, eviction};
 
 /// Ticks between leaving and the return of the memory.
 pub const TRASH_TICKS: u32 = 100;
@@ -141,7 +141,7 @@ impl Locked<'_> {
 
     fn create(&mut self, hash: u32, id: &[u8], limits: &Limits) -> Result<ChannelRef, Stop> {
         self.may_create(id, limits, 0, 0).map_err(Stop::Refused)?;
-        if self.available() <= room::spare(self, limits) {
+        if self.available() <= eviction::spare(self, limits) {
             return Err(Stop::Short);
         }
         let wildcard = limits.is_wildcard(id);
@@ -459,7 +459,7 @@ impl Locked<'_> {
         let Some(events) = limits.events.as_ref().filter(|_| is_other) else {
             return Ok(());
         };
-        if self.available() <= room::spare(self, limits) {
+        if self.available() <= eviction::spare(self, limits) {
             return Err(Stop::Short);
         }
         let mut id = Vec::new();

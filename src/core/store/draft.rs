@@ -58,7 +58,7 @@ impl Worker {
             // No eviction could make room for it.
             return Err(refused(&self.limits));
         }
-        let spare = room::spare(self.memory(), &self.limits);
+        let spare = eviction::spare(self.memory(), &self.limits);
         let mut missing = blocks;
         let mut attempts = 0;
         while missing > 0 {
@@ -76,7 +76,7 @@ impl Worker {
                 if attempts > ATTEMPTS {
                     return Err(refused(&self.limits));
                 }
-                room::make_room(&self.zone.memory, missing + spare, &self.limits, now)?;
+                eviction::make_room(&self.zone.memory, missing + spare, &self.limits, now)?;
             }
         }
         Ok(())

@@ -324,7 +324,7 @@ impl Worker {
             self.open_events_channel(now);
         }
         self.zone.reap_dead(self.slot, &self.limits, now);
-        room::tick(self.memory(), &self.limits, now)
+        eviction::tick(self.memory(), &self.limits, now)
     }
 
     /// None if there is no such channel.
@@ -427,7 +427,7 @@ impl Worker {
                         // It takes more than was thought; or, in tests, blocks are said to be missing.
                         wanted = wanted.saturating_mul(2).max(1);
                     }
-                    room::make_room(memory, wanted, limits, now)?;
+                    eviction::make_room(memory, wanted, limits, now)?;
                 }
             }
         }

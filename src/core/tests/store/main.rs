@@ -4,6 +4,7 @@ mod basics;
 mod counters;
 #[cfg(feature = "kill-points")]
 mod deaths;
+mod eviction;
 mod full;
 mod handover;
 mod listing;
@@ -11,7 +12,6 @@ mod model;
 mod order;
 mod processes;
 mod publishing;
-mod room;
 #[cfg(feature = "kill-points")]
 mod shortages;
 mod threads;

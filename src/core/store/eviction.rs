@@ -1,4 +1,4 @@
-//! Room: what a full zone does, and what the once-a-second housekeeping gives back.
+//! Eviction: what a full zone gives up, in which order; and the once-a-second housekeeping.
 
 use super::layout::*;
 use super::memory::{Locked, Memory};
