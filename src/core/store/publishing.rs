@@ -218,7 +218,7 @@ impl Worker {
         let ends = self.fill(posts, &shapes);
         let hashes = self.hashes(posts.iter().flat_map(|post| post.ids).copied());
         for &hash in &hashes {
-            self.memory().foresee(hash);
+            self.memory().prefetch_publish(hash);
         }
         let first_figure = figures.len();
         let published = self.link(posts, &shapes, &ends, &hashes, now, figures);

@@ -171,7 +171,7 @@ impl Worker {
         let message = Filled::new(draft.shape, draft.block, draft.id, terms);
         let hashes = self.hashes(ids.iter().copied());
         for &hash in &hashes {
-            self.memory().foresee(hash);
+            self.memory().prefetch_publish(hash);
         }
         let slot = self.slot;
         let limits = self.limits.clone();

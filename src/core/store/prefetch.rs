@@ -1,4 +1,4 @@
-//! Fetching ahead. A publish touches a dozen places all over the zone, and with very many channels none of them is in the
+//! Prefetch. A publish touches a dozen places all over the zone, and with very many channels none of them is in the
 //! processor's cache. Waiting for one after the other would be most of its time, under the lock; so they are asked for before,
 //! together as far as they are known.
 //!
@@ -12,20 +12,20 @@ const CHAIN: usize = 4;
 
 impl Memory {
     /// Fetches what appending a message to the channel with this id's hash will touch.
-    pub fn foresee(&self, hash: u32) {
+    pub fn prefetch_publish(&self, hash: u32) {
         let mut channel = self.peek(self.bucket(hash), super::memory::BUCKET_FIRST);
         for _ in 0..CHAIN {
             if !self.has_block(channel.0) {
                 return;
             }
             if self.peek(channel, channel::hash) == hash {
-                return self.foresee_append(channel);
+                return self.prefetch_append(channel);
             }
             channel = self.peek(channel, channel::hash_next);
         }
     }
 
-    fn foresee_append(&self, channel: ChannelRef) {
+    fn prefetch_append(&self, channel: ChannelRef) {
         self.fetch(channel.0);
         // Its neighbours: it moves to the end of the idle channels.
         self.fetch(self.peek(channel, channel::idle_next).0);
