@@ -41,6 +41,7 @@ mod blocks;
 mod channels;
 mod check;
 mod counters;
+mod dedup_window;
 mod draft;
 mod draining;
 mod eviction;
@@ -62,7 +63,6 @@ mod resume;
 mod slots;
 mod tally;
 mod wake;
-mod window;
 mod worker;
 
 pub use api::*;

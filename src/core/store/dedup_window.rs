@@ -1,4 +1,4 @@
-//! Windows of accepted ids: whoever publishes the same id again is told that it is there already.
+//! Deduplication windows: the last ids that each channel accepted. Publishing one of them again is answered as a duplicate.
 //!
 //! Each channel has the last ids that it accepted, oldest first, four to a block; all of them hang in the zone's table of ids
 //! by their keyed hash, so that a look-up does not depend on how many there are.
