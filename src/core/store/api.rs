@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::resume::{Late, Offer};
+use super::history::{Late, Offer};
 use super::{Connections, Counts};
 use crate::wire::event_id::OrderedId;
 

@@ -4,9 +4,9 @@
 //! nobody frees it.
 
 use super::api::{Record, Span};
+use super::history::{REPLAY_BYTES, REPLAY_MESSAGES};
 use super::layout::*;
 use super::memory::Locked;
-use super::resume::{REPLAY_BYTES, REPLAY_MESSAGES};
 use super::*;
 
 /// Messages that one hold of the lock selects for delivery.

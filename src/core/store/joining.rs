@@ -3,10 +3,10 @@
 use smallvec::SmallVec;
 
 use super::api::ReplayPart;
+use super::history::{SEEK_LINKS, Seek};
 use super::ids::ZONE_NEWEST;
 use super::layout::*;
 use super::memory::Locked;
-use super::resume::{SEEK_LINKS, Seek};
 use super::*;
 use crate::wire::event_id::OrderedId;
 

@@ -46,6 +46,7 @@ mod draft;
 mod draining;
 mod eviction;
 mod handover;
+mod history;
 mod ids;
 mod joining;
 #[cfg(feature = "kill-points")]
@@ -59,7 +60,6 @@ mod memory;
 mod messages;
 mod prefetch;
 mod publishing;
-mod resume;
 mod slots;
 mod tally;
 mod wake;
