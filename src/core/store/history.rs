@@ -7,7 +7,7 @@
 //! them, so a seek collects them on its way: nothing in front of the first message in order that is not wanted any more can be.
 
 use super::api::{Replay, ReplayPart};
-use super::draining::Head;
+use super::drain::Head;
 use super::layout::*;
 use super::memory::Locked;
 use super::{Batch, JoinRequest, Mark, Position};

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::draining::WholeDrain;
+use super::drain::WholeDrain;
 use super::layout::*;
 use super::lock::Taken;
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory};

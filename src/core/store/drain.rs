@@ -1,4 +1,4 @@
-//! What a worker takes out of the zone: live messages, and old ones for who has just come.
+//! Drain: a worker takes messages out of the zone, live ones and stored ones for new subscribers.
 //!
 //! Messages are selected under the lock, and copied without it; what is being copied hangs on the worker's slot meanwhile, so that
 //! nobody frees it.
