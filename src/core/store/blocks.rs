@@ -15,8 +15,8 @@ impl Locked<'_> {
 
     /// Takes a block. What is in it is garbage.
     pub fn take_block(&mut self) -> Result<BlockRef, Stop> {
-        #[cfg(feature = "kill-points")]
-        if super::kill::is_short() {
+        #[cfg(feature = "fault-points")]
+        if super::fault_injection::is_short() {
             return Err(Stop::Short);
         }
         self.ready_entry();
@@ -39,8 +39,8 @@ impl Locked<'_> {
     /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns how many, at most `wanted`.
     pub fn reserve(&mut self, slot: SlotRef, wanted: u32) -> u32 {
         let wanted = wanted.min(BLOCKS_PER_HOLD);
-        #[cfg(feature = "kill-points")]
-        if super::kill::is_short() {
+        #[cfg(feature = "fault-points")]
+        if super::fault_injection::is_short() {
             return 0;
         }
         let reserved = self.get(slot, slot::reserved);

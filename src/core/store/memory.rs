@@ -414,7 +414,7 @@ impl Memory {
 
     /// Writes a field of a record that nobody else looks at, as a fresh or reserved block, or only to [peek](Memory::peek) at.
     pub fn init<R: Record, T: Word>(&self, record: R, field: Field<R, T>, value: T) {
-        kill_point();
+        death_point();
         // SAFETY: in bounds as above.
         unsafe { value.write_whole(self.base.add(record.offset(self) + field.offset).cast()) }
     }
@@ -599,7 +599,7 @@ impl Locked<'_> {
     pub fn begin(&mut self) {
         debug_assert!(!self.changing);
         let header = self.memory.header();
-        kill_point();
+        death_point();
         // SAFETY: the lock is held; both arrays are as long.
         unsafe {
             ptr::copy_nonoverlapping(&raw const (*header).hot, &raw mut (*header).hot_saved, 1);
@@ -688,7 +688,7 @@ impl Locked<'_> {
 
     fn set_journal_state(&mut self, state: u32) {
         compiler_fence(Ordering::SeqCst);
-        kill_point();
+        death_point();
         // SAFETY: the lock is held. The fences keep the compiler from moving writes of the mutation across; the processor
         // does not matter, for whoever looks next has taken the lock after this process has died or released it.
         unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).journal_state, state) };
@@ -812,8 +812,8 @@ impl Locked<'_> {
             // Mutations that may need more than the journal's own room make sure that there is some before they begin.
             panic!("no room in the journal");
         };
-        #[cfg(feature = "kill-points")]
-        super::kill::note_borrowed();
+        #[cfg(feature = "fault-points")]
+        super::fault_injection::note_borrowed();
         self.init(block, lent::free_next, self.get(block, block::next));
         match self.lent.last() {
             Some(&last) => self.init(last, lent::more, block),
@@ -860,7 +860,7 @@ impl Locked<'_> {
             for index in (0..self.entries).rev() {
                 let JournalEntry { place, old } = ptr::read(self.journal_entry(index));
                 let target = self.memory.base.add((place >> 16) as usize);
-                kill_point();
+                death_point();
                 match place & 0xffff {
                     1 => (old as u8).write_whole(target),
                     2 => (old as u16).write_whole(target.cast()),
@@ -921,7 +921,7 @@ impl Drop for Locked<'_> {
         if self.changing {
             self.roll_back();
         }
-        kill_point();
+        death_point();
         // SAFETY: the lock is held and what it guards is whole.
         unsafe { lock::unlock((&raw mut (*self.memory.header()).lock).cast()) }
         std::mem::forget(abort);
@@ -948,16 +948,16 @@ fn random_key() -> [u64; 2] {
     key
 }
 
-/// With the feature `kill-points`: dies or panics here if it is this point's turn. Inside a mutation that can be undone.
+/// With the feature `fault-points`: dies or panics here if it is this point's turn. Inside a mutation that can be undone.
 #[inline(always)]
 fn mutation_point() {
-    #[cfg(feature = "kill-points")]
-    super::kill::mutation_point();
+    #[cfg(feature = "fault-points")]
+    super::fault_injection::mutation_point();
 }
 
-/// With the feature `kill-points`: dies here if it is this point's turn. Tests walk through all of them.
+/// With the feature `fault-points`: dies here if it is this point's turn. Tests walk through all of them.
 #[inline(always)]
-fn kill_point() {
-    #[cfg(feature = "kill-points")]
-    super::kill::point();
+fn death_point() {
+    #[cfg(feature = "fault-points")]
+    super::fault_injection::point();
 }

@@ -45,12 +45,12 @@ mod dedup_window;
 mod draft;
 mod drain;
 mod eviction;
+#[cfg(feature = "fault-points")]
+pub mod fault_injection;
 mod handover;
 mod history;
 mod ids;
 mod joining;
-#[cfg(feature = "kill-points")]
-pub mod kill;
 mod layout;
 mod listing;
 mod lists;

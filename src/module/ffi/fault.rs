@@ -27,7 +27,7 @@ mod armed {
     use std::os::unix::ffi::OsStrExt;
     use std::path::{Path, PathBuf};
 
-    use push_stream_core::store::kill;
+    use push_stream_core::store::fault_injection;
 
     fn file() -> PathBuf {
         // SAFETY: there is a cycle whenever nginx calls the module, and its prefix is a path.
@@ -50,14 +50,14 @@ mod armed {
     impl Store {
         pub fn arm() -> Option<Store> {
             let writes = take("store")?.parse().unwrap_or(0);
-            kill::arm_panic(writes);
+            fault_injection::arm_panic(writes);
             Some(Store(writes))
         }
     }
 
     impl Drop for Store {
         fn drop(&mut self) {
-            if kill::disarm() {
+            if fault_injection::disarm() {
                 // There were fewer writes: the next work on the store, then.
                 let _ = fs::write(file(), format!("store {}", self.0));
             }

@@ -38,11 +38,17 @@ fn die_at_the_end(
         let mut worker = test.worker();
         arm(FAR);
         act(&test, &mut worker);
-        let passed = FAR - kill::left();
-        kill::disarm();
+        let passed = FAR - fault_injection::left();
+        fault_injection::disarm();
         passed.saturating_sub(points)
     };
-    die_from((count(kill::arm), count(kill::arm_panic)), name, 2, &prepare, &act);
+    die_from(
+        (count(fault_injection::arm), count(fault_injection::arm_panic)),
+        name,
+        2,
+        &prepare,
+        &act,
+    );
 }
 
 /// The same from these points on, at which it dies or panics first.
@@ -56,9 +62,9 @@ fn die_from(
     fail_everywhere(name, death, left, &prepare, |test, point| {
         let child = fork(|| {
             let mut worker = test.worker();
-            kill::arm(point);
+            fault_injection::arm(point);
             act(test, &mut worker);
-            kill::disarm();
+            fault_injection::disarm();
             worker.release();
         });
         wait(child)
@@ -67,11 +73,11 @@ fn die_from(
         let child = fork(|| {
             std::panic::set_hook(Box::new(|_| {}));
             let mut worker = test.worker();
-            kill::arm_panic(point);
+            fault_injection::arm_panic(point);
             let outcome = catch_unwind(AssertUnwindSafe(|| act(test, &mut worker)));
             assert_eq!(
                 outcome.is_err(),
-                !kill::disarm(),
+                !fault_injection::disarm(),
                 "{name}: a panic of its own at point {point}"
             );
             test.assert_whole();
@@ -403,9 +409,9 @@ fn borrowing_room_for_the_journal() {
     let create = |test: &TestZone, worker: &mut Worker| {
         let names: Vec<String> = (0..66).map(|index| format!("{index:0200}")).collect();
         let ids: Vec<_> = names.iter().map(|name| name.as_bytes()).collect();
-        let before = kill::borrowed();
+        let before = fault_injection::borrowed();
         worker.create_channels(&ids, test.now).unwrap();
-        assert!(kill::borrowed() > before, "it has room enough");
+        assert!(fault_injection::borrowed() > before, "it has room enough");
     };
     die_at_the_end("borrow new blocks", LAST, fill, create);
     let prepare = |test: &mut TestZone, worker: &mut Worker| {
@@ -454,12 +460,16 @@ fn die_in_a_crowd(name: &str, prepare: impl Fn(&TestZone, &mut [Worker]), act: i
                 let mut worker = test.worker_with(&evicting());
                 let joined = follow(&mut worker, &["a"], test.now);
                 worker.set_limits(std::rc::Rc::new(telling.clone()), test.now);
-                let arm = if panics { kill::arm_panic } else { kill::arm };
+                let arm = if panics {
+                    fault_injection::arm_panic
+                } else {
+                    fault_injection::arm
+                };
                 arm(point);
                 let outcome = catch_unwind(AssertUnwindSafe(|| act(&mut worker, joined.memberships[0], test.now)));
                 assert_eq!(
                     outcome.is_err(),
-                    !kill::disarm(),
+                    !fault_injection::disarm(),
                     "{name}, point {point}: a panic of its own"
                 );
                 worker.release();
@@ -710,9 +720,9 @@ fn an_id_is_known_exactly_if_its_message_was_accepted() {
         send(&mut survivor, &["b"], "x", Some("7"), ONCE, test.now).unwrap();
         let child = fork(|| {
             let mut worker = test.worker_with(&few_ids());
-            kill::arm(point);
+            fault_injection::arm(point);
             send(&mut worker, &names, "x", Some("7"), ONCE, test.now).unwrap();
-            kill::disarm();
+            fault_injection::disarm();
             worker.release();
         });
         let died = wait(child);

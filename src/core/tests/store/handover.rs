@@ -141,7 +141,7 @@ fn the_descriptors_are_found_again() {
     assert_eq!(test.zone.handover_fds(), Some([7, 8]));
 }
 
-#[cfg(feature = "kill-points")]
+#[cfg(feature = "fault-points")]
 #[test]
 fn adopting_and_forgetting() {
     let quiet = Rc::new(telling());

@@ -2,7 +2,7 @@
 
 mod basics;
 mod counters;
-#[cfg(feature = "kill-points")]
+#[cfg(feature = "fault-points")]
 mod deaths;
 mod eviction;
 mod full;
@@ -12,7 +12,7 @@ mod model;
 mod order;
 mod processes;
 mod publishing;
-#[cfg(feature = "kill-points")]
+#[cfg(feature = "fault-points")]
 mod shortages;
 mod threads;
 mod zone;

@@ -19,9 +19,9 @@ fn short_everywhere(name: &str, act: impl Fn(&TestZone, &mut Worker) -> Result<(
             drain(&mut worker);
             let figures = |worker: &Worker| (worker.channel(b"a"), worker.channel(b"new"), test.zone.free_blocks());
             let before = figures(&worker);
-            kill::arm_shortage(blocks, for_good);
+            fault_injection::arm_shortage(blocks, for_good);
             let outcome = act(&test, &mut worker);
-            let enough = kill::disarm_shortage();
+            let enough = fault_injection::disarm_shortage();
             test.assert_whole();
             match outcome {
                 // Room was looked for and found.
