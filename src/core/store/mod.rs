@@ -39,7 +39,6 @@
 mod api;
 mod blocks;
 mod channels;
-mod check;
 mod counters;
 mod dedup_window;
 mod draft;
@@ -50,6 +49,7 @@ pub mod fault_injection;
 mod handover;
 mod history;
 mod ids;
+mod invariants;
 mod joining;
 mod layout;
 mod listing;
