@@ -22,7 +22,7 @@ impl Locked<'_> {
         self.ready_entry();
         if let Some(block) = self.hot(hot::free).some() {
             let next = self.get(block, block::next);
-            // The caller writes over it without a journal; undoing must find it again.
+            // The caller writes over it without an undo log; undoing must find it again.
             self.set(block, block::next, next);
             self.set_hot(hot::free, next);
             self.sub(Hot, hot::free_count, 1);

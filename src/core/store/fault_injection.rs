@@ -61,14 +61,14 @@ pub fn disarm() -> bool {
     POINTS_LEFT.swap(u64::MAX, Ordering::SeqCst) != u64::MAX
 }
 
-/// Blocks that the journal has borrowed in this process.
+/// Blocks that the undo log has borrowed in this process.
 static BORROWED: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn note_borrowed() {
     BORROWED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How many blocks the journal has borrowed in this process.
+/// How many blocks the undo log has borrowed in this process.
 pub fn borrowed() -> u64 {
     BORROWED.load(Ordering::Relaxed)
 }

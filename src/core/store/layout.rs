@@ -508,7 +508,7 @@ pub struct Header {
     pub len: u64,
     pub blocks: u32,
     pub buckets: u32,
-    pub journal_capacity: u32,
+    pub undo_capacity: u32,
     pub wake_fds: u32,
     pub hash_key: [u64; 2],
     pub created_monotonic_ms: u64,
@@ -516,10 +516,10 @@ pub struct Header {
     pub lock: [u64; 5],
     /// Repairs after the death of a process inside the lock.
     pub repairs: u64,
-    /// 0 = no mutation in progress; else 1 + the number of journal entries.
-    pub journal_state: u32,
-    /// The first block lent to the journal, if it has more entries than its own room takes.
-    pub journal_more: u32,
+    /// 0 = no mutation in progress; else 1 + the number of undo log entries.
+    pub undo_state: u32,
+    /// The first block lent to the undo log, if it has more entries than its own room takes.
+    pub undo_more: u32,
     pub hot: [u64; HOT_WORDS],
     pub hot_saved: [u64; HOT_WORDS],
     pub ids: [u64; zone_ids::SIZE / 8],
@@ -534,13 +534,13 @@ pub const HOT_WORDS: usize = hot::SIZE / 8;
 /// One undone write: address (48 bits) and size (16 bits), and what was there.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct JournalEntry {
+pub struct UndoEntry {
     pub place: u64,
     pub old: u64,
 }
 
 record! {
-    /// A block lent to the journal; entries follow.
+    /// A block lent to the undo log; entries follow.
     lent of BlockRef {
         /// Where the free list goes on once it is free again.
         next: BlockRef,
@@ -552,8 +552,8 @@ record! {
     }
 }
 
-/// Journal entries in a block lent to the journal.
-pub const JOURNAL_PER_BLOCK: usize = (BLOCK - lent::SIZE) / size_of::<JournalEntry>();
+/// Undo log entries in a block lent to the undo log.
+pub const UNDO_ENTRIES_PER_BLOCK: usize = (BLOCK - lent::SIZE) / size_of::<UndoEntry>();
 
 /// What a block holds, in the table of kinds: only for those that are found by number from outside the lock.
 pub mod kind {
@@ -652,8 +652,8 @@ mod tests {
             ($($field:ident)*) => { [$(offset_of!(Header, $field)),*] };
         }
         let header = header!(
-            magic version slots len blocks buckets journal_capacity wake_fds hash_key created_monotonic_ms created_unix_ms lock
-            repairs journal_state journal_more hot hot_saved ids counters handover_fds
+            magic version slots len blocks buckets undo_capacity wake_fds hash_key created_monotonic_ms created_unix_ms lock
+            repairs undo_state undo_more hot hot_saved ids counters handover_fds
         );
         writeln!(text, "header: {header:?}, {}", size_of::<Header>()).unwrap();
         let constants = [
@@ -661,7 +661,7 @@ mod tests {
             HEAD_TEXT,
             HEAD_ROOM_MULTI,
             CHANNEL_ID_ROOM,
-            JOURNAL_PER_BLOCK,
+            UNDO_ENTRIES_PER_BLOCK,
             AGE_LISTS,
             FANOUT_SUM,
         ];

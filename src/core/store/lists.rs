@@ -45,7 +45,7 @@ impl Locked<'_> {
         self.set(list.head, last_field, item);
     }
 
-    /// As [`Locked::push_back`], of an item that nothing in the zone refers to yet: what is in it needs no journal.
+    /// As [`Locked::push_back`], of an item that nothing in the zone refers to yet: what is in it needs no undo log.
     pub fn push_back_new<H: Record, R: Item>(&mut self, list: List<H, R>, item: R) {
         let last_field = list.last.expect("this list grows at its end");
         let last = self.get(list.head, last_field);

@@ -98,7 +98,7 @@ impl Locked<'_> {
         if flags & member_flag::DIRTY != 0 {
             return;
         }
-        // Nothing of it counts while it is not dirty, so it needs no journal.
+        // Nothing of it counts while it is not dirty, so it needs no undo log.
         self.init(member, member::dirty_next, MemberRef::NONE);
         self.set(member, member::flags, flags | member_flag::DIRTY);
         let slot = SlotRef(self.get(member, member::slot));

@@ -3,18 +3,18 @@
 //! # Dying at any instruction
 //!
 //! Every change is made inside a [`Locked`] that was [begun](Locked::begin). Beginning saves the hot part of the header;
-//! each write elsewhere first puts the old value into the journal, which lies in the zone too. [`Locked::commit`] is one
-//! store that makes the journal empty. Whoever takes the lock after a death finds a journal that is not empty and undoes
+//! each write elsewhere first puts the old value into the undo log, which lies in the zone too. [`Locked::commit`] is one
+//! store that makes the undo log empty. Whoever takes the lock after a death finds an undo log that is not empty and undoes
 //! it, newest entry first: the zone is then exactly as it was before the mutation began, and that takes as long as the
 //! mutation took. A mutation that fails, or panics, undoes itself the same way.
 //!
-//! Blocks that are not reachable yet are written without a journal: if they never become reachable, what is in them does
+//! Blocks that are not reachable yet are written without an undo log: if they never become reachable, what is in them does
 //! not matter.
 //!
-//! # The journal's size
+//! # The undo log's size
 //!
-//! The journal has room of its own for every mutation that must not fail: a bounded number of writes, and one announcement
-//! to a member in each slot ([`journal_capacity`]). Longer ones borrow free blocks while they run, and give them back when
+//! The undo log has room of its own for every mutation that must not fail: a bounded number of writes, and one announcement
+//! to a member in each slot ([`undo_capacity`]). Longer ones borrow free blocks while they run, and give them back when
 //! they are committed; they are not begun before as many blocks are free as they may need. A block that is freed in a
 //! mutation is not free before its commit: what was in it may still have to be restored.
 //!
@@ -39,13 +39,13 @@ use super::wake;
 pub struct Memory {
     base: *mut u8,
     slots_at: usize,
-    journal_at: usize,
+    undo_at: usize,
     buckets_at: usize,
     entry_buckets_at: usize,
     kinds_at: usize,
     blocks_at: usize,
     pub slots: u16,
-    pub journal_capacity: u32,
+    pub undo_capacity: u32,
     pub buckets: u32,
     pub entry_buckets: u32,
     /// Blocks are numbered 1 to this.
@@ -58,7 +58,7 @@ pub struct Memory {
 
 /// What a reference refers to: where is it?
 pub trait Record: Copy {
-    /// Is it part of the hot header, which needs no journal?
+    /// Is it part of the hot header, which needs no undo log?
     const HOT: bool = false;
 
     /// Offset in the zone. Panics if there is no such record, so that damage never becomes a wild pointer.
@@ -133,27 +133,27 @@ pub const ENTRY_BUCKET_FIRST: Field<EntryBucketRef, EntryRef> = Field::FIRST;
 /// ids a bucket holds four dozen on average. Where there are none, its pages are never touched.
 const BUCKETS_PER_ENTRY_BUCKET: u32 = 4;
 
-/// Journal entries of its own that every zone has, without those for announcements. The longest mutation that must not fail
+/// Undo log entries of its own that every zone has, without those for announcements. The longest mutation that must not fail
 /// pins the links of a replay, or gives blocks of a reservation back.
-const JOURNAL_BASE: usize = 224;
-/// Journal entries for telling a member of a message.
+const UNDO_BASE: usize = 224;
+/// Undo log entries for telling a member of a message.
 pub const ENTRIES_PER_MEMBER: usize = 4;
-/// Journal entries that a loop which asks [`Locked::nearly_full`] may write until it asks again.
+/// Undo log entries that a loop which asks [`Locked::nearly_full`] may write until it asks again.
 const ENTRIES_PER_ROUND: usize = 64;
 
-/// Journal entries that lie in the zone's fixed part: enough for all that must not fail, and in a large zone for a publish to
+/// Undo log entries that lie in the zone's fixed part: enough for all that must not fail, and in a large zone for a publish to
 /// many channels without borrowing blocks.
-fn journal_capacity(len: usize, slots: u16) -> u32 {
-    let needed = JOURNAL_BASE + usize::from(slots) * ENTRIES_PER_MEMBER;
+fn undo_capacity(len: usize, slots: u16) -> u32 {
+    let needed = UNDO_BASE + usize::from(slots) * ENTRIES_PER_MEMBER;
     (len / 8192).min(16384).max(needed) as u32
 }
 
 /// How the memory is divided.
 #[derive(Debug)]
 pub struct Division {
-    journal_capacity: u32,
+    undo_capacity: u32,
     slots_at: usize,
-    journal_at: usize,
+    undo_at: usize,
     buckets: u32,
     buckets_at: usize,
     entry_buckets: u32,
@@ -166,11 +166,11 @@ pub struct Division {
 impl Division {
     /// None if `len` bytes are too few to hold anything useful.
     fn of(len: usize, slots: u16) -> Option<Division> {
-        let journal_capacity = journal_capacity(len, slots);
+        let undo_capacity = undo_capacity(len, slots);
         let align = |at: usize| at.next_multiple_of(64);
         let slots_at = align(size_of::<Header>());
-        let journal_at = align(slots_at + slots as usize * slot::SIZE);
-        let buckets_at = align(journal_at + journal_capacity as usize * size_of::<JournalEntry>());
+        let undo_at = align(slots_at + slots as usize * slot::SIZE);
+        let buckets_at = align(undo_at + undo_capacity as usize * size_of::<UndoEntry>());
         // A channel with a message and a member takes three blocks: at most one channel per bucket on average then.
         let blocks_if_alone = (len.checked_sub(buckets_at)? / BLOCK).max(1);
         let buckets = (blocks_if_alone / 3).next_power_of_two().min(1 << 31) as u32;
@@ -182,9 +182,9 @@ impl Division {
         let blocks_at = align(kinds_at + blocks + 1);
         let blocks = blocks.min(u32::MAX as usize / LINKS_PER_BLOCK as usize - 1) as u32;
         (blocks >= 64).then_some(Division {
-            journal_capacity,
+            undo_capacity,
             slots_at,
-            journal_at,
+            undo_at,
             buckets,
             buckets_at,
             entry_buckets,
@@ -228,7 +228,7 @@ impl Memory {
             (*header).len = len as u64;
             (*header).blocks = division.blocks;
             (*header).buckets = division.buckets;
-            (*header).journal_capacity = division.journal_capacity;
+            (*header).undo_capacity = division.undo_capacity;
             (*header).created_monotonic_ms = now.monotonic_ms;
             (*header).created_unix_ms = now.unix_ms;
             (*header).hash_key = random_key();
@@ -271,9 +271,9 @@ impl Memory {
         };
         let division = Division::of(len, slots).ok_or(ZoneError::Foreign)?;
         let Division {
-            journal_capacity,
+            undo_capacity,
             slots_at,
-            journal_at,
+            undo_at,
             buckets,
             buckets_at,
             entry_buckets,
@@ -285,13 +285,13 @@ impl Memory {
         Ok(Memory {
             base,
             slots_at,
-            journal_at,
+            undo_at,
             buckets_at,
             entry_buckets_at,
             kinds_at,
             blocks_at,
             slots,
-            journal_capacity,
+            undo_capacity,
             buckets,
             entry_buckets,
             blocks,
@@ -305,8 +305,8 @@ impl Memory {
         self.base.cast()
     }
 
-    fn journal_end(&self) -> usize {
-        self.journal_at + self.journal_capacity as usize * size_of::<JournalEntry>()
+    fn undo_end(&self) -> usize {
+        self.undo_at + self.undo_capacity as usize * size_of::<UndoEntry>()
     }
 
     /// Is there a block of this number?
@@ -533,8 +533,8 @@ impl Memory {
             wakes: Vec::new(),
             committed_wakes: 0,
             entries: 0,
-            entries_at: self.journal_at,
-            entries_end: self.journal_end(),
+            entries_at: self.undo_at,
+            entries_end: self.undo_end(),
             lent: Vec::new(),
             freed: Freed::default(),
             changing: false,
@@ -557,12 +557,12 @@ pub struct Locked<'m> {
     wakes: Vec<SlotRef>,
     /// How many of them belong to mutations that are final.
     committed_wakes: usize,
-    /// Journal entries of the mutation in progress.
+    /// Undo log entries of the mutation in progress.
     entries: usize,
     /// Where the next one goes, and where the room for entries ends.
     entries_at: usize,
     entries_end: usize,
-    /// Blocks lent to the journal by the mutation in progress, in order.
+    /// Blocks lent to the undo log by the mutation in progress, in order.
     lent: Vec<BlockRef>,
     freed: Freed,
     changing: bool,
@@ -605,14 +605,14 @@ impl Locked<'_> {
             ptr::copy_nonoverlapping(&raw const (*header).hot, &raw mut (*header).hot_saved, 1);
         }
         self.changing = true;
-        self.set_journal_state(1);
+        self.set_undo_state(1);
     }
 
     fn forget_entries(&mut self) {
         self.entries = 0;
-        self.entries_at = self.memory.journal_at;
+        self.entries_at = self.memory.undo_at;
         if !self.lent.is_empty() {
-            self.entries_end = self.memory.journal_end();
+            self.entries_end = self.memory.undo_end();
             self.lent.clear();
         }
     }
@@ -627,7 +627,7 @@ impl Locked<'_> {
         if !self.lent.is_empty() {
             self.return_lent();
         }
-        self.set_journal_state(0);
+        self.set_undo_state(0);
         self.changing = false;
         self.forget_entries();
         self.committed_wakes = self.wakes.len();
@@ -671,27 +671,27 @@ impl Locked<'_> {
         }
     }
 
-    /// Is the journal nearly full? Loops whose length is not bounded by their caller [step](Locked::step) then.
+    /// Is the undo log nearly full? Loops whose length is not bounded by their caller [step](Locked::step) then.
     pub fn nearly_full(&self) -> bool {
-        self.entries + ENTRIES_PER_ROUND > self.memory.journal_capacity as usize
+        self.entries + ENTRIES_PER_ROUND > self.memory.undo_capacity as usize
     }
 
-    /// Journal entries of the mutation in progress.
+    /// Undo log entries of the mutation in progress.
     pub fn entries(&self) -> usize {
         self.entries
     }
 
-    /// Blocks that the journal has borrowed for it.
+    /// Blocks that the undo log has borrowed for it.
     pub fn borrowed(&self) -> u32 {
         self.lent.len() as u32
     }
 
-    fn set_journal_state(&mut self, state: u32) {
+    fn set_undo_state(&mut self, state: u32) {
         compiler_fence(Ordering::SeqCst);
         death_point();
         // SAFETY: the lock is held. The fences keep the compiler from moving writes of the mutation across; the processor
         // does not matter, for whoever looks next has taken the lock after this process has died or released it.
-        unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).journal_state, state) };
+        unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).undo_state, state) };
         compiler_fence(Ordering::SeqCst);
     }
 
@@ -749,49 +749,49 @@ impl Locked<'_> {
 
     fn write<T: Word>(&mut self, at: usize, value: T) {
         debug_assert!(self.changing);
-        // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the journal,
-        // and the journal says so, before the new one is written: the fences around that keep the compiler to this order.
+        // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the undo log,
+        // and the undo log says so, before the new one is written: the fences around that keep the compiler to this order.
         unsafe {
             let target = self.memory.base.add(at).cast::<T>();
-            let entry = JournalEntry {
+            let entry = UndoEntry {
                 place: (at as u64) << 16 | size_of::<T>() as u64,
                 old: ptr::read(target).to_bits(),
             };
             self.ready_entry();
             ptr::write_volatile(self.memory.base.add(self.entries_at).cast(), entry);
-            self.entries_at += size_of::<JournalEntry>();
+            self.entries_at += size_of::<UndoEntry>();
             self.entries += 1;
-            self.set_journal_state(1 + self.entries as u32);
+            self.set_undo_state(1 + self.entries as u32);
             mutation_point();
             value.write_whole(target);
         }
     }
 
-    fn journal_entry(&self, index: usize) -> *mut JournalEntry {
-        let capacity = self.memory.journal_capacity as usize;
+    fn undo_entry(&self, index: usize) -> *mut UndoEntry {
+        let capacity = self.memory.undo_capacity as usize;
         let at = match index.checked_sub(capacity) {
-            None => self.memory.journal_at + index * size_of::<JournalEntry>(),
+            None => self.memory.undo_at + index * size_of::<UndoEntry>(),
             Some(more) => {
-                let block = self.lent[more / JOURNAL_PER_BLOCK];
-                block.offset(self.memory) + lent::SIZE + more % JOURNAL_PER_BLOCK * size_of::<JournalEntry>()
+                let block = self.lent[more / UNDO_ENTRIES_PER_BLOCK];
+                block.offset(self.memory) + lent::SIZE + more % UNDO_ENTRIES_PER_BLOCK * size_of::<UndoEntry>()
             }
         };
-        // SAFETY: within the journal or within a block.
+        // SAFETY: within the undo log or within a block.
         unsafe { self.memory.base.add(at).cast() }
     }
 
-    /// How many blocks the journal must borrow to take `entries` entries.
-    pub fn journal_shortage(&self, entries: usize) -> usize {
+    /// How many blocks the undo log must borrow to take `entries` entries.
+    pub fn undo_shortage(&self, entries: usize) -> usize {
         entries
-            .saturating_sub(self.memory.journal_capacity as usize)
-            .div_ceil(JOURNAL_PER_BLOCK)
+            .saturating_sub(self.memory.undo_capacity as usize)
+            .div_ceil(UNDO_ENTRIES_PER_BLOCK)
     }
 
-    /// Makes sure that the next journal entry has its room. Whoever moves the free list does so first, for the room may come from there.
+    /// Makes sure that the next undo log entry has its room. Whoever moves the free list does so first, for the room may come from there.
     #[inline(always)]
     pub fn ready_entry(&mut self) {
         if self.entries_at == self.entries_end {
-            self.lend_to_journal();
+            self.lend_to_undo_log();
         }
     }
 
@@ -799,7 +799,7 @@ impl Locked<'_> {
     /// place in the free list is untouched.
     #[cold]
     #[inline(never)]
-    fn lend_to_journal(&mut self) {
+    fn lend_to_undo_log(&mut self) {
         let fresh = self.hot(hot::high_water);
         let block = if let Some(block) = self.hot(hot::free).some() {
             self.set_hot(hot::free, self.get(block, block::next));
@@ -809,8 +809,8 @@ impl Locked<'_> {
             self.set_hot(hot::high_water, fresh + 1);
             BlockRef(fresh)
         } else {
-            // Mutations that may need more than the journal's own room make sure that there is some before they begin.
-            panic!("no room in the journal");
+            // Mutations that may need more than the undo log's own room make sure that there is some before they begin.
+            panic!("no room in the undo log");
         };
         #[cfg(feature = "fault-points")]
         super::fault_injection::note_borrowed();
@@ -819,15 +819,15 @@ impl Locked<'_> {
             Some(&last) => self.init(last, lent::more, block),
             None => {
                 // SAFETY: the lock is held. The fence of the next entry's count is behind this.
-                unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).journal_more, block.0) };
+                unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).undo_more, block.0) };
             }
         }
         self.lent.push(block);
         self.entries_at = block.offset(self.memory) + lent::SIZE;
-        self.entries_end = self.entries_at + JOURNAL_PER_BLOCK * size_of::<JournalEntry>();
+        self.entries_end = self.entries_at + UNDO_ENTRIES_PER_BLOCK * size_of::<UndoEntry>();
     }
 
-    /// The last part of a mutation: what the journal has borrowed will be free. The blocks' entries stay until then.
+    /// The last part of a mutation: what the undo log has borrowed will be free. The blocks' entries stay until then.
     #[cold]
     #[inline(never)]
     fn return_lent(&mut self) {
@@ -844,8 +844,8 @@ impl Locked<'_> {
     fn follow_lent(&mut self) {
         self.lent.clear();
         // SAFETY: the lock is held, and the word is aligned.
-        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).journal_more) });
-        for _ in 0..self.journal_shortage(self.entries) {
+        let mut next = BlockRef(unsafe { ptr::read_volatile(&raw const (*self.memory.header()).undo_more) });
+        for _ in 0..self.undo_shortage(self.entries) {
             self.lent.push(next);
             next = self.get(next, lent::more);
         }
@@ -854,11 +854,11 @@ impl Locked<'_> {
     /// Undoes the mutation in progress.
     fn roll_back(&mut self) {
         let header = self.memory.header();
-        // SAFETY: the lock is held; the journal's entries were written by `write`, so their places are in bounds and their
+        // SAFETY: the lock is held; the undo log's entries were written by `write`, so their places are in bounds and their
         // sizes are those of words. Undoing twice does no harm, so a death in here is repaired by the next.
         unsafe {
             for index in (0..self.entries).rev() {
-                let JournalEntry { place, old } = ptr::read(self.journal_entry(index));
+                let UndoEntry { place, old } = ptr::read(self.undo_entry(index));
                 let target = self.memory.base.add((place >> 16) as usize);
                 death_point();
                 match place & 0xffff {
@@ -874,7 +874,7 @@ impl Locked<'_> {
             }
             ptr::copy_nonoverlapping(&raw const (*header).hot_saved, &raw mut (*header).hot, 1);
         }
-        self.set_journal_state(0);
+        self.set_undo_state(0);
         self.forget_entries();
         self.freed = Freed::default();
         self.changing = false;
@@ -885,7 +885,7 @@ impl Locked<'_> {
     fn repair(&mut self) {
         let header = self.memory.header();
         // SAFETY: the lock is held, and the word is aligned.
-        let state = unsafe { (*header).journal_state };
+        let state = unsafe { (*header).undo_state };
         if state > 0 {
             self.entries = state as usize - 1;
             self.follow_lent();

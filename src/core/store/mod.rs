@@ -6,13 +6,13 @@
 //! # The memory
 //!
 //! ```text
-//! header │ slots │ journal │ buckets │ buckets of ids │ kinds │ blocks of 128 bytes, numbered from 1 ...
+//! header │ slots │ undo log │ buckets │ buckets of ids │ kinds │ blocks of 128 bytes, numbered from 1 ...
 //!
-//! header    geometry, written once; the lock; the journal's state; `hot`, what every mutation touches, and its copy;
+//! header    geometry, written once; the lock; the undo log's state; `hot`, what every mutation touches, and its copy;
 //!           counters outside of the lock
 //! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying,
 //!           how its subscribers are connected
-//! journal   old values of what the mutation in progress has written
+//! undo log  old values of what the mutation in progress has written
 //! bucket    first channel of a hash chain
 //! kind      one byte per block: does it hold a channel, a message, links, a membership?
 //!

@@ -15,8 +15,8 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// What each slot takes of a zone: the slot, and its part of the journal.
-    pub const BYTES_PER_SLOT: usize = slot::SIZE + ENTRIES_PER_MEMBER * size_of::<JournalEntry>();
+    /// What each slot takes of a zone: the slot, and its part of the undo log.
+    pub const BYTES_PER_SLOT: usize = slot::SIZE + ENTRIES_PER_MEMBER * size_of::<UndoEntry>();
 
     /// Lays out a new zone. `slots` = how many processes may use it at once.
     ///

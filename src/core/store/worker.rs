@@ -14,19 +14,19 @@ use super::publishing::{Brought, Filled};
 use super::*;
 use crate::wire::event_id::{MAX_GROUPS, OrderedId};
 
-/// Journal entries of a mutation beside those for its channels.
+/// Undo log entries of a mutation beside those for its channels.
 const ENTRIES: usize = 16;
-/// Journal entries for finding or creating a channel, and entering it or appending a message to it.
+/// Undo log entries for finding or creating a channel, and entering it or appending a message to it.
 const ENTRIES_PER_CHANNEL: usize = 28;
-/// Journal entries for a message about an event.
+/// Undo log entries for a message about an event.
 const ENTRIES_PER_EVENT: usize = 20;
-/// Journal entries for dropping what is over the limit of stored messages, for each message.
+/// Undo log entries for dropping what is over the limit of stored messages, for each message.
 const ENTRIES_FOR_LIMIT: usize = 18;
-/// Journal entries for an ordered id that is noted somewhere.
+/// Undo log entries for an ordered id that is noted somewhere.
 const ENTRIES_PER_ID: usize = MAX_GROUPS + 1;
-/// Journal entries for what is known of a channel's ids, beside the ids themselves.
+/// Undo log entries for what is known of a channel's ids, beside the ids themselves.
 const ENTRIES_FOR_IDS: usize = 2;
-/// Journal entries for an id in a channel's window, and for two that leave it.
+/// Undo log entries for an id in a channel's window, and for two that leave it.
 const ENTRIES_FOR_WINDOW: usize = 24;
 /// Blocks of a channel for what is known of its ids, and for its window.
 const BLOCKS_FOR_IDS: usize = 2;
@@ -512,7 +512,7 @@ impl Cost {
             as u32
     }
 
-    /// Journal entries.
+    /// Undo log entries.
     pub(super) fn entries(self, limits: &Limits, known: Known) -> usize {
         let if_so = |condition, entries| if condition { entries } else { 0 };
         let per_limit = if_so(limits.max_stored_per_channel.is_some(), ENTRIES_FOR_LIMIT);
@@ -542,12 +542,12 @@ pub(super) struct Known {
 }
 
 impl Locked<'_> {
-    /// How many blocks must be free before a mutation at this cost can begin, if there are too few: for the journal, and then for what
+    /// How many blocks must be free before a mutation at this cost can begin, if there are too few: for the undo log, and then for what
     /// it makes.
     pub(super) fn lacks_room<'c>(&self, cost: Cost, channels: impl Ids<'c>, limits: &Limits) -> Option<u32> {
         let workers = self.hot(hot::workers) as usize;
         let lacks = |known: Known| {
-            let blocks = self.journal_shortage(cost.entries(limits, known)) as u32;
+            let blocks = self.undo_shortage(cost.entries(limits, known)) as u32;
             let needed = blocks + cost.blocks_if(limits, known);
             (blocks > 0 && needed > self.available()).then_some(needed)
         };
@@ -594,7 +594,7 @@ impl Locked<'_> {
         if let Some((entries, blocks, at_most)) = bound.flatten() {
             debug_assert!(
                 self.entries() <= entries,
-                "{} journal entries, not {entries}",
+                "{} undo log entries, not {entries}",
                 self.entries()
             );
             let taken = had - self.available() - self.borrowed();

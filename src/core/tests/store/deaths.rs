@@ -402,9 +402,9 @@ fn taking_over_a_dead_slot() {
     });
 }
 
-/// More channels than the journal has room for by itself: it borrows blocks that were in use before, and new ones.
+/// More channels than the undo log has room for by itself: it borrows blocks that were in use before, and new ones.
 #[test]
-fn borrowing_room_for_the_journal() {
+fn borrowing_room_for_the_undo_log() {
     const LAST: u64 = 250;
     let create = |test: &TestZone, worker: &mut Worker| {
         let names: Vec<String> = (0..66).map(|index| format!("{index:0200}")).collect();
