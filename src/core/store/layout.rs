@@ -20,7 +20,7 @@ pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 /// The same if it is in several: the last four bytes count its stored and queued links.
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
 /// Ways of being connected that a worker counts its subscribers by.
-pub const TALLIES: usize = 16;
+pub const CONNECTION_COUNTS: usize = 16;
 /// What is counted outside of the lock: each [`super::Counter`] at its own number, and behind them [`super::Fanout`].
 pub const COUNTERS: usize = 64;
 /// Where the fan-out's sum is among the counters, and the first of its buckets.
@@ -398,7 +398,7 @@ record! {
         accepts: u32,
         unused: [u32; 2],
         /// How its subscribers are connected; not under the zone's lock.
-        tallies: [u32; TALLIES],
+        connection_counts: [u32; CONNECTION_COUNTS],
     }
 }
 

@@ -39,6 +39,7 @@
 mod api;
 mod blocks;
 mod channels;
+mod connections;
 mod counters;
 mod dedup_window;
 mod draft;
@@ -61,11 +62,11 @@ mod messages;
 mod prefetch;
 mod publishing;
 mod slots;
-mod tally;
 mod wake;
 mod worker;
 
 pub use api::*;
+pub use connections::{AttachReason, Connection, Connections, Mode};
 pub use counters::{Counter, Counts, Fanout};
 pub use draft::Draft;
 pub use drain::Drained;
@@ -75,7 +76,6 @@ pub use listing::{Extent, Landmark, Listed, Listing};
 pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
-pub use tally::{Connection, Connections, Hold, Mode};
 pub use worker::Worker;
 
 /// Why a mutation stopped half way; it is undone then.

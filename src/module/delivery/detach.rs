@@ -2,14 +2,14 @@
 //!
 //! Once its head is out, an idle stream over HTTP/1 needs its socket and nothing else. Its request, with all its pools and
 //! header buffers, goes back to nginx: it is logged then, as if it had ended. The connection stays, with handlers of this
-//! module; without TLS even its pool is freed. What cannot be done without the request keeps it ([`Hold`]).
+//! module; without TLS even its pool is freed. What cannot be done without the request keeps it ([`AttachReason`]).
 
 use std::ffi::c_void;
 use std::ptr;
 use std::rc::Rc;
 
 use ngx::ffi::*;
-use push_stream_core::store::{Connection, Hold};
+use push_stream_core::store::{AttachReason, Connection};
 
 use super::frames::Framing;
 use super::registry::{Kind, SubscriberId};
@@ -72,17 +72,17 @@ impl Contexts {
 ///
 /// # Safety
 /// `r` is a valid request, `before` its contexts before its head was sent.
-pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -> Result<Framing, Hold> {
+pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -> Result<Framing, AttachReason> {
     // SAFETY: request, connection and configuration are valid.
     unsafe {
         if (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t {
-            return Err(Hold::Protocol);
+            return Err(AttachReason::Protocol);
         }
         if (*r).main != r || !(*r).postponed.is_null() {
-            return Err(Hold::Subrequest);
+            return Err(AttachReason::Subrequest);
         }
         if (*r).limit_rate != 0 || !lookup::core_location(r).limit_rate.is_null() {
-            return Err(Hold::LimitRate);
+            return Err(AttachReason::LimitRate);
         }
         let mut harmless = *before;
         harmless.insert(lookup::own_index());
@@ -91,7 +91,7 @@ pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -
         }
         let now = Contexts::of(r);
         if now.0.iter().zip(harmless.0).any(|(now, harmless)| now & !harmless != 0) {
-            return Err(Hold::Filter);
+            return Err(AttachReason::Filter);
         }
         Ok(if (*r).chunked() != 0 {
             Framing::Chunked
@@ -105,25 +105,25 @@ pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -
 ///
 /// # Safety
 /// `r` is a valid request, and none of its handlers is running.
-unsafe fn hold(r: *mut ngx_http_request_t, neighbours: Neighbours, socket: bool) -> Option<Hold> {
+unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, socket: bool) -> Option<AttachReason> {
     // SAFETY: request, connection and their lists are valid; cleanups end with NULL.
     unsafe {
         let connection = (*r).connection;
         if (*r).discard_body() != 0 {
-            return Some(Hold::Body);
+            return Some(AttachReason::Body);
         }
         if (*r).count() != 1 || (*r).blocked() != 0 || !(*r).postponed.is_null() || !(*r).posted_requests.is_null() {
-            return Some(Hold::Subrequest);
+            return Some(AttachReason::Subrequest);
         }
         let early = (*r).header_in.as_ref().is_some_and(|buffer| buffer.pos < buffer.last);
         if early && !socket {
-            return Some(Hold::Pipelined);
+            return Some(AttachReason::Pipelined);
         }
         if is_claimed(r, neighbours) {
-            return Some(Hold::Cleanup);
+            return Some(AttachReason::Cleanup);
         }
         if (*connection).buffered() != 0 || !(*r).out.is_null() || is_busy_with_tls(connection) {
-            return Some(Hold::Unsent);
+            return Some(AttachReason::Unsent);
         }
         None
     }
@@ -131,7 +131,7 @@ unsafe fn hold(r: *mut ngx_http_request_t, neighbours: Neighbours, socket: bool)
 
 /// Does another module want to be told when the request ends?
 unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool {
-    // SAFETY: as for `hold`. What realip registers is also its context: it only puts the connection's own address back.
+    // SAFETY: as for `attach_reason`. What realip registers is also its context: it only puts the connection's own address back.
     unsafe {
         let mut cleanup = (*r).cleanup;
         while let Some(entry) = cleanup.as_ref() {
@@ -191,7 +191,7 @@ pub fn detach(id: SubscriberId) {
 
 /// Frees the request. Returns its connection.
 unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
-    // SAFETY: `hold` found that nothing refers to the request but the connection, whose handlers are replaced next.
+    // SAFETY: `attach_reason` found that nothing refers to the request but the connection, whose handlers are replaced next.
     unsafe {
         let connection = (*r).connection;
         let http = (*r).http_connection;
@@ -365,18 +365,18 @@ impl Delivery {
     fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
         let subscriber = self.registry.slab.get(id)?;
         let before = subscriber.connected();
-        let Connection::Attached(_, Some(Hold::Unsent)) = before else {
+        let Connection::Attached(_, Some(AttachReason::Unsent)) = before else {
             return None;
         };
         let request = subscriber.request;
         let socket = matches!(subscriber.kind, Kind::Socket(_));
         // SAFETY: the subscriber is registered, so its request is alive; called from events only.
-        subscriber.hold = unsafe { hold(request, self.neighbours, socket) };
+        subscriber.attach_reason = unsafe { attach_reason(request, self.neighbours, socket) };
         if subscriber.ending {
             // It ends the way it began to.
-            subscriber.hold = Some(Hold::Unsent);
+            subscriber.attach_reason = Some(AttachReason::Unsent);
         }
-        let released = subscriber.hold.is_none().then(|| {
+        let released = subscriber.attach_reason.is_none().then(|| {
             subscriber.request = ptr::null_mut();
             // SAFETY: the connection is open.
             let connection = unsafe { &*subscriber.connection };

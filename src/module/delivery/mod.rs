@@ -51,7 +51,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{Connection, Counter, Hold, Joined, Membership, Now, Summary, Worker, Zone};
+use push_stream_core::store::{AttachReason, Connection, Counter, Joined, Membership, Now, Summary, Worker, Zone};
 use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::{Audience, Main, Settings, Transport};
@@ -259,7 +259,7 @@ pub struct Enlistment<'p> {
     pub seat: Seat,
     pub kind: Kind,
     /// How bytes may go past the output filters, or why they may not.
-    pub direct: Result<Framing, Option<Hold>>,
+    pub direct: Result<Framing, Option<AttachReason>>,
     /// Bytes that each message is filled up to.
     pub message_min: u32,
     /// The ordered id from which the client wants to go on.
@@ -547,10 +547,10 @@ impl Delivery {
             message_min: enlistment.message_min,
             padding_max: audience.padding_max.get(),
         };
-        let hold = match enlistment.direct {
-            Err(hold) => hold,
-            Ok(_) if !audience.detach => Some(Hold::Directive),
-            Ok(_) => Some(Hold::Unsent),
+        let attach_reason = match enlistment.direct {
+            Err(attach_reason) => attach_reason,
+            Ok(_) if !audience.detach => Some(AttachReason::Directive),
+            Ok(_) => Some(AttachReason::Unsent),
         };
         let tells_position =
             audience.format.ordered && audience.format.transport == Transport::EventSource && !memberships.is_empty();
@@ -582,7 +582,7 @@ impl Delivery {
             ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
             end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
             ending: false,
-            hold,
+            attach_reason,
             end_reason: None,
             transit: Transit::None,
             disconnect_record: None,
@@ -613,7 +613,7 @@ impl Delivery {
             worker.count_in(connected);
         }
         self.schedule(id.index, now_ms);
-        if hold == Some(Hold::Unsent) {
+        if attach_reason == Some(AttachReason::Unsent) {
             self.settle(id);
         }
         if waiting {
@@ -719,7 +719,7 @@ impl Delivery {
                 Step::Drained => {}
             }
             let ends = subscriber.ending;
-            let settles = !ends && subscriber.hold == Some(Hold::Unsent);
+            let settles = !ends && subscriber.attach_reason == Some(AttachReason::Unsent);
             match self.replay(id, replays) {
                 Replayed::Some => *attempted = false,
                 Replayed::Broken => return Some(Next::End(Ending::Failed)),

@@ -12,7 +12,7 @@ use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{Connection, Hold, Membership, Mode, Replay};
+use push_stream_core::store::{AttachReason, Connection, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::Ending;
@@ -115,7 +115,7 @@ pub struct Subscriber {
     /// What began its end first, if anything has.
     pub end_reason: Option<Reason>,
     /// Why it keeps its request; None if it does not, or if it waits for one answer.
-    pub hold: Option<Hold>,
+    pub attach_reason: Option<AttachReason>,
     pub transit: Transit,
 
     /// Open as long as the subscriber is registered.
@@ -221,7 +221,7 @@ impl Subscriber {
         if self.is_detached() {
             Connection::Detached(mode)
         } else {
-            Connection::Attached(mode, self.hold)
+            Connection::Attached(mode, self.attach_reason)
         }
     }
 

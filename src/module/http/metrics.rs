@@ -1,7 +1,7 @@
 //! The zone's figures for monitoring systems, each with its name and meaning. What a scrape costs does not depend on how
 //! many channels there are.
 
-use push_stream_core::store::{Connections, Counter, Fanout, Hold, Mode, Summary};
+use push_stream_core::store::{AttachReason, Connections, Counter, Fanout, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
 use crate::delivery::{Reason, TopChannel, Tops};
@@ -138,10 +138,13 @@ fn readers(writer: &mut Writer, summary: &Summary) {
         Kind::Gauge,
         "Streams that could do without their request of nginx and keep it, by reason.",
     );
-    for hold in Hold::ALL {
-        let of_each = summary.workers.iter().map(|worker| worker.connections.held(hold));
+    for attach_reason in AttachReason::ALL {
+        let of_each = summary
+            .workers
+            .iter()
+            .map(|worker| worker.connections.attached_for(attach_reason));
         let sum = of_each.map(u64::from).sum();
-        attached.sample(&[("reason", hold.name().as_bytes())], sum);
+        attached.sample(&[("reason", attach_reason.name().as_bytes())], sum);
     }
     labelled(
         writer,

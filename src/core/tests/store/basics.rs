@@ -589,20 +589,20 @@ fn a_worker_counts_how_its_subscribers_are_connected() {
             .unwrap()
             .connections
     };
-    let held = Connection::Attached(Mode::EventSource, Some(Hold::Unsent));
+    let held = Connection::Attached(Mode::EventSource, Some(AttachReason::Unsent));
     first.count_in(held);
     first.count_in(Connection::Attached(Mode::LongPolling, None));
     first.count_in(Connection::Detached(Mode::WebSocket));
     assert_eq!(connections(&first).attached(Mode::EventSource), 1);
     assert_eq!(connections(&first).attached(Mode::LongPolling), 1);
-    assert_eq!(connections(&first).held(Hold::Unsent), 1);
+    assert_eq!(connections(&first).attached_for(AttachReason::Unsent), 1);
     assert_eq!(connections(&first).detached(Mode::WebSocket), 1);
     assert_eq!(connections(&second), Connections::default());
 
     first.count_out(held);
     first.count_in(Connection::Detached(Mode::EventSource));
     assert_eq!(connections(&first).attached(Mode::EventSource), 0);
-    assert_eq!(connections(&first).held(Hold::Unsent), 0);
+    assert_eq!(connections(&first).attached_for(AttachReason::Unsent), 0);
     assert_eq!(connections(&first).detached(Mode::EventSource), 1);
     first.release();
     let successor = test.worker();

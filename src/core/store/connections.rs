@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::Worker;
-use super::layout::{SlotRef, TALLIES, slot};
+use super::layout::{CONNECTION_COUNTS, SlotRef, slot};
 use super::memory::Memory;
 
 /// How a subscriber is served.
@@ -35,7 +35,7 @@ impl Mode {
 
 /// Why a subscriber that could do without its request of nginx keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
+pub enum AttachReason {
     /// `push_stream_detach off`.
     Directive,
     /// HTTP/2 or HTTP/3: the connection belongs to several requests.
@@ -55,31 +55,31 @@ pub enum Hold {
     Unsent,
 }
 
-impl Hold {
-    pub const ALL: [Hold; 9] = [
-        Hold::Directive,
-        Hold::Protocol,
-        Hold::Filter,
-        Hold::LimitRate,
-        Hold::Cleanup,
-        Hold::Subrequest,
-        Hold::Body,
-        Hold::Pipelined,
-        Hold::Unsent,
+impl AttachReason {
+    pub const ALL: [AttachReason; 9] = [
+        AttachReason::Directive,
+        AttachReason::Protocol,
+        AttachReason::Filter,
+        AttachReason::LimitRate,
+        AttachReason::Cleanup,
+        AttachReason::Subrequest,
+        AttachReason::Body,
+        AttachReason::Pipelined,
+        AttachReason::Unsent,
     ];
 
     /// Its name in statistics.
     pub fn name(self) -> &'static str {
         match self {
-            Hold::Directive => "directive",
-            Hold::Protocol => "protocol",
-            Hold::Filter => "filter",
-            Hold::LimitRate => "limit_rate",
-            Hold::Cleanup => "cleanup",
-            Hold::Subrequest => "subrequest",
-            Hold::Body => "body",
-            Hold::Pipelined => "pipelined",
-            Hold::Unsent => "unsent",
+            AttachReason::Directive => "directive",
+            AttachReason::Protocol => "protocol",
+            AttachReason::Filter => "filter",
+            AttachReason::LimitRate => "limit_rate",
+            AttachReason::Cleanup => "cleanup",
+            AttachReason::Subrequest => "subrequest",
+            AttachReason::Body => "body",
+            AttachReason::Pipelined => "pipelined",
+            AttachReason::Unsent => "unsent",
         }
     }
 }
@@ -90,17 +90,17 @@ pub enum Connection {
     /// Without a request of nginx.
     Detached(Mode),
     /// With one; long polls always.
-    Attached(Mode, Option<Hold>),
+    Attached(Mode, Option<AttachReason>),
 }
 
 /// How many subscribers of a worker are connected in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Connections([u32; TALLIES]);
+pub struct Connections([u32; CONNECTION_COUNTS]);
 
 const DETACHABLE: usize = 3;
 const FIRST_ATTACHED: usize = DETACHABLE;
-const FIRST_HOLD: usize = FIRST_ATTACHED + Mode::ALL.len();
-const _: () = assert!(FIRST_HOLD + Hold::ALL.len() == TALLIES);
+const FIRST_REASON: usize = FIRST_ATTACHED + Mode::ALL.len();
+const _: () = assert!(FIRST_REASON + AttachReason::ALL.len() == CONNECTION_COUNTS);
 
 impl Connections {
     /// Those without a request of nginx. None wait for one answer.
@@ -114,17 +114,19 @@ impl Connections {
     }
 
     /// Those of the attached that are it for this reason.
-    pub fn held(&self, hold: Hold) -> u32 {
-        self.0[FIRST_HOLD + hold as usize]
+    pub fn attached_for(&self, reason: AttachReason) -> u32 {
+        self.0[FIRST_REASON + reason as usize]
     }
 
     pub(super) fn of(memory: &Memory, slot: SlotRef) -> Connections {
-        Connections(std::array::from_fn(|index| memory.peek(slot, slot::tallies.nth(index))))
+        Connections(std::array::from_fn(|index| {
+            memory.peek(slot, slot::connection_counts.nth(index))
+        }))
     }
 
     pub(super) fn clear(memory: &Memory, slot: SlotRef) {
-        for index in 0..TALLIES {
-            memory.init(slot, slot::tallies.nth(index), 0);
+        for index in 0..CONNECTION_COUNTS {
+            memory.init(slot, slot::connection_counts.nth(index), 0);
         }
         memory.init(slot, slot::stretch_us, 0);
     }
@@ -133,12 +135,12 @@ impl Connections {
 impl Worker {
     /// Counts a subscriber that is connected in this way.
     pub fn count_in(&self, connection: Connection) {
-        self.tally(connection, |count| count.wrapping_add(1));
+        self.count_connection(connection, |count| count.wrapping_add(1));
     }
 
     /// Forgets one that [`Worker::count_in`] counted.
     pub fn count_out(&self, connection: Connection) {
-        self.tally(connection, |count| count.saturating_sub(1));
+        self.count_connection(connection, |count| count.saturating_sub(1));
     }
 
     /// Tells how long this worker did not look for events while it delivered; the longest is kept.
@@ -149,16 +151,16 @@ impl Worker {
         }
     }
 
-    fn tally(&self, connection: Connection, change: impl Fn(u32) -> u32) {
+    fn count_connection(&self, connection: Connection, change: impl Fn(u32) -> u32) {
         let (first, second) = match connection {
             Connection::Detached(mode) => (mode as usize, None),
-            Connection::Attached(mode, hold) => (
+            Connection::Attached(mode, reason) => (
                 FIRST_ATTACHED + mode as usize,
-                hold.map(|hold| FIRST_HOLD + hold as usize),
+                reason.map(|reason| FIRST_REASON + reason as usize),
             ),
         };
         for index in [Some(first), second].into_iter().flatten() {
-            let field = slot::tallies.nth(index);
+            let field = slot::connection_counts.nth(index);
             let count = self.memory().peek(self.own_slot(), field);
             self.memory().init(self.own_slot(), field, change(count));
         }
