@@ -13,9 +13,9 @@
 //! waits for another, and each keeps its order. What a source has in flight and cannot get rid of, because a node is away, it gives back to its queue, and
 //! its successor claims it again; its fence sees to it that the old topology sends nothing of it any more.
 
-pub mod crew;
 pub mod join;
 pub mod lane;
+pub mod lane_thread;
 pub mod order;
 pub mod park;
 pub mod pipeline;
@@ -37,8 +37,8 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{self, Config};
 use crate::credit::Credit;
-use crate::engine::crew::Crews;
 use crate::engine::lane::{Job, Lane};
+use crate::engine::lane_thread::LaneThreads;
 use crate::engine::order::OrderKey;
 use crate::engine::park::{ParkingLot, Reason};
 use crate::engine::pipeline::{Account, DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
@@ -579,8 +579,8 @@ impl Topology {
         let stop = Stop(stop);
         let (ended, endings) = mpsc::unbounded_channel();
         let watchdog = Watchdog::new();
-        let mut crews = Crews::new(config.lanes);
-        let sinks = start_sinks(&config, metrics, &watchdog, &mut crews)?;
+        let mut threads = LaneThreads::new(config.lanes);
+        let sinks = start_sinks(&config, metrics, &watchdog, &mut threads)?;
         let nodes = metrics.nodes();
         let (lanes, receivers): (Vec<_>, Vec<_>) = (0..config.lanes).map(|_| mpsc::unbounded_channel()).unzip();
 
@@ -649,16 +649,16 @@ impl Topology {
             if may_block {
                 blocking.push((source, context, beat));
             } else {
-                crews.take_turn().source(source, context, ended.clone(), beat);
+                threads.take_next().source(source, context, ended.clone(), beat);
             }
         }
         let mut lane_threads = Vec::with_capacity(receivers.len());
-        for ((number, jobs), crew) in receivers.into_iter().enumerate().zip(crews.into_crews()) {
+        for ((number, jobs), lane_thread) in receivers.into_iter().enumerate().zip(threads.into_vec()) {
             let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
             let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
             // Couriers end when nobody can open their sink any more.
             let open = move || Lane::new(&sinks, parking, metrics);
-            let body = move || crew.run(open, jobs, stop, &beat);
+            let body = move || lane_thread.run(open, jobs, stop, &beat);
             let report = Report::of_lane(number, ended.clone());
             lane_threads.push(spawn(format!("lane-{number}"), report, body)?);
         }
@@ -850,7 +850,7 @@ fn start_sinks(
     config: &Config,
     metrics: &Metrics,
     watchdog: &Arc<Watchdog>,
-    crews: &mut Crews,
+    threads: &mut LaneThreads,
 ) -> Result<Vec<Arc<dyn RunningSink>>, Error> {
     let start = |(index, sink): (usize, &config::Named<Arc<dyn crate::sink::Sink>>)| {
         let mut scene = crate::sink::Scene {
@@ -858,7 +858,7 @@ fn start_sinks(
             metrics,
             watchdog,
             has_ids: has_ids(config, index),
-            crews: &mut *crews,
+            threads: &mut *threads,
         };
         sink.component
             .start(&mut scene)

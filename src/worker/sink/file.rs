@@ -224,7 +224,7 @@ fn push_line(out: &mut Vec<u8>, body: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::crew::Crews;
+    use crate::engine::lane_thread::LaneThreads;
     use crate::event::EventId;
     use crate::ops::metrics::Metrics;
     use crate::ops::watchdog::Watchdog;
@@ -250,7 +250,7 @@ mod tests {
             metrics: &Metrics::default(),
             watchdog: &Watchdog::new(),
             has_ids: true,
-            crews: &mut Crews::new(1),
+            threads: &mut LaneThreads::new(1),
         };
         let lane = config.start(&mut scene).unwrap().open();
         deliver(&*lane, 0, "{\"a\":1}");

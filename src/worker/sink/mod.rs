@@ -23,7 +23,7 @@ use std::sync::Arc;
 use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
-use crate::engine::crew::Crews;
+use crate::engine::lane_thread::LaneThreads;
 use crate::engine::settlement::Share;
 use crate::engine::turn::Turn;
 use crate::event::{Event, OrderedId};
@@ -99,7 +99,7 @@ pub struct Scene<'a> {
     pub watchdog: &'a Arc<Watchdog>,
     /// Does every event that comes here have an id?
     pub has_ids: bool,
-    pub crews: &'a mut Crews,
+    pub threads: &'a mut LaneThreads,
 }
 
 impl Scene<'_> {
@@ -109,7 +109,7 @@ impl Scene<'_> {
         F: Future<Output = ()> + 'static,
     {
         let beat = self.watchdog.watch(name);
-        self.crews.take_turn().sink(work, beat);
+        self.threads.take_next().sink(work, beat);
     }
 }
 

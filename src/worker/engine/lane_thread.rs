@@ -1,4 +1,4 @@
-//! Who shares a thread with a lane: sources that never block, and what sinks have to do beside the lanes.
+//! The thread of a lane, and the tasks that share it: sources that never block, and the work of sinks beside the lanes.
 //!
 //! Every step of an event from one thread to the next costs a wake-up of the next one, which is most of what an event in a quiet worker waits for, and
 //! memory that is taken on one thread and given back on another. So the engine has as many threads as lanes, and deals out among them whatever can wait without
@@ -21,12 +21,12 @@ type Task = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// What runs on one thread, beside its lane.
 #[derive(Default)]
-pub struct Crew {
+pub struct LaneThread {
     sources: Vec<Task>,
     sinks: Vec<Task>,
 }
 
-impl Crew {
+impl LaneThread {
     /// Beats for as long as the task runs.
     pub fn sink<F>(&mut self, work: impl FnOnce() -> F + Send + 'static, beat: Beat)
     where
@@ -63,7 +63,7 @@ impl Crew {
         }));
     }
 
-    /// The thread of a lane and its crew.
+    /// Runs the lane and its tasks until the end.
     pub fn run(
         self,
         open: impl FnOnce() -> std::rc::Rc<Lane>,
@@ -99,28 +99,28 @@ impl Crew {
     }
 }
 
-/// The crews of all lanes, while it is dealt out.
-pub struct Crews {
-    crews: Vec<Crew>,
+/// The threads of all lanes, while tasks are dealt out to them.
+pub struct LaneThreads {
+    threads: Vec<LaneThread>,
     next: usize,
 }
 
-impl Crews {
+impl LaneThreads {
     pub fn new(lanes: usize) -> Self {
         Self {
-            crews: (0..lanes.max(1)).map(|_| Crew::default()).collect(),
+            threads: (0..lanes.max(1)).map(|_| LaneThread::default()).collect(),
             next: 0,
         }
     }
 
     /// The one whose turn it is.
-    pub fn take_turn(&mut self) -> &mut Crew {
-        let place = self.next % self.crews.len();
+    pub fn take_next(&mut self) -> &mut LaneThread {
+        let place = self.next % self.threads.len();
         self.next += 1;
-        &mut self.crews[place]
+        &mut self.threads[place]
     }
 
-    pub fn into_crews(self) -> Vec<Crew> {
-        self.crews
+    pub fn into_vec(self) -> Vec<LaneThread> {
+        self.threads
     }
 }
