@@ -13,7 +13,7 @@
 //! * Delivery: [`finalizer`] (who is told how an event went), [`fence`] (who may still send it), [`credit`] (how much is in flight), [`watermark`] (how far all
 //!   is settled), [`checkpoint`] (durable positions), [`retry`] (back-off).
 //! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the client under sinks, alerts and
-//!   commands. [`switch`]: what can be turned on and off while it runs. [`stand`]: servers for `bench` and tests. [`pipeline_test`]: tests in the
+//!   commands. [`switch`]: what can be turned on and off while it runs. [`test_servers`]: servers for `bench` and tests. [`pipeline_test`]: tests in the
 //!   configuration. [`broker_tls`]: certificates for brokers.
 
 pub mod broker_tls;
@@ -37,8 +37,8 @@ pub mod server;
 pub mod sink;
 pub mod source;
 pub mod stage;
-pub mod stand;
 pub mod switch;
+pub mod test_servers;
 pub mod watermark;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::queue::{self, Queue, SourceKind};
 use super::reader::{self, Reader};
 use super::{Bench, Figures, post, process};
 use crate::config::value;
-use crate::stand::{self, Directory, Nginx};
+use crate::test_servers::{self, Directory, Nginx};
 
 const NGINX: &str = include_str!("nginx.conf");
 const WORKER: &str = include_str!("worker.toml");
@@ -84,7 +84,7 @@ impl Scene {
         )?;
         let path = self.directory.path("worker.toml");
         std::fs::write(&path, text).map_err(told)?;
-        let mut command = stand::mortal("KILL", std::env::current_exe().map_err(told)?);
+        let mut command = test_servers::mortal("KILL", std::env::current_exe().map_err(told)?);
         command
             .arg("run")
             .arg(path)

@@ -13,7 +13,7 @@ use redis::Value;
 use tokio::runtime::Runtime;
 
 use crate::source::amqp::DEFAULT_PREFETCH;
-use crate::stand::{RabbitMq, Redis};
+use crate::test_servers::{RabbitMq, Redis};
 
 /// Where the posts are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

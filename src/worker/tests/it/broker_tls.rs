@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use async_nats::jetstream;
-use push_stream_worker::stand;
+use push_stream_worker::test_servers;
 
 use crate::support::*;
 
@@ -78,7 +78,7 @@ fn redis_is_spoken_to_over_tls() {
         "--tls-ca-cert-file",
         &ca,
     ];
-    let redis = stand::Redis::start("no", &options).unwrap();
+    let redis = test_servers::Redis::start("no", &options).unwrap();
     let mut commands = redis::Client::open(redis.url()).unwrap().get_connection().unwrap();
     let mut append = redis::cmd("XADD");
     append.arg("posts").arg("*").arg("body").arg(EVENT);
@@ -97,7 +97,7 @@ fn rabbitmq_is_spoken_to_over_tls() {
         "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {certificate}\n\
          ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
     );
-    let broker = stand::RabbitMq::start(&options).unwrap();
+    let broker = test_servers::RabbitMq::start(&options).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -140,7 +140,7 @@ fn nats_is_spoken_to_over_tls() {
         &ca,
         "--tlsverify",
     ];
-    let server = stand::Nats::start(&options).unwrap();
+    let server = test_servers::Nats::start(&options).unwrap();
     let url = format!("tls://localhost:{}", server.port);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

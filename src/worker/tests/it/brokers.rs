@@ -2,13 +2,13 @@
 
 use std::ops::{Deref, DerefMut};
 
-use push_stream_worker::stand;
+use push_stream_worker::test_servers;
 use redis::{Commands, Connection};
 
 /// `scripts/setup test brokers` installs what these need.
 macro_rules! server {
     ($name:ident, $start:expr) => {
-        pub struct $name(stand::$name);
+        pub struct $name(test_servers::$name);
 
         impl $name {
             pub fn start() -> Self {
@@ -17,7 +17,7 @@ macro_rules! server {
         }
 
         impl Deref for $name {
-            type Target = stand::$name;
+            type Target = test_servers::$name;
 
             fn deref(&self) -> &Self::Target {
                 &self.0
@@ -32,9 +32,9 @@ macro_rules! server {
     };
 }
 
-server!(Redis, stand::Redis::start("always", &[]));
-server!(RabbitMq, stand::RabbitMq::start(""));
-server!(Nats, stand::Nats::start(&[]));
+server!(Redis, test_servers::Redis::start("always", &[]));
+server!(RabbitMq, test_servers::RabbitMq::start(""));
+server!(Nats, test_servers::Nats::start(&[]));
 
 impl Redis {
     pub fn connect(&self) -> Connection {

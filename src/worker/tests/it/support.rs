@@ -527,7 +527,7 @@ pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
 
 /// A port that was free a moment ago.
 pub fn free_port() -> u16 {
-    push_stream_worker::stand::free_port().unwrap()
+    push_stream_worker::test_servers::free_port().unwrap()
 }
 
 /// Waits until somebody listens there.
