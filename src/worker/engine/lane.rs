@@ -21,7 +21,7 @@ use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::park::{ParkingLot, Reason};
 use super::pipeline::{Pipeline, SinkSlot};
-use super::settlement::{Office, Share};
+use super::settlement::{InFlight, SinkAck};
 use super::turn::Turn;
 use crate::event::{Event, EventId};
 use crate::finalizer::{Handle, Outcome};
@@ -64,7 +64,7 @@ struct Ready {
 pub struct Lane {
     /// By the index of [`SinkSlot::sink`].
     sinks: Vec<Rc<dyn LaneSink>>,
-    office: Arc<Office>,
+    in_flight: Arc<InFlight>,
     /// A key that is here has an event in flight; its queue holds those that wait for it.
     busy: RefCell<HashMap<(usize, OrderKey), VecDeque<Ready>>>,
     optional: Arc<Semaphore>,
@@ -75,7 +75,7 @@ impl Lane {
     pub fn new(sinks: &[Arc<dyn RunningSink>], parking: ParkingLot, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             sinks: sinks.iter().map(|sink| sink.open()).collect(),
-            office: Office::new(parking, metrics),
+            in_flight: InFlight::new(parking, metrics),
             busy: RefCell::default(),
             optional: Arc::new(Semaphore::new(OPTIONAL_BACKLOG)),
         })
@@ -128,7 +128,7 @@ impl Lane {
             handle.resolve(Outcome::Accepted);
         }
         // Some sinks settle on threads of their own.
-        self.office.closed().await;
+        self.in_flight.closed().await;
     }
 
     /// Runs all stages. What comes out goes to `emit`; what does not is dropped or parked here.
@@ -145,7 +145,7 @@ impl Lane {
                             StageResult::Out(event) => emit(event, handle.share()),
                             StageResult::Dropped => handle.share().resolve(Outcome::Dropped),
                             StageResult::Parked(event, reason) => {
-                                self.office.parking.park(
+                                self.in_flight.parking.park(
                                     &pipeline.account.source,
                                     &pipeline.name,
                                     &event,
@@ -164,7 +164,7 @@ impl Lane {
                         text,
                         attempts: tries,
                     };
-                    self.office.parking.park(
+                    self.in_flight.parking.park(
                         &pipeline.account.source,
                         &pipeline.name,
                         &original,
@@ -215,13 +215,13 @@ impl Lane {
             mut turns,
         } = ready;
         let mut settling = Vec::new();
-        for share in self.office.open(&pipeline, &event, handle) {
-            let turn = turns.iter().position(|(at, _)| *at == share.sink());
+        for sink_ack in self.in_flight.open(&pipeline, &event, handle) {
+            let turn = turns.iter().position(|(at, _)| *at == sink_ack.sink());
             let turn = turn.map(|at| turns.swap_remove(at).1);
-            let sink = &self.sinks[pipeline.sinks[share.sink()].sink];
+            let sink = &self.sinks[pipeline.sinks[sink_ack.sink()].sink];
             match sink.direct() {
-                Some(direct) => direct.hand_over(Arc::clone(&event), turn, share),
-                None => settling.push(settle(deliver(&**sink, &event, turn), share)),
+                Some(direct) => direct.hand_over(Arc::clone(&event), turn, sink_ack),
+                None => settling.push(settle(deliver(&**sink, &event, turn), sink_ack)),
             }
         }
         for slot in pipeline.sinks.iter().filter(|slot| !slot.required) {
@@ -261,8 +261,8 @@ impl Lane {
 
 type Settling = Pin<Box<dyn Future<Output = ()>>>;
 
-fn settle(delivery: Delivery, share: Share) -> Settling {
-    Box::pin(async move { share.tell(delivery.await) })
+fn settle(delivery: Delivery, sink_ack: SinkAck) -> Settling {
+    Box::pin(async move { sink_ack.tell(delivery.await) })
 }
 
 /// Hands the event over. A panic is a refusal.
@@ -511,7 +511,7 @@ mod tests {
         {
             let lane = Lane {
                 sinks: vec![recorder.clone()],
-                office: Office::new(parking, metrics),
+                in_flight: InFlight::new(parking, metrics),
                 busy: RefCell::default(),
                 optional: Arc::new(Semaphore::new(1)),
             };

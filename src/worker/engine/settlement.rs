@@ -1,6 +1,6 @@
-//! How the deliveries of one event come together: each sink that must have it holds a [`Share`]; when the last of them is told, the finaliser is.
+//! How the deliveries of one event come together: each required sink owes a [`SinkAck`]; when the last of them is resolved, the finalizer is.
 //!
-//! A share may be told from any thread, so a sink that settles many events at once does not wake a lane for each.
+//! A sink may acknowledge from any thread, so a sink that settles many events at once does not wake a lane for each.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -20,7 +20,7 @@ use crate::sink::Verdict;
 struct Settlement {
     account: Arc<Account>,
     event: Arc<Event>,
-    office: Weak<Office>,
+    in_flight: Weak<InFlight>,
     state: Mutex<State>,
 }
 
@@ -33,7 +33,7 @@ struct State {
 }
 
 /// A sink's part in it. Dropped without a word it counts as [`Verdict::Released`].
-pub struct Share {
+pub struct SinkAck {
     settlement: Arc<Settlement>,
     /// Among the sinks of the pipeline.
     sink: usize,
@@ -43,29 +43,29 @@ pub struct Share {
 
 /// Who waits for a sink's verdict.
 pub enum Reply {
-    Share(Share),
+    SinkAck(SinkAck),
     Waiting(oneshot::Sender<Verdict>),
 }
 
 impl Reply {
     pub fn tell(self, verdict: Verdict) {
         match self {
-            Self::Share(share) => share.tell(verdict),
+            Self::SinkAck(sink_ack) => sink_ack.tell(verdict),
             // A lane that has gone does not mind.
             Self::Waiting(waiting) => drop(waiting.send(verdict)),
         }
     }
 }
 
-/// A lane's desk for all its events. When it is closed, what is open there is released.
-pub struct Office {
+/// All events of a lane that are in flight. When it is closed, what is open there is released.
+pub struct InFlight {
     pub parking: ParkingLot,
     metrics: Arc<Metrics>,
     open: AtomicUsize,
     idle: Notify,
 }
 
-impl Office {
+impl InFlight {
     pub fn new(parking: ParkingLot, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             parking,
@@ -75,15 +75,15 @@ impl Office {
         })
     }
 
-    /// A share for each required sink of the pipeline, with its place; counts the event in there.
-    pub fn open(self: &Arc<Self>, pipeline: &Pipeline, event: &Arc<Event>, handle: Handle) -> Vec<Share> {
+    /// A [`SinkAck`] for each required sink of the pipeline, with its place; counts the event in there.
+    pub fn open(self: &Arc<Self>, pipeline: &Pipeline, event: &Arc<Event>, handle: Handle) -> Vec<SinkAck> {
         let required = pipeline.sinks.iter().filter(|slot| slot.required).count();
         // Release, as in `close_one`: whoever sees none open sees what was done with them.
         self.open.fetch_add(1, Ordering::Release);
         let settlement = Arc::new(Settlement {
             account: Arc::clone(&pipeline.account),
             event: Arc::clone(event),
-            office: Arc::downgrade(self),
+            in_flight: Arc::downgrade(self),
             state: Mutex::new(State {
                 open: required,
                 is_released: false,
@@ -96,16 +96,16 @@ impl Office {
         }
         let start = Instant::now();
         let sinks = pipeline.sinks.iter().enumerate().filter(|(_, slot)| slot.required);
-        let share = |(sink, slot): (usize, &super::pipeline::SinkSlot)| {
+        let sink_ack = |(sink, slot): (usize, &super::pipeline::SinkSlot)| {
             slot.metrics.receive();
-            Share {
+            SinkAck {
                 settlement: Arc::clone(&settlement),
                 sink,
                 start,
                 is_told: false,
             }
         };
-        sinks.map(share).collect()
+        sinks.map(sink_ack).collect()
     }
 
     /// Waits until nothing is open.
@@ -122,7 +122,7 @@ impl Office {
     }
 }
 
-impl Share {
+impl SinkAck {
     pub fn sink(&self) -> usize {
         self.sink
     }
@@ -164,7 +164,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for SinkAck {
     fn drop(&mut self) {
         if !self.is_told {
             self.record(Verdict::Released);
@@ -179,19 +179,21 @@ impl Settlement {
         drop(state);
         let Some(handle) = handle else { return };
         // A lane that was abandoned has let go of everything.
-        let Some(office) = self.office.upgrade() else { return };
+        let Some(in_flight) = self.in_flight.upgrade() else {
+            return;
+        };
         match refusal {
             // Whoever has the claim by now settles it.
             _ if is_released => handle.resolve(Outcome::Released),
             None => {
-                office.metrics.event_age.observe(self.event.received.elapsed());
+                in_flight.metrics.event_age.observe(self.event.received.elapsed());
                 handle.resolve(Outcome::Accepted);
             }
             Some(reason) => {
                 let Account { source, pipeline, .. } = &*self.account;
-                office.parking.park(source, pipeline, &self.event, &reason, handle);
+                in_flight.parking.park(source, pipeline, &self.event, &reason, handle);
             }
         }
-        office.close_one();
+        in_flight.close_one();
     }
 }

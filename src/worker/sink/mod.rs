@@ -24,7 +24,7 @@ use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::engine::lane_thread::LaneThreads;
-use crate::engine::settlement::Share;
+use crate::engine::settlement::SinkAck;
 use crate::engine::turn::Turn;
 use crate::event::{Event, OrderedId};
 use crate::ops::metrics::Metrics;
@@ -141,8 +141,8 @@ pub trait LaneSink {
 
 /// A sink that settles events in a task of its own.
 pub trait DirectSink {
-    /// As [`LaneSink::deliver`]; the verdict goes to the share.
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share);
+    /// As [`LaneSink::deliver`]; the verdict goes to `sink_ack`.
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck);
 }
 
 /// One line of the table of sinks.

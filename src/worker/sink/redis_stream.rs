@@ -23,7 +23,7 @@ use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verd
 use crate::clock::Timestamp;
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
-use crate::engine::settlement::{Reply, Share};
+use crate::engine::settlement::{Reply, SinkAck};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::redis_link::{Server, told};
@@ -147,8 +147,8 @@ impl LaneSink for Lane {
 }
 
 impl DirectSink for Lane {
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share) {
-        self.put(event, turn, Reply::Share(share));
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck) {
+        self.put(event, turn, Reply::SinkAck(sink_ack));
     }
 }
 

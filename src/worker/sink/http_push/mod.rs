@@ -56,7 +56,7 @@ use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verd
 use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
 use crate::config::section::{Located, Section};
-use crate::engine::settlement::{Reply, Share};
+use crate::engine::settlement::{Reply, SinkAck};
 use crate::engine::turn::{Sequencer, Turn};
 use crate::event::{Event, OrderedId};
 use crate::retry::Policy;
@@ -336,8 +336,12 @@ impl LaneSink for OrderedLane {
 }
 
 impl DirectSink for OrderedLane {
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, share: Share) {
-        self.put(event, turn, Tally::new(self.nodes, self.needed, Reply::Share(share)));
+    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck) {
+        self.put(
+            event,
+            turn,
+            Tally::new(self.nodes, self.needed, Reply::SinkAck(sink_ack)),
+        );
     }
 }
 
