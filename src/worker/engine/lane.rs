@@ -21,8 +21,8 @@ use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::park::{ParkingLot, Reason};
 use super::pipeline::{Pipeline, SinkSlot};
+use super::sequencer::Reservation;
 use super::settlement::{InFlight, SinkAck};
-use super::turn::Turn;
 use crate::event::{Event, EventId};
 use crate::finalizer::{Handle, Outcome};
 use crate::ops::metrics::{Component, Metrics};
@@ -46,19 +46,19 @@ pub struct Job {
     pub event: Event,
     pub key: OrderKey,
     pub handle: Handle,
-    /// Its turns at those sinks of the pipeline that keep the order of the source.
-    pub turns: Turns,
+    /// Its reservations at those sinks of the pipeline that keep the order of the source.
+    pub reservations: Reservations,
 }
 
 /// With the index of the sink in its pipeline.
-pub type Turns = Vec<(usize, Turn)>;
+pub type Reservations = Vec<(usize, Reservation)>;
 
 /// An event that has been through its stages.
 struct Ready {
     pipeline: Arc<Pipeline>,
     event: Arc<Event>,
     handle: Handle,
-    turns: Turns,
+    reservations: Reservations,
 }
 
 pub struct Lane {
@@ -104,7 +104,7 @@ impl Lane {
                 event,
                 key,
                 handle,
-                turns,
+                reservations,
             } = job;
             let slot = (pipeline.index, key);
             let keeps_order = pipeline.keeps_order();
@@ -113,7 +113,7 @@ impl Lane {
                     pipeline: Arc::clone(&pipeline),
                     event: Arc::new(event),
                     handle,
-                    turns: turns.clone(),
+                    reservations: reservations.clone(),
                 };
                 if keeps_order {
                     // Nobody here waits for the end of it.
@@ -212,16 +212,16 @@ impl Lane {
             pipeline,
             event,
             handle,
-            mut turns,
+            mut reservations,
         } = ready;
         let mut settling = Vec::new();
         for sink_ack in self.in_flight.open(&pipeline, &event, handle) {
-            let turn = turns.iter().position(|(at, _)| *at == sink_ack.sink());
-            let turn = turn.map(|at| turns.swap_remove(at).1);
+            let reservation = reservations.iter().position(|(at, _)| *at == sink_ack.sink());
+            let reservation = reservation.map(|at| reservations.swap_remove(at).1);
             let sink = &self.sinks[pipeline.sinks[sink_ack.sink()].sink];
             match sink.direct() {
-                Some(direct) => direct.hand_over(Arc::clone(&event), turn, sink_ack),
-                None => settling.push(settle(deliver(&**sink, &event, turn), sink_ack)),
+                Some(direct) => direct.hand_over(Arc::clone(&event), reservation, sink_ack),
+                None => settling.push(settle(deliver(&**sink, &event, reservation), sink_ack)),
             }
         }
         for slot in pipeline.sinks.iter().filter(|slot| !slot.required) {
@@ -266,12 +266,12 @@ fn settle(delivery: Delivery, sink_ack: SinkAck) -> Settling {
 }
 
 /// Hands the event over. A panic is a refusal.
-fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, turn: Option<Turn>) -> Delivery {
+fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, reservation: Option<Reservation>) -> Delivery {
     let refuse = |panic: &str| Verdict::Refused {
         reason: format!("the sink panicked: {panic}"),
         attempts: 1,
     };
-    let handed = catch_unwind(AssertUnwindSafe(|| sink.deliver(Arc::clone(event), turn)));
+    let handed = catch_unwind(AssertUnwindSafe(|| sink.deliver(Arc::clone(event), reservation)));
     Box::pin(async move {
         match handed {
             Ok(delivery) => catch_panic(delivery).await.unwrap_or_else(|panic| refuse(&panic)),
@@ -451,7 +451,7 @@ mod tests {
     struct Recorder(Rc<RefCell<Vec<String>>>);
 
     impl LaneSink for Recorder {
-        fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+        fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
             let seen = Rc::clone(&self.0);
             Box::pin(async move {
                 let EventId::Numbered { seq, .. } = event.id else {
@@ -524,7 +524,7 @@ mod tests {
                     event,
                     key: OrderKey(key),
                     handle,
-                    turns: Vec::new(),
+                    reservations: Vec::new(),
                 })
                 .unwrap();
             }

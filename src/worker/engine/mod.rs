@@ -19,8 +19,8 @@ pub mod lane_thread;
 pub mod order;
 pub mod park;
 pub mod pipeline;
+pub mod sequencer;
 pub mod settlement;
-pub mod turn;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -223,15 +223,15 @@ impl Feed {
         };
         let key = OrderKey::of(&event, &pipeline.order);
         let lane = &self.lanes[key.lane(self.lanes.len())];
-        let turn = |(index, slot): (usize, &SinkSlot)| Some((index, slot.running.take_turn()?));
-        let turns = pipeline.sinks.iter().enumerate().filter_map(turn).collect();
+        let reservation = |(index, slot): (usize, &SinkSlot)| Some((index, slot.running.reserve()?));
+        let reservations = pipeline.sinks.iter().enumerate().filter_map(reservation).collect();
         // A lane that has died drops the job, and so releases the event.
         let _ = lane.send(Job {
             pipeline: Arc::clone(pipeline),
             event,
             key,
             handle,
-            turns,
+            reservations,
         });
     }
 }

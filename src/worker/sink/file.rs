@@ -28,7 +28,7 @@ use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::{Timestamp, check_pattern};
 use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
-use crate::engine::turn::Turn;
+use crate::engine::sequencer::Reservation;
 use crate::event::Event;
 
 pub const KIND: Kind = Kind {
@@ -124,7 +124,7 @@ impl RunningSink for Running {
 struct Lane(mpsc::Sender<Line>);
 
 impl LaneSink for Lane {
-    fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
         let (written, wait) = oneshot::channel();
         // The writer thread lives until this sender is gone, and answers every line.
         let _ = self.0.send(Line {

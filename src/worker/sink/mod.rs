@@ -4,7 +4,7 @@
 //! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] takes the event at once, and its future ends when the event is
 //! settled there, all retries included. A sink that keeps the order of these calls says so ([`RunningSink::keeps_order`]) and may then group events as
 //! it likes; for any other, the lane keeps events of one key from overtaking each other. A sink that wants the order of the source over all
-//! lanes gives out turns ([`RunningSink::take_turn`]).
+//! lanes gives out reservations ([`RunningSink::reserve`]).
 //!
 //! Each sink is one file. [`KINDS`] is the table of them.
 
@@ -24,8 +24,8 @@ use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
 use crate::engine::lane_thread::LaneThreads;
+use crate::engine::sequencer::Reservation;
 use crate::engine::settlement::SinkAck;
-use crate::engine::turn::Turn;
 use crate::event::{Event, OrderedId};
 use crate::ops::metrics::Metrics;
 use crate::ops::watchdog::Watchdog;
@@ -123,7 +123,7 @@ pub trait RunningSink: Send + Sync {
     }
 
     /// A place in the order of the source, if it wants one. Called for each event before any lane has it.
-    fn take_turn(&self) -> Option<Turn> {
+    fn reserve(&self) -> Option<Reservation> {
         None
     }
 }
@@ -131,7 +131,7 @@ pub trait RunningSink: Send + Sync {
 /// One lane's end of a sink.
 pub trait LaneSink {
     /// The event is sealed: its body is what is sent, however often.
-    fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery;
+    fn deliver(&self, event: Arc<Event>, reservation: Option<Reservation>) -> Delivery;
 
     /// Does it need no task of the lane to settle an event?
     fn direct(&self) -> Option<&dyn DirectSink> {
@@ -142,7 +142,7 @@ pub trait LaneSink {
 /// A sink that settles events in a task of its own.
 pub trait DirectSink {
     /// As [`LaneSink::deliver`]; the verdict goes to `sink_ack`.
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck);
+    fn hand_over(&self, event: Arc<Event>, reservation: Option<Reservation>, sink_ack: SinkAck);
 }
 
 /// One line of the table of sinks.

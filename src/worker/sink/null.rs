@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::config::section::Section;
-use crate::engine::turn::Turn;
+use crate::engine::sequencer::Reservation;
 use crate::event::Event;
 
 pub const KIND: Kind = Kind {
@@ -39,7 +39,7 @@ impl RunningSink for Null {
 }
 
 impl LaneSink for Null {
-    fn deliver(&self, _event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, _event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
         Box::pin(std::future::ready(Verdict::Accepted))
     }
 }

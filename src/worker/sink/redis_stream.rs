@@ -23,8 +23,8 @@ use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verd
 use crate::clock::Timestamp;
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
+use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};
-use crate::engine::turn::{Sequencer, Turn};
 use crate::event::Event;
 use crate::redis_link::{Server, told};
 use crate::retry::{Backoff, Policy};
@@ -121,8 +121,8 @@ impl RunningSink for Running {
         true
     }
 
-    fn take_turn(&self) -> Option<Turn> {
-        Some(self.0.take_turn())
+    fn reserve(&self) -> Option<Reservation> {
+        Some(self.0.reserve())
     }
 }
 
@@ -135,9 +135,9 @@ impl Drop for Running {
 struct Lane(Arc<Sequencer<Append>>);
 
 impl LaneSink for Lane {
-    fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, event: Arc<Event>, reservation: Option<Reservation>) -> Delivery {
         let (reply, verdict) = oneshot::channel();
-        self.put(event, turn, Reply::Waiting(reply));
+        self.put(event, reservation, Reply::Waiting(reply));
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
 
@@ -147,16 +147,16 @@ impl LaneSink for Lane {
 }
 
 impl DirectSink for Lane {
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck) {
-        self.put(event, turn, Reply::SinkAck(sink_ack));
+    fn hand_over(&self, event: Arc<Event>, reservation: Option<Reservation>, sink_ack: SinkAck) {
+        self.put(event, reservation, Reply::SinkAck(sink_ack));
     }
 }
 
 impl Lane {
-    fn put(&self, event: Arc<Event>, turn: Option<Turn>, reply: Reply) {
-        let turn = turn.unwrap_or_else(|| self.0.take_turn());
+    fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, reply: Reply) {
+        let reservation = reservation.unwrap_or_else(|| self.0.reserve());
         let reply = Arc::new(Mutex::new(Some(reply)));
-        self.0.put(&turn, Append { event, reply });
+        self.0.put(&reservation, Append { event, reply });
     }
 }
 

@@ -29,7 +29,7 @@ use crate::client::{Address, Pool, Tls};
 use crate::clock::Timestamp;
 use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
-use crate::engine::turn::Turn;
+use crate::engine::sequencer::Reservation;
 use crate::event::Event;
 use crate::retry::{Backoff, Policy};
 
@@ -200,7 +200,7 @@ impl RunningSink for Running {
 struct Lane(Rc<Hook>);
 
 impl LaneSink for Lane {
-    fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
         let hook = Rc::clone(&self.0);
         Box::pin(async move { hook.deliver(&event).await })
     }

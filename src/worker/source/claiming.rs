@@ -233,8 +233,8 @@ struct Work<C> {
     is_asking: bool,
 }
 
-/// Why a turn of work ended.
-enum Turn {
+/// Why work under a lease ended.
+enum LeaseEnd {
     Stopped,
     LostLease,
 }
@@ -274,9 +274,9 @@ impl<C: Clone> Work<C> {
             *backoff = Backoff::new(policy);
             self.feed.gauges().set_ready(true);
             let must_recover = !kept || !self.terms.exclusive;
-            match self.turn(queue, stop, must_recover).await? {
-                Turn::Stopped => return self.leave(queue).await,
-                Turn::LostLease => {
+            match self.work_lease(queue, stop, must_recover).await? {
+                LeaseEnd::Stopped => return self.leave(queue).await,
+                LeaseEnd::LostLease => {
                     self.drop_fence();
                     tracing::warn!(
                         "source {}: the lease ran out, or another worker has taken over; standing by",
@@ -356,12 +356,12 @@ impl<C: Clone> Work<C> {
     }
 
     /// Works with the lease in hand.
-    async fn turn<Q: Queue<Claim = C>>(
+    async fn work_lease<Q: Queue<Claim = C>>(
         &mut self,
         queue: &mut Q,
         stop: &mut Stop,
         must_recover: bool,
-    ) -> Result<Turn, String> {
+    ) -> Result<LeaseEnd, String> {
         let mut is_recovering = must_recover;
         self.is_asking |= must_recover;
         let mut renew_at = Instant::now() + self.terms.lease / 3;
@@ -374,7 +374,7 @@ impl<C: Clone> Work<C> {
         loop {
             self.note_all();
             if self.terms.exclusive && self.has_hole && !stop.is_requested() {
-                return Ok(Turn::LostLease);
+                return Ok(LeaseEnd::LostLease);
             }
             let now = Instant::now();
             claim_at = claim_at.filter(|at| *at > now);
@@ -385,7 +385,7 @@ impl<C: Clone> Work<C> {
             let has_company = is_claiming || claim_at.is_some();
             if !is_claiming && self.is_settling_due(stop, has_company) {
                 if !self.settle(queue).await? {
-                    return Ok(Turn::LostLease);
+                    return Ok(LeaseEnd::LostLease);
                 }
                 if !has_room {
                     // What is settled has made some.
@@ -395,7 +395,7 @@ impl<C: Clone> Work<C> {
             if now >= renew_at {
                 renew_at = now + self.terms.lease / 3;
                 if !self.renew(queue).await? {
-                    return Ok(Turn::LostLease);
+                    return Ok(LeaseEnd::LostLease);
                 }
                 // Others may have died since.
                 is_recovering |= !self.terms.exclusive;
@@ -406,13 +406,13 @@ impl<C: Clone> Work<C> {
             }
             if stop.is_requested() {
                 if self.open.is_empty() && !self.has_unsettled() {
-                    return Ok(Turn::Stopped);
+                    return Ok(LeaseEnd::Stopped);
                 }
             } else if self.pending.is_empty() {
                 let room = self.terms.batch.min(self.feed.credit().room());
                 if room > 0 && is_recovering {
                     let Grant::Granted((claimed, is_last)) = queue.recover(room).await? else {
-                        return Ok(Turn::LostLease);
+                        return Ok(LeaseEnd::LostLease);
                     };
                     is_recovering = !is_last;
                     self.is_asking = is_recovering;
@@ -424,7 +424,7 @@ impl<C: Clone> Work<C> {
                 } else if room > 0 && is_claiming {
                     self.is_asking = true;
                     let Grant::Granted(claimed) = self.claim(queue, room).await? else {
-                        return Ok(Turn::LostLease);
+                        return Ok(LeaseEnd::LostLease);
                     };
                     self.is_asking = false;
                     is_dry = claimed.is_empty();
@@ -463,7 +463,7 @@ impl<C: Clone> Work<C> {
             tokio::select! {
                 biased;
                 () = stop.requested(), if !stopping => {}
-                () = last_word.abandoned(), if stopping => return Ok(Turn::Stopped),
+                () = last_word.abandoned(), if stopping => return Ok(LeaseEnd::Stopped),
                 Some(ack) = self.acks.recv(), if is_listening => {
                     self.note(ack);
                     ack_at = Some(Instant::now() + ACK_PAUSE);

@@ -1,6 +1,6 @@
 //! Ordered publishing: one courier per node.
 //!
-//! All lanes put what they made under the turns of a [`Sequencer`]; each node's courier, a task with one connection, takes it from there in
+//! All lanes put what they made under reservations of a [`Sequencer`]; each node's courier, a task with one connection, takes it from there in
 //! the order of the source and has one POST under way at a time: a batch, if the node offers that, else one event. Nothing overtakes: an event that
 //! must be retried holds up those after it, at this node. So a node sees ids in their order over all channels, which is what lets a
 //! browser resume from a single position.
@@ -18,7 +18,7 @@ use super::node::{Attempt, Failure, Node};
 use super::tally::Tally;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Sender};
-use crate::engine::turn::Sequencer;
+use crate::engine::sequencer::Sequencer;
 use crate::event::Event;
 use crate::retry::Backoff;
 

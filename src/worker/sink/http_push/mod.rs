@@ -56,8 +56,8 @@ use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verd
 use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
 use crate::config::section::{Located, Section};
+use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};
-use crate::engine::turn::{Sequencer, Turn};
 use crate::event::{Event, OrderedId};
 use crate::retry::Policy;
 use crate::source::{Examination, Operation};
@@ -305,8 +305,8 @@ impl RunningSink for Ordered {
         true
     }
 
-    fn take_turn(&self) -> Option<Turn> {
-        Some(self.sequencer.take_turn())
+    fn reserve(&self) -> Option<Reservation> {
+        Some(self.sequencer.reserve())
     }
 }
 
@@ -324,9 +324,9 @@ struct OrderedLane {
 }
 
 impl LaneSink for OrderedLane {
-    fn deliver(&self, event: Arc<Event>, turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, event: Arc<Event>, reservation: Option<Reservation>) -> Delivery {
         let (tally, verdict) = Tally::awaited(self.nodes, self.needed);
-        self.put(event, turn, tally);
+        self.put(event, reservation, tally);
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
 
@@ -336,25 +336,25 @@ impl LaneSink for OrderedLane {
 }
 
 impl DirectSink for OrderedLane {
-    fn hand_over(&self, event: Arc<Event>, turn: Option<Turn>, sink_ack: SinkAck) {
+    fn hand_over(&self, event: Arc<Event>, reservation: Option<Reservation>, sink_ack: SinkAck) {
         self.put(
             event,
-            turn,
+            reservation,
             Tally::new(self.nodes, self.needed, Reply::SinkAck(sink_ack)),
         );
     }
 }
 
 impl OrderedLane {
-    fn put(&self, event: Arc<Event>, turn: Option<Turn>, tally: Tally) {
+    fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, tally: Tally) {
         let parcel = Parcel::new(event, tally);
         if self.has_batches {
             // Here, where lanes work side by side, and not where everything passes through one courier.
             parcel.line();
         }
-        // An event without a turn was never announced; it goes at the end.
-        let turn = turn.unwrap_or_else(|| self.sequencer.take_turn());
-        self.sequencer.put(&turn, parcel);
+        // An event without a reservation was never announced; it goes at the end.
+        let reservation = reservation.unwrap_or_else(|| self.sequencer.reserve());
+        self.sequencer.put(&reservation, parcel);
     }
 }
 

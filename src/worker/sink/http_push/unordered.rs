@@ -17,7 +17,7 @@ use super::node::{Attempt, Failure, Node};
 use super::tally::Tally;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Pool};
-use crate::engine::turn::Turn;
+use crate::engine::sequencer::Reservation;
 use crate::event::Event;
 use crate::retry::Backoff;
 use crate::sink::{Delivery, LaneSink, Verdict};
@@ -59,7 +59,7 @@ impl Lane {
 }
 
 impl LaneSink for Lane {
-    fn deliver(&self, event: Arc<Event>, _turn: Option<Turn>) -> Delivery {
+    fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
         let (tally, verdict) = Tally::awaited(self.clients.len(), self.needed);
         let tally = Rc::new(tally);
         for client in &self.clients {

@@ -1,8 +1,8 @@
-//! Turns: what several lanes finish in any order comes back into the order of the source.
+//! The sequencer: what several lanes finish in any order comes back into the order of the source.
 //!
-//! An event that may reach an ordered sink takes a [`Turn`] when it is claimed, before anybody knows what the stages will make of it.
-//! Whatever comes out of the stages is put under that turn; a turn that nobody holds any more is complete, be it with one item, several (a split
-//! event) or none (dropped, parked, or lost with its lane). [`Sequencer::take`] gives out the items of complete turns in the order of turns.
+//! An event that may reach an ordered sink takes a [`Reservation`] when it is claimed, before anybody knows what the stages will make of it.
+//! Whatever comes out of the stages is put under that reservation; one that nobody holds any more is complete, be it with one item, several (a split
+//! event) or none (dropped, parked, or lost with its lane). [`Sequencer::take`] gives out the items of complete reservations, in order.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,25 +13,25 @@ use tokio::sync::Notify;
 
 /// A place in the order. Complete when its last clone is dropped.
 #[derive(Clone)]
-pub struct Turn(Arc<Inner>);
+pub struct Reservation(Arc<Inner>);
 
 struct Inner {
     number: u64,
     keeper: Arc<dyn Keeper>,
 }
 
-/// Who hears that a turn is complete.
+/// Hears that a reservation is complete.
 pub trait Keeper: Send + Sync {
     fn complete(&self, number: u64);
 }
 
-impl Turn {
+impl Reservation {
     pub fn number(&self) -> u64 {
         self.0.number
     }
 }
 
-impl fmt::Debug for Turn {
+impl fmt::Debug for Reservation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "turn {}", self.0.number)
     }
@@ -43,7 +43,7 @@ impl Drop for Inner {
     }
 }
 
-/// Items in the order of their turns, for one or several consumers; each gets all of them.
+/// Items in the order of their reservations, for one or several consumers; each gets all of them.
 pub struct Sequencer<T> {
     state: Mutex<State<T>>,
     /// One per consumer.
@@ -54,7 +54,7 @@ struct State<T> {
     /// The number of `open[0]`.
     head: u64,
     open: VecDeque<Slot<T>>,
-    /// Items of complete turns that a consumer has not taken.
+    /// Items of complete reservations that a consumer has not taken.
     released: Vec<VecDeque<T>>,
     is_closed: bool,
 }
@@ -78,23 +78,23 @@ impl<T: Clone + Send + 'static> Sequencer<T> {
         })
     }
 
-    pub fn take_turn(self: &Arc<Self>) -> Turn {
+    pub fn reserve(self: &Arc<Self>) -> Reservation {
         let mut state = self.state.lock();
         let number = state.head + state.open.len() as u64;
         state.open.push_back(Slot {
             items: Vec::new(),
             is_complete: false,
         });
-        Turn(Arc::new(Inner {
+        Reservation(Arc::new(Inner {
             number,
             keeper: Arc::clone(self) as Arc<dyn Keeper>,
         }))
     }
 
-    /// Items under one turn keep the order of these calls.
-    pub fn put(&self, turn: &Turn, item: T) {
+    /// Items under one reservation keep the order of these calls.
+    pub fn put(&self, reservation: &Reservation, item: T) {
         let mut state = self.state.lock();
-        let index = usize::try_from(turn.number() - state.head).unwrap_or(usize::MAX);
+        let index = usize::try_from(reservation.number() - state.head).unwrap_or(usize::MAX);
         if let Some(slot) = state.open.get_mut(index) {
             slot.items.push(item);
         }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn a_turn_that_comes_to_nothing_does_not_hold_up_the_next() {
         let sequencer = Sequencer::new(1);
-        let (first, second, third) = (sequencer.take_turn(), sequencer.take_turn(), sequencer.take_turn());
+        let (first, second, third) = (sequencer.reserve(), sequencer.reserve(), sequencer.reserve());
         sequencer.put(&second, 2);
         sequencer.put(&third, 3);
         drop((second, third));
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn the_parts_of_one_turn_stay_together_until_its_last_share_is_gone() {
         let sequencer = Sequencer::new(1);
-        let (first, second) = (sequencer.take_turn(), sequencer.take_turn());
+        let (first, second) = (sequencer.reserve(), sequencer.reserve());
         sequencer.put(&second, 20);
         drop(second);
         sequencer.put(&first, 10);
@@ -202,14 +202,14 @@ mod tests {
             parts in prop::collection::vec(0..3_u32, 40),
         ) {
             let sequencer = Sequencer::new(1);
-            let mut turns: Vec<Option<Turn>> = (0..40).map(|_| Some(sequencer.take_turn())).collect();
+            let mut reservations: Vec<Option<Reservation>> = (0..40).map(|_| Some(sequencer.reserve())).collect();
             let mut seen = Vec::new();
             for index in order {
-                let turn = turns[index].take().unwrap();
+                let reservation = reservations[index].take().unwrap();
                 for part in 0..parts[index] {
-                    sequencer.put(&turn, u32::try_from(index).unwrap() * 10 + part);
+                    sequencer.put(&reservation, u32::try_from(index).unwrap() * 10 + part);
                 }
-                drop(turn);
+                drop(reservation);
                 seen.extend(taken(&sequencer));
             }
             let expected: Vec<u32> = (0..40).flat_map(|n| (0..parts[n as usize]).map(move |part| n * 10 + part)).collect();
