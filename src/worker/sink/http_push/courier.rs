@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::node::{Attempt, Failure, Node};
-use super::tally::Tally;
+use super::quorum::Quorum;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Sender};
 use crate::engine::sequencer::Sequencer;
@@ -30,16 +30,16 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An event on its way to all nodes.
 pub struct Parcel {
     pub event: Arc<Event>,
-    pub tally: Tally,
+    pub quorum: Quorum,
     /// Made by whoever needs it first, then shared.
     line: OnceLock<Bytes>,
 }
 
 impl Parcel {
-    pub fn new(event: Arc<Event>, tally: Tally) -> Arc<Self> {
+    pub fn new(event: Arc<Event>, quorum: Quorum) -> Arc<Self> {
         Arc::new(Self {
             event,
-            tally,
+            quorum,
             line: OnceLock::new(),
         })
     }
@@ -205,7 +205,7 @@ impl Work {
         self.queue.retain(|parcel| {
             let is_fenced = parcel.event.is_fenced();
             if is_fenced {
-                parcel.tally.release();
+                parcel.quorum.release();
             }
             !is_fenced
         });
@@ -218,7 +218,7 @@ impl Work {
         self.queue.retain(|parcel| {
             let is_repeated = node.gets_again(&parcel.event);
             if is_repeated {
-                parcel.tally.accept();
+                parcel.quorum.accept();
             }
             !is_repeated
         });
@@ -355,10 +355,10 @@ impl Work {
             match attempt {
                 Attempt::Accepted => {
                     node.metrics.accept(parcel.event.channels.len() as u64);
-                    parcel.tally.accept();
+                    parcel.quorum.accept();
                 }
                 Attempt::Permanent(reason) => parcel
-                    .tally
+                    .quorum
                     .refuse(format!("{}: {reason}", node.address), self.attempts),
                 Attempt::Retry { failure, after } => {
                     pause = Some(pause.unwrap_or_default().max(after.unwrap_or_default()));
@@ -367,7 +367,7 @@ impl Work {
                     if is_head && age + config.retry.initial > config.retry.max_age {
                         let limit = config.retry.max_age;
                         let reason = format!("{}: gave up at the age of {limit:?}: {failure}", node.address);
-                        parcel.tally.refuse(reason, self.attempts);
+                        parcel.quorum.refuse(reason, self.attempts);
                     } else {
                         again.push_back(parcel);
                         continue;
@@ -391,7 +391,7 @@ impl Work {
 fn miss_settled(queue: &mut VecDeque<Arc<Parcel>>, node: &Node) {
     let mut excess = queue.len().saturating_sub(BEHIND);
     queue.retain(|parcel| {
-        let is_missed = excess > 0 && parcel.tally.is_settled();
+        let is_missed = excess > 0 && parcel.quorum.is_settled();
         if is_missed {
             excess -= 1;
             node.metrics.miss();

@@ -33,8 +33,8 @@ mod batch;
 mod courier;
 mod examine;
 mod node;
+mod quorum;
 mod reconcile;
-mod tally;
 mod unordered;
 
 use std::borrow::Cow;
@@ -51,7 +51,7 @@ use hyper::{Method, Request, Uri};
 
 use self::courier::{Courier, Parcel};
 use self::node::Node;
-use self::tally::{Required, Tally};
+use self::quorum::{Quorum, Required};
 use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Tls};
 use crate::config::cycle::Endpoint;
@@ -325,8 +325,8 @@ struct OrderedLane {
 
 impl LaneSink for OrderedLane {
     fn deliver(&self, event: Arc<Event>, reservation: Option<Reservation>) -> Delivery {
-        let (tally, verdict) = Tally::awaited(self.nodes, self.needed);
-        self.put(event, reservation, tally);
+        let (quorum, verdict) = Quorum::awaited(self.nodes, self.needed);
+        self.put(event, reservation, quorum);
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
 
@@ -340,14 +340,14 @@ impl DirectSink for OrderedLane {
         self.put(
             event,
             reservation,
-            Tally::new(self.nodes, self.needed, Reply::SinkAck(sink_ack)),
+            Quorum::new(self.nodes, self.needed, Reply::SinkAck(sink_ack)),
         );
     }
 }
 
 impl OrderedLane {
-    fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, tally: Tally) {
-        let parcel = Parcel::new(event, tally);
+    fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, quorum: Quorum) {
+        let parcel = Parcel::new(event, quorum);
         if self.has_batches {
             // Here, where lanes work side by side, and not where everything passes through one courier.
             parcel.line();

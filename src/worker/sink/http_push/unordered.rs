@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_local;
 
 use super::node::{Attempt, Failure, Node};
-use super::tally::Tally;
+use super::quorum::Quorum;
 use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
 use crate::client::{self, Pool};
 use crate::engine::sequencer::Reservation;
@@ -60,11 +60,11 @@ impl Lane {
 
 impl LaneSink for Lane {
     fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
-        let (tally, verdict) = Tally::awaited(self.clients.len(), self.needed);
-        let tally = Rc::new(tally);
+        let (quorum, verdict) = Quorum::awaited(self.clients.len(), self.needed);
+        let quorum = Rc::new(quorum);
         for client in &self.clients {
-            let (client, event, tally) = (Rc::clone(client), Arc::clone(&event), Rc::clone(&tally));
-            spawn_local(async move { client.publish(event, &tally).await });
+            let (client, event, quorum) = (Rc::clone(client), Arc::clone(&event), Rc::clone(&quorum));
+            spawn_local(async move { client.publish(event, &quorum).await });
         }
         Box::pin(async move { verdict.await.unwrap_or(Verdict::Released) })
     }
@@ -96,7 +96,7 @@ struct Waiting {
 
 impl Client {
     /// Tries until this node has it, will never have it, or nobody needs to know any more.
-    async fn publish(self: Rc<Self>, event: Arc<Event>, tally: &Tally) {
+    async fn publish(self: Rc<Self>, event: Arc<Event>, quorum: &Quorum) {
         let policy = &self.config.retry;
         let mut backoff = Backoff::new(policy);
         let mut attempts = 0;
@@ -105,16 +105,16 @@ impl Client {
             let deadline = event.received_at + policy.max_age;
             let admitted = tokio::time::timeout_at(deadline.into(), self.node.admit()).await;
             if event.is_fenced() {
-                return tally.release();
+                return quorum.release();
             }
             let (failure, after) = if admitted.is_err() {
                 ("it does not answer".to_owned(), None)
             } else {
                 attempts += 1;
                 match self.attempt(&event).await {
-                    Attempt::Accepted => return tally.accept(),
+                    Attempt::Accepted => return quorum.accept(),
                     Attempt::Permanent(reason) => {
-                        return tally.refuse(format!("{}: {reason}", self.node.address), attempts);
+                        return quorum.refuse(format!("{}: {reason}", self.node.address), attempts);
                     }
                     Attempt::Retry { failure, after } => (failure, after),
                 }
@@ -123,9 +123,9 @@ impl Client {
             if event.received_at.elapsed() + pause > policy.max_age {
                 let address = &self.node.address;
                 let reason = format!("{address}: gave up at the age of {:?}: {failure}", policy.max_age);
-                return tally.refuse(reason, attempts);
+                return quorum.refuse(reason, attempts);
             }
-            if tally.is_settled() && behind.is_none() {
+            if quorum.is_settled() && behind.is_none() {
                 match Arc::clone(&self.behind).try_acquire_owned() {
                     Ok(room) => behind = Some(room),
                     Err(_) => return self.node.metrics.miss(),

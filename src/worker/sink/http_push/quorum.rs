@@ -45,7 +45,7 @@ impl FromItem for Required {
 }
 
 /// Counts the nodes' verdicts on one event and answers as soon as it is settled.
-pub struct Tally(Mutex<Count>);
+pub struct Quorum(Mutex<Count>);
 
 struct Count {
     /// Nodes that have not said anything final.
@@ -56,7 +56,7 @@ struct Count {
     reply: Option<Reply>,
 }
 
-impl Tally {
+impl Quorum {
     /// With somebody who waits for the verdict.
     pub fn awaited(nodes: usize, needed: usize) -> (Self, oneshot::Receiver<Verdict>) {
         let (reply, verdict) = oneshot::channel();
@@ -121,12 +121,12 @@ mod tests {
     use super::*;
 
     fn verdict(needed: usize, nodes: &[bool]) -> Option<bool> {
-        let (tally, mut verdict) = Tally::awaited(3, needed);
+        let (quorum, mut verdict) = Quorum::awaited(3, needed);
         for (n, &ok) in nodes.iter().enumerate() {
             if ok {
-                tally.accept()
+                quorum.accept()
             } else {
-                tally.refuse(format!("node {n}"), 1)
+                quorum.refuse(format!("node {n}"), 1)
             }
         }
         verdict.try_recv().ok().map(|verdict| verdict == Verdict::Accepted)
@@ -149,14 +149,14 @@ mod tests {
 
     #[test]
     fn the_first_reason_is_told() {
-        let (tally, mut verdict) = Tally::awaited(2, 1);
-        tally.refuse("first".into(), 1);
-        tally.refuse("second".into(), 2);
+        let (quorum, mut verdict) = Quorum::awaited(2, 1);
+        quorum.refuse("first".into(), 1);
+        quorum.refuse("second".into(), 2);
         let expected = Verdict::Refused {
             reason: "first".into(),
             attempts: 1,
         };
         assert_eq!(verdict.try_recv(), Ok(expected));
-        assert!(tally.is_settled());
+        assert!(quorum.is_settled());
     }
 }
