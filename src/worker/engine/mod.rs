@@ -1,4 +1,4 @@
-//! The engine: lanes on their threads, sources and couriers beside them, and the order in which everything starts and ends.
+//! The engine: lanes on their threads, sources and sinks' publishers beside them, and the order in which everything starts and ends.
 //!
 //! ```text
 //! source ──claim──▶ Feed ──hash(order key)──▶ lane: stages, then sinks ──▶ nginx
@@ -453,7 +453,7 @@ impl Signals {
 /// All that runs for one configuration.
 struct Topology {
     metrics: Arc<Metrics>,
-    /// What lanes and couriers hear.
+    /// What lanes and sinks' publishers hear.
     phase: watch::Sender<Phase>,
     sources: Vec<RunningSource>,
     endings: mpsc::UnboundedReceiver<Ended>,

@@ -1,6 +1,6 @@
 //! Does every thread still move?
 //!
-//! Each thread, and each source and courier on it, keeps a [`Beat`]. One that is silent for 5 s is told in the log and makes `/health` say 503; after 30 s the process
+//! Each thread, and each source and publisher on it, keeps a [`Beat`]. One that is silent for 5 s is told in the log and makes `/health` say 503; after 30 s the process
 //! aborts, so that a supervisor starts a new one and the claims go to a successor. Under systemd with `WatchdogSec=` the supervisor is
 //! told as long as all is well.
 

@@ -1,6 +1,6 @@
 //! Sinks: where events end.
 //!
-//! A sink is configured once, started once ([`Sink::start`]: couriers, health shared by all lanes) and opened by every
+//! A sink is configured once, started once ([`Sink::start`]: sinks' publishers, health shared by all lanes) and opened by every
 //! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] takes the event at once, and its future ends when the event is
 //! settled there, all retries included. A sink that keeps the order of these calls says so ([`RunningSink::keeps_order`]) and may then group events as
 //! it likes; for any other, the lane keeps events of one key from overtaking each other. A sink that wants the order of the source over all

@@ -19,7 +19,7 @@
 //! `permanent` adds statuses to be parked at once.
 //!
 //! * `ordered = true` (default if the source gives ids): each node gets events in the order of the source, over all lanes and channels, one POST at a
-//!   time ([`courier`]). Up to `batch` events share a POST with a node that offers batches; an older node, or the C module, gets
+//!   time ([`ordered`]). Up to `batch` events share a POST with a node that offers batches; an older node, or the C module, gets
 //!   one POST each.
 //! * `ordered = false`: each lane publishes on up to `connections` connections per node, in order per key ([`unordered`]); where the node offers batches, on
 //!   two, and what waits meanwhile shares a POST.
@@ -30,9 +30,9 @@
 //! its newest event.
 
 mod batch;
-mod courier;
 mod examine;
 mod node;
+mod ordered;
 mod quorum;
 mod reconcile;
 mod unordered;
@@ -49,8 +49,8 @@ use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, Uri};
 
-use self::courier::{Courier, Parcel};
 use self::node::Node;
+use self::ordered::{OrderedPublisher, Parcel};
 use self::quorum::{Quorum, Required};
 use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Tls};
@@ -256,13 +256,13 @@ impl Sink for HttpPush {
         }
         let sequencer = Sequencer::new(nodes.len());
         for (place, node) in nodes.iter().enumerate() {
-            let courier = Courier {
+            let publisher = OrderedPublisher {
                 config: Arc::clone(&config),
                 node: Arc::clone(node),
                 sequencer: Arc::clone(&sequencer),
                 place,
             };
-            scene.run(format!("push-{}-{place}", scene.name), || courier.run());
+            scene.run(format!("push-{}-{place}", scene.name), || publisher.run());
         }
         Ok(Arc::new(Ordered {
             sequencer,
@@ -349,7 +349,7 @@ impl OrderedLane {
     fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, quorum: Quorum) {
         let parcel = Parcel::new(event, quorum);
         if self.has_batches {
-            // Here, where lanes work side by side, and not where everything passes through one courier.
+            // Here, where lanes work side by side, and not where everything passes through one publisher.
             parcel.line();
         }
         // An event without a reservation was never announced; it goes at the end.

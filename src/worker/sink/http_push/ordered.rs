@@ -1,6 +1,6 @@
-//! Ordered publishing: one courier per node.
+//! Ordered publishing: one publisher per node.
 //!
-//! All lanes put what they made under reservations of a [`Sequencer`]; each node's courier, a task with one connection, takes it from there in
+//! All lanes put what they made under reservations of a [`Sequencer`]; each node's publisher, a task with one connection, takes it from there in
 //! the order of the source and has one POST under way at a time: a batch, if the node offers that, else one event. Nothing overtakes: an event that
 //! must be retried holds up those after it, at this node. So a node sees ids in their order over all channels, which is what lets a
 //! browser resume from a single position.
@@ -49,7 +49,7 @@ impl Parcel {
     }
 }
 
-pub struct Courier {
+pub struct OrderedPublisher {
     pub config: Arc<HttpPush>,
     pub node: Arc<Node>,
     pub sequencer: Arc<Sequencer<Arc<Parcel>>>,
@@ -64,9 +64,9 @@ struct Link {
     takes_batches: bool,
 }
 
-/// The state of a courier at work.
+/// The state of a publisher at work.
 struct Work {
-    courier: Courier,
+    publisher: OrderedPublisher,
     /// The first is tried next; verdicts on it are still open here.
     queue: VecDeque<Arc<Parcel>>,
     link: Option<Link>,
@@ -82,13 +82,13 @@ struct Work {
 /// One POST's verdicts, for as many events from the head of the queue.
 type Verdicts = Vec<Attempt>;
 
-impl Courier {
+impl OrderedPublisher {
     pub async fn run(self) {
         let mut reconciling = JoinSet::new();
         reconciling.spawn_local(super::reconcile::run(Arc::clone(&self.config), Arc::clone(&self.node)));
         let max_lines = self.config.batch;
         let mut work = Work {
-            courier: self,
+            publisher: self,
             queue: VecDeque::new(),
             link: None,
             look_at: Instant::now(),
@@ -102,7 +102,7 @@ impl Courier {
 
 impl Work {
     async fn run(&mut self) {
-        let mut backoff = Backoff::new(&self.courier.config.retry);
+        let mut backoff = Backoff::new(&self.publisher.config.retry);
         while self.gather().await {
             // Whoever has come after this one may have sent something newer by now.
             if !self.is_admitted().await {
@@ -111,9 +111,9 @@ impl Work {
             let verdicts = self.post().await;
             let pause = self.settle(verdicts);
             match pause {
-                None => backoff = Backoff::new(&self.courier.config.retry),
+                None => backoff = Backoff::new(&self.publisher.config.retry),
                 Some(after) => {
-                    let longest = self.courier.config.retry.max;
+                    let longest = self.publisher.config.retry.max;
                     let pause = backoff.pause().max(after).min(longest);
                     if !self.wait(pause).await {
                         return;
@@ -125,9 +125,9 @@ impl Work {
 
     /// Waits while the node's breaker is open. `false`: the end.
     async fn is_admitted(&self) -> bool {
-        let Courier {
+        let OrderedPublisher {
             node, sequencer, place, ..
-        } = &self.courier;
+        } = &self.publisher;
         let admitted = node.admit();
         tokio::pin!(admitted);
         loop {
@@ -144,9 +144,9 @@ impl Work {
     /// Fills the queue; waits if it is empty, for as long as the node is there. `false`: the end.
     async fn gather(&mut self) -> bool {
         loop {
-            let place = self.courier.place;
+            let place = self.publisher.place;
             let room = self.max_lines.max(1).saturating_sub(self.queue.len());
-            if !self.courier.sequencer.take(place, &mut self.queue, room) {
+            if !self.publisher.sequencer.take(place, &mut self.queue, room) {
                 return false;
             }
             self.leave_out_fenced();
@@ -155,12 +155,15 @@ impl Work {
                 return true;
             }
             let Self {
-                courier, link, look_at, ..
+                publisher,
+                link,
+                look_at,
+                ..
             } = self;
             let ended = link.as_ref().map(|link| Rc::clone(&link.ended));
             let is_closed = link.as_ref().is_some_and(|link| link.sender.is_closed());
             tokio::select! {
-                () = courier.sequencer.grown(place) => {}
+                () = publisher.sequencer.grown(place) => {}
                 () = async { ended.unwrap_or_default().notified().await } => {}
                 () = tokio::time::sleep_until((*look_at).into()), if is_closed => {}
             }
@@ -169,7 +172,7 @@ impl Work {
 
     /// Has the node been lost while there was nothing to send? If it was restarted, its memory is to be filled before something comes.
     fn is_to_look(&mut self) -> bool {
-        if self.courier.node.is_gone() {
+        if self.publisher.node.is_gone() {
             return true;
         }
         let is_closed = self.link.as_ref().is_some_and(|link| link.sender.is_closed());
@@ -182,9 +185,9 @@ impl Work {
 
     /// Waits before the next attempt, and meanwhile keeps what gathers within bounds.
     async fn wait(&mut self, pause: Duration) -> bool {
-        let Courier {
+        let OrderedPublisher {
             node, sequencer, place, ..
-        } = &self.courier;
+        } = &self.publisher;
         let pause = node.pause(pause);
         tokio::pin!(pause);
         loop {
@@ -213,7 +216,7 @@ impl Work {
 
     /// These come once more, behind what is older.
     fn leave_out_repeated(&mut self) {
-        let node = &self.courier.node;
+        let node = &self.publisher.node;
         let before = self.queue.len();
         self.queue.retain(|parcel| {
             let is_repeated = node.gets_again(&parcel.event);
@@ -228,14 +231,14 @@ impl Work {
     }
 
     async fn post(&mut self) -> Verdicts {
-        let timeout = self.courier.config.timeout;
+        let timeout = self.publisher.config.timeout;
         let posted = tokio::time::timeout(timeout, self.exchange()).await;
         match posted.unwrap_or(Err(Failure::Timeout(timeout))) {
             Ok(verdicts) => verdicts,
             Err(failure) => {
                 // Whatever the node still says there, it is not the answer to the next one.
                 self.link = None;
-                vec![self.courier.node.unanswered(&self.courier.config, &failure)]
+                vec![self.publisher.node.unanswered(&self.publisher.config, &failure)]
             }
         }
     }
@@ -264,7 +267,7 @@ impl Work {
     }
 
     async fn connect(&self) -> Result<Link, Failure> {
-        let Courier { config, node, .. } = &self.courier;
+        let OrderedPublisher { config, node, .. } = &self.publisher;
         let tls = config.tls.as_ref();
         let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
         let request = batch::question(config, &node.host);
@@ -296,7 +299,7 @@ impl Work {
         if self.queue.is_empty() {
             return Ok(Vec::new());
         }
-        let Courier { config, node, .. } = &self.courier;
+        let OrderedPublisher { config, node, .. } = &self.publisher;
         let count = batch::fitting(self.queue.iter().map(|parcel| parcel.line()), self.max_lines);
         if !link.takes_batches || count == 0 || self.max_lines == 0 {
             let event = &self.queue[0].event;
@@ -344,7 +347,7 @@ impl Work {
         if self.queue.is_empty() {
             return None;
         }
-        let Courier { config, node, .. } = &self.courier;
+        let OrderedPublisher { config, node, .. } = &self.publisher;
         self.attempts += 1;
         let age = self.tried_since.get_or_insert_with(Instant::now).elapsed();
         let mut again: VecDeque<Arc<Parcel>> = VecDeque::new();
