@@ -7,12 +7,12 @@
 //! Each source is one file. [`KINDS`] is the table of them.
 
 pub mod amqp;
-mod claiming;
 pub mod file;
 pub mod follow;
 pub mod http_in;
 pub mod nats;
 mod open;
+mod queue_driver;
 pub mod recorded;
 pub mod redis_pubsub;
 pub mod redis_streams;

@@ -27,7 +27,7 @@ use async_nats::jetstream::{self, AckKind, Message};
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
-use super::claiming::{self, Claimed, Grant, Queue, Terms};
+use super::queue_driver::{self, Claimed, Grant, Queue, Terms};
 use super::watch::Watches;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, ParkedEvent, ParkedEvents, Run, Source, reason_json};
 use crate::broker_tls::BrokerTls;
@@ -122,7 +122,7 @@ impl Source for Nats {
     fn run(self: Box<Self>, context: Context) -> Run {
         Box::pin(async move {
             let terms = self.terms;
-            claiming::run(Pull::new(*self, &context.name), terms, context).await
+            queue_driver::run(Pull::new(*self, &context.name), terms, context).await
         })
     }
 

@@ -29,7 +29,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
 use tokio::sync::Notify;
 
-use super::claiming::{self, Claimed, Grant, Queue, Terms};
+use super::queue_driver::{self, Claimed, Grant, Queue, Terms};
 use super::watch::Watches;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
@@ -127,7 +127,7 @@ impl Source for Thoonk {
     fn run(self: Box<Self>, context: Context) -> Run {
         Box::pin(async move {
             let terms = self.terms;
-            claiming::run(Jobs::new(*self, &context.name), terms, context).await
+            queue_driver::run(Jobs::new(*self, &context.name), terms, context).await
         })
     }
 

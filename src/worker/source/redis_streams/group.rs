@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::engine::Feed;
 use crate::finalizer::Parked;
 use crate::redis_link::{Lease, invoke, process_name, told};
-use crate::source::claiming::{Claimed, Grant, Queue};
+use crate::source::queue_driver::{Claimed, Grant, Queue};
 use crate::source::reason_json;
 use crate::source::watch::Watches;
 

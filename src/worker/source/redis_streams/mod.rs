@@ -37,7 +37,7 @@ use redis::aio::MultiplexedConnection;
 use self::cursor::Cursor;
 use self::entry::{Entry, StreamId, bytes_of};
 use self::group::{Group, group_info};
-use super::claiming::{self, Terms};
+use super::queue_driver::{self, Terms};
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
 use crate::config::cycle::Endpoint;
@@ -166,7 +166,7 @@ impl Source for RedisStreams {
             match self.group.clone() {
                 Some(group) => {
                     let terms = self.terms;
-                    claiming::run(Group::new(*self, group, &context.name), terms, context).await
+                    queue_driver::run(Group::new(*self, group, &context.name), terms, context).await
                 }
                 None => Cursor::start(*self, context)?.run().await,
             }

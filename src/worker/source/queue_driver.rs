@@ -1,4 +1,4 @@
-//! The life of a claim, for sources that are queues: claim a batch, hand it to the lanes, finish what is done, store and finish what is parked, keep
+//! The driver of sources that are queues: claim a batch, hand it to the lanes, finish what is done, store and finish what is parked, keep
 //! the rest alive, and let go of it properly.
 //!
 //! A source that promises order is *exclusive*: several workers may be configured for one queue, one holds its lease and works, the others stand by. Who wins
