@@ -8,7 +8,7 @@
 //! * What flows: [`event`] (an event and its id), [`field`] (paths into it and templates of them), [`json`] (how it is read), [`clock`].
 //! * Components, one file each, each with its configuration, its run and its tests, registered in the `KINDS` table of its directory:
 //!   [`source`], [`stage`], [`sink`].
-//! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `lane_thread` is what shares its thread, `order` finds the order key, `park` is the dead-letter file,
+//! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `lane_thread` is what shares its thread, `order` finds the order key, `dead_letter` is the dead-letter file,
 //!   `pipeline` what a lane works through.
 //! * Delivery: [`finalizer`] (who is told how an event went), [`fence`] (who may still send it), [`credit`] (how much is in flight), [`watermark`] (how far all
 //!   is settled), [`checkpoint`] (durable positions), [`retry`] (back-off).

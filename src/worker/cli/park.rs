@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{Outcome, block_on, load, replay};
 use crate::clock::Timestamp;
 use crate::config::{Config, PipelineSpec};
-use crate::engine::park::{self, Change};
+use crate::engine::dead_letter::{self, Change};
 use crate::finalizer::Parked;
 use crate::source::{ParkedEvent, ParkedEvents};
 
@@ -130,7 +130,7 @@ impl Choice {
                 true => Change::Remove,
                 false => Change::Keep,
             };
-            let dropped = park::rewrite(&config.park_path, change);
+            let dropped = dead_letter::rewrite(&config.park_path, change);
             dropped.map_err(|error| format!("cannot write {}: {error}", config.park_path.display()))?;
             println!("{} dropped", of_brokers + of_file as u64);
             return Ok(());

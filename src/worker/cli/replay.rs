@@ -16,8 +16,8 @@ use super::{LogFormat, Outcome, load, start_logging};
 use crate::clock::Timestamp;
 use crate::config::{Config, Named, PipelineSpec};
 use crate::engine;
+use crate::engine::dead_letter::{self, Change};
 use crate::engine::lane::{Ending, try_stages};
-use crate::engine::park::{self, Change};
 use crate::event::{Event, EventId, OrderedId};
 use crate::finalizer::Parked;
 use crate::sink::Sink;
@@ -136,8 +136,8 @@ impl Ledger for Replayed {
             sum.done += 1;
             return;
         };
-        let line = park::line("replay", parked, Timestamp::now(), &[], &self.records[record].raw);
-        match park::append(&self.park, &line) {
+        let line = dead_letter::line("replay", parked, Timestamp::now(), &[], &self.records[record].raw);
+        match dead_letter::append(&self.park, &line) {
             Ok(()) => sum.parked += 1,
             Err(error) => sum.error = Some(format!("cannot write {}: {error}", self.park.display())),
         }
@@ -257,7 +257,7 @@ impl Letters {
             Some(None) => Change::Remove,
             Some(Some(lines)) => Change::Replace(lines.clone()),
         };
-        let written = park::rewrite(&self.park, change);
+        let written = dead_letter::rewrite(&self.park, change);
         self.rewritten = Instant::now();
         self.pause = REWRITE_INTERVAL.max(start.elapsed() * REWRITE_SHARE);
         written.map_err(|error| format!("cannot write {}: {error}", self.park.display()))?;

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
+use super::dead_letter::{DeadLetters, Reason};
 use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
-use super::park::{ParkingLot, Reason};
 use super::pipeline::{Pipeline, SinkSlot};
 use super::sequencer::Reservation;
 use super::settlement::{InFlight, SinkAck};
@@ -72,10 +72,10 @@ pub struct Lane {
 
 impl Lane {
     /// To be called on the lane's own thread.
-    pub fn new(sinks: &[Arc<dyn RunningSink>], parking: ParkingLot, metrics: Arc<Metrics>) -> Rc<Self> {
+    pub fn new(sinks: &[Arc<dyn RunningSink>], dead_letters: DeadLetters, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             sinks: sinks.iter().map(|sink| sink.open()).collect(),
-            in_flight: InFlight::new(parking, metrics),
+            in_flight: InFlight::new(dead_letters, metrics),
             busy: RefCell::default(),
             optional: Arc::new(Semaphore::new(OPTIONAL_BACKLOG)),
         })
@@ -145,7 +145,7 @@ impl Lane {
                             StageResult::Out(event) => emit(event, handle.share()),
                             StageResult::Dropped => handle.share().resolve(Outcome::Dropped),
                             StageResult::Parked(event, reason) => {
-                                self.in_flight.parking.park(
+                                self.in_flight.dead_letters.park(
                                     &pipeline.account.source,
                                     &pipeline.name,
                                     &event,
@@ -164,7 +164,7 @@ impl Lane {
                         text,
                         attempts: tries,
                     };
-                    self.in_flight.parking.park(
+                    self.in_flight.dead_letters.park(
                         &pipeline.account.source,
                         &pipeline.name,
                         &original,
@@ -479,7 +479,7 @@ mod tests {
         let dir = TempDir::new();
         let parked = dir.path().join("parked");
         let metrics = Arc::<Metrics>::default();
-        let (parking, thread) = ParkingLot::open(&parked, Arc::clone(&metrics)).unwrap();
+        let (dead_letters, thread) = DeadLetters::open(&parked, Arc::clone(&metrics)).unwrap();
         let slot = |stage: Arc<dyn Stage>| StageSlot {
             name: "s".into(),
             stage,
@@ -511,7 +511,7 @@ mod tests {
         {
             let lane = Lane {
                 sinks: vec![recorder.clone()],
-                in_flight: InFlight::new(parking, metrics),
+                in_flight: InFlight::new(dead_letters, metrics),
                 busy: RefCell::default(),
                 optional: Arc::new(Semaphore::new(1)),
             };

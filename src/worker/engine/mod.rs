@@ -3,21 +3,21 @@
 //! ```text
 //! source ──claim──▶ Feed ──hash(order key)──▶ lane: stages, then sinks ──▶ nginx
 //!    ▲                                          │
-//!    └──────────── Handle (worst outcome) ◀─────┘──▶ parking lot
+//!    └──────────── Handle (worst outcome) ◀─────┘──▶ dead letters
 //! ```
 //!
 //! Nothing between source and lane is bounded by itself: [`Credit`] bounds it all at the entry. A stop goes the same way as the
-//! events: sources stop claiming, what is in flight gets its time, then lanes end, then the parking lot.
+//! events: sources stop claiming, what is in flight gets its time, then lanes end, then the dead letters.
 //!
 //! A reload starts the new topology beside the old one. Each source of the new one begins when the source of that name in the old one has ended: so no source
 //! waits for another, and each keeps its order. What a source has in flight and cannot get rid of, because a node is away, it gives back to its queue, and
 //! its successor claims it again; its fence sees to it that the old topology sends nothing of it any more.
 
+pub mod dead_letter;
 pub mod join;
 pub mod lane;
 pub mod lane_thread;
 pub mod order;
-pub mod park;
 pub mod pipeline;
 pub mod sequencer;
 pub mod settlement;
@@ -37,10 +37,10 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{self, Config};
 use crate::credit::Credit;
+use crate::engine::dead_letter::{DeadLetters, Reason};
 use crate::engine::lane::{Job, Lane};
 use crate::engine::lane_thread::LaneThreads;
 use crate::engine::order::OrderKey;
-use crate::engine::park::{ParkingLot, Reason};
 use crate::engine::pipeline::{Account, DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
 use crate::event::Event;
 use crate::fence::Fence;
@@ -129,7 +129,7 @@ pub struct Feed {
     pipelines: Vec<Arc<Pipeline>>,
     lanes: Vec<mpsc::UnboundedSender<Job>>,
     credit: Arc<Credit>,
-    parking: ParkingLot,
+    dead_letters: DeadLetters,
     metrics: Arc<Component>,
     gauges: Arc<Gauges>,
     recoveries: watch::Receiver<u64>,
@@ -192,7 +192,7 @@ impl Feed {
     /// For what is not even an event.
     pub fn park(&self, event: &Event, reason: &Reason, handle: Handle) {
         self.metrics.receive();
-        self.parking.park(&self.source, "", event, reason, handle);
+        self.dead_letters.park(&self.source, "", event, reason, handle);
         self.metrics.park();
     }
 
@@ -458,7 +458,7 @@ struct Topology {
     sources: Vec<RunningSource>,
     endings: mpsc::UnboundedReceiver<Ended>,
     lanes: Vec<JoinHandle<()>>,
-    parking: JoinHandle<()>,
+    dead_letters: JoinHandle<()>,
     watchdog: Arc<Watchdog>,
     waiting_tasks: Option<Tasks>,
     tasks: JoinSet<()>,
@@ -573,7 +573,7 @@ impl Topology {
             "{sources} source(s), {pipelines} pipeline(s), {stages} stage(s), {} lane(s)",
             config.lanes
         );
-        let (parking, parking_thread) = ParkingLot::open(&config.park_path, Arc::clone(metrics))
+        let (dead_letters, dead_letter_thread) = DeadLetters::open(&config.park_path, Arc::clone(metrics))
             .map_err(io_error(format!("cannot open {}", config.park_path.display())))?;
         let (phase, stop) = watch::channel(Phase::Running);
         let stop = Stop(stop);
@@ -627,7 +627,7 @@ impl Topology {
                 pipelines: of_source.map(|(_, pipeline)| Arc::clone(pipeline)).collect(),
                 lanes: lanes.clone(),
                 credit,
-                parking: parking.clone(),
+                dead_letters: dead_letters.clone(),
                 metrics: metrics.component(labels),
                 gauges,
                 recoveries: recoveries.clone(),
@@ -654,10 +654,10 @@ impl Topology {
         }
         let mut lane_threads = Vec::with_capacity(receivers.len());
         for ((number, jobs), lane_thread) in receivers.into_iter().enumerate().zip(threads.into_vec()) {
-            let (sinks, parking, metrics) = (sinks.clone(), parking.clone(), Arc::clone(metrics));
+            let (sinks, dead_letters, metrics) = (sinks.clone(), dead_letters.clone(), Arc::clone(metrics));
             let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
             // Couriers end when nobody can open their sink any more.
-            let open = move || Lane::new(&sinks, parking, metrics);
+            let open = move || Lane::new(&sinks, dead_letters, metrics);
             let body = move || lane_thread.run(open, jobs, stop, &beat);
             let report = Report::of_lane(number, ended.clone());
             lane_threads.push(spawn(format!("lane-{number}"), report, body)?);
@@ -671,7 +671,7 @@ impl Topology {
             sources: running,
             endings,
             lanes: lane_threads,
-            parking: parking_thread,
+            dead_letters: dead_letter_thread,
             watchdog,
             waiting_tasks: Some(Tasks {
                 statsd,
@@ -786,14 +786,14 @@ impl Topology {
             .collect()
     }
 
-    /// Have its sources ended, and then lanes and parking lot? What sinks do that nobody waits for gets a little time.
+    /// Have its sources ended, and then lanes and dead letters? What sinks do that nobody waits for gets a little time.
     fn has_ended(&mut self) -> bool {
         if self.sources.iter().any(|source| !source.has_ended) {
             return false;
         }
         let since = *self.quiet_since.get_or_insert_with(Instant::now);
         let is_running = |thread: &JoinHandle<()>| !thread.is_finished();
-        if !self.lanes.iter().any(is_running) && !is_running(&self.parking) {
+        if !self.lanes.iter().any(is_running) && !is_running(&self.dead_letters) {
             return true;
         }
         if since.elapsed() > STUCK {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use super::park::{ParkingLot, Reason};
+use super::dead_letter::{DeadLetters, Reason};
 use super::pipeline::{Account, Pipeline};
 use crate::event::Event;
 use crate::finalizer::{Handle, Outcome};
@@ -59,16 +59,16 @@ impl Reply {
 
 /// All events of a lane that are in flight. When it is closed, what is open there is released.
 pub struct InFlight {
-    pub parking: ParkingLot,
+    pub dead_letters: DeadLetters,
     metrics: Arc<Metrics>,
     open: AtomicUsize,
     idle: Notify,
 }
 
 impl InFlight {
-    pub fn new(parking: ParkingLot, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(dead_letters: DeadLetters, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
-            parking,
+            dead_letters,
             metrics,
             open: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -191,7 +191,9 @@ impl Settlement {
             }
             Some(reason) => {
                 let Account { source, pipeline, .. } = &*self.account;
-                in_flight.parking.park(source, pipeline, &self.event, &reason, handle);
+                in_flight
+                    .dead_letters
+                    .park(source, pipeline, &self.event, &reason, handle);
             }
         }
         in_flight.close_one();

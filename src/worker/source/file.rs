@@ -23,7 +23,7 @@ use crate::clock::Timestamp;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Permit;
-use crate::engine::park::Reason;
+use crate::engine::dead_letter::Reason;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};
 use crate::finalizer::{Ack, AckTo, Handle};

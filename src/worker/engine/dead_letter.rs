@@ -39,7 +39,7 @@ pub struct Reason {
 /// Takes in what cannot be delivered. It never refuses and never waits; the event stays unacknowledged until it lies on
 /// the disk. What a source stores with its broker is only told and counted here.
 #[derive(Clone, Debug)]
-pub struct ParkingLot {
+pub struct DeadLetters {
     entries: mpsc::Sender<(Vec<u8>, Parked, Handle)>,
     metrics: Arc<Metrics>,
     logged: Arc<Mutex<Logged>>,
@@ -113,7 +113,7 @@ pub fn line(source: &str, parked: &Parked, received: Timestamp, channels: &[Stri
     line
 }
 
-impl ParkingLot {
+impl DeadLetters {
     /// Starts the writer. It ends when the last clone is gone and everything is written.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> io::Result<(Self, JoinHandle<()>)> {
         let mut writer = Writer {
@@ -319,7 +319,7 @@ mod tests {
     use crate::finalizer::{Ack, AckTo, Outcome};
     use crate::testing::TempDir;
 
-    fn park(lot: &ParkingLot, seq: u64, raw: &'static [u8]) -> Ack {
+    fn park(lot: &DeadLetters, seq: u64, raw: &'static [u8]) -> Ack {
         let (acks, mut answer) = tokio::sync::mpsc::unbounded_channel();
         let event = Event::new(EventId::new(7, seq), Timestamp(0), raw.into());
         let reason = Reason {
@@ -350,7 +350,7 @@ mod tests {
     fn a_file_that_was_moved_away_is_started_again() {
         let dir = TempDir::new();
         let path = dir.path().join("parked.ndjson");
-        let (lot, thread) = ParkingLot::open(&path, Arc::default()).unwrap();
+        let (lot, thread) = DeadLetters::open(&path, Arc::default()).unwrap();
         park(&lot, 1, b"one");
         std::fs::rename(&path, dir.path().join("moved")).unwrap();
         park(&lot, 2, b"two");
@@ -396,7 +396,7 @@ mod tests {
     fn a_parked_event_is_on_disk_before_it_is_acknowledged() {
         let dir = TempDir::new();
         let path = dir.path().join("parked.ndjson");
-        let (lot, thread) = ParkingLot::open(&path, Arc::default()).unwrap();
+        let (lot, thread) = DeadLetters::open(&path, Arc::default()).unwrap();
         for (seq, raw) in [(1, &b"{\"a\":1}"[..]), (2, b"\xff\x00")] {
             let ack = park(&lot, seq, raw);
             assert_eq!(
