@@ -195,10 +195,10 @@ impl Expect {
             }
         };
         if let Some(wanted) = self.dropped.as_ref().filter(|wanted| !dropped(wanted)) {
-            wrong.push(difference("dropped", &wanted.to_string(), &told(&ended)));
+            wrong.push(difference("dropped", &wanted.to_string(), &list_ends(&ended)));
         }
         if let Some(wanted) = self.parked.as_ref().filter(|wanted| !parked(wanted)) {
-            wrong.push(difference("parked", &wanted.to_string(), &told(&ended)));
+            wrong.push(difference("parked", &wanted.to_string(), &list_ends(&ended)));
         }
         // None is expected where all are to end otherwise.
         let ends = |wanted: &Option<Ended>| !matches!(wanted, None | Some(Ended::Count(0)));
@@ -252,7 +252,7 @@ impl Expect {
     }
 }
 
-fn told(ended: &[String]) -> String {
+fn list_ends(ended: &[String]) -> String {
     if ended.is_empty() {
         "nothing was dropped or parked".to_owned()
     } else {

@@ -128,7 +128,12 @@ impl Server {
             .await;
         let (info, (seconds, micros)) = match asked {
             Ok(answers) => answers,
-            Err(error) => return vec![Finding::Bad(format!("{address}: {}", with_advice(&told(error))))],
+            Err(error) => {
+                return vec![Finding::Bad(format!(
+                    "{address}: {}",
+                    with_advice(&describe_error(error))
+                ))];
+            }
         };
         let ahead = i128::from(seconds * 1000 + micros / 1000) - i128::from(before.0);
         let mut findings = vec![Finding::Good(format!("Redis at {address} answers"))];
@@ -205,7 +210,7 @@ fn with_advice(error: &str) -> String {
 }
 
 /// What went wrong, for people.
-pub fn told(error: redis::RedisError) -> String {
+pub fn describe_error(error: redis::RedisError) -> String {
     format!("Redis: {error}")
 }
 
@@ -255,7 +260,7 @@ pub async fn invoke<T: FromRedisValue>(
     connection: &mut MultiplexedConnection,
     call: &redis::ScriptInvocation<'_>,
 ) -> Result<T, String> {
-    call.invoke_async(connection).await.map_err(told)
+    call.invoke_async(connection).await.map_err(describe_error)
 }
 
 /// A name for this process among the consumers of a queue.
@@ -272,11 +277,11 @@ mod tests {
     fn a_clock_that_is_off_is_told_of() {
         assert_eq!(clock(1500), None);
         assert_eq!(clock(-2000), None);
-        let told = |ahead| match clock(ahead) {
+        let finding = |ahead| match clock(ahead) {
             Some(Finding::Warning(text)) => text,
             other => panic!("{other:?}"),
         };
-        assert!(told(75_000).starts_with("its clock is 75 s ahead of the one here"));
-        assert!(told(-3_600_000).starts_with("its clock is 3600 s behind the one here"));
+        assert!(finding(75_000).starts_with("its clock is 75 s ahead of the one here"));
+        assert!(finding(-3_600_000).starts_with("its clock is 3600 s behind the one here"));
     }
 }

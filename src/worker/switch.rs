@@ -28,7 +28,7 @@ use serde_json::Value;
 use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::FieldPath;
-use crate::redis_link::{Server, told};
+use crate::redis_link::{Server, describe_error};
 
 /// The hash is read again after this time even if nobody nudges.
 const REFRESH: Duration = Duration::from_secs(5);
@@ -275,7 +275,7 @@ impl Switches {
 
     async fn follow_connection(&self, live: &Live) -> Result<(), String> {
         let mut nudges = live.server.subscribe().await?;
-        nudges.subscribe(&live.key).await.map_err(told)?;
+        nudges.subscribe(&live.key).await.map_err(describe_error)?;
         let mut connection = live.server.connect().await?;
         let mut nudges = nudges.on_message();
         loop {
@@ -283,7 +283,7 @@ impl Switches {
                 .arg(&live.key)
                 .query_async(&mut connection)
                 .await
-                .map_err(told)?;
+                .map_err(describe_error)?;
             self.apply(&fields);
             // After a nudge, and from time to time without one, the hash is read again.
             if let Ok(None) = tokio::time::timeout(REFRESH, nudges.next()).await {

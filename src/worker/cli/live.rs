@@ -47,18 +47,21 @@ fn admin(path: &Path) -> Result<SocketAddr, String> {
 }
 
 async fn get(address: SocketAddr, path: &str) -> Result<hyper::Response<Incoming>, String> {
-    let told = |error: client::Error| format!("{address}: {error}");
+    let describe_error = |error: client::Error| format!("{address}: {error}");
     let address = Address::Tcp {
         host: address.ip().to_string(),
         port: address.port(),
         tls: false,
     };
-    let mut sender = client::connect(&address, None).await.map_err(told)?;
+    let mut sender = client::connect(&address, None).await.map_err(describe_error)?;
     let request = Request::get(path)
         .header("Host", "worker")
         .body(Full::<Bytes>::default());
     let request = request.map_err(|error| error.to_string())?;
-    sender.send_request(request).await.map_err(|error| told(error.into()))
+    sender
+        .send_request(request)
+        .await
+        .map_err(|error| describe_error(error.into()))
 }
 
 async fn body(answer: hyper::Response<Incoming>) -> Result<Bytes, String> {

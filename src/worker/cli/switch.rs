@@ -8,7 +8,7 @@ use redis::aio::MultiplexedConnection;
 
 use super::{Outcome, block_on, load};
 use crate::config::Config;
-use crate::redis_link::told;
+use crate::redis_link::describe_error;
 use crate::switch::{Live, State};
 
 #[derive(Debug, Subcommand)]
@@ -59,7 +59,7 @@ async fn list(config: &Config, path: &Path) -> Outcome {
                 .arg(&live.key)
                 .query_async(&mut connection)
                 .await
-                .map_err(told)?
+                .map_err(describe_error)?
         }
     };
     for (name, switch) in &config.switches.all {
@@ -83,7 +83,7 @@ async fn set(config: &Config, path: &Path, name: &str, value: &str) -> Outcome {
         .publish(&live.key, name)
         .query_async::<()>(&mut connection)
         .await
-        .map_err(told)?;
+        .map_err(describe_error)?;
     switch.set_live(state);
     println!("{name}: {}", switch.describe());
     Ok(())

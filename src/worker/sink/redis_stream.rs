@@ -26,7 +26,7 @@ use crate::config::section::Section;
 use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};
 use crate::event::Event;
-use crate::redis_link::{Server, told};
+use crate::redis_link::{Server, describe_error};
 use crate::retry::{Backoff, Policy};
 use crate::source::Examination;
 
@@ -225,7 +225,7 @@ impl Writer {
         for append in &self.queue {
             pipe.add_command(addition(&self.config, &append.event));
         }
-        let ids: Vec<String> = pipe.query_async(connection).await.map_err(told)?;
+        let ids: Vec<String> = pipe.query_async(connection).await.map_err(describe_error)?;
         for append in self.queue.drain(..ids.len()) {
             append.settle(Verdict::Accepted);
         }

@@ -19,7 +19,7 @@ use crate::config::section::Section;
 use crate::engine::Stop;
 use crate::event::{Event, EventId};
 use crate::finalizer::{AckTo, Handle};
-use crate::redis_link::{Server, told};
+use crate::redis_link::{Server, describe_error};
 
 pub const KIND: Kind = Kind {
     name: "redis_pubsub",
@@ -107,10 +107,10 @@ impl RedisPubSub {
     ) -> Result<(), String> {
         let mut subscriber = self.server.subscribe().await?;
         for channel in &self.channels {
-            subscriber.subscribe(channel).await.map_err(told)?;
+            subscriber.subscribe(channel).await.map_err(describe_error)?;
         }
         for pattern in &self.patterns {
-            subscriber.psubscribe(pattern).await.map_err(told)?;
+            subscriber.psubscribe(pattern).await.map_err(describe_error)?;
         }
         tracing::info!(
             "source {}: listening to {} channels and {} patterns",

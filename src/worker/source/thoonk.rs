@@ -37,7 +37,7 @@ use crate::config::section::Section;
 use crate::engine::Feed;
 use crate::event::{Event, EventId};
 use crate::finalizer::Parked;
-use crate::redis_link::{Lease, Server, invoke, process_name, told};
+use crate::redis_link::{Lease, Server, describe_error, invoke, process_name};
 
 pub const KIND: Kind = Kind {
     name: "thoonk",
@@ -145,7 +145,7 @@ impl Source for Thoonk {
                 .arg(stalled)
                 .query_async(&mut connection)
                 .await
-                .map_err(told)?;
+                .map_err(describe_error)?;
             // One of the libraries leaves stalled jobs among the published.
             let times = all
                 .into_iter()
@@ -497,7 +497,7 @@ impl Jobs {
             .arg(stalled)
             .query_async(&mut connection)
             .await
-            .map_err(told)?;
+            .map_err(describe_error)?;
         let known: HashSet<String> = waiting.into_iter().chain(claims).chain(stalls).collect();
         let orphans: HashSet<String> = bodies.into_iter().filter(|id| !known.contains(id)).collect();
         let twice: Vec<String> = orphans.intersection(&self.suspected_orphans).cloned().collect();
@@ -567,7 +567,7 @@ impl Queue for Jobs {
             .arg(queue)
             .query_async(&mut connection)
             .await
-            .map_err(told)?;
+            .map_err(describe_error)?;
         if is_new == 1 && self.config.dialect == Dialect::Classic {
             // As the libraries announce a new queue.
             let said = format!("{queue}\0{}", self.worker);
@@ -587,7 +587,7 @@ impl Queue for Jobs {
                 .ignore()
                 .query_async::<()>(&mut connection)
                 .await
-                .map_err(told)?;
+                .map_err(describe_error)?;
         }
         let epoch = format!("glue.epoch:{queue}");
         let ((), epoch): ((), u64) = redis::pipe()
@@ -600,7 +600,7 @@ impl Queue for Jobs {
             .query_async::<(Value, u64)>(&mut connection)
             .await
             .map(|(_, epoch)| ((), epoch))
-            .map_err(told)?;
+            .map_err(describe_error)?;
         self.epoch = epoch;
         self.commands = Some(connection);
         self.inherited = None;
@@ -659,7 +659,7 @@ impl Queue for Jobs {
     async fn mark_suspect(&mut self, claim: &String) -> Result<u32, String> {
         let mut mark = redis::cmd("HINCRBY");
         mark.arg(&self.keys.0[12]).arg(claim).arg(1);
-        mark.query_async(&mut self.connection()?).await.map_err(told)
+        mark.query_async(&mut self.connection()?).await.map_err(describe_error)
     }
 
     async fn settle(&mut self, finished: &[String], parked: &[(String, Parked)]) -> Result<Grant<u64>, String> {
@@ -739,7 +739,7 @@ impl Queue for Jobs {
             .arg(stalled)
             .query_async(&mut self.connection()?)
             .await
-            .map_err(told)?;
+            .map_err(describe_error)?;
         // One of the libraries leaves stalled jobs among the published.
         let oldest = oldest.into_iter().find(|(id, _)| !stalls.contains(id));
         feed.gauges()
@@ -762,7 +762,7 @@ impl super::ParkedEvents for Thoonk {
                 .arg(&keys.0[13])
                 .query_async(&mut connection)
                 .await
-                .map_err(told)?;
+                .map_err(describe_error)?;
             let event = |id: String| super::ParkedEvent {
                 raw: bodies.get(&id).cloned().unwrap_or_default(),
                 reason: reasons

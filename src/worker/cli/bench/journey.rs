@@ -58,24 +58,24 @@ struct Scene {
 
 impl Scene {
     fn start(bench: &Bench, kind: SourceKind) -> Result<Self, String> {
-        let told = |error: std::io::Error| error.to_string();
+        let describe_error = |error: std::io::Error| error.to_string();
         let module = match &bench.module {
-            Some(module) => std::path::absolute(module).map_err(told)?,
+            Some(module) => std::path::absolute(module).map_err(describe_error)?,
             None => module()?,
         };
         let mut figures = Figures::default();
         let source = clap::ValueEnum::to_possible_value(&kind).map_or(String::new(), |name| name.get_name().to_owned());
         figures.text("source", source);
         Ok(Self {
-            nginx: Nginx::start(&bench.nginx, &module, NGINX).map_err(told)?,
+            nginx: Nginx::start(&bench.nginx, &module, NGINX).map_err(describe_error)?,
             queue: queue::start(kind, &bench.fsync)?,
-            directory: Directory::new().map_err(told)?,
+            directory: Directory::new().map_err(describe_error)?,
             figures,
         })
     }
 
     fn start_worker(&self) -> Result<Worker, String> {
-        let told = |error: std::io::Error| format!("cannot start the worker: {error}");
+        let describe_error = |error: std::io::Error| format!("cannot start the worker: {error}");
         let directory = self.directory.path("");
         let text = configuration(
             &self.queue.source(),
@@ -83,14 +83,14 @@ impl Scene {
             &directory.display().to_string(),
         )?;
         let path = self.directory.path("worker.toml");
-        std::fs::write(&path, text).map_err(told)?;
-        let mut command = test_servers::mortal("KILL", std::env::current_exe().map_err(told)?);
+        std::fs::write(&path, text).map_err(describe_error)?;
+        let mut command = test_servers::mortal("KILL", std::env::current_exe().map_err(describe_error)?);
         command
             .arg("run")
             .arg(path)
             .args(["--log", "warn"])
             .stderr(Stdio::inherit());
-        command.spawn().map(Worker).map_err(told)
+        command.spawn().map(Worker).map_err(describe_error)
     }
 
     /// Processor time of worker, nginx and broker.

@@ -53,15 +53,17 @@ pub struct Bare {
 }
 
 pub fn start(kind: SourceKind, fsync: &str) -> Result<Box<dyn Queue>, String> {
-    let told = |error: std::io::Error| error.to_string();
+    let describe_error = |error: std::io::Error| error.to_string();
     Ok(match kind {
         SourceKind::Amqp => Box::new(Rabbit::start()?),
-        SourceKind::RedisStreams => Box::new(Stream(Server::start(Redis::start(fsync, &[]).map_err(told)?)?)),
-        SourceKind::Thoonk => Box::new(Jobs(Server::start(Redis::start(fsync, &[]).map_err(told)?)?)),
+        SourceKind::RedisStreams => Box::new(Stream(Server::start(
+            Redis::start(fsync, &[]).map_err(describe_error)?,
+        )?)),
+        SourceKind::Thoonk => Box::new(Jobs(Server::start(Redis::start(fsync, &[]).map_err(describe_error)?)?)),
     })
 }
 
-fn told(error: redis::RedisError) -> String {
+fn describe_error(error: redis::RedisError) -> String {
     format!("Redis: {error}")
 }
 
@@ -72,8 +74,8 @@ struct Server {
 
 impl Server {
     fn start(redis: Redis) -> Result<Self, String> {
-        let client = redis::Client::open(redis.url()).map_err(told)?;
-        let connection = client.get_connection().map_err(told)?;
+        let client = redis::Client::open(redis.url()).map_err(describe_error)?;
+        let connection = client.get_connection().map_err(describe_error)?;
         Ok(Self { redis, connection })
     }
 }
@@ -95,7 +97,7 @@ impl Queue for Stream {
         for post in posts {
             pipe.cmd("XADD").arg("posts").arg("*").arg("body").arg(post).ignore();
         }
-        pipe.query(&mut self.0.connection).map_err(told)
+        pipe.query(&mut self.0.connection).map_err(describe_error)
     }
 
     fn open(&mut self) -> Result<u64, String> {
@@ -104,7 +106,7 @@ impl Queue for Stream {
             .arg("GROUPS")
             .arg("posts")
             .query(&mut self.0.connection)
-            .map_err(told)?;
+            .map_err(describe_error)?;
         let number = |key: &str| match groups.first().and_then(|group| group.get(key)) {
             Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
             _ => 1,
@@ -135,7 +137,7 @@ impl Queue for Jobs {
             pipe.cmd("ZADD").arg("feed.published:posts").arg(now).arg(id).ignore();
             pipe.cmd("EXEC").ignore();
         }
-        pipe.query(&mut self.0.connection).map_err(told)
+        pipe.query(&mut self.0.connection).map_err(describe_error)
     }
 
     fn open(&mut self) -> Result<u64, String> {
@@ -143,7 +145,7 @@ impl Queue for Jobs {
             .get("feed.publishes:posts")
             .get("feed.finishes:posts")
             .query(&mut self.0.connection)
-            .map_err(told)?;
+            .map_err(describe_error)?;
         Ok(put.unwrap_or_default().saturating_sub(done.unwrap_or_default()))
     }
 }
@@ -164,7 +166,7 @@ struct Rabbit {
     channel: Channel,
 }
 
-fn lapin_told(error: lapin::Error) -> String {
+fn describe_amqp_error(error: lapin::Error) -> String {
     format!("RabbitMQ: {error}")
 }
 
@@ -193,7 +195,7 @@ impl Rabbit {
                 }
                 Ok((connection, channel))
             })
-            .map_err(lapin_told)?;
+            .map_err(describe_amqp_error)?;
         Ok(Self {
             broker,
             runtime,
@@ -231,7 +233,7 @@ impl Rabbit {
         let declared = self
             .runtime
             .block_on(self.channel.queue_declare(queue.into(), passive, FieldTable::default()));
-        Ok(u64::from(declared.map_err(lapin_told)?.message_count()))
+        Ok(u64::from(declared.map_err(describe_amqp_error)?.message_count()))
     }
 }
 
@@ -249,7 +251,7 @@ impl Queue for Rabbit {
         for queue in QUEUES {
             self.runtime
                 .block_on(Self::fill(&self.channel, queue, first, posts))
-                .map_err(lapin_told)?;
+                .map_err(describe_amqp_error)?;
         }
         Ok(())
     }
@@ -297,7 +299,7 @@ impl Rabbit {
                 connection.close(200, "done".into()).await?;
                 Ok(elapsed)
             })
-            .map_err(lapin_told)?;
+            .map_err(describe_amqp_error)?;
         // The last acknowledgements are on their way through the queue's log.
         let patience = Instant::now() + Duration::from_secs(10);
         loop {

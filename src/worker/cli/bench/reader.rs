@@ -21,14 +21,14 @@ pub struct Reader {
 impl Reader {
     /// Subscribes to all forums. Stamps are microseconds since `start`.
     pub fn start(port: u16, start: Instant) -> Result<Self, String> {
-        let told = |error: std::io::Error| format!("the reader: {error}");
+        let describe_error = |error: std::io::Error| format!("the reader: {error}");
         let channels: Vec<String> = (0..post::FORUMS).map(|n| format!("forum.f{n}")).collect();
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(told)?;
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(describe_error)?;
         let request = format!("GET /sub/{} HTTP/1.1\r\nHost: bench\r\n\r\n", channels.join("/"));
-        stream.write_all(request.as_bytes()).map_err(told)?;
-        let mut lines = BufReader::with_capacity(1 << 20, stream.try_clone().map_err(told)?);
+        stream.write_all(request.as_bytes()).map_err(describe_error)?;
+        let mut lines = BufReader::with_capacity(1 << 20, stream.try_clone().map_err(describe_error)?);
         let mut status = String::new();
-        lines.read_line(&mut status).map_err(told)?;
+        lines.read_line(&mut status).map_err(describe_error)?;
         if !status.contains(" 200 ") {
             return Err(format!("the reader is refused: {status}"));
         }

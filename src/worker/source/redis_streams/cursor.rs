@@ -16,7 +16,7 @@ use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
 use crate::engine::{Feed, Stop};
 use crate::finalizer::{Ack, AckTo, Handle};
-use crate::redis_link::told;
+use crate::redis_link::describe_error;
 use crate::source::Context;
 use crate::source::trouble::Trouble;
 use crate::source::watch::Watches;
@@ -339,7 +339,7 @@ fn before_now(history: Duration) -> StreamId {
 async fn newest(connection: &mut MultiplexedConnection, stream: &str) -> Result<StreamId, String> {
     let mut last = redis::cmd("XREVRANGE");
     last.arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
-    let entries: Vec<Value> = last.query_async(connection).await.map_err(told)?;
+    let entries: Vec<Value> = last.query_async(connection).await.map_err(describe_error)?;
     Ok(entries
         .into_iter()
         .find_map(Entry::of)
@@ -358,7 +358,10 @@ async fn read_after(
         .arg("STREAMS")
         .arg(stream)
         .arg(after.to_string());
-    read.query_async(connection).await.map(Entry::of_read).map_err(told)
+    read.query_async(connection)
+        .await
+        .map(Entry::of_read)
+        .map_err(describe_error)
 }
 
 /// The ids of late: which of them have been here already?

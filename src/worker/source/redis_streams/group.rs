@@ -15,7 +15,7 @@ use super::{RedisStreams, wait_for_entry};
 use crate::clock::Timestamp;
 use crate::engine::Feed;
 use crate::finalizer::Parked;
-use crate::redis_link::{Lease, invoke, process_name, told};
+use crate::redis_link::{Lease, describe_error, invoke, process_name};
 use crate::source::queue_driver::{Claimed, Grant, Queue};
 use crate::source::reason_json;
 use crate::source::watch::Watches;
@@ -232,7 +232,7 @@ impl Queue for Group {
             .arg(start)
             .arg("MKSTREAM");
         match create.query_async::<()>(&mut connection).await {
-            Err(error) if error.code() != Some("BUSYGROUP") => return Err(told(error)),
+            Err(error) if error.code() != Some("BUSYGROUP") => return Err(describe_error(error)),
             _ => {}
         }
         self.commands = Some(connection);
@@ -315,7 +315,7 @@ impl Queue for Group {
         let mut connection = self.connection()?;
         let mut mark = redis::cmd("HINCRBY");
         mark.arg(&self.suspects).arg(claim.to_string()).arg(1);
-        mark.query_async(&mut connection).await.map_err(told)
+        mark.query_async(&mut connection).await.map_err(describe_error)
     }
 
     async fn settle(&mut self, finished: &[StreamId], parked: &[(StreamId, Parked)]) -> Result<Grant<u64>, String> {
@@ -354,7 +354,11 @@ impl Queue for Group {
         for id in &claims {
             claim.arg(id.to_string());
         }
-        claim.arg("JUSTID").query_async(&mut connection).await.map_err(told)
+        claim
+            .arg("JUSTID")
+            .query_async(&mut connection)
+            .await
+            .map_err(describe_error)
     }
 
     async fn give_back(&mut self, _claims: Vec<StreamId>) -> Result<(), String> {
@@ -405,7 +409,7 @@ impl Queue for Group {
             .arg(&self.group)
             .query_async(&mut connection)
             .await
-            .map_err(told)?;
+            .map_err(describe_error)?;
         let oldest = list_of(pending)
             .into_iter()
             .nth(1)
@@ -446,7 +450,7 @@ pub async fn group_info(
 ) -> Result<HashMap<String, Value>, String> {
     let mut info = redis::cmd("XINFO");
     info.arg("GROUPS").arg(stream);
-    let groups: Vec<HashMap<String, Value>> = info.query_async(connection).await.map_err(told)?;
+    let groups: Vec<HashMap<String, Value>> = info.query_async(connection).await.map_err(describe_error)?;
     let is_ours = |one: &HashMap<String, Value>| {
         one.get("name")
             .cloned()

@@ -42,7 +42,7 @@ use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
 use crate::config::cycle::Endpoint;
 use crate::config::section::Section;
-use crate::redis_link::{Server, told};
+use crate::redis_link::{Server, describe_error};
 
 pub const KIND: Kind = Kind {
     name: "redis_streams",
@@ -195,11 +195,11 @@ impl Source for RedisStreams {
             // The first worker makes the group.
             let (count, oldest, _, _): PendingSummary = match info.is_empty() {
                 true => Default::default(),
-                false => pending.query_async(&mut connection).await.map_err(told)?,
+                false => pending.query_async(&mut connection).await.map_err(describe_error)?,
             };
             let mut range = redis::cmd("XRANGE");
             range.arg(&self.stream).arg(format!("({delivered}")).arg(end);
-            let waiting: Vec<Value> = range.query_async(&mut connection).await.map_err(told)?;
+            let waiting: Vec<Value> = range.query_async(&mut connection).await.map_err(describe_error)?;
             let pending = oldest.and_then(|id| StreamId::parse(id.as_bytes()));
             let first = waiting.first().cloned().and_then(Entry::of).map(|entry| entry.id);
             Ok(Open {

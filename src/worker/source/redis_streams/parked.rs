@@ -4,7 +4,7 @@ use redis::{Script, Value};
 
 use super::RedisStreams;
 use super::entry::Entry;
-use crate::redis_link::{invoke, told};
+use crate::redis_link::{describe_error, invoke};
 use crate::source::{Operation, ParkedEvent, ParkedEvents};
 
 // KEYS: stream, parked. ARGV: ids of the copies.
@@ -33,7 +33,7 @@ impl ParkedEvents for RedisStreams {
             let mut connection = self.server.connect().await?;
             let mut range = redis::cmd("XRANGE");
             range.arg(format!("{}.parked", self.stream)).arg("-").arg("+");
-            let entries: Vec<Value> = range.query_async(&mut connection).await.map_err(told)?;
+            let entries: Vec<Value> = range.query_async(&mut connection).await.map_err(describe_error)?;
             let event = |entry: Entry| {
                 let id = entry.id.to_string();
                 let mut fields = entry.fields.unwrap_or_default();
@@ -76,7 +76,7 @@ impl ParkedEvents for RedisStreams {
             let mut connection = self.server.connect().await?;
             let mut delete = redis::cmd("XDEL");
             delete.arg(format!("{}.parked", self.stream)).arg(ids);
-            delete.query_async(&mut connection).await.map_err(told)
+            delete.query_async(&mut connection).await.map_err(describe_error)
         })
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use super::BLOCK;
 use super::entry::Entry;
-use crate::redis_link::{invoke, told};
+use crate::redis_link::{describe_error, invoke};
 
 // KEYS: lease, reader. ARGV: token, name of the reader.
 static REGISTER: LazyLock<Script> = LazyLock::new(|| {
@@ -87,7 +87,7 @@ impl Reader {
             .arg("ID")
             .query_async(&mut connection)
             .await
-            .map_err(told)?;
+            .map_err(describe_error)?;
         let run = run_of_server(&mut connection).await?;
         // Whether it may: of itself nobody is closed by this.
         kill(&mut connection, client).await?;
@@ -152,12 +152,19 @@ async fn claim(
     read.arg("BLOCK")
         .arg(u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX));
     read.arg("STREAMS").arg(&terms.stream).arg(">");
-    read.query_async(connection).await.map(Entry::of_read).map_err(told)
+    read.query_async(connection)
+        .await
+        .map(Entry::of_read)
+        .map_err(describe_error)
 }
 
 /// Closes the connection by which the last holder of the lease waited, if it is still there. To be called under the lease.
 pub async fn close_last(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
-    let last: Option<String> = redis::cmd("GET").arg(key).query_async(connection).await.map_err(told)?;
+    let last: Option<String> = redis::cmd("GET")
+        .arg(key)
+        .query_async(connection)
+        .await
+        .map_err(describe_error)?;
     let Some(last) = last.as_deref().and_then(Name::parse) else {
         return Ok(());
     };
@@ -173,7 +180,10 @@ pub async fn close_last(connection: &mut MultiplexedConnection, key: &str) -> Re
 async fn kill(connection: &mut MultiplexedConnection, client: u64) -> Result<(), String> {
     let mut kill = redis::cmd("CLIENT");
     kill.arg("KILL").arg("ID").arg(client);
-    kill.query_async::<u64>(connection).await.map(drop).map_err(told)
+    kill.query_async::<u64>(connection)
+        .await
+        .map(drop)
+        .map_err(describe_error)
 }
 
 /// A name that a server gives itself at each start.
@@ -182,7 +192,7 @@ async fn run_of_server(connection: &mut MultiplexedConnection) -> Result<String,
         .arg("server")
         .query_async(connection)
         .await
-        .map_err(told)?;
+        .map_err(describe_error)?;
     let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
     run.map(|run| run.trim().to_owned())
         .ok_or_else(|| "Redis does not tell its run_id".to_owned())

@@ -6,7 +6,7 @@ use redis::Value;
 use redis::aio::MultiplexedConnection;
 
 use super::entry::{Entry, StreamId, bytes_of};
-use crate::redis_link::told;
+use crate::redis_link::describe_error;
 
 /// How far a stream reaches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Extent {
         match info.query_async::<HashMap<String, Value>>(connection).await {
             Ok(info) => Ok(Some(Self::from_info(info))),
             Err(error) if error.to_string().contains("no such key") => Ok(None),
-            Err(error) => Err(told(error)),
+            Err(error) => Err(describe_error(error)),
         }
     }
 
