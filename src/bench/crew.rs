@@ -83,7 +83,7 @@ impl<T: Shareable> Deref for Shared<T> {
 pub enum Phase {
     /// Subscribers connect; nothing is published.
     Connect,
-    /// One message on every lane, so that every subscriber has a position.
+    /// One message on every flow, so that every subscriber has a position.
     Prime,
     /// Messages flow.
     Publish,
@@ -118,7 +118,7 @@ pub struct Counters {
     pub done: AtomicU64,
     /// Bytes of unfinished messages: the sign of life while large ones come in.
     pub partial_bytes: AtomicU64,
-    /// Subscribers that have not come to the end of their lanes; only kept in the Drain phase.
+    /// Subscribers that have not come to the end of their flows; only kept in the Drain phase.
     pub behind: AtomicU64,
     /// The phase for which `behind`, or a publisher's work, is settled, plus one.
     pub settled: AtomicU32,

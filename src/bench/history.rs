@@ -1,14 +1,14 @@
 //! The checker: what each subscriber should have seen, against what it saw.
 //!
-//! A *lane* is what one publisher sends to one channel: it publishes the next message only after the answer to the one
-//! before, so the order within a lane is known from outside. Every subscriber of a channel must see each lane's
+//! A *flow* is what one publisher sends to one channel: it publishes the next message only after the answer to the one
+//! before, so the order within a flow is known from outside. Every subscriber of a channel must see each flow's
 //! accepted messages once, in order. Messages that were sent but never answered with 2xx may appear or not, but not
 //! twice and not out of order.
 //!
 //! A subscriber may join while messages flow. What was on its way at that moment may reach it or not; from the first
 //! message on that it saw, and from the first one on that was sent after it had joined, it must see all.
 //!
-//! A subscriber costs four bytes for each lane as long as all is well.
+//! A subscriber costs four bytes for each flow as long as all is well.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -26,11 +26,11 @@ pub enum Sighting {
     Doubled,
 }
 
-/// The sightings of a group of subscribers that each follow the same number of lanes.
+/// The sightings of a group of subscribers that each follow the same number of flows.
 #[derive(Debug)]
 pub struct History {
-    lanes: usize,
-    /// For each subscriber and lane: the sequence number that comes next. With [`FRESH`]: nothing was seen yet, an
+    flows: usize,
+    /// For each subscriber and flow: the sequence number that comes next. With [`FRESH`]: nothing was seen yet, an
     /// earlier one may come. [`ABSENT`]: the subscriber has not joined.
     next: Vec<u32>,
     /// What was jumped over, for the few that saw a jump, in ascending order.
@@ -42,34 +42,34 @@ const ABSENT: u32 = u32::MAX;
 
 impl History {
     /// Nobody has joined yet.
-    pub fn new(subscribers: usize, lanes: usize) -> Self {
+    pub fn new(subscribers: usize, flows: usize) -> Self {
         Self {
-            lanes,
-            next: vec![ABSENT; subscribers * lanes],
+            flows,
+            next: vec![ABSENT; subscribers * flows],
             missing: HashMap::new(),
         }
     }
 
-    /// The subscriber must see all messages of the lane from `sequence` on.
-    pub fn join(&mut self, subscriber: usize, lane: usize, sequence: u32) {
-        self.next[subscriber * self.lanes + lane] = sequence | FRESH;
+    /// The subscriber must see all messages of the flow from `sequence` on.
+    pub fn join(&mut self, subscriber: usize, flow: usize, sequence: u32) {
+        self.next[subscriber * self.flows + flow] = sequence | FRESH;
     }
 
     pub fn has_joined(&self, subscriber: usize) -> bool {
-        self.next[subscriber * self.lanes] != ABSENT
+        self.next[subscriber * self.flows] != ABSENT
     }
 
     /// Forgets the subscriber: its place is free for another.
     pub fn leave(&mut self, subscriber: usize) {
-        for slot in subscriber * self.lanes..(subscriber + 1) * self.lanes {
+        for slot in subscriber * self.flows..(subscriber + 1) * self.flows {
             self.next[slot] = ABSENT;
             self.missing.remove(&slot);
         }
     }
 
-    /// The subscriber saw message `sequence` of one of its lanes.
-    pub fn observe(&mut self, subscriber: usize, lane: usize, sequence: u32) -> Sighting {
-        let slot = subscriber * self.lanes + lane;
+    /// The subscriber saw message `sequence` of one of its flows.
+    pub fn observe(&mut self, subscriber: usize, flow: usize, sequence: u32) -> Sighting {
+        let slot = subscriber * self.flows + flow;
         let next = &mut self.next[slot];
         if *next & FRESH != 0 {
             // One that was under way when the subscriber joined, or the first that it must see.
@@ -95,14 +95,14 @@ impl History {
         }
     }
 
-    /// Whether the subscriber has come to the end of a lane of `published` messages, whatever it missed before.
-    pub fn is_at(&self, subscriber: usize, lane: usize, published: u32) -> bool {
-        self.next[subscriber * self.lanes + lane] & !FRESH >= published
+    /// Whether the subscriber has come to the end of a flow of `published` messages, whatever it missed before.
+    pub fn is_at(&self, subscriber: usize, flow: usize, published: u32) -> bool {
+        self.next[subscriber * self.flows + flow] & !FRESH >= published
     }
 
-    /// What the subscriber has not seen of a lane of `published` messages, in ascending order.
-    pub fn unseen(&self, subscriber: usize, lane: usize, published: u32) -> Vec<Range<u32>> {
-        let slot = subscriber * self.lanes + lane;
+    /// What the subscriber has not seen of a flow of `published` messages, in ascending order.
+    pub fn unseen(&self, subscriber: usize, flow: usize, published: u32) -> Vec<Range<u32>> {
+        let slot = subscriber * self.flows + flow;
         let mut unseen = self.missing.get(&slot).cloned().unwrap_or_default();
         let next = self.next[slot] & !FRESH;
         if next < published {
@@ -123,7 +123,7 @@ fn take_out(ranges: &mut Vec<Range<u32>>, sequence: u32) -> bool {
     true
 }
 
-/// The messages of one lane that got no 2xx: they may have arrived or not.
+/// The messages of one flow that got no 2xx: they may have arrived or not.
 #[derive(Clone, Debug, Default)]
 pub struct Unanswered {
     /// In ascending order.
@@ -162,7 +162,7 @@ impl Unanswered {
 mod tests {
     use super::*;
 
-    /// What one subscriber of one lane makes of `sequences`.
+    /// What one subscriber of one flow makes of `sequences`.
     fn watch(sequences: &[u32]) -> (History, Vec<Sighting>) {
         let mut history = History::new(1, 1);
         history.join(0, 0, 0);
@@ -288,11 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn subscribers_and_lanes_are_kept_apart() {
+    fn subscribers_and_flows_are_kept_apart() {
         let mut history = History::new(2, 2);
         [(0, 0), (0, 1), (1, 0), (1, 1)]
             .into_iter()
-            .for_each(|(subscriber, lane)| history.join(subscriber, lane, 0));
+            .for_each(|(subscriber, flow)| history.join(subscriber, flow, 0));
         assert_eq!(history.observe(0, 1, 0), Sighting::Expected);
         assert_eq!(history.observe(1, 0, 0), Sighting::Expected);
         assert_eq!(history.observe(0, 0, 1), Sighting::Jump(1));

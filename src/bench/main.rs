@@ -4,7 +4,7 @@
 //!
 //! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
 //! * [`crew`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
-//!   do, one epoll loop each; [`lanes`] is who publishes what where.
+//!   do, one epoll loop each; [`flows`] is who publishes what where.
 //! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
@@ -17,11 +17,11 @@ mod batch;
 mod crew;
 mod floor;
 mod floor_tls;
+mod flows;
 mod h2;
 mod history;
 mod http;
 mod killed;
-mod lanes;
 mod latency;
 mod message;
 mod modes;

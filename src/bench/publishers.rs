@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use crate::batch;
 use crate::crew::{Board, Phase};
+use crate::flows::{Flow, Flows, channel_name};
 use crate::h2::{self, Event, Request};
 use crate::http::{Body, ResponseHead};
-use crate::lanes::{Lane, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages, Stamped};
 use crate::net::{self, Epoll, Interest, Timer};
@@ -42,7 +42,7 @@ pub struct Plan {
     /// Each publisher has an HTTP/2 connection, with one stream at a time.
     pub http2: bool,
     pub publishers: u32,
-    pub lanes: Lanes,
+    pub flows: Flows,
     pub run: u32,
     pub message_bytes: usize,
     pub event_ids: bool,
@@ -63,12 +63,12 @@ pub struct Plan {
 /// A message on its way.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
-    lane: Lane,
+    flow: Flow,
     sequence: u32,
     due_ns: u64,
 }
 
-/// One keep-alive connection and its share of the lanes.
+/// One keep-alive connection and its share of the flows.
 #[derive(Debug)]
 struct Courier {
     wire: Option<Wire>,
@@ -83,10 +83,10 @@ struct Courier {
     /// The messages of the request that is under way.
     flights: Vec<Flight>,
     deadline_ns: u64,
-    lanes: Vec<Lane>,
-    /// So many of the lanes have their first message.
+    flows: Vec<Flow>,
+    /// So many of the flows have their first message.
     primed: usize,
-    /// How many messages were started: the next one's lane and due time follow from it.
+    /// How many messages were started: the next one's flow and due time follow from it.
     started: u64,
     /// No earlier than this, after a broken connection.
     not_before_ns: u64,
@@ -130,7 +130,7 @@ struct Hand {
     couriers: Vec<Courier>,
     published: Vec<Published>,
     accepted: u64,
-    /// Of those, first messages of a lane.
+    /// Of those, first messages of a flow.
     primed: u64,
     in_flight: u64,
     start_ns: u64,
@@ -151,7 +151,7 @@ struct Hand {
     decoder: loona_hpack::Decoder<'static>,
 }
 
-/// What became of the messages of one lane.
+/// What became of the messages of one flow.
 #[derive(Clone, Debug, Default)]
 struct Published {
     /// How many were sent: the number of the next one.
@@ -176,7 +176,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         progress: Progress::Head,
         flights: Vec::new(),
         deadline_ns: u64::MAX,
-        lanes: plan.lanes.of_publisher(publisher),
+        flows: plan.flows.of_publisher(publisher),
         primed: 0,
         started: 0,
         not_before_ns: 0,
@@ -189,7 +189,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let protocol = if plan.http2 { Protocol::Http2 } else { Protocol::Http1 };
     let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
     let connector = plan.url.is_encrypted().then(connector).transpose()?;
-    let lanes = (plan.lanes.channels() * plan.lanes.per_channel()) as usize;
+    let flows = (plan.flows.channels() * plan.flows.per_channel()) as usize;
     let hand = Hand {
         board,
         place,
@@ -197,7 +197,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         timer,
         messages: Messages::new(plan.run, plan.message_bytes),
         couriers: (0..plan.publishers).map(courier).collect(),
-        published: vec![Published::default(); lanes],
+        published: vec![Published::default(); flows],
         accepted: 0,
         primed: 0,
         in_flight: 0,
@@ -289,7 +289,7 @@ impl Hand {
     fn wants_more(&self, index: usize, phase: Phase, now_ns: u64) -> bool {
         let courier = &self.couriers[index];
         if phase == Phase::Prime {
-            return courier.primed + courier.flights.len() < courier.lanes.len();
+            return courier.primed + courier.flights.len() < courier.flows.len();
         }
         let enough = self
             .plan
@@ -299,7 +299,7 @@ impl Hand {
             .plan
             .duration
             .is_some_and(|duration| now_ns - self.start_ns >= duration.as_nanos() as u64);
-        !enough && !over && !courier.lanes.is_empty()
+        !enough && !over && !courier.flows.is_empty()
     }
 
     /// When the courier's next message is due.
@@ -335,23 +335,23 @@ impl Hand {
     /// Writes the courier's next message; in a batch, its line as well.
     fn board_message(&mut self, index: usize, phase: Phase, due_ns: u64) {
         let courier = &mut self.couriers[index];
-        let lane = match phase {
-            Phase::Prime => courier.lanes[courier.primed + courier.flights.len()],
-            _ => courier.lanes[courier.started as usize % courier.lanes.len()],
+        let flow = match phase {
+            Phase::Prime => courier.flows[courier.primed + courier.flights.len()],
+            _ => courier.flows[courier.started as usize % courier.flows.len()],
         };
         if phase == Phase::Publish {
             courier.started += 1;
         }
-        let published = &mut self.published[self.plan.lanes.index(lane)];
+        let published = &mut self.published[self.plan.flows.index(flow)];
         let sequence = published.sent;
         published.sent += 1;
-        self.plan.lanes.sending(lane, sequence);
-        courier.flights.push(Flight { lane, sequence, due_ns });
+        self.plan.flows.sending(flow, sequence);
+        courier.flights.push(Flight { flow, sequence, due_ns });
         self.in_flight += 1;
 
         let mark = Mark {
-            channel: lane.channel,
-            publisher: lane.publisher,
+            channel: flow.channel,
+            publisher: flow.publisher,
             sequence,
         };
         self.messages
@@ -361,7 +361,7 @@ impl Hand {
             let id = self.plan.event_ids.then_some(self.id.as_str());
             batch::write_line(
                 &mut self.lines,
-                &channel_name(self.plan.run, lane.channel),
+                &channel_name(self.plan.run, flow.channel),
                 &self.text,
                 id,
             );
@@ -372,7 +372,7 @@ impl Hand {
         let courier = &mut self.couriers[index];
         let is_batch = self.plan.batch > 1;
         let channel = match courier.flights.first() {
-            Some(flight) if !is_batch => channel_name(self.plan.run, flight.lane.channel),
+            Some(flight) if !is_batch => channel_name(self.plan.run, flight.flow.channel),
             _ => String::new(),
         };
         let body = if is_batch { &self.lines } else { &self.text };
@@ -680,7 +680,7 @@ impl Hand {
                 continue;
             }
             self.accepted += 1;
-            self.plan.lanes.accepted(flight.lane, flight.sequence);
+            self.plan.flows.accepted(flight.flow, flight.sequence);
             if phase == Phase::Publish {
                 self.latency.record(now.saturating_sub(flight.due_ns));
                 self.last_answer_ns = now;
@@ -699,8 +699,8 @@ impl Hand {
     /// Lanes are primed in their order; one whose first message was refused gets another.
     fn count_primed(&mut self, index: usize) {
         let courier = &mut self.couriers[index];
-        let is_primed = |lane: &&Lane| self.plan.lanes.accepted_end(**lane) > 0;
-        let more = courier.lanes[courier.primed..].iter().take_while(is_primed).count();
+        let is_primed = |flow: &&Flow| self.plan.flows.accepted_end(**flow) > 0;
+        let more = courier.flows[courier.primed..].iter().take_while(is_primed).count();
         courier.primed += more;
         self.primed += more as u64;
     }
@@ -719,7 +719,7 @@ impl Hand {
     }
 
     fn unanswered(&mut self, flight: Flight) {
-        self.published[self.plan.lanes.index(flight.lane)]
+        self.published[self.plan.flows.index(flight.flow)]
             .unanswered
             .push(flight.sequence);
     }
@@ -747,7 +747,7 @@ impl Hand {
             .iter()
             .enumerate()
             .filter(|(_, published)| !published.unanswered.is_empty())
-            .map(|(lane, published)| json!([lane, published.unanswered]))
+            .map(|(flow, published)| json!([flow, published.unanswered]))
             .collect();
         json!({
             "accepted": self.accepted,

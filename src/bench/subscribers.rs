@@ -17,9 +17,9 @@ use anyhow::{Context, bail};
 use serde_json::Value;
 
 use crate::crew::{Board, Phase};
+use crate::flows::{Audience, Flows, channel_name};
 use crate::http::{self, Body, ResponseHead};
 use crate::killed::{self, Book};
-use crate::lanes::{Audience, Lanes, channel_name};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
@@ -53,7 +53,7 @@ pub struct Plan {
     pub count: usize,
     /// Of the whole run.
     pub subscribers: usize,
-    pub lanes: Lanes,
+    pub flows: Flows,
     pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
@@ -181,14 +181,14 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let places = plan.count + plan.visit_rate.map_or(0, spare_places);
     let protocol = plan.streams.map_or(Protocol::Http1, |_| Protocol::Http2);
     let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
-    let channel = |index| plan.audience.channel(plan.first + index, plan.lanes.channels());
+    let channel = |index| plan.audience.channel(plan.first + index, plan.flows.channels());
     let hand = Hand {
         board,
         place,
         epoll: Epoll::new().context("no epoll")?,
         subscribers: (0..places).map(|index| Subscriber::new(channel(index))).collect(),
         visits: plan.visit_rate.map(|rate| Visits::new(rate, plan.count..places)),
-        tally: Tally::new(plan.first, places, plan.lanes, messages(), expects_ids),
+        tally: Tally::new(plan.first, places, plan.flows, messages(), expects_ids),
         messages: messages(),
         heads: HashMap::new(),
         retries: BinaryHeap::new(),
@@ -396,7 +396,7 @@ impl Hand {
             self.visitors += 1;
             // Another number than any of those who were there at the start.
             let number = self.plan.first + self.plan.count * 7 + self.visitors;
-            let channel = self.plan.audience.channel(number, self.plan.lanes.channels());
+            let channel = self.plan.audience.channel(number, self.plan.flows.channels());
             self.subscribers[place] = Subscriber::new(channel);
             self.connect(place, due);
         }
@@ -846,7 +846,7 @@ mod tests {
 
     #[test]
     fn a_subscriber_costs_less_than_300_bytes() {
-        // Beside this there are four bytes of history for each lane.
+        // Beside this there are four bytes of history for each flow.
         assert!(size_of::<Subscriber>() <= 112, "{} bytes", size_of::<Subscriber>());
     }
 

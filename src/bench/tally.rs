@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 
+use crate::flows::{Flow, Flows};
 use crate::history::{History, Sighting};
-use crate::lanes::{Lane, Lanes};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::transport::{Item, Message};
@@ -18,7 +18,7 @@ pub type Position = (u32, u32);
 
 #[derive(Debug)]
 pub struct Tally {
-    lanes: Lanes,
+    flows: Flows,
     messages: Messages,
     /// Messages must carry the event ids that their publishers gave them.
     expects_ids: bool,
@@ -61,13 +61,13 @@ pub struct Counts {
 }
 
 impl Tally {
-    pub fn new(first: usize, subscribers: usize, lanes: Lanes, messages: Messages, expects_ids: bool) -> Self {
+    pub fn new(first: usize, subscribers: usize, flows: Flows, messages: Messages, expects_ids: bool) -> Self {
         Self {
-            lanes,
+            flows,
             messages,
             expects_ids,
             first,
-            history: History::new(subscribers, lanes.per_channel() as usize),
+            history: History::new(subscribers, flows.per_channel() as usize),
             latency: Latency::new(),
             opening: Latency::new(),
             counts: Counts::default(),
@@ -95,8 +95,8 @@ impl Tally {
 
     /// Everything that anybody sends to `channel` from now on concerns the subscriber.
     pub fn join(&mut self, subscriber: usize, channel: u32) {
-        for publisher in 0..self.lanes.per_channel() {
-            let sent = self.lanes.sent(Lane { channel, publisher });
+        for publisher in 0..self.flows.per_channel() {
+            let sent = self.flows.sent(Flow { channel, publisher });
             self.history.join(subscriber, publisher as usize, sent);
         }
     }
@@ -111,14 +111,14 @@ impl Tally {
 
     /// How far each publisher of `channel` has come.
     pub fn ends(&self, channel: u32) -> Vec<u32> {
-        let end = |publisher| self.lanes.accepted_end(Lane { channel, publisher });
-        (0..self.lanes.per_channel()).map(end).collect()
+        let end = |publisher| self.flows.accepted_end(Flow { channel, publisher });
+        (0..self.flows.per_channel()).map(end).collect()
     }
 
     /// Whether the subscriber has come to those ends.
     pub fn is_at(&self, subscriber: usize, ends: &[u32]) -> bool {
-        let mut lanes = ends.iter().enumerate();
-        lanes.all(|(lane, end)| self.history.is_at(subscriber, lane, *end))
+        let mut flows = ends.iter().enumerate();
+        flows.all(|(flow, end)| self.history.is_at(subscriber, flow, *end))
     }
 
     /// Judges one item that a subscriber of `channel` received; returns the new position.
@@ -146,8 +146,8 @@ impl Tally {
             self.foreign(subscriber, message.data, "a message of another channel");
             return None;
         }
-        let lane = Lane { channel, publisher };
-        if publisher >= self.lanes.per_channel() || sequence >= self.lanes.sent(lane) {
+        let flow = Flow { channel, publisher };
+        if publisher >= self.flows.per_channel() || sequence >= self.flows.sent(flow) {
             self.foreign(subscriber, message.data, "a message that was never sent");
             return None;
         }
@@ -220,7 +220,7 @@ impl Tally {
             (!ranges.is_empty()).then(|| {
                 json!({
                     "subscriber": self.first + subscriber,
-                    "lane": self.lanes.index(Lane { channel, publisher }),
+                    "flow": self.flows.index(Flow { channel, publisher }),
                     "ranges": pairs,
                 })
             })
@@ -236,13 +236,13 @@ mod tests {
 
     /// A tally for one subscriber of channel 0, to which three messages were sent after it had joined.
     fn tally() -> Tally {
-        let lanes = Lanes::new(2, 1).unwrap();
-        let mut tally = Tally::new(0, 1, lanes, Messages::new(1, 200), true);
+        let flows = Flows::new(2, 1).unwrap();
+        let mut tally = Tally::new(0, 1, flows, Messages::new(1, 200), true);
         tally.join(0, 0);
         for channel in [0, 1] {
-            let lane = Lane { channel, publisher: 0 };
-            lanes.sending(lane, 2);
-            lanes.accepted(lane, 2);
+            let flow = Flow { channel, publisher: 0 };
+            flows.sending(flow, 2);
+            flows.accepted(flow, 2);
         }
         tally
     }
@@ -306,7 +306,7 @@ mod tests {
         let report = tally.report([0].into_iter());
         assert_eq!(
             report["unseen"],
-            json!([{"subscriber": 0, "lane": 0, "ranges": [[1, 2]]}])
+            json!([{"subscriber": 0, "flow": 0, "ranges": [[1, 2]]}])
         );
     }
 
@@ -319,7 +319,7 @@ mod tests {
         let report = tally.report([0].into_iter());
         assert_eq!(
             report["unseen"],
-            json!([{"subscriber": 0, "lane": 0, "ranges": [[1, 2]]}])
+            json!([{"subscriber": 0, "flow": 0, "ranges": [[1, 2]]}])
         );
         assert_eq!(report["departed"], 1);
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::{Cast, Clients, Findings, Run, Target};
-use crate::lanes::Audience;
+use crate::flows::Audience;
 use crate::message;
 use crate::proc::{Cpu, Server, kept_percent};
 use crate::report::{Report, Unit};

@@ -25,10 +25,10 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::crew::{Crew, Phase, Work};
+use crate::flows::{Audience, Flows};
 use crate::history::Unanswered;
 use crate::http::ResponseHead;
 use crate::killed::Book;
-use crate::lanes::{Audience, Lanes};
 use crate::latency::Latency;
 use crate::message;
 use crate::net;
@@ -283,7 +283,7 @@ impl Run {
             .addresses
             .unwrap_or(cast.subscribers.div_ceil(CONNECTIONS_PER_ADDRESS))
             .max(1);
-        let lanes = Lanes::new(cast.channels, cast.publishers).context("no shared memory")?;
+        let flows = Flows::new(cast.channels, cast.publishers).context("no shared memory")?;
         let run = fastrand::u32(1..1 << 28);
         let elsewhere = cast.also.as_ref().map_or(0, |(_, count)| *count);
         let parts = [(&target.sub_url, 0..cast.subscribers - elsewhere)].into_iter();
@@ -305,7 +305,7 @@ impl Run {
                 first: part.start,
                 count: part.len(),
                 subscribers: cast.subscribers,
-                lanes,
+                flows,
                 audience: cast.audience,
                 run,
                 max_message_bytes: cast.message_bytes,
@@ -328,7 +328,7 @@ impl Run {
             url: target.pub_url.clone(),
             http2: target.publishers_speak_http2(),
             publishers: cast.publishers,
-            lanes,
+            flows,
             run,
             message_bytes: cast.message_bytes,
             event_ids: cast.event_ids,
@@ -422,15 +422,15 @@ impl Run {
         }
     }
 
-    /// Publishes one message on every lane and waits until all subscribers have them, so that each has a position.
+    /// Publishes one message on every flow and waits until all subscribers have them, so that each has a position.
     fn prime(&mut self) -> anyhow::Result<()> {
         self.crew.enter(Phase::Prime);
-        let lanes = if self.cast.channels >= self.cast.publishers {
+        let flows = if self.cast.channels >= self.cast.publishers {
             1
         } else {
             u64::from(self.cast.publishers)
         };
-        let wanted = self.cast.subscribers as u64 * lanes;
+        let wanted = self.cast.subscribers as u64 * flows;
         let Self { crew, progress, .. } = self;
         let all = crew.wait(
             self.patience,
@@ -573,7 +573,7 @@ struct Findings {
     excused: u64,
     reconnects: u64,
     accepted: u64,
-    /// Of those, the first ones on their lanes, which only prepare.
+    /// Of those, the first ones on their flows, which only prepare.
     primed: u64,
     refused_publishes: u64,
     unanswered: u64,
@@ -665,8 +665,8 @@ impl Findings {
             .filter_map(|report| report["unseen"].as_array())
             .flatten();
         for entry in unseen {
-            let lane = number(entry, "lane");
-            let unanswered = unanswered.get(&lane).unwrap_or(&all_answered);
+            let flow = number(entry, "flow");
+            let unanswered = unanswered.get(&flow).unwrap_or(&all_answered);
             let ranges = ranges(&entry["ranges"]);
             let lost = unanswered.lost(&ranges);
             if let Some(first) = unanswered.first_lost(&ranges)
@@ -674,7 +674,7 @@ impl Findings {
             {
                 let subscriber = number(entry, "subscriber");
                 self.examples.push(format!(
-                    "subscriber {subscriber}: {lost} lost on lane {lane}, message {first} first"
+                    "subscriber {subscriber}: {lost} lost on flow {flow}, message {first} first"
                 ));
             }
             self.lost += lost;
@@ -728,10 +728,10 @@ fn number(report: &Value, key: &str) -> u64 {
     report[key].as_u64().unwrap_or(0)
 }
 
-/// `[lane, [unanswered, …]]`
-fn unanswered(lane: &Value) -> Option<(u64, Unanswered)> {
-    let sequences = lane[1].as_array()?.iter().filter_map(as_u32);
-    Some((lane[0].as_u64()?, Unanswered::new(sequences.collect())))
+/// `[flow, [unanswered, …]]`
+fn unanswered(flow: &Value) -> Option<(u64, Unanswered)> {
+    let sequences = flow[1].as_array()?.iter().filter_map(as_u32);
+    Some((flow[0].as_u64()?, Unanswered::new(sequences.collect())))
 }
 
 /// `[[start, end], …]`
@@ -918,7 +918,7 @@ mod tests {
 
     #[test]
     fn only_what_was_accepted_can_be_lost() {
-        let unseen = json!([{"subscriber": 3, "lane": 0, "ranges": [[1, 3], [3, 4]]}]);
+        let unseen = json!([{"subscriber": 3, "flow": 0, "ranges": [[1, 3], [3, 4]]}]);
         let findings = Findings::sum(&[subscriber(json!([])), subscriber(unseen)], &[publisher()]).unwrap();
         assert_eq!(
             (

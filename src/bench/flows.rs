@@ -5,26 +5,26 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::crew::Shared;
 
-/// The channels of a run, the lanes in them (see [`crate::history`]) and their progress.
+/// The channels of a run, the flows in them (see [`crate::history`]) and their progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Lanes {
+pub struct Flows {
     channels: u32,
     publishers: u32,
     per_channel: u32,
-    /// For each lane: how many messages were sent. Written before the message goes out.
+    /// For each flow: how many messages were sent. Written before the message goes out.
     sent: Shared<AtomicU32>,
-    /// For each lane: the number of the last accepted message plus one.
+    /// For each flow: the number of the last accepted message plus one.
     accepted_end: Shared<AtomicU32>,
 }
 
-/// One lane: a channel, and which of the channel's publishers.
+/// One flow: a channel, and which of the channel's publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lane {
+pub struct Flow {
     pub channel: u32,
     pub publisher: u32,
 }
 
-impl Lanes {
+impl Flows {
     /// With at least as many channels as publishers each channel has one publisher, else each publisher sends to every
     /// channel.
     pub fn new(channels: u32, publishers: u32) -> io::Result<Self> {
@@ -48,38 +48,38 @@ impl Lanes {
         self.per_channel
     }
 
-    /// The lanes that a publisher feeds in turn.
-    pub fn of_publisher(&self, publisher: u32) -> Vec<Lane> {
+    /// The flows that a publisher feeds in turn.
+    pub fn of_publisher(&self, publisher: u32) -> Vec<Flow> {
         match self.per_channel {
             1 => {
                 let own = (publisher..self.channels).step_by(self.publishers as usize);
-                own.map(|channel| Lane { channel, publisher: 0 }).collect()
+                own.map(|channel| Flow { channel, publisher: 0 }).collect()
             }
-            _ => (0..self.channels).map(|channel| Lane { channel, publisher }).collect(),
+            _ => (0..self.channels).map(|channel| Flow { channel, publisher }).collect(),
         }
     }
 
-    pub fn index(&self, lane: Lane) -> usize {
-        lane.channel as usize * self.per_channel as usize + lane.publisher as usize
+    pub fn index(&self, flow: Flow) -> usize {
+        flow.channel as usize * self.per_channel as usize + flow.publisher as usize
     }
 
     /// Message `sequence` is about to be sent. Pairs with [`Self::sent`]: a message cannot be received before.
-    pub fn sending(&self, lane: Lane, sequence: u32) {
-        self.sent[self.index(lane)].store(sequence + 1, Ordering::Release);
+    pub fn sending(&self, flow: Flow, sequence: u32) {
+        self.sent[self.index(flow)].store(sequence + 1, Ordering::Release);
     }
 
-    /// The number of the lane's message that is sent next.
-    pub fn sent(&self, lane: Lane) -> u32 {
-        self.sent[self.index(lane)].load(Ordering::Acquire)
+    /// The number of the flow's message that is sent next.
+    pub fn sent(&self, flow: Flow) -> u32 {
+        self.sent[self.index(flow)].load(Ordering::Acquire)
     }
 
     /// Message `sequence` was answered with 2xx; pairs with [`Self::accepted_end`].
-    pub fn accepted(&self, lane: Lane, sequence: u32) {
-        self.accepted_end[self.index(lane)].store(sequence + 1, Ordering::Release);
+    pub fn accepted(&self, flow: Flow, sequence: u32) {
+        self.accepted_end[self.index(flow)].store(sequence + 1, Ordering::Release);
     }
 
-    pub fn accepted_end(&self, lane: Lane) -> u32 {
-        self.accepted_end[self.index(lane)].load(Ordering::Acquire)
+    pub fn accepted_end(&self, flow: Flow) -> u32 {
+        self.accepted_end[self.index(flow)].load(Ordering::Acquire)
     }
 }
 
@@ -118,15 +118,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_lane_has_exactly_one_publisher() {
+    fn every_flow_has_exactly_one_publisher() {
         for (channels, publishers) in [(1, 1), (1, 16), (50, 8), (3, 4), (4, 4)] {
-            let lanes = Lanes::new(channels, publishers).unwrap();
-            let mut seen = vec![0; channels as usize * lanes.per_channel() as usize];
+            let flows = Flows::new(channels, publishers).unwrap();
+            let mut seen = vec![0; channels as usize * flows.per_channel() as usize];
             for publisher in 0..publishers {
-                lanes
+                flows
                     .of_publisher(publisher)
                     .iter()
-                    .for_each(|&lane| seen[lanes.index(lane)] += 1);
+                    .for_each(|&flow| seen[flows.index(flow)] += 1);
             }
             assert!(
                 seen.iter().all(|&count| count == 1),
@@ -150,22 +150,22 @@ mod tests {
 
     #[test]
     fn progress_is_seen_by_copies() {
-        let lanes = Lanes::new(2, 1).unwrap();
-        let (copy, lane) = (
-            lanes,
-            Lane {
+        let flows = Flows::new(2, 1).unwrap();
+        let (copy, flow) = (
+            flows,
+            Flow {
                 channel: 1,
                 publisher: 0,
             },
         );
-        assert_eq!(copy.sent(lane), 0);
-        lanes.sending(lane, 0);
-        assert_eq!(copy.sent(lane), 1);
-        lanes.accepted(lane, 0);
+        assert_eq!(copy.sent(flow), 0);
+        flows.sending(flow, 0);
+        assert_eq!(copy.sent(flow), 1);
+        flows.accepted(flow, 0);
         assert_eq!(
             (
-                copy.accepted_end(lane),
-                copy.accepted_end(Lane {
+                copy.accepted_end(flow),
+                copy.accepted_end(Flow {
                     channel: 0,
                     publisher: 0
                 })
