@@ -21,9 +21,9 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use openssl::ssl::SslContext;
 
-use crate::crew::{Shared, die_with_parent};
 use crate::floor_tls::{self, Encryption};
 use crate::net::{self, Epoll, Interest};
+use crate::processes::{Shared, die_with_parent};
 use crate::transport;
 
 #[derive(Args, Clone, Debug)]

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::crew::Shared;
+use crate::processes::Shared;
 
 /// The channels of a run, the flows in them (see [`crate::history`]) and their progress.
 #[derive(Clone, Copy, Debug)]

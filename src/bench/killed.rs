@@ -13,8 +13,8 @@ use std::sync::atomic::{
 
 use anyhow::{Context, bail};
 
-use crate::crew::Shared;
 use crate::proc;
+use crate::processes::Shared;
 
 /// The addresses, shared by all processes of a run. The first element counts the others.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
-//! * [`crew`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
+//! * [`processes`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
 //!   do, one epoll loop each; [`flows`] is who publishes what where.
 //! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
@@ -14,7 +14,6 @@
 //! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
 mod batch;
-mod crew;
 mod floor;
 mod floor_tls;
 mod flows;
@@ -28,6 +27,7 @@ mod modes;
 mod net;
 mod perf;
 mod proc;
+mod processes;
 mod publishers;
 mod report;
 mod scenario;

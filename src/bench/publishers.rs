@@ -12,13 +12,13 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::batch;
-use crate::crew::{Board, Phase};
 use crate::flows::{Flow, Flows, channel_name};
 use crate::h2::{self, Event, Request};
 use crate::http::{Body, ResponseHead};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages, Stamped};
 use crate::net::{self, Epoll, Interest, Timer};
+use crate::processes::{Board, Phase};
 use crate::tls::{Connector, Protocol};
 use crate::url::UrlTemplate;
 use crate::wire::{self, Wire, is_unready};
@@ -120,7 +120,7 @@ struct Upload {
     is_last: bool,
 }
 
-struct Hand {
+struct EventLoop {
     plan: Plan,
     board: Board,
     place: usize,
@@ -190,7 +190,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
     let connector = plan.url.is_encrypted().then(connector).transpose()?;
     let flows = (plan.flows.channels() * plan.flows.per_channel()) as usize;
-    let hand = Hand {
+    let event_loop = EventLoop {
         board,
         place,
         epoll,
@@ -217,10 +217,10 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         decoder: h2::decoder(),
         plan,
     };
-    hand.run()
+    event_loop.run()
 }
 
-impl Hand {
+impl EventLoop {
     fn run(mut self) -> anyhow::Result<Value> {
         loop {
             let phase = self.board.phase();
@@ -281,7 +281,7 @@ impl Hand {
         };
         // The subscribing processes come before this one.
         let received: u64 = (0..self.place)
-            .map(|hand| self.board.counters(hand).done.load(Relaxed))
+            .map(|event_loop| self.board.counters(event_loop).done.load(Relaxed))
             .sum();
         (self.accepted + self.in_flight) as f64 - received as f64 / self.plan.audience.max(1.0) >= max_ahead as f64
     }

@@ -16,13 +16,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::crew::{Board, Phase};
 use crate::flows::{Audience, Flows, channel_name};
 use crate::http::{self, Body, ResponseHead};
 use crate::killed::{self, Book};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
+use crate::processes::{Board, Phase};
 use crate::tally::{Position, Tally};
 use crate::tls::{Connector, Protocol};
 use crate::transport::{self, Feed, Item, Transport};
@@ -142,7 +142,7 @@ impl Subscriber {
 }
 
 /// One process' epoll loop.
-struct Hand {
+struct EventLoop {
     plan: Plan,
     board: Board,
     place: usize,
@@ -182,7 +182,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let protocol = plan.streams.map_or(Protocol::Http1, |_| Protocol::Http2);
     let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
     let channel = |index| plan.audience.channel(plan.first + index, plan.flows.channels());
-    let hand = Hand {
+    let event_loop = EventLoop {
         board,
         place,
         epoll: Epoll::new().context("no epoll")?,
@@ -208,10 +208,10 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         decoded: Vec::new(),
         plan,
     };
-    hand.run()
+    event_loop.run()
 }
 
-impl Hand {
+impl EventLoop {
     fn run(mut self) -> anyhow::Result<Value> {
         let mut next_behind_check = 0;
         loop {

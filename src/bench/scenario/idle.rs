@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Cast, Clients, Run, Target};
-use crate::crew::Phase;
 use crate::proc::{KernelMemory, Server, kept_percent};
+use crate::processes::Phase;
 use crate::report::{Report, Unit};
 
 #[derive(Args, Debug)]
@@ -87,7 +87,7 @@ impl Idle {
         let after = self.sample(&run, 0);
         let zone_after = self.target.zone_bytes()?;
         let known = run.server.is_known();
-        run.crew.enter(Phase::Finish);
+        run.processes.enter(Phase::Finish);
         let findings = run.finish()?;
 
         let mut report = self.target.report("idle");

@@ -129,15 +129,15 @@ impl Mix {
         let every = self.duration / SAMPLES;
         let mut samples = vec![Sample::of(&server, self.subscribers as u64)];
         let (meter, start) = (server.meter(), Instant::now());
-        run.publish(|crew| {
+        run.publish(|processes| {
             if start.elapsed() >= every * samples.len() as u32 {
-                samples.push(Sample::of(&server, crew.opened()));
+                samples.push(Sample::of(&server, processes.opened()));
             }
             Ok(())
         })?;
         let (elapsed, cpu) = (start.elapsed(), meter.read());
         run.drain()?;
-        samples.push(Sample::of(&server, run.crew.opened()));
+        samples.push(Sample::of(&server, run.processes.opened()));
 
         let left = run.leave()?;
         // The publishers close their connections as well.

@@ -1,6 +1,6 @@
 //! What the bench can do to a server. Each scenario is one file: its arguments, its run, its report.
 //!
-//! Here is what they share: the target, the crew of client processes, and the sum of what the crew found.
+//! Here is what they share: the target, the client processes, and the sum of what they found.
 
 pub mod churn;
 pub mod disqus;
@@ -24,7 +24,6 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
-use crate::crew::{Crew, Phase, Work};
 use crate::flows::{Audience, Flows};
 use crate::history::Unanswered;
 use crate::http::ResponseHead;
@@ -33,6 +32,7 @@ use crate::latency::Latency;
 use crate::message;
 use crate::net;
 use crate::proc::{Cpu, Server};
+use crate::processes::{Phase, Processes, Work};
 use crate::report::{Report, Unit};
 use crate::tls::{self, Connector, Protocol};
 use crate::transport::Transport;
@@ -248,9 +248,9 @@ const SPARE_DESCRIPTORS: usize = 64;
 /// earlier run may still wait.
 const CONNECTIONS_PER_ADDRESS: usize = 8_000;
 
-/// A run: a crew at work against a target.
+/// A run: processes at work against a target.
 struct Run {
-    crew: Crew,
+    processes: Processes,
     cast: Cast,
     stats_url: Option<UrlTemplate>,
     server: Server,
@@ -340,7 +340,7 @@ impl Run {
             batch: cast.batch.max(1),
         };
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
-        let crew = Crew::muster(subscribing.collect(), vec![publishing])?;
+        let processes = Processes::muster(subscribing.collect(), vec![publishing])?;
         let (patience, leave_limit) = (clients.patience(), clients.leave_limit());
         // Whoever asks for something else than a stream is not in there.
         let stats_url = target
@@ -348,7 +348,7 @@ impl Run {
             .clone()
             .filter(|_| target.transport != Transport::Plain);
         Ok(Self {
-            crew,
+            processes,
             cast,
             stats_url,
             server,
@@ -361,21 +361,23 @@ impl Run {
 
     /// Connects the first `count` subscribers and returns when the server says that it has them.
     fn connect(&mut self, count: usize) -> anyhow::Result<()> {
-        self.crew.invite(count);
+        self.processes.invite(count);
         let wanted = count as u64;
-        let Self { crew, progress, .. } = self;
-        let all = crew.wait(
+        let Self {
+            processes, progress, ..
+        } = self;
+        let all = processes.wait(
             self.patience,
-            |crew| crew.open() >= wanted,
-            |crew| {
-                progress.show(|| format!("connecting: {} of {wanted}", crew.open()));
+            |processes| processes.open() >= wanted,
+            |processes| {
+                progress.show(|| format!("connecting: {} of {wanted}", processes.open()));
                 Ok(())
             },
         )?;
         if !all {
             bail!(
                 "only {} of {wanted} subscribers could connect{}",
-                self.crew.open(),
+                self.processes.open(),
                 self.first_problem()
             );
         }
@@ -384,7 +386,7 @@ impl Run {
 
     /// What the clients noted, for an error that ends the run.
     fn first_problem(&mut self) -> String {
-        match self.crew.collect() {
+        match self.processes.collect() {
             Ok((subscribers, _)) => {
                 let mut problems = subscribers.iter().filter_map(|report| report["problems"][0].as_str());
                 problems
@@ -424,30 +426,32 @@ impl Run {
 
     /// Publishes one message on every flow and waits until all subscribers have them, so that each has a position.
     fn prime(&mut self) -> anyhow::Result<()> {
-        self.crew.enter(Phase::Prime);
+        self.processes.enter(Phase::Prime);
         let flows = if self.cast.channels >= self.cast.publishers {
             1
         } else {
             u64::from(self.cast.publishers)
         };
         let wanted = self.cast.subscribers as u64 * flows;
-        let Self { crew, progress, .. } = self;
-        let all = crew.wait(
+        let Self {
+            processes, progress, ..
+        } = self;
+        let all = processes.wait(
             self.patience,
-            |crew| crew.publishers_settled(Phase::Prime) && crew.received() >= wanted,
-            |crew| {
+            |processes| processes.publishers_settled(Phase::Prime) && processes.received() >= wanted,
+            |processes| {
                 progress.show(|| {
                     format!(
                         "preparing: {} published, {} received",
-                        crew.published(),
-                        crew.received()
+                        processes.published(),
+                        processes.received()
                     )
                 });
                 Ok(())
             },
         )?;
         if !all {
-            let received = self.crew.received();
+            let received = self.processes.received();
             bail!(
                 "of {wanted} first messages {received} were received{}",
                 self.first_problem()
@@ -463,10 +467,10 @@ impl Run {
     }
 
     /// Lets the publishers publish to their end; calls `meanwhile` every 10 ms.
-    fn publish(&mut self, mut meanwhile: impl FnMut(&Crew) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        self.crew.enter(Phase::Publish);
+    fn publish(&mut self, mut meanwhile: impl FnMut(&Processes) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        self.processes.enter(Phase::Publish);
         let Self {
-            crew,
+            processes,
             progress,
             patience,
             cast,
@@ -475,29 +479,29 @@ impl Run {
         } = self;
         // An open loop may be told to be slower than our patience.
         let patience = *patience + Duration::from_secs_f64(cast.rate.map_or(0.0, |rate| 2.0 / rate));
-        let ended = crew.wait(
+        let ended = processes.wait(
             patience,
-            |crew| crew.publishers_settled(Phase::Publish),
-            |crew| {
+            |processes| processes.publishers_settled(Phase::Publish),
+            |processes| {
                 progress.show(|| {
                     format!(
                         "subscribers {}, came {}, published {}, received {}, reconnects {}, trouble {}",
-                        crew.open(),
-                        crew.opened(),
-                        crew.published(),
-                        crew.received(),
-                        crew.reconnects(),
-                        crew.trouble()
+                        processes.open(),
+                        processes.opened(),
+                        processes.published(),
+                        processes.received(),
+                        processes.reconnects(),
+                        processes.trouble()
                     )
                 });
                 turns.iter_mut().for_each(Turns::look);
-                meanwhile(crew)
+                meanwhile(processes)
             },
         )?;
         if !ended {
             bail!(
                 "publishing stands still after {} messages{}",
-                self.crew.published(),
+                self.processes.published(),
                 self.first_problem()
             );
         }
@@ -506,15 +510,18 @@ impl Run {
 
     /// Waits until every subscriber has come to the end; false if some did not.
     fn drain(&mut self) -> anyhow::Result<bool> {
-        self.crew.enter(Phase::Drain);
+        self.processes.enter(Phase::Drain);
         let Self {
-            crew, progress, turns, ..
+            processes,
+            progress,
+            turns,
+            ..
         } = self;
-        let all = crew.wait(
+        let all = processes.wait(
             self.patience,
-            |crew| crew.subscribers_settled(Phase::Drain) && crew.behind() == 0,
-            |crew| {
-                progress.show(|| format!("draining: {} subscribers behind", crew.behind()));
+            |processes| processes.subscribers_settled(Phase::Drain) && processes.behind() == 0,
+            |processes| {
+                progress.show(|| format!("draining: {} subscribers behind", processes.behind()));
                 turns.iter_mut().for_each(Turns::look);
                 Ok(())
             },
@@ -526,9 +533,12 @@ impl Run {
     fn leave(&mut self) -> anyhow::Result<Result<Duration, String>> {
         let limit = self.leave_limit;
         let start = Instant::now();
-        self.crew.enter(Phase::Leave);
-        self.crew
-            .wait(limit, |crew| crew.subscribers_settled(Phase::Leave), |_| Ok(()))?;
+        self.processes.enter(Phase::Leave);
+        self.processes.wait(
+            limit,
+            |processes| processes.subscribers_settled(Phase::Leave),
+            |_| Ok(()),
+        )?;
         // Longer than allowed, so that it can be told how long it took.
         let count = self.await_count(limit * 2, |shown| shown == 0)?;
         let taken = start.elapsed();
@@ -545,7 +555,7 @@ impl Run {
 
     fn finish(mut self) -> anyhow::Result<Findings> {
         self.progress.end();
-        let (subscribers, publishers) = self.crew.collect()?;
+        let (subscribers, publishers) = self.processes.collect()?;
         Findings::sum(&subscribers, &publishers)
     }
 }

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::{Cast, Clients, Run, Target, fetch, per_second, subscribers_in};
-use crate::crew::Board;
 use crate::killed::{self, Book};
 use crate::latency::Latency;
 use crate::message;
 use crate::proc;
+use crate::processes::Board;
 use crate::report::{Report, Unit};
 use crate::url::UrlTemplate;
 
@@ -104,7 +104,11 @@ impl Reload {
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         run.connect(subscribers)?;
         run.prime()?;
-        let counts = Counts::watch(self.target.stats_url.clone(), run.crew.board(), run.crew.subscribing());
+        let counts = Counts::watch(
+            self.target.stats_url.clone(),
+            run.processes.board(),
+            run.processes.subscribing(),
+        );
         let mut trouble = Trouble::new(self, duration, book);
         run.publish(|_| trouble.make(&counts))?;
         let complete = run.drain()?;

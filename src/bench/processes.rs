@@ -1,7 +1,7 @@
 //! The processes of a bench run, and the memory they share.
 //!
-//! One process may hold only so many descriptors, so the work is forked over *hands*: each is one thread with one epoll
-//! loop. They share a [`Board`] on which the first process writes the phase and the hands write their counters, and
+//! One process may hold only so many descriptors, so the work is forked over child processes: each is one thread with one epoll
+//! loop. They share a [`Board`] on which the first process writes the phase and the children write their counters, and
 //! each sends one JSON report through a pipe when it is done. Nobody waits for anybody else in between.
 
 use std::io::{self, Read, Write};
@@ -106,7 +106,7 @@ impl Phase {
     ];
 }
 
-/// What one hand shows of itself while it works.
+/// What one child shows of itself while it works.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Counters {
@@ -140,15 +140,15 @@ pub struct Board {
 }
 
 impl Board {
-    fn new(hands: usize) -> io::Result<Self> {
+    fn new(children: usize) -> io::Result<Self> {
         Ok(Self {
             phase: Shared::new(1)?,
             invited: Shared::new(1)?,
-            counters: Shared::new(hands)?,
+            counters: Shared::new(children)?,
         })
     }
 
-    /// Pairs with [`Crew::enter`]: who sees a phase sees all that was done before it.
+    /// Pairs with [`Processes::enter`]: who sees a phase sees all that was done before it.
     pub fn phase(&self) -> Phase {
         Phase::ALL[self.phase[0].load(Acquire) as usize]
     }
@@ -157,52 +157,52 @@ impl Board {
         self.invited[0].load(Relaxed) as usize
     }
 
-    pub fn counters(&self, hand: usize) -> &Counters {
-        &self.counters[hand]
+    pub fn counters(&self, child: usize) -> &Counters {
+        &self.counters[child]
     }
 
-    /// The hand has nothing left to do in `phase`, and its counters say so. Pairs with [`Self::settled`].
-    pub fn settle(&self, hand: usize, phase: Phase) {
-        self.counters[hand].settled.store(phase as u32 + 1, Release);
+    /// The child has nothing left to do in `phase`, and its counters say so. Pairs with [`Self::settled`].
+    pub fn settle(&self, child: usize, phase: Phase) {
+        self.counters[child].settled.store(phase as u32 + 1, Release);
     }
 
-    fn settled(&self, hand: usize, phase: Phase) -> bool {
-        self.counters[hand].settled.load(Acquire) > phase as u32
+    fn settled(&self, child: usize, phase: Phase) -> bool {
+        self.counters[child].settled.load(Acquire) > phase as u32
     }
 }
 
-/// A forked hand.
+/// A forked child.
 #[derive(Debug)]
-struct Hand {
+struct Child {
     pid: libc::pid_t,
     report: io::PipeReader,
 }
 
-/// The work of one hand: gets the board and its place on it, returns its report.
+/// The work of one child: gets the board and its place on it, returns its report.
 pub type Work = Box<dyn FnOnce(Board, usize) -> anyhow::Result<Value>>;
 
-/// All hands of a run: first those that subscribe, then those that publish.
+/// All children of a run: first those that subscribe, then those that publish.
 #[derive(Debug)]
-pub struct Crew {
+pub struct Processes {
     board: Board,
-    hands: Vec<Hand>,
+    children: Vec<Child>,
     subscribing: usize,
 }
 
-impl Crew {
+impl Processes {
     /// Forks one process for each piece of work. Must be called while this process has a single thread.
     pub fn muster(subscribing: Vec<Work>, publishing: Vec<Work>) -> anyhow::Result<Self> {
         let subscribers = subscribing.len();
         let board = Board::new(subscribers + publishing.len()).context("no shared memory")?;
-        let mut crew = Self {
+        let mut processes = Self {
             board,
-            hands: Vec::new(),
+            children: Vec::new(),
             subscribing: subscribers,
         };
         for (index, work) in subscribing.into_iter().chain(publishing).enumerate() {
-            crew.hands.push(fork_hand(board, index, work)?);
+            processes.children.push(fork_child(board, index, work)?);
         }
-        Ok(crew)
+        Ok(processes)
     }
 
     pub fn enter(&self, phase: Phase) {
@@ -223,8 +223,10 @@ impl Crew {
         self.subscribing
     }
 
-    fn sum(&self, hands: std::ops::Range<usize>, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
-        hands.map(|hand| counter(self.board.counters(hand)).load(Relaxed)).sum()
+    fn sum(&self, children: std::ops::Range<usize>, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        children
+            .map(|child| counter(self.board.counters(child)).load(Relaxed))
+            .sum()
     }
 
     /// Subscribers that are connected now.
@@ -243,7 +245,7 @@ impl Crew {
 
     /// Changes whenever anything goes on that brings the run forward.
     pub fn sign_of_life(&self) -> u64 {
-        let everybody = 0..self.hands.len();
+        let everybody = 0..self.children.len();
         self.sum(everybody.clone(), |counters| &counters.partial_bytes)
             + self.sum(everybody.clone(), |counters| &counters.done)
             + self.sum(everybody, |counters| &counters.reconnects)
@@ -252,7 +254,7 @@ impl Crew {
     }
 
     pub fn published(&self) -> u64 {
-        self.sum(self.subscribing..self.hands.len(), |counters| &counters.done)
+        self.sum(self.subscribing..self.children.len(), |counters| &counters.done)
     }
 
     pub fn behind(&self) -> u64 {
@@ -264,21 +266,21 @@ impl Crew {
     }
 
     pub fn trouble(&self) -> u64 {
-        self.sum(0..self.hands.len(), |counters| &counters.trouble)
+        self.sum(0..self.children.len(), |counters| &counters.trouble)
     }
 
     /// Whether all publishers have done their part of `phase`.
     pub fn publishers_settled(&self, phase: Phase) -> bool {
-        (self.subscribing..self.hands.len()).all(|hand| self.board.settled(hand, phase))
+        (self.subscribing..self.children.len()).all(|child| self.board.settled(child, phase))
     }
 
     /// Whether all subscribers' `behind` counters belong to `phase`.
     pub fn subscribers_settled(&self, phase: Phase) -> bool {
-        (0..self.subscribing).all(|hand| self.board.settled(hand, phase))
+        (0..self.subscribing).all(|child| self.board.settled(child, phase))
     }
 
     /// Waits until `done`; gives up with false when nothing at all has happened for `patience`. Calls `meanwhile` every
-    /// 10 ms, fails when a hand has died.
+    /// 10 ms, fails when a child has died.
     pub fn wait(
         &mut self,
         patience: Duration,
@@ -302,14 +304,14 @@ impl Crew {
         }
     }
 
-    /// A hand that ended before it was told to has failed; its report says why.
+    /// A child that ended before it was told to has failed; its report says why.
     fn check_alive(&mut self) -> anyhow::Result<()> {
-        for index in 0..self.hands.len() {
+        for index in 0..self.children.len() {
             let mut status = 0;
             // SAFETY: `status` is valid to write to; the pid is a child that was not waited for.
-            if unsafe { libc::waitpid(self.hands[index].pid, &mut status, libc::WNOHANG) } > 0 {
-                let hand = self.hands.remove(index);
-                read_report(hand.report)?;
+            if unsafe { libc::waitpid(self.children[index].pid, &mut status, libc::WNOHANG) } > 0 {
+                let child = self.children.remove(index);
+                read_report(child.report)?;
                 bail!("a client process ended too early (wait status {status:#x})");
             }
         }
@@ -320,30 +322,30 @@ impl Crew {
     pub fn collect(&mut self) -> anyhow::Result<(Vec<Value>, Vec<Value>)> {
         self.enter(Phase::Finish);
         let mut reports = Vec::new();
-        for hand in self.hands.drain(..) {
-            reports.push(read_report(hand.report)?);
+        for child in self.children.drain(..) {
+            reports.push(read_report(child.report)?);
             // SAFETY: the status is not asked for; the pid is a child that was not waited for.
-            unsafe { libc::waitpid(hand.pid, std::ptr::null_mut(), 0) };
+            unsafe { libc::waitpid(child.pid, std::ptr::null_mut(), 0) };
         }
         let publishers = reports.split_off(self.subscribing);
         Ok((reports, publishers))
     }
 }
 
-impl Drop for Crew {
+impl Drop for Processes {
     /// What is left here belongs to a run that failed.
     fn drop(&mut self) {
-        for hand in &self.hands {
+        for child in &self.children {
             // SAFETY: takes no pointers; the pid is a child that was not waited for, so it cannot be another process.
             unsafe {
-                libc::kill(hand.pid, libc::SIGKILL);
-                libc::waitpid(hand.pid, std::ptr::null_mut(), 0);
+                libc::kill(child.pid, libc::SIGKILL);
+                libc::waitpid(child.pid, std::ptr::null_mut(), 0);
             }
         }
     }
 }
 
-fn fork_hand(board: Board, index: usize, work: Work) -> anyhow::Result<Hand> {
+fn fork_child(board: Board, index: usize, work: Work) -> anyhow::Result<Child> {
     let (report, mut writer) = io::pipe().context("no pipe")?;
     // SAFETY: this process has one thread, so the child's copy of every lock is free.
     match unsafe { libc::fork() } {
@@ -359,7 +361,7 @@ fn fork_hand(board: Board, index: usize, work: Work) -> anyhow::Result<Hand> {
             // SAFETY: ends the process at once, without the parent's exit handlers and buffers.
             unsafe { libc::_exit(libc::c_int::from(written.is_err())) }
         }
-        pid => Ok(Hand { pid, report }),
+        pid => Ok(Child { pid, report }),
     }
 }
 
