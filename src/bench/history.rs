@@ -1,4 +1,4 @@
-//! The checker: what each subscriber should have seen, against what it saw.
+//! Histories: what each subscriber should have seen, against what it saw.
 //!
 //! A *flow* is what one publisher sends to one channel: it publishes the next message only after the answer to the one
 //! before, so the order within a flow is known from outside. Every subscriber of a channel must see each flow's

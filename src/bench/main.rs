@@ -5,7 +5,7 @@
 //! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
 //! * [`processes`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
 //!   do, one epoll loop each; [`flows`] is who publishes what where.
-//! * [`message`]: what is sent, alone or in a [`batch`]. [`tally`] judges what is received, with the [`history`] of each subscriber.
+//! * [`message`]: what is sent, alone or in a [`batch`]. [`checker`] judges what is received, with the [`history`] of each subscriber.
 //!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
 //!   [`wire`]: a connection, with [`tls`] or without.
@@ -14,6 +14,7 @@
 //! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
 mod batch;
+mod checker;
 mod floor;
 mod floor_tls;
 mod flows;
@@ -32,7 +33,6 @@ mod publishers;
 mod report;
 mod scenario;
 mod subscribers;
-mod tally;
 mod tls;
 mod transport;
 mod turns;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::checker::{Checker, Position};
 use crate::flows::{Audience, Flows, channel_name};
 use crate::http::{self, Body, ResponseHead};
 use crate::killed::{self, Book};
@@ -23,7 +24,6 @@ use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
 use crate::processes::{Board, Phase};
-use crate::tally::{Position, Tally};
 use crate::tls::{Connector, Protocol};
 use crate::transport::{self, Feed, Item, Transport};
 use crate::url::UrlTemplate;
@@ -149,7 +149,7 @@ struct EventLoop {
     epoll: Epoll,
     subscribers: Vec<Subscriber>,
     visits: Option<Visits>,
-    tally: Tally,
+    checker: Checker,
     /// Writes the ids of positions.
     messages: Messages,
     /// Response heads that came in pieces.
@@ -188,7 +188,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         epoll: Epoll::new().context("no epoll")?,
         subscribers: (0..places).map(|index| Subscriber::new(channel(index))).collect(),
         visits: plan.visit_rate.map(|rate| Visits::new(rate, plan.count..places)),
-        tally: Tally::new(plan.first, places, plan.flows, messages(), expects_ids),
+        checker: Checker::new(plan.first, places, plan.flows, messages(), expects_ids),
         messages: messages(),
         heads: HashMap::new(),
         retries: BinaryHeap::new(),
@@ -302,7 +302,7 @@ impl EventLoop {
             let subscriber = &self.subscribers[index];
             // Meanwhile its place may be another's.
             if subscriber.state == State::Closed && !subscriber.is_leaving {
-                let first_try = !self.tally.history.has_joined(index);
+                let first_try = !self.checker.history.has_joined(index);
                 self.connect(index, if first_try { subscriber.due_ns } else { due });
             }
         }
@@ -341,8 +341,8 @@ impl EventLoop {
     }
 
     fn failed_connect(&mut self, index: usize, error: &io::Error) {
-        self.tally.counts.failed_connects += 1;
-        self.tally.problem(index, || format!("cannot connect: {error}"));
+        self.checker.counts.failed_connects += 1;
+        self.checker.problem(index, || format!("cannot connect: {error}"));
         self.retry_later(index);
     }
 
@@ -362,12 +362,12 @@ impl EventLoop {
         }
         let may_go = |leaving: &Leaving| {
             let state = self.subscribers[leaving.place].state;
-            state == State::Closed || now > leaving.deadline_ns || self.tally.is_at(leaving.place, &leaving.ends)
+            state == State::Closed || now > leaving.deadline_ns || self.checker.is_at(leaving.place, &leaving.ends)
         };
         for gone in visits.departures(may_go) {
             self.close(gone.place);
             let channel = self.subscribers[gone.place].channel;
-            self.tally.leave(gone.place, channel, &gone.ends);
+            self.checker.leave(gone.place, channel, &gone.ends);
         }
         self.visits = Some(visits);
     }
@@ -376,7 +376,7 @@ impl EventLoop {
     fn welcome(&mut self, visits: &mut Visits, now: u64) {
         if !visits.have_begun() {
             // That everybody came at once at the start is not what the visitors meet with.
-            self.tally.opening = Latency::new();
+            self.checker.opening = Latency::new();
         }
         loop {
             let due = visits.due_ns(now);
@@ -390,7 +390,7 @@ impl EventLoop {
             subscriber.is_leaving = true;
             visits.send_away(Leaving {
                 place: leaver,
-                ends: self.tally.ends(subscriber.channel),
+                ends: self.checker.ends(subscriber.channel),
                 deadline_ns: now + self.plan.patience.as_nanos() as u64,
             });
             self.visitors += 1;
@@ -614,8 +614,8 @@ impl EventLoop {
         position: Option<Box<PollPosition>>,
     ) -> bool {
         if let Err(why) = verdict {
-            self.tally.counts.refused += 1;
-            self.tally.problem(index, || why);
+            self.checker.counts.refused += 1;
+            self.checker.problem(index, || why);
             self.close(index);
             self.retry_later(index);
             return false;
@@ -640,14 +640,14 @@ impl EventLoop {
     fn opened(&mut self, index: usize, state: State) {
         let subscriber = &mut self.subscribers[index];
         subscriber.state = state;
-        self.tally
+        self.checker
             .opening
             .record(net::now_ns().saturating_sub(subscriber.due_ns));
-        self.tally.counts.opened += 1;
+        self.checker.counts.opened += 1;
         self.opening -= 1;
         self.open += 1;
-        if self.plan.transport != Transport::Plain && !self.tally.history.has_joined(index) {
-            self.tally.join(index, subscriber.channel);
+        if self.plan.transport != Transport::Plain && !self.checker.history.has_joined(index) {
+            self.checker.join(index, subscriber.channel);
         }
     }
 
@@ -655,9 +655,9 @@ impl EventLoop {
         let subscriber = &mut self.subscribers[index];
         self.decoded.clear();
         let decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
-        let (pongs, closed) = items(subscriber, &mut self.tally, index, &self.decoded);
+        let (pongs, closed) = items(subscriber, &mut self.checker, index, &self.decoded);
         if subscriber.feed.is_inside_message() {
-            self.tally.counts.partial_bytes += bytes.len() as u64;
+            self.checker.counts.partial_bytes += bytes.len() as u64;
         }
         if !pongs.is_empty() {
             // Should it fail, the next read will say why.
@@ -671,7 +671,8 @@ impl EventLoop {
             Err(error) => self.malformed(index, &error.to_string()),
             Ok(used) if used < bytes.len() => {
                 let rest = self.buffer[bytes.start + used..bytes.end].to_vec();
-                self.tally.foreign(index, &rest, "bytes behind the end of the response");
+                self.checker
+                    .foreign(index, &rest, "bytes behind the end of the response");
                 self.ended(index, "the response ended");
             }
             Ok(_) if closed => self.ended(index, "the server sent a close frame"),
@@ -696,8 +697,8 @@ impl EventLoop {
     }
 
     fn malformed(&mut self, index: usize, what: &str) {
-        self.tally.counts.malformed += 1;
-        self.tally.problem(index, || format!("the response holds {what}"));
+        self.checker.counts.malformed += 1;
+        self.checker.problem(index, || format!("the response holds {what}"));
         self.ended(index, "malformed response");
     }
 
@@ -708,22 +709,22 @@ impl EventLoop {
         let was = self.close(index);
         let was_open = matches!(was, State::Streaming | State::Polling);
         if was_open {
-            self.tally.counts.disconnects += 1;
+            self.checker.counts.disconnects += 1;
         }
         if let (Some(killed), Some(source)) = (&mut self.killed, source) {
             let excused = killed.is_killed(source);
-            self.tally.counts.excused += u64::from(excused && was_open);
+            self.checker.counts.excused += u64::from(excused && was_open);
             // Streams of one connection end one after the other, for the same reason.
             if excused && self.multiplex.is_none() {
                 killed.forget(source);
             }
         }
         if self.plan.reconnect {
-            self.tally.counts.reconnects += 1;
+            self.checker.counts.reconnects += 1;
             let delay = if was_open { 0 } else { RETRY.as_nanos() as u64 };
             self.retries.push(Reverse((net::now_ns() + delay, index)));
         } else {
-            self.tally.problem(index, || format!("stream lost: {why}"));
+            self.checker.problem(index, || format!("stream lost: {why}"));
             if !was_open {
                 self.retry_later(index);
             }
@@ -773,13 +774,14 @@ impl EventLoop {
     /// How many clients have not come to the end of what was accepted.
     fn behind(&self) -> u64 {
         let behind = |(index, subscriber): &(usize, &Subscriber)| {
-            self.tally.history.has_joined(*index) && !self.tally.is_at(*index, &self.tally.ends(subscriber.channel))
+            self.checker.history.has_joined(*index)
+                && !self.checker.is_at(*index, &self.checker.ends(subscriber.channel))
         };
         self.subscribers.iter().enumerate().filter(behind).count() as u64
     }
 
     fn show(&self) {
-        let (shown, counts) = (self.board.counters(self.place), &self.tally.counts);
+        let (shown, counts) = (self.board.counters(self.place), &self.checker.counts);
         shown.open.store(self.open as u64, Relaxed);
         shown.opened.store(counts.opened, Relaxed);
         shown.done.store(counts.messages, Relaxed);
@@ -791,7 +793,7 @@ impl EventLoop {
 
     fn report(&mut self) -> Value {
         let channels = self.subscribers.iter().map(|subscriber| subscriber.channel);
-        self.tally.report(channels)
+        self.checker.report(channels)
     }
 }
 
@@ -815,12 +817,12 @@ fn in_turn(before: usize, clients: usize, group: usize) -> usize {
 /// Has the tally judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
 // A call here is a call for each delivery.
 #[inline(always)]
-fn items(subscriber: &mut Subscriber, tally: &mut Tally, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
+fn items(subscriber: &mut Subscriber, checker: &mut Checker, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
     let now_ns = net::now_ns();
     let (channel, position) = (subscriber.channel, &mut subscriber.position);
     let (mut pongs, mut closed) = (Vec::new(), false);
     subscriber.feed.feed(bytes, |item| {
-        if let Some(new) = tally.item(index, channel, &item, now_ns) {
+        if let Some(new) = checker.item(index, channel, &item, now_ns) {
             *position = Some(new);
         }
         match item {

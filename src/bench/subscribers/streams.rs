@@ -322,7 +322,7 @@ impl Hand {
             self.send(slot, &out);
         }
         if let Err(error) = understood {
-            self.tally.counts.malformed += 1;
+            self.checker.counts.malformed += 1;
             self.lost(slot, &error.to_string(), None);
         }
     }
@@ -413,9 +413,9 @@ impl Hand {
         if subscriber.state != State::Streaming {
             return self.malformed(index, "DATA before HEADERS");
         }
-        items(subscriber, &mut self.tally, index, bytes);
+        items(subscriber, &mut self.checker, index, bytes);
         if subscriber.feed.is_inside_message() {
-            self.tally.counts.partial_bytes += bytes.len() as u64;
+            self.checker.counts.partial_bytes += bytes.len() as u64;
         }
         if end {
             self.stream_ended(index);

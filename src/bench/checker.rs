@@ -1,4 +1,4 @@
-//! What a process found out about its subscribers: judges every item that they receive.
+//! The checker: judges every item that the subscribers of a process receive.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ const MAX_PROBLEMS: usize = 20;
 pub type Position = (u32, u32);
 
 #[derive(Debug)]
-pub struct Tally {
+pub struct Checker {
     flows: Flows,
     messages: Messages,
     /// Messages must carry the event ids that their publishers gave them.
@@ -60,7 +60,7 @@ pub struct Counts {
     pub departed: u64,
 }
 
-impl Tally {
+impl Checker {
     pub fn new(first: usize, subscribers: usize, flows: Flows, messages: Messages, expects_ids: bool) -> Self {
         Self {
             flows,
@@ -234,76 +234,76 @@ mod tests {
     use super::*;
     use crate::message::Stamped;
 
-    /// A tally for one subscriber of channel 0, to which three messages were sent after it had joined.
-    fn tally() -> Tally {
+    /// A checker for one subscriber of channel 0, to which three messages were sent after it had joined.
+    fn checker() -> Checker {
         let flows = Flows::new(2, 1).unwrap();
-        let mut tally = Tally::new(0, 1, flows, Messages::new(1, 200), true);
-        tally.join(0, 0);
+        let mut checker = Checker::new(0, 1, flows, Messages::new(1, 200), true);
+        checker.join(0, 0);
         for channel in [0, 1] {
             let flow = Flow { channel, publisher: 0 };
             flows.sending(flow, 2);
             flows.accepted(flow, 2);
         }
-        tally
+        checker
     }
 
     /// The subscriber of channel 0 receives a message of `channel` with the id of message `id`.
-    fn receive(tally: &mut Tally, channel: u32, sequence: u32, id: u32) -> Option<Position> {
+    fn receive(checker: &mut Checker, channel: u32, sequence: u32, id: u32) -> Option<Position> {
         let mut text = Vec::new();
         let mark = Mark {
             channel,
             publisher: 0,
             sequence,
         };
-        tally.messages.write(&mut text, Stamped { mark, due_ns: 5 }, 150);
+        checker.messages.write(&mut text, Stamped { mark, due_ns: 5 }, 150);
         let mut written = String::new();
-        tally.messages.write_id(&mut written, Mark { sequence: id, ..mark });
+        checker.messages.write_id(&mut written, Mark { sequence: id, ..mark });
         let message = Message {
             id: Some(written.as_bytes()),
             data: &text,
         };
-        tally.item(0, 0, &Item::Message(message), 10)
+        checker.item(0, 0, &Item::Message(message), 10)
     }
 
     #[test]
     fn what_should_come_is_counted_and_moves_the_position() {
-        let mut tally = tally();
-        assert_eq!(receive(&mut tally, 0, 0, 0), Some((0, 0)));
-        assert_eq!(receive(&mut tally, 0, 1, 1), Some((0, 1)));
+        let mut checker = checker();
+        assert_eq!(receive(&mut checker, 0, 0, 0), Some((0, 0)));
+        assert_eq!(receive(&mut checker, 0, 1, 1), Some((0, 1)));
         assert_eq!(
-            (tally.counts.messages, tally.counts.foreign, tally.latency.count()),
+            (checker.counts.messages, checker.counts.foreign, checker.latency.count()),
             (2, 0, 2)
         );
-        assert!(tally.problems.is_empty());
+        assert!(checker.problems.is_empty());
     }
 
     #[test]
     fn everything_foreign_is_noticed() {
-        let mut tally = tally();
-        assert_eq!(receive(&mut tally, 1, 0, 0), None, "a message of another channel");
-        assert_eq!(receive(&mut tally, 0, 3, 3), None, "a message that was never sent");
-        assert_eq!(receive(&mut tally, 0, 0, 1), None, "a message with the id of another");
+        let mut checker = checker();
+        assert_eq!(receive(&mut checker, 1, 0, 0), None, "a message of another channel");
+        assert_eq!(receive(&mut checker, 0, 3, 3), None, "a message that was never sent");
+        assert_eq!(receive(&mut checker, 0, 0, 1), None, "a message with the id of another");
         let text = Message {
             id: None,
             data: b"hello",
         };
-        assert_eq!(tally.item(0, 0, &Item::Message(text), 10), None);
-        assert_eq!(tally.item(0, 0, &Item::Foreign(b"<html>"), 10), None);
+        assert_eq!(checker.item(0, 0, &Item::Message(text), 10), None);
+        assert_eq!(checker.item(0, 0, &Item::Foreign(b"<html>"), 10), None);
         assert_eq!(
-            (tally.counts.foreign, tally.counts.messages, tally.problems.len()),
+            (checker.counts.foreign, checker.counts.messages, checker.problems.len()),
             (5, 0, 5)
         );
     }
 
     #[test]
     fn lost_doubled_and_reordered_messages_are_noticed() {
-        let mut tally = tally();
-        receive(&mut tally, 0, 2, 2);
-        receive(&mut tally, 0, 0, 0);
-        receive(&mut tally, 0, 0, 0);
-        assert_eq!((tally.counts.out_of_order, tally.counts.doubled), (1, 1));
-        assert_eq!(tally.problems.len(), 3);
-        let report = tally.report([0].into_iter());
+        let mut checker = checker();
+        receive(&mut checker, 0, 2, 2);
+        receive(&mut checker, 0, 0, 0);
+        receive(&mut checker, 0, 0, 0);
+        assert_eq!((checker.counts.out_of_order, checker.counts.doubled), (1, 1));
+        assert_eq!(checker.problems.len(), 3);
+        let report = checker.report([0].into_iter());
         assert_eq!(
             report["unseen"],
             json!([{"subscriber": 0, "flow": 0, "ranges": [[1, 2]]}])
@@ -312,11 +312,11 @@ mod tests {
 
     #[test]
     fn what_a_visitor_had_not_seen_is_kept_and_what_came_later_is_not_its_business() {
-        let mut tally = tally();
-        receive(&mut tally, 0, 0, 0);
-        assert!(!tally.is_at(0, &[2]) && tally.is_at(0, &[1]));
-        tally.leave(0, 0, &[2]);
-        let report = tally.report([0].into_iter());
+        let mut checker = checker();
+        receive(&mut checker, 0, 0, 0);
+        assert!(!checker.is_at(0, &[2]) && checker.is_at(0, &[1]));
+        checker.leave(0, 0, &[2]);
+        let report = checker.report([0].into_iter());
         assert_eq!(
             report["unseen"],
             json!([{"subscriber": 0, "flow": 0, "ranges": [[1, 2]]}])
