@@ -10,7 +10,7 @@
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
 //!   [`wire`]: a connection, with [`tls`] or without.
 //! * [`killed`]: which connections ended because somebody killed their worker.
-//! * [`proc`]: what the server costs, from `/proc`. [`turns`]: how long its loops are away. [`report`]: tables.
+//! * [`proc`]: what the server costs, from `/proc`. [`loop_stalls`]: how long its loops are away. [`report`]: tables.
 //! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
 mod batch;
@@ -23,6 +23,7 @@ mod history;
 mod http;
 mod killed;
 mod latency;
+mod loop_stalls;
 mod message;
 mod modes;
 mod net;
@@ -35,7 +36,6 @@ mod scenario;
 mod subscribers;
 mod tls;
 mod transport;
-mod turns;
 mod url;
 mod visits;
 mod wire;

@@ -313,12 +313,12 @@ const ROWS: &[Row] = &[
         FLOOR,
     ),
     (
-        "turns",
+        "stalls",
         "away_max_ms",
         "longest time away from epoll_wait in 8 broadcasts, median of 3 runs",
         Reference::Shown,
     ),
-    ("turns", "busy_max_ms", "of that with a processor", Reference::Shown),
+    ("stalls", "busy_max_ms", "of that with a processor", Reference::Shown),
     ("publish", "cpu_us", "CPU per publish, against `return 200`", NGINX),
     (
         "publish",

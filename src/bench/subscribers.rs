@@ -856,8 +856,8 @@ mod tests {
     fn everybody_connects_once_and_the_first_of_each_group_before_the_others() {
         for (clients, group) in [(7, 1), (6, 3), (7, 3), (8, 3), (2, 3), (0, 2)] {
             let order: Vec<usize> = (0..clients).map(|before| in_turn(before, clients, group)).collect();
-            let turns: Vec<usize> = order.iter().map(|index| index % group).collect();
-            assert!(turns.is_sorted(), "{clients} in groups of {group}: {order:?}");
+            let loop_stalls: Vec<usize> = order.iter().map(|index| index % group).collect();
+            assert!(loop_stalls.is_sorted(), "{clients} in groups of {group}: {order:?}");
             let mut sorted = order.clone();
             sorted.sort_unstable();
             assert_eq!(

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Cast, Clients, Run, Target, cpu_facts, per_second, turn_facts};
+use super::{Cast, Clients, Run, Target, cpu_facts, per_second, stall_facts};
+use crate::loop_stalls::LoopStalls;
 use crate::message;
 use crate::report::{Report, Unit};
-use crate::turns::Turns;
 
 /// One channel with all subscribers
 #[derive(Args, Debug)]
@@ -70,7 +70,7 @@ struct Flow {
     /// Also report how long the server's event loops are away from epoll_wait; needs root and tracefs, and costs the
     /// server about a microsecond for each turn of a loop
     #[arg(long)]
-    watch_turns: bool,
+    watch_stalls: bool,
 }
 
 impl Fanout {
@@ -106,8 +106,8 @@ impl Flow {
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         run.connect(subscribers)?;
         std::thread::sleep(Duration::from_millis(500));
-        if self.watch_turns {
-            run.watch_turns()?;
+        if self.watch_stalls {
+            run.watch_stalls()?;
         }
         let meter = run.server.meter();
         run.publish(|_| Ok(()))?;
@@ -115,7 +115,7 @@ impl Flow {
         let cpu = meter.read();
         let known = run.server.is_known();
         // Before they leave: that is no turn of a broadcast.
-        let turns = run.turns.take().map(Turns::end);
+        let loop_stalls = run.loop_stalls.take().map(LoopStalls::end);
         let findings = run.finish()?;
 
         let mut report = self.target.report(scenario);
@@ -134,7 +134,7 @@ impl Flow {
         }
         report.latency("latency", "publish to delivery", &findings.latency);
         report.latency("publish", "publish to answer", &findings.publish_latency);
-        turn_facts(&mut report, turns);
+        stall_facts(&mut report, loop_stalls);
         findings.judge(&mut report, false);
         Ok(report)
     }

@@ -29,6 +29,7 @@ use crate::history::Unanswered;
 use crate::http::ResponseHead;
 use crate::killed::Book;
 use crate::latency::Latency;
+use crate::loop_stalls::{LoopStalls, Seen};
 use crate::message;
 use crate::net;
 use crate::proc::{Cpu, Server};
@@ -36,7 +37,6 @@ use crate::processes::{Phase, Processes, Work};
 use crate::report::{Report, Unit};
 use crate::tls::{self, Connector, Protocol};
 use crate::transport::Transport;
-use crate::turns::{Seen, Turns};
 use crate::url::UrlTemplate;
 use crate::visits::spare_places;
 use crate::{publishers, subscribers};
@@ -257,7 +257,7 @@ struct Run {
     patience: Duration,
     leave_limit: Duration,
     progress: Progress,
-    turns: Option<Turns>,
+    loop_stalls: Option<LoopStalls>,
 }
 
 impl Run {
@@ -355,7 +355,7 @@ impl Run {
             patience,
             leave_limit,
             progress: Progress::new(),
-            turns: None,
+            loop_stalls: None,
         })
     }
 
@@ -461,8 +461,8 @@ impl Run {
     }
 
     /// From now on, while messages flow, the server's event loops are watched.
-    fn watch_turns(&mut self) -> anyhow::Result<()> {
-        self.turns = Some(Turns::watch(&self.server.pids())?);
+    fn watch_stalls(&mut self) -> anyhow::Result<()> {
+        self.loop_stalls = Some(LoopStalls::watch(&self.server.pids())?);
         Ok(())
     }
 
@@ -474,7 +474,7 @@ impl Run {
             progress,
             patience,
             cast,
-            turns,
+            loop_stalls,
             ..
         } = self;
         // An open loop may be told to be slower than our patience.
@@ -494,7 +494,7 @@ impl Run {
                         processes.trouble()
                     )
                 });
-                turns.iter_mut().for_each(Turns::look);
+                loop_stalls.iter_mut().for_each(LoopStalls::look);
                 meanwhile(processes)
             },
         )?;
@@ -514,7 +514,7 @@ impl Run {
         let Self {
             processes,
             progress,
-            turns,
+            loop_stalls,
             ..
         } = self;
         let all = processes.wait(
@@ -522,7 +522,7 @@ impl Run {
             |processes| processes.subscribers_settled(Phase::Drain) && processes.behind() == 0,
             |processes| {
                 progress.show(|| format!("draining: {} subscribers behind", processes.behind()));
-                turns.iter_mut().for_each(Turns::look);
+                loop_stalls.iter_mut().for_each(LoopStalls::look);
                 Ok(())
             },
         )?;
@@ -772,7 +772,7 @@ fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
 }
 
 /// Adds how long the server's event loops were away, if they were watched.
-fn turn_facts(report: &mut Report, seen: Option<Seen>) {
+fn stall_facts(report: &mut Report, seen: Option<Seen>) {
     let Some(seen) = seen else {
         return;
     };

@@ -14,7 +14,7 @@ use crate::perf::{Attributes, Event, HEAD_BYTES, RECORD_LOST, RECORD_SAMPLE, Rec
 
 /// The watched loops of all processes of a server.
 #[derive(Debug)]
-pub struct Turns {
+pub struct LoopStalls {
     loops: Vec<Loop>,
     seen: Seen,
 }
@@ -30,7 +30,7 @@ pub struct Seen {
     pub lost: u64,
 }
 
-impl Turns {
+impl LoopStalls {
     /// Begins to watch these processes.
     pub fn watch(pids: &[u32]) -> anyhow::Result<Self> {
         let enter = tracepoint("sys_enter_epoll_wait")?;
@@ -167,8 +167,8 @@ mod tests {
     #[test]
     fn a_loop_s_absence_is_seen() {
         // Only root may, and only where tracefs is mounted: elsewhere it must say so.
-        let mut turns = match Turns::watch(&[std::process::id()]) {
-            Ok(turns) => turns,
+        let mut loop_stalls = match LoopStalls::watch(&[std::process::id()]) {
+            Ok(loop_stalls) => loop_stalls,
             Err(error) => {
                 return assert!(format!("{error:#}").contains("tracefs") || format!("{error:#}").contains("perf"));
             }
@@ -177,13 +177,13 @@ mod tests {
         // The main thread is the one that is watched by a process' id; tests run in others.
         // SAFETY: it only asks.
         let own = unsafe { libc::gettid() } as u32;
-        turns.loops = Turns::watch(&[own]).unwrap().loops;
+        loop_stalls.loops = LoopStalls::watch(&[own]).unwrap().loops;
         for pause in [0, 0, 20] {
             epoll.wait(Some(Duration::ZERO)).unwrap();
             std::thread::sleep(Duration::from_millis(pause));
         }
         epoll.wait(Some(Duration::ZERO)).unwrap();
-        let Seen { away, busy, lost } = turns.end();
+        let Seen { away, busy, lost } = loop_stalls.end();
         assert_eq!((away.count(), busy.count(), lost), (3, 3, 0));
         let longest = away.at(100.0);
         assert!(longest >= Duration::from_millis(20), "{longest:?}");
