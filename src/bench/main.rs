@@ -6,13 +6,14 @@
 //! * [`processes`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
 //!   do, one epoll loop each; [`flows`] is who publishes what where.
 //! * [`message`]: what is sent, alone or in a [`batch`]. [`checker`] judges what is received, with the [`history`] of each subscriber.
-//!   [`latency`]: histograms. [`visits`]: who comes and goes while messages flow.
+//!   [`latency`]: histograms. [`arrivals`]: who comes and goes while messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
 //!   [`wire`]: a connection, with [`tls`] or without.
 //! * [`killed`]: which connections ended because somebody killed their worker.
 //! * [`proc`]: what the server costs, from `/proc`. [`loop_stalls`]: how long its loops are away. [`report`]: tables.
 //! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
+mod arrivals;
 mod batch;
 mod checker;
 mod floor;
@@ -37,7 +38,6 @@ mod subscribers;
 mod tls;
 mod transport;
 mod url;
-mod visits;
 mod wire;
 
 use std::path::PathBuf;

@@ -16,6 +16,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use crate::arrivals::{Arrivals, Departing, spare_places};
 use crate::checker::{Checker, Position};
 use crate::flows::{Audience, Flows, channel_name};
 use crate::http::{self, Body, ResponseHead};
@@ -27,7 +28,6 @@ use crate::processes::{Board, Phase};
 use crate::tls::{Connector, Protocol};
 use crate::transport::{self, Feed, Item, Transport};
 use crate::url::UrlTemplate;
-use crate::visits::{Leaving, Visits, spare_places};
 use crate::wire::{self, Wire};
 
 use streams::{Multiplex, Place};
@@ -66,7 +66,7 @@ pub struct Plan {
     /// Connections that may wait for their response head at a time.
     pub connect_window: usize,
     /// While messages flow, so many subscribers a second leave and others come.
-    pub visit_rate: Option<f64>,
+    pub arrival_rate: Option<f64>,
     /// How long one who leaves waits for what he has not seen yet.
     pub patience: Duration,
     /// A client whose stream ends comes back with its position; else it is a problem.
@@ -98,7 +98,7 @@ struct Subscriber {
     state: State,
     /// The server will close the connection behind this response.
     last_response: bool,
-    is_leaving: bool,
+    is_departing: bool,
     channel: u32,
     body: Body,
     feed: Feed,
@@ -130,7 +130,7 @@ impl Subscriber {
             link: Link::None,
             state: State::Closed,
             last_response: false,
-            is_leaving: false,
+            is_departing: false,
             channel,
             body: Body::Done,
             feed: Feed::Anything,
@@ -148,7 +148,7 @@ struct EventLoop {
     place: usize,
     epoll: Epoll,
     subscribers: Vec<Subscriber>,
-    visits: Option<Visits>,
+    arrivals: Option<Arrivals>,
     checker: Checker,
     /// Writes the ids of positions.
     messages: Messages,
@@ -178,7 +178,7 @@ struct EventLoop {
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let messages = || Messages::new(plan.run, plan.max_message_bytes);
     let expects_ids = plan.event_ids && plan.transport.shows_ids();
-    let places = plan.count + plan.visit_rate.map_or(0, spare_places);
+    let places = plan.count + plan.arrival_rate.map_or(0, spare_places);
     let protocol = plan.streams.map_or(Protocol::Http1, |_| Protocol::Http2);
     let connector = || Connector::new(plan.url.authority(), plan.url.address(), protocol);
     let channel = |index| plan.audience.channel(plan.first + index, plan.flows.channels());
@@ -187,7 +187,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         place,
         epoll: Epoll::new().context("no epoll")?,
         subscribers: (0..places).map(|index| Subscriber::new(channel(index))).collect(),
-        visits: plan.visit_rate.map(|rate| Visits::new(rate, plan.count..places)),
+        arrivals: plan.arrival_rate.map(|rate| Arrivals::new(rate, plan.count..places)),
         checker: Checker::new(plan.first, places, plan.flows, messages(), expects_ids),
         messages: messages(),
         heads: HashMap::new(),
@@ -252,9 +252,9 @@ impl EventLoop {
             };
         }
         if self
-            .visits
+            .arrivals
             .as_ref()
-            .is_some_and(|visits| phase == Phase::Publish || visits.is_anybody_leaving())
+            .is_some_and(|arrivals| phase == Phase::Publish || arrivals.is_anybody_departing())
         {
             return SOON;
         }
@@ -301,7 +301,7 @@ impl EventLoop {
             self.retries.pop();
             let subscriber = &self.subscribers[index];
             // Meanwhile its place may be another's.
-            if subscriber.state == State::Closed && !subscriber.is_leaving {
+            if subscriber.state == State::Closed && !subscriber.is_departing {
                 let first_try = !self.checker.history.has_joined(index);
                 self.connect(index, if first_try { subscriber.due_ns } else { due });
             }
@@ -353,42 +353,44 @@ impl EventLoop {
 
     /// Lets visitors come and others go.
     fn exchange_visitors(&mut self, phase: Phase) {
-        let Some(mut visits) = self.visits.take() else {
+        let Some(mut arrivals) = self.arrivals.take() else {
             return;
         };
         let now = net::now_ns();
         if phase == Phase::Publish {
-            self.welcome(&mut visits, now);
+            self.welcome(&mut arrivals, now);
         }
-        let may_go = |leaving: &Leaving| {
-            let state = self.subscribers[leaving.place].state;
-            state == State::Closed || now > leaving.deadline_ns || self.checker.is_at(leaving.place, &leaving.ends)
+        let may_go = |departing: &Departing| {
+            let state = self.subscribers[departing.place].state;
+            state == State::Closed
+                || now > departing.deadline_ns
+                || self.checker.is_at(departing.place, &departing.ends)
         };
-        for gone in visits.departures(may_go) {
+        for gone in arrivals.departures(may_go) {
             self.close(gone.place);
             let channel = self.subscribers[gone.place].channel;
             self.checker.leave(gone.place, channel, &gone.ends);
         }
-        self.visits = Some(visits);
+        self.arrivals = Some(arrivals);
     }
 
     /// Connects every visitor who is due, and sends somebody else away for each.
-    fn welcome(&mut self, visits: &mut Visits, now: u64) {
-        if !visits.have_begun() {
+    fn welcome(&mut self, arrivals: &mut Arrivals, now: u64) {
+        if !arrivals.have_begun() {
             // That everybody came at once at the start is not what the visitors meet with.
             self.checker.opening = Latency::new();
         }
         loop {
-            let due = visits.due_ns(now);
+            let due = arrivals.due_ns(now);
             if due > now {
                 return;
             }
-            let (Some(leaver), Some(place)) = (self.draw_leaver(), visits.begin()) else {
+            let (Some(leaver), Some(place)) = (self.draw_leaver(), arrivals.begin()) else {
                 return;
             };
             let subscriber = &mut self.subscribers[leaver];
-            subscriber.is_leaving = true;
-            visits.send_away(Leaving {
+            subscriber.is_departing = true;
+            arrivals.send_away(Departing {
                 place: leaver,
                 ends: self.checker.ends(subscriber.channel),
                 deadline_ns: now + self.plan.patience.as_nanos() as u64,
@@ -408,7 +410,7 @@ impl EventLoop {
         let drawn = fastrand::usize(..places);
         let stays = |index: &usize| {
             let subscriber = &self.subscribers[*index];
-            subscriber.state == State::Streaming && !subscriber.is_leaving
+            subscriber.state == State::Streaming && !subscriber.is_departing
         };
         (drawn..places).chain(0..drawn).find(stays)
     }

@@ -116,7 +116,7 @@ impl Mix {
             duration: Some(self.duration),
             rate: Some(self.messages.max(0.001)),
             message_bytes: self.bytes.max(message::MIN_BYTES),
-            visit_rate: Some(self.arrivals.max(0.001)),
+            arrival_rate: Some(self.arrivals.max(0.001)),
             ..Cast::default()
         };
         let mut run = Run::muster(&crowd.target, &crowd.clients, cast)?;

@@ -24,6 +24,7 @@ use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use serde_json::Value;
 
+use crate::arrivals::spare_places;
 use crate::flows::{Audience, Flows};
 use crate::history::Unanswered;
 use crate::http::ResponseHead;
@@ -38,7 +39,6 @@ use crate::report::{Report, Unit};
 use crate::tls::{self, Connector, Protocol};
 use crate::transport::Transport;
 use crate::url::UrlTemplate;
-use crate::visits::spare_places;
 use crate::{publishers, subscribers};
 
 /// The server under test and how it is reached.
@@ -211,7 +211,7 @@ struct Cast {
     /// New subscribers a second at the start.
     connect_rate: Option<f64>,
     /// Subscribers a second that leave while others come.
-    visit_rate: Option<f64>,
+    arrival_rate: Option<f64>,
 }
 
 impl Default for Cast {
@@ -233,7 +233,7 @@ impl Default for Cast {
             reconnect: false,
             killed: None,
             connect_rate: None,
-            visit_rate: None,
+            arrival_rate: None,
         }
     }
 }
@@ -265,14 +265,14 @@ impl Run {
         if cast.channels > 1 && !(target.sub_url.names_channel() && target.pub_url.names_channel()) {
             bail!("several channels need {{channel}} in --sub-url and --pub-url");
         }
-        if cast.visit_rate.is_some() && matches!(target.transport, Transport::LongPolling | Transport::Plain) {
+        if cast.arrival_rate.is_some() && matches!(target.transport, Transport::LongPolling | Transport::Plain) {
             bail!("visitors need a transport that tells when they are there: not long polling");
         }
         let target = &target.checked()?;
         let server = Server::new(target.server_pid.clone())?;
         let limit = net::raise_file_limit().context("cannot read the limit of open files")?;
         let most = limit.saturating_sub(SPARE_DESCRIPTORS).max(1);
-        let places = cast.subscribers + cast.visit_rate.map_or(0, spare_places);
+        let places = cast.subscribers + cast.arrival_rate.map_or(0, spare_places);
         let streams = target.subscribers_share();
         let shared_by = streams.unwrap_or(1);
         let processes = clients
@@ -312,11 +312,11 @@ impl Run {
                 event_ids: cast.event_ids,
                 addresses,
                 connect_rate: cast.connect_rate.map(|rate| rate / processes as f64),
-                connect_window: match cast.connect_rate.or(cast.visit_rate) {
+                connect_window: match cast.connect_rate.or(cast.arrival_rate) {
                     Some(_) => usize::MAX,
                     None => clients.connect_window.max(1),
                 },
-                visit_rate: cast.visit_rate.map(|rate| rate / processes as f64),
+                arrival_rate: cast.arrival_rate.map(|rate| rate / processes as f64),
                 patience: clients.patience(),
                 reconnect: cast.reconnect,
                 killed: cast.killed,

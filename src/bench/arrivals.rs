@@ -1,22 +1,22 @@
-//! Coming and going while messages flow: an open loop of visitors of whom each takes the place of another.
+//! Arrivals and departures while messages flow: an open loop of visitors of whom each takes the place of another.
 //!
 //! Somebody who is sent away stays until he has seen what was published up to then, so that nothing that he lost can
 //! hide; meanwhile his successor is on his way already. That takes a few places more than there are visitors.
 
 /// Who comes when, and which places are free. The connections are the caller's business.
 #[derive(Debug)]
-pub struct Visits {
+pub struct Arrivals {
     /// Arrivals a second.
     rate: f64,
     start_ns: Option<u64>,
     begun: u64,
     free: Vec<usize>,
-    leaving: Vec<Leaving>,
+    departing: Vec<Departing>,
 }
 
 /// A visitor who has been sent away.
 #[derive(Debug)]
-pub struct Leaving {
+pub struct Departing {
     pub place: usize,
     /// What he must see before he goes, one number for each publisher of his channel.
     pub ends: Vec<u32>,
@@ -32,7 +32,7 @@ pub fn spare_places(rate: f64) -> usize {
     (rate * SPARE_SECONDS) as usize + 16
 }
 
-impl Visits {
+impl Arrivals {
     /// `free` are the places that nobody has at the start.
     pub fn new(rate: f64, free: std::ops::Range<usize>) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl Visits {
             start_ns: None,
             begun: 0,
             free: free.rev().collect(),
-            leaving: Vec::new(),
+            departing: Vec::new(),
         }
     }
 
@@ -61,18 +61,18 @@ impl Visits {
         Some(place)
     }
 
-    pub fn send_away(&mut self, leaving: Leaving) {
-        self.leaving.push(leaving);
+    pub fn send_away(&mut self, departing: Departing) {
+        self.departing.push(departing);
     }
 
-    pub fn is_anybody_leaving(&self) -> bool {
-        !self.leaving.is_empty()
+    pub fn is_anybody_departing(&self) -> bool {
+        !self.departing.is_empty()
     }
 
     /// Those of whom `may_go` is true; their places are free from now on.
-    pub fn departures(&mut self, may_go: impl Fn(&Leaving) -> bool) -> Vec<Leaving> {
-        let gone: Vec<Leaving> = self.leaving.extract_if(.., |leaving| may_go(leaving)).collect();
-        self.free.extend(gone.iter().map(|leaving| leaving.place));
+    pub fn departures(&mut self, may_go: impl Fn(&Departing) -> bool) -> Vec<Departing> {
+        let gone: Vec<Departing> = self.departing.extract_if(.., |departing| may_go(departing)).collect();
+        self.free.extend(gone.iter().map(|departing| departing.place));
         gone
     }
 }
@@ -83,12 +83,12 @@ mod tests {
 
     #[test]
     fn visitors_come_at_their_rate_whether_there_is_a_place_or_not() {
-        let mut visits = Visits::new(1_000.0, 5..7);
-        assert_eq!((visits.due_ns(50), visits.begin()), (50, Some(5)));
-        assert_eq!((visits.due_ns(60), visits.begin()), (1_000_050, Some(6)));
-        assert_eq!((visits.due_ns(70), visits.begin()), (2_000_050, None));
+        let mut arrivals = Arrivals::new(1_000.0, 5..7);
+        assert_eq!((arrivals.due_ns(50), arrivals.begin()), (50, Some(5)));
+        assert_eq!((arrivals.due_ns(60), arrivals.begin()), (1_000_050, Some(6)));
+        assert_eq!((arrivals.due_ns(70), arrivals.begin()), (2_000_050, None));
         assert_eq!(
-            visits.due_ns(9_000_000),
+            arrivals.due_ns(9_000_000),
             2_000_050,
             "who waits for a place is late, not forgotten"
         );
@@ -96,16 +96,16 @@ mod tests {
 
     #[test]
     fn a_place_is_free_when_its_visitor_has_gone() {
-        let mut visits = Visits::new(1.0, 0..0);
+        let mut arrivals = Arrivals::new(1.0, 0..0);
         for place in [3, 4] {
-            visits.send_away(Leaving {
+            arrivals.send_away(Departing {
                 place,
                 ends: vec![1],
                 deadline_ns: 9,
             });
         }
-        assert_eq!(visits.departures(|leaving| leaving.place == 4).len(), 1);
-        assert_eq!((visits.begin(), visits.begin()), (Some(4), None));
-        assert!(visits.is_anybody_leaving());
+        assert_eq!(arrivals.departures(|departing| departing.place == 4).len(), 1);
+        assert_eq!((arrivals.begin(), arrivals.begin()), (Some(4), None));
+        assert!(arrivals.is_anybody_departing());
     }
 }
