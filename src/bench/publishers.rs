@@ -70,7 +70,7 @@ struct Flight {
 
 /// One keep-alive connection and its share of the flows.
 #[derive(Debug)]
-struct Courier {
+struct PublisherConnection {
     wire: Option<Wire>,
     /// The connection's socket is connected, and a handshake has begun.
     begun: bool,
@@ -108,7 +108,7 @@ enum Progress {
     Body(ResponseHead),
 }
 
-/// How far a request over HTTP/2 has come. Its body is [`Courier::request`].
+/// How far a request over HTTP/2 has come. Its body is [`PublisherConnection::request`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Upload {
     /// 0 before the head is sent.
@@ -127,7 +127,7 @@ struct EventLoop {
     epoll: Epoll,
     timer: Timer,
     messages: Messages,
-    couriers: Vec<Courier>,
+    connections: Vec<PublisherConnection>,
     published: Vec<Published>,
     accepted: u64,
     /// Of those, first messages of a flow.
@@ -160,14 +160,14 @@ struct Published {
     unanswered: Vec<u32>,
 }
 
-/// The timer's token; couriers have their number.
+/// The timer's token; connections have their number.
 const TIMER: u64 = u64::MAX;
 
 /// Publishes as the board's phase says; returns the report.
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let (epoll, timer) = (Epoll::new().context("no epoll")?, Timer::new().context("no timer")?);
     epoll.add(&timer, TIMER, Interest::Read).context("no timer")?;
-    let courier = |publisher| Courier {
+    let connection = |publisher| PublisherConnection {
         wire: None,
         begun: false,
         h2: None,
@@ -196,7 +196,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         epoll,
         timer,
         messages: Messages::new(plan.run, plan.message_bytes),
-        couriers: (0..plan.publishers).map(courier).collect(),
+        connections: (0..plan.publishers).map(connection).collect(),
         published: vec![Published::default(); flows],
         accepted: 0,
         primed: 0,
@@ -256,10 +256,12 @@ impl EventLoop {
                 .set(now + AHEAD_CHECK.as_nanos() as u64)
                 .context("timerfd_settime");
         }
-        for index in 0..self.couriers.len() {
-            while self.couriers[index].flights.is_empty() && self.wants_more(index, phase, now) {
+        for index in 0..self.connections.len() {
+            while self.connections[index].flights.is_empty() && self.wants_more(index, phase, now) {
                 left = true;
-                let due_ns = self.due_ns(index, phase, now).max(self.couriers[index].not_before_ns);
+                let due_ns = self
+                    .due_ns(index, phase, now)
+                    .max(self.connections[index].not_before_ns);
                 if due_ns > now {
                     next_ns = next_ns.min(due_ns);
                     break;
@@ -287,9 +289,9 @@ impl EventLoop {
     }
 
     fn wants_more(&self, index: usize, phase: Phase, now_ns: u64) -> bool {
-        let courier = &self.couriers[index];
+        let connection = &self.connections[index];
         if phase == Phase::Prime {
-            return courier.primed + courier.flights.len() < courier.flows.len();
+            return connection.primed + connection.flights.len() < connection.flows.len();
         }
         let enough = self
             .plan
@@ -299,24 +301,24 @@ impl EventLoop {
             .plan
             .duration
             .is_some_and(|duration| now_ns - self.start_ns >= duration.as_nanos() as u64);
-        !enough && !over && !courier.flows.is_empty()
+        !enough && !over && !connection.flows.is_empty()
     }
 
-    /// When the courier's next message is due.
+    /// When the connection's next message is due.
     fn due_ns(&self, index: usize, phase: Phase, now_ns: u64) -> u64 {
         match self.plan.rate {
             Some(rate) if phase == Phase::Publish => {
-                let turn = self.couriers[index].started * u64::from(self.plan.publishers) + index as u64;
+                let turn = self.connections[index].started * u64::from(self.plan.publishers) + index as u64;
                 self.start_ns + (turn as f64 / rate * 1e9) as u64
             }
             _ => now_ns,
         }
     }
 
-    /// Sends the courier's next message, or as many as are due and fit into a batch.
+    /// Sends the connection's next message, or as many as are due and fit into a batch.
     fn start(&mut self, index: usize, phase: Phase, now: u64) {
         self.lines.clear();
-        while self.couriers[index].flights.len() < self.plan.batch && self.wants_more(index, phase, now) {
+        while self.connections[index].flights.len() < self.plan.batch && self.wants_more(index, phase, now) {
             let due_ns = self.due_ns(index, phase, now);
             if due_ns > now {
                 break;
@@ -324,29 +326,29 @@ impl EventLoop {
             self.board_message(index, phase, due_ns);
         }
         self.write_request(index);
-        let courier = &mut self.couriers[index];
-        courier.deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
-        courier.response.clear();
-        courier.answer.clear();
-        courier.progress = Progress::Waiting;
+        let connection = &mut self.connections[index];
+        connection.deadline_ns = now + ANSWER_TIMEOUT.as_nanos() as u64;
+        connection.response.clear();
+        connection.answer.clear();
+        connection.progress = Progress::Waiting;
         self.send(index);
     }
 
-    /// Writes the courier's next message; in a batch, its line as well.
+    /// Writes the connection's next message; in a batch, its line as well.
     fn board_message(&mut self, index: usize, phase: Phase, due_ns: u64) {
-        let courier = &mut self.couriers[index];
+        let connection = &mut self.connections[index];
         let flow = match phase {
-            Phase::Prime => courier.flows[courier.primed + courier.flights.len()],
-            _ => courier.flows[courier.started as usize % courier.flows.len()],
+            Phase::Prime => connection.flows[connection.primed + connection.flights.len()],
+            _ => connection.flows[connection.started as usize % connection.flows.len()],
         };
         if phase == Phase::Publish {
-            courier.started += 1;
+            connection.started += 1;
         }
         let published = &mut self.published[self.plan.flows.index(flow)];
         let sequence = published.sent;
         published.sent += 1;
         self.plan.flows.sending(flow, sequence);
-        courier.flights.push(Flight { flow, sequence, due_ns });
+        connection.flights.push(Flight { flow, sequence, due_ns });
         self.in_flight += 1;
 
         let mark = Mark {
@@ -369,53 +371,57 @@ impl EventLoop {
     }
 
     fn write_request(&mut self, index: usize) {
-        let courier = &mut self.couriers[index];
+        let connection = &mut self.connections[index];
         let is_batch = self.plan.batch > 1;
-        let channel = match courier.flights.first() {
+        let channel = match connection.flights.first() {
             Some(flight) if !is_batch => channel_name(self.plan.run, flight.flow.channel),
             _ => String::new(),
         };
         let body = if is_batch { &self.lines } else { &self.text };
         let (path, host, length) = (self.plan.url.path(&channel), self.plan.url.authority(), body.len());
-        courier.request.clear();
+        connection.request.clear();
         if self.plan.http2 {
-            courier.upload = Upload {
-                is_last: courier.upload.is_last,
+            connection.upload = Upload {
+                is_last: connection.upload.is_last,
                 ..Upload::default()
             };
-            courier.request.extend_from_slice(body);
-            courier.fields = vec![("content-length", length.to_string())];
+            connection.request.extend_from_slice(body);
+            connection.fields = vec![("content-length", length.to_string())];
             match is_batch {
                 true => {
-                    courier.fields.push(("content-type", batch::CONTENT_TYPE.to_owned()));
-                    courier.fields.push(("prefer", "return=minimal".to_owned()));
+                    connection.fields.push(("content-type", batch::CONTENT_TYPE.to_owned()));
+                    connection.fields.push(("prefer", "return=minimal".to_owned()));
                 }
-                false => courier.fields.push(("content-type", "text/plain".to_owned())),
+                false => connection.fields.push(("content-type", "text/plain".to_owned())),
             }
             if self.plan.event_ids && !is_batch {
-                courier.fields.push(("event-id", self.id.clone()));
+                connection.fields.push(("event-id", self.id.clone()));
             }
-            courier.path = path;
+            connection.path = path;
             return;
         }
         // Writing to a vector cannot fail.
         let _ = write!(
-            courier.request,
+            connection.request,
             "POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n"
         );
         let _ = match is_batch {
             true => write!(
-                courier.request,
+                connection.request,
                 "Content-Type: {}\r\nPrefer: return=minimal\r\n",
                 batch::CONTENT_TYPE
             ),
             false if self.plan.event_ids => {
-                write!(courier.request, "Content-Type: text/plain\r\nEvent-Id: {}\r\n", self.id)
+                write!(
+                    connection.request,
+                    "Content-Type: text/plain\r\nEvent-Id: {}\r\n",
+                    self.id
+                )
             }
-            false => write!(courier.request, "Content-Type: text/plain\r\n"),
+            false => write!(connection.request, "Content-Type: text/plain\r\n"),
         };
-        courier.request.extend_from_slice(b"\r\n");
-        courier.request.extend_from_slice(body);
+        connection.request.extend_from_slice(b"\r\n");
+        connection.request.extend_from_slice(body);
     }
 
     /// Sends what is left of the request, over a new connection if there is none.
@@ -426,42 +432,42 @@ impl EventLoop {
     }
 
     fn try_send(&mut self, index: usize) -> io::Result<()> {
-        let courier = &mut self.couriers[index];
-        let wire = match &mut courier.wire {
+        let connection = &mut self.connections[index];
+        let wire = match &mut connection.wire {
             Some(wire) => wire,
             none => {
                 let stream = net::connect(self.plan.url.address(), None)?;
-                courier.interest = Interest::ReadWrite;
-                self.epoll.add(&stream, index as u64, courier.interest)?;
-                (courier.begun, courier.h2) = (false, None);
+                connection.interest = Interest::ReadWrite;
+                self.epoll.add(&stream, index as u64, connection.interest)?;
+                (connection.begun, connection.h2) = (false, None);
                 none.insert(Wire::new(stream, self.connector.as_ref())?)
             }
         };
-        if !courier.begun {
+        if !connection.begun {
             match wire.begin() {
                 Err(error) if is_unready(&error) => return Ok(()),
                 begun => begun?,
             }
-            courier.begun = true;
+            connection.begun = true;
         }
-        let all_sent = match courier.progress {
+        let all_sent = match connection.progress {
             _ if !wire.is_ready() => true,
             Progress::Waiting if self.plan.http2 => self.send_frames(index)?,
             Progress::Waiting => {
-                courier.progress = Progress::Sending;
-                wire.write(&courier.request)?
+                connection.progress = Progress::Sending;
+                wire.write(&connection.request)?
             }
             _ => wire.flush()?,
         };
-        let courier = &mut self.couriers[index];
-        if let (Progress::Sending, true) = (courier.progress, all_sent) {
-            courier.progress = Progress::Head;
+        let connection = &mut self.connections[index];
+        if let (Progress::Sending, true) = (connection.progress, all_sent) {
+            connection.progress = Progress::Head;
         }
         let wanted = if all_sent { Interest::Read } else { Interest::ReadWrite };
-        if let Some(wire) = &courier.wire
-            && wanted != courier.interest
+        if let Some(wire) = &connection.wire
+            && wanted != connection.interest
         {
-            courier.interest = wanted;
+            connection.interest = wanted;
             self.epoll.modify(wire.stream(), index as u64, wanted)?;
         }
         Ok(())
@@ -469,72 +475,74 @@ impl EventLoop {
 
     /// Sends the request, or what windows let through of the rest of it, in frames; false if some of it waits in the wire.
     fn send_frames(&mut self, index: usize) -> io::Result<bool> {
-        let courier = &mut self.couriers[index];
-        let Some(wire) = &mut courier.wire else {
+        let connection = &mut self.connections[index];
+        let Some(wire) = &mut connection.wire else {
             return Ok(true);
         };
         let mut out = Vec::new();
-        let h2 = courier.h2.get_or_insert_with(|| h2::Connection::start(&mut out));
-        let upload = &mut courier.upload;
+        let h2 = connection.h2.get_or_insert_with(|| h2::Connection::start(&mut out));
+        let upload = &mut connection.upload;
         if upload.stream == 0 {
-            (upload.stream, upload.window) = h2.post(&self.request, &courier.path, &courier.fields, &mut out);
+            (upload.stream, upload.window) = h2.post(&self.request, &connection.path, &connection.fields, &mut out);
         }
-        let rest = &courier.request[upload.sent..];
+        let rest = &connection.request[upload.sent..];
         upload.sent += h2.send(upload.stream, rest, &mut upload.window, &mut out);
-        if upload.sent == courier.request.len() {
-            courier.progress = Progress::Sending;
+        if upload.sent == connection.request.len() {
+            connection.progress = Progress::Sending;
         }
         wire.write(&out)
     }
 
-    /// A courier's socket is ready.
+    /// A connection's socket is ready.
     fn serve(&mut self, index: usize, phase: Phase) {
-        let courier = &mut self.couriers[index];
-        let Some(wire) = &mut courier.wire else {
+        let connection = &mut self.connections[index];
+        let Some(wire) = &mut connection.wire else {
             return;
         };
-        if !courier.flights.is_empty() && matches!(courier.progress, Progress::Waiting | Progress::Sending) {
+        if !connection.flights.is_empty() && matches!(connection.progress, Progress::Waiting | Progress::Sending) {
             if let Ok(Some(error)) = wire.stream().take_error() {
                 return self.failed(index, &error);
             }
-            if wire.is_ready() && courier.h2.is_none() {
+            if wire.is_ready() && connection.h2.is_none() {
                 return self.send(index);
             }
-            if courier.interest == Interest::ReadWrite {
+            if connection.interest == Interest::ReadWrite {
                 self.send(index);
             }
         }
-        let courier = &mut self.couriers[index];
-        let Some(wire) = &mut courier.wire else {
+        let connection = &mut self.connections[index];
+        let Some(wire) = &mut connection.wire else {
             return;
         };
         match wire.read(&mut self.buffer) {
             Ok(got) if self.plan.http2 => self.frames(index, got, phase),
-            Ok(got) if got.length > 0 && courier.flights.is_empty() => {
-                courier.wire = None;
+            Ok(got) if got.length > 0 && connection.flights.is_empty() => {
+                connection.wire = None;
                 self.problem("a publisher got bytes that it had not asked for".to_owned());
                 self.broken += 1;
             }
             Ok(got) => {
                 if got.length > 0 {
-                    courier.response.extend_from_slice(&self.buffer[..got.length]);
+                    connection.response.extend_from_slice(&self.buffer[..got.length]);
                     self.answer(index, phase);
                 }
                 self.read_on(index, got);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if !courier.flights.is_empty() => self.failed(index, &error),
-            Err(_) => courier.wire = None,
+            Err(error) if !connection.flights.is_empty() => self.failed(index, &error),
+            Err(_) => connection.wire = None,
         }
     }
 
     /// What is to be done after a read, whatever it has brought: the connection may be ready now, or over.
     fn read_on(&mut self, index: usize, got: wire::Got) {
-        let courier = &mut self.couriers[index];
+        let connection = &mut self.connections[index];
         match got.end {
-            None if matches!(courier.progress, Progress::Waiting) && !courier.flights.is_empty() => self.send(index),
+            None if matches!(connection.progress, Progress::Waiting) && !connection.flights.is_empty() => {
+                self.send(index)
+            }
             None => {}
-            Some(_) if courier.flights.is_empty() => courier.wire = None,
+            Some(_) if connection.flights.is_empty() => connection.wire = None,
             Some(why) => self.failed(index, &io::Error::new(io::ErrorKind::UnexpectedEof, why)),
         }
     }
@@ -542,8 +550,8 @@ impl EventLoop {
     /// Bytes of an HTTP/2 connection have come.
     fn frames(&mut self, index: usize, got: wire::Got, phase: Phase) {
         let (mut events, mut out) = (Vec::new(), Vec::new());
-        let courier = &mut self.couriers[index];
-        if let Some(h2) = &mut courier.h2 {
+        let connection = &mut self.connections[index];
+        if let Some(h2) = &mut connection.h2 {
             let input = &self.buffer[..got.length];
             if let Err(error) = h2.receive(input, &mut self.decoder, &mut out, &mut events) {
                 return self.failed(index, &io::Error::other(error));
@@ -552,17 +560,17 @@ impl EventLoop {
         let mut answered = None;
         let mut refused = None;
         for event in events {
-            let upload = &mut courier.upload;
+            let upload = &mut connection.upload;
             match event {
                 Event::Head { stream, fields, end } if stream == upload.stream => {
                     match h2::http1_head(&fields) {
-                        Ok((head, _)) => courier.progress = Progress::Body(head),
+                        Ok((head, _)) => connection.progress = Progress::Body(head),
                         Err(error) => refused = Some(error.to_string()),
                     }
                     answered = end.then_some(());
                 }
                 Event::Data { stream, bytes, end, .. } if stream == upload.stream => {
-                    courier.answer.extend_from_slice(&self.buffer[bytes]);
+                    connection.answer.extend_from_slice(&self.buffer[bytes]);
                     answered = end.then_some(());
                 }
                 // Who answers without having read all of the request may say so, when the answer is complete.
@@ -580,7 +588,7 @@ impl EventLoop {
                 _ => {}
             }
         }
-        if let Some(wire) = &mut courier.wire
+        if let Some(wire) = &mut connection.wire
             && !out.is_empty()
             && let Err(error) = wire.write(&out)
         {
@@ -589,17 +597,17 @@ impl EventLoop {
         if let Some(why) = refused {
             return self.failed(index, &io::Error::other(why));
         }
-        if let (Some(()), Progress::Body(head)) = (answered, courier.progress)
-            && !courier.flights.is_empty()
+        if let (Some(()), Progress::Body(head)) = (answered, connection.progress)
+            && !connection.flights.is_empty()
         {
             let head = ResponseHead {
-                close: courier.upload.is_last,
+                close: connection.upload.is_last,
                 ..head
             };
             // What comes yet on this stream is about nothing; what was not sent of the request is not wanted.
-            let stream = std::mem::take(&mut courier.upload.stream);
-            if courier.upload.sent < courier.request.len()
-                && let Some(wire) = &mut courier.wire
+            let stream = std::mem::take(&mut connection.upload.stream);
+            if connection.upload.sent < connection.request.len()
+                && let Some(wire) = &mut connection.wire
             {
                 out.clear();
                 h2::cancel(stream, &mut out);
@@ -608,8 +616,8 @@ impl EventLoop {
                 }
             }
             self.answered(index, head, phase);
-        } else if courier.upload.is_last && courier.flights.is_empty() {
-            courier.wire = None;
+        } else if connection.upload.is_last && connection.flights.is_empty() {
+            connection.wire = None;
             return;
         }
         self.read_on(index, got);
@@ -617,27 +625,27 @@ impl EventLoop {
 
     /// Reads on in the response of a message.
     fn answer(&mut self, index: usize, phase: Phase) {
-        let courier = &mut self.couriers[index];
-        if let Progress::Head = courier.progress {
-            match ResponseHead::parse(&courier.response) {
+        let connection = &mut self.connections[index];
+        if let Progress::Head = connection.progress {
+            match ResponseHead::parse(&connection.response) {
                 Ok(None) => return,
                 Ok(Some((head, length))) => {
-                    courier.response.drain(..length);
-                    courier.progress = Progress::Body(head);
+                    connection.response.drain(..length);
+                    connection.progress = Progress::Body(head);
                 }
                 Err(error) => return self.failed(index, &io::Error::other(error)),
             }
         }
-        let Progress::Body(head) = &mut courier.progress else {
+        let Progress::Body(head) = &mut connection.progress else {
             return;
         };
-        let decoded = head.body.decode(&courier.response, &mut courier.answer);
+        let decoded = head.body.decode(&connection.response, &mut connection.answer);
         match decoded {
             Err(error) => return self.failed(index, &io::Error::other(error)),
-            Ok(used) if used < courier.response.len() => {
+            Ok(used) if used < connection.response.len() => {
                 return self.failed(index, &io::Error::other("bytes behind the end of an answer"));
             }
-            Ok(_) => courier.response.clear(),
+            Ok(_) => connection.response.clear(),
         }
         if head.body == Body::Done {
             let head = *head;
@@ -647,17 +655,17 @@ impl EventLoop {
 
     /// The whole answer has come.
     fn answered(&mut self, index: usize, head: ResponseHead, phase: Phase) {
-        let courier = &mut self.couriers[index];
+        let connection = &mut self.connections[index];
         if head.close {
-            courier.wire = None;
-            courier.upload = Upload::default();
+            connection.wire = None;
+            connection.upload = Upload::default();
         }
-        let flights = courier.flights.len();
+        let flights = connection.flights.len();
         let good = (200..300).contains(&head.status);
         let failures = match self.plan.batch {
             _ if !good => Ok((0..flights).map(|line| (line, u64::from(head.status))).collect()),
             1 => Ok(Vec::new()),
-            _ => batch::failures(&courier.answer, flights),
+            _ => batch::failures(&connection.answer, flights),
         };
         match failures {
             Ok(failures) => self.landed(index, &failures, phase),
@@ -668,7 +676,7 @@ impl EventLoop {
     /// The messages under way are accepted, but for `failures`: their places in the batch and the reasons.
     fn landed(&mut self, index: usize, failures: &[(usize, u64)], phase: Phase) {
         let now = net::now_ns();
-        let mut flights = std::mem::take(&mut self.couriers[index].flights);
+        let mut flights = std::mem::take(&mut self.connections[index].flights);
         self.in_flight -= flights.len() as u64;
         for (place, status) in failures {
             self.refused += 1;
@@ -687,32 +695,35 @@ impl EventLoop {
             }
         }
         if !failures.is_empty() {
-            self.couriers[index].not_before_ns = now + RETRY.as_nanos() as u64;
+            self.connections[index].not_before_ns = now + RETRY.as_nanos() as u64;
         }
         if phase == Phase::Prime {
             self.count_primed(index);
         }
         flights.clear();
-        self.couriers[index].flights = flights;
+        self.connections[index].flights = flights;
     }
 
     /// Lanes are primed in their order; one whose first message was refused gets another.
     fn count_primed(&mut self, index: usize) {
-        let courier = &mut self.couriers[index];
+        let connection = &mut self.connections[index];
         let is_primed = |flow: &&Flow| self.plan.flows.accepted_end(**flow) > 0;
-        let more = courier.flows[courier.primed..].iter().take_while(is_primed).count();
-        courier.primed += more;
+        let more = connection.flows[connection.primed..]
+            .iter()
+            .take_while(is_primed)
+            .count();
+        connection.primed += more;
         self.primed += more as u64;
     }
 
     /// The connection broke before the answer: the messages may have been accepted or not.
     fn failed(&mut self, index: usize, error: &io::Error) {
-        let courier = &mut self.couriers[index];
-        courier.wire = None;
-        courier.upload = Upload::default();
-        courier.not_before_ns = net::now_ns() + RETRY.as_nanos() as u64;
+        let connection = &mut self.connections[index];
+        connection.wire = None;
+        connection.upload = Upload::default();
+        connection.not_before_ns = net::now_ns() + RETRY.as_nanos() as u64;
         self.broken += 1;
-        let flights = std::mem::take(&mut courier.flights);
+        let flights = std::mem::take(&mut connection.flights);
         self.in_flight -= flights.len() as u64;
         flights.into_iter().for_each(|flight| self.unanswered(flight));
         self.problem(format!("a publish got no answer: {error}"));
@@ -726,8 +737,8 @@ impl EventLoop {
 
     fn give_up_overdue(&mut self) {
         let now = net::now_ns();
-        for index in 0..self.couriers.len() {
-            if !self.couriers[index].flights.is_empty() && now > self.couriers[index].deadline_ns {
+        for index in 0..self.connections.len() {
+            if !self.connections[index].flights.is_empty() && now > self.connections[index].deadline_ns {
                 self.timeouts += 1;
                 self.failed(index, &io::Error::from(io::ErrorKind::TimedOut));
             }
