@@ -88,7 +88,7 @@ with_nginx $conf, sub ($nginx) {
 subtest 'scripts/bench refuses what it cannot do' => sub {
     for (
         ['--rounds 0', qr/--rounds wants a number below 100/],
-        ['--also floor=t/bench.t', qr/"floor" is a column already/],
+        ['--also baseline=t/bench.t', qr/"baseline" is a column already/],
         ['--also other', qr/--also wants NAME=CONF/],
         ['--reports', qr/--reports wants a file/],
         ['--fast', qr/unknown option "--fast"/],

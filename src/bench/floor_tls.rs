@@ -1,4 +1,4 @@
-//! The floor over TLS: one `SSL_write` for each subscriber and message, by OpenSSL as it is in nginx.
+//! The baseline over TLS: one `SSL_write` for each subscriber and message, by OpenSSL as it is in nginx.
 //!
 //! Buffers of idle connections are released; everything else is what OpenSSL keeps for a connection.
 
@@ -36,7 +36,7 @@ pub fn identity() -> anyhow::Result<(PKey<Private>, X509)> {
 
 fn certificate(key: &PKey<Private>) -> anyhow::Result<X509> {
     let mut name = X509NameBuilder::new()?;
-    name.append_entry_by_text("CN", "floor")?;
+    name.append_entry_by_text("CN", "baseline")?;
     let name = name.build();
     let mut builder = X509::builder()?;
     builder.set_version(2)?;

@@ -11,12 +11,12 @@
 //!   [`wire`]: a connection, with [`tls`] or without.
 //! * [`killed`]: which connections ended because somebody killed their worker.
 //! * [`proc`]: what the server costs, from `/proc`. [`loop_stalls`]: how long its loops are away. [`report`]: tables.
-//! * [`floor`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
+//! * [`baseline`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
 
 mod arrivals;
+mod baseline;
 mod batch;
 mod checker;
-mod floor;
 mod floor_tls;
 mod flows;
 mod h2;
@@ -60,7 +60,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the bare epoll server that everything is compared with
-    Floor(floor::Floor),
+    Baseline(baseline::Baseline),
     /// Memory per idle subscriber
     Idle(Scenario<scenario::idle::Idle>),
     /// CPU, latency and rate of messages on one channel with many subscribers
@@ -99,7 +99,7 @@ struct Scenario<S: Args> {
 /// `push-stream-bench table`
 #[derive(Args, Debug)]
 struct Table {
-    /// File of JSON reports, one a line. Each label is a column, compared with the labels "floor" and "nginx"; several
+    /// File of JSON reports, one a line. Each label is a column, compared with the labels "baseline" and "nginx"; several
     /// reports of a label and scenario give medians and, from six on, a 95 % interval
     reports: PathBuf,
     /// Line to put under the table, on the machine and the versions
@@ -123,7 +123,7 @@ fn main() -> ExitCode {
 /// 0: all well. 1: the run was done and found something wrong. 2 (by `main`): it could not be done.
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Floor(floor) => floor.run().map(|()| ExitCode::SUCCESS),
+        Command::Baseline(baseline) => baseline.run().map(|()| ExitCode::SUCCESS),
         Command::Idle(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Fanout(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Many(command) => Ok(command.print(&command.scenario.run()?)),

@@ -201,13 +201,13 @@ enum Reference {
     Server(&'static str),
     /// The same server's figure in this scenario.
     Scenario(&'static str),
-    /// Nothing that a ratio would say something about, but the floor has it as well.
+    /// Nothing that a ratio would say something about, but the baseline has it as well.
     Shown,
     Nothing,
 }
 
 /// The bare server, and nginx without a push module.
-const FLOOR: Reference = Reference::Server("floor");
+const BASELINE: Reference = Reference::Server("baseline");
 const NGINX: Reference = Reference::Server("nginx");
 
 /// A row of the Markdown table: scenario, fact, text, reference.
@@ -278,39 +278,39 @@ const ROWS: &[Row] = &[
         "memory per stored message of 150 bytes",
         Reference::Nothing,
     ),
-    ("fanout", "cpu_us", "CPU per delivery, 1 channel × 10,000", FLOOR),
-    ("fanout", "user_cpu_us", "of that in user mode", FLOOR),
+    ("fanout", "cpu_us", "CPU per delivery, 1 channel × 10,000", BASELINE),
+    ("fanout", "user_cpu_us", "of that in user mode", BASELINE),
     (
         "many",
         "cpu_us",
         "CPU per delivery, 10,000 channels × 10, 1,000 messages/s",
-        FLOOR,
+        BASELINE,
     ),
-    ("many", "user_cpu_us", "of that in user mode", FLOOR),
+    ("many", "user_cpu_us", "of that in user mode", BASELINE),
     (
         "flood",
         "cpu_us",
         "CPU per delivery, 16 publishers at full speed",
-        FLOOR,
+        BASELINE,
     ),
-    ("flood", "user_cpu_us", "of that in user mode", FLOOR),
+    ("flood", "user_cpu_us", "of that in user mode", BASELINE),
     (
         "sustained",
         "deliveries_per_second",
         "deliveries per second, 1 channel × 50,000",
-        FLOOR,
+        BASELINE,
     ),
     (
         "fanout",
         "latency_p50_ms",
         "publish to delivery, 1 × 10,000, median",
-        FLOOR,
+        BASELINE,
     ),
     (
         "fanout",
         "latency_p99_ms",
         "publish to delivery, 1 × 10,000, 99 %",
-        FLOOR,
+        BASELINE,
     ),
     (
         "stalls",
@@ -352,29 +352,34 @@ const ROWS: &[Row] = &[
     ),
     ("workers-4", "cpu_us", "the same with 4 workers", NGINX),
     ("workers-8", "cpu_us", "the same with 8 workers", NGINX),
-    ("storm", "cpu_us", "CPU per new subscriber", FLOOR),
-    ("storm", "user_cpu_us", "of that in user mode", FLOOR),
+    ("storm", "cpu_us", "CPU per new subscriber", BASELINE),
+    ("storm", "user_cpu_us", "of that in user mode", BASELINE),
     ("storm", "cpu_us", "CPU per new subscriber, against `return 200`", NGINX),
     (
         "storm",
         "opening_p99_ms",
         "connect to response head, 5,000/s, 99 %",
-        FLOOR,
+        BASELINE,
     ),
     (
         "rush",
         "opened_per_second",
         "new subscribers per second if 45,000 want in",
-        FLOOR,
+        BASELINE,
     ),
-    ("rush", "opening_p99_ms", "connect to response head then, 99 %", FLOOR),
+    (
+        "rush",
+        "opening_p99_ms",
+        "connect to response head then, 99 %",
+        BASELINE,
+    ),
     (
         "disqus",
         "deliveries_per_second",
         "mix: deliveries per second",
         Reference::Shown,
     ),
-    ("disqus", "cpu_percent", "mix: server CPU, of one processor", FLOOR),
+    ("disqus", "cpu_percent", "mix: server CPU, of one processor", BASELINE),
     (
         "disqus",
         "latency_p50_ms",
@@ -403,7 +408,7 @@ const ROWS: &[Row] = &[
         "tls-idle",
         "private_bytes",
         "memory per idle subscriber over TLS",
-        FLOOR,
+        BASELINE,
     ),
     (
         "h2-idle",
@@ -434,9 +439,9 @@ const ROWS: &[Row] = &[
         "tls-fanout",
         "cpu_us",
         "CPU per delivery over TLS, 1 channel × 10,000",
-        FLOOR,
+        BASELINE,
     ),
-    ("tls-fanout", "user_cpu_us", "of that in user mode", FLOOR),
+    ("tls-fanout", "user_cpu_us", "of that in user mode", BASELINE),
     (
         "tls-fanout",
         "cpu_us",
@@ -508,7 +513,7 @@ pub fn markdown(lines: &str) -> anyhow::Result<String> {
     let mut labels: Vec<&str> = Vec::new();
     for report in &reports {
         let label = report["label"].as_str().context("a report without a label")?;
-        if !labels.contains(&label) && !["floor", "nginx"].contains(&label) {
+        if !labels.contains(&label) && !["baseline", "nginx"].contains(&label) {
             labels.push(label);
         }
     }
@@ -540,7 +545,7 @@ fn markdown_row(reports: &[Value], labels: &[&str], (scenario, key, text, refere
     let others = |label: &&str| match reference {
         Reference::Server(server) => Series::of(reports, server, scenario, key),
         Reference::Scenario(other) => Series::of(reports, label, other, key),
-        Reference::Shown => Series::of(reports, "floor", scenario, key),
+        Reference::Shown => Series::of(reports, "baseline", scenario, key),
         Reference::Nothing => None,
     };
     let references: Vec<_> = labels.iter().map(others).collect();
@@ -686,7 +691,7 @@ mod tests {
 
     #[test]
     fn table_and_json_say_the_same() {
-        let report = report("floor", 5.4321);
+        let report = report("baseline", 5.4321);
         assert!(report.to_table().contains("1,234,567"));
         let json = report.to_json();
         assert_eq!(json["facts"]["cpu_us"]["value"], 5.43);
@@ -698,7 +703,7 @@ mod tests {
 
     #[test]
     fn problems_are_shown_everywhere() {
-        let mut report = report("floor", 1.0);
+        let mut report = report("baseline", 1.0);
         report.problem("7 messages lost");
         assert!(report.failed() && report.to_table().contains("FAILED: 7 messages lost"));
         assert_eq!(report.to_json()["ok"], false);
@@ -720,7 +725,7 @@ mod tests {
 
     #[test]
     fn a_server_is_compared_with_its_reference() {
-        let (table, row) = cpu_row(&[("floor", 5.0), ("module", 5.5), ("other", 10.0)]);
+        let (table, row) = cpu_row(&[("baseline", 5.0), ("module", 5.5), ("other", 10.0)]);
         assert_eq!(table.lines().next(), Some("| | reference | module | other |"));
         assert_eq!(row, "5.00 µs | 5.50 µs, 1.10 × | 10.00 µs, 2.00 × |");
         assert!(markdown("").is_err() && markdown("{").is_err());
@@ -729,11 +734,11 @@ mod tests {
     #[test]
     fn several_rounds_give_medians_of_values_and_of_paired_ratios() {
         let rounds = [
-            ("floor", 4.0),
+            ("baseline", 4.0),
             ("module", 8.0),
-            ("floor", 10.0),
+            ("baseline", 10.0),
             ("module", 10.0),
-            ("floor", 5.0),
+            ("baseline", 5.0),
             ("module", 6.0),
         ];
         assert_eq!(cpu_row(&rounds).1, "5.00 µs | 8.00 µs, 1.20 × |");
@@ -744,7 +749,7 @@ mod tests {
         let ratios = [1.3, 1.1, 1.2, 1.4, 1.5, 1.6];
         let rounds: Vec<_> = ratios
             .iter()
-            .flat_map(|ratio| [("floor", 10.0), ("module", 10.0 * ratio)])
+            .flat_map(|ratio| [("baseline", 10.0), ("module", 10.0 * ratio)])
             .collect();
         assert_eq!(cpu_row(&rounds).1, "10.00 µs | 13.50 µs, 1.35 × (1.10–1.60) |");
         assert_eq!(interval(&[1.0, 2.0, 3.0, 4.0, 5.0]), None);

@@ -1,4 +1,4 @@
-//! The bench against its own floor server, end to end: it must pass where all is well and fail where it is not.
+//! The bench against its own baseline server, end to end: it must pass where all is well and fail where it is not.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
@@ -7,8 +7,8 @@ use serde_json::Value;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_push-stream-bench");
 
-/// A running floor server on a port of its own.
-struct Floor {
+/// A running baseline server on a port of its own.
+struct Baseline {
     child: Child,
     address: String,
     scheme: &'static str,
@@ -16,18 +16,18 @@ struct Floor {
     patience: &'static str,
 }
 
-impl Floor {
+impl Baseline {
     fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(BENCH)
-            .args(["floor", "--port", "0"])
+            .args(["baseline", "--port", "0"])
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
-            .expect("the floor starts");
+            .expect("the baseline starts");
         let mut address = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut address)
-            .expect("the floor prints its address");
+            .expect("the baseline prints its address");
         Self {
             child,
             address: address.trim().to_owned(),
@@ -60,7 +60,7 @@ impl Floor {
     }
 }
 
-impl Drop for Floor {
+impl Drop for Baseline {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -92,8 +92,8 @@ fn passes(output: &Output, key: &str, wanted: f64) -> Value {
 
 #[test]
 fn fanout_delivers_everything_and_knows_what_it_cost() {
-    let floor = Floor::start(&[]);
-    let output = floor.bench(
+    let baseline = Baseline::start(&[]);
+    let output = baseline.bench(
         "fanout",
         &["--subscribers", "50", "--messages", "40", "--publishers", "4"],
     );
@@ -104,8 +104,8 @@ fn fanout_delivers_everything_and_knows_what_it_cost() {
 
 #[test]
 fn an_open_loop_is_no_faster_than_its_rate() {
-    let floor = Floor::start(&[]);
-    let output = floor.bench("fanout", &["--subscribers", "5", "--messages", "50", "--rate", "100"]);
+    let baseline = Baseline::start(&[]);
+    let output = baseline.bench("fanout", &["--subscribers", "5", "--messages", "50", "--rate", "100"]);
     let report = passes(&output, "deliveries", 250.0);
     // 50 messages at 100/s: the last one is due after 0.49 s.
     assert!(
@@ -116,8 +116,8 @@ fn an_open_loop_is_no_faster_than_its_rate() {
 
 #[test]
 fn verify_passes_when_nothing_is_wrong() {
-    let floor = Floor::start(&[]);
-    let output = floor.bench(
+    let baseline = Baseline::start(&[]);
+    let output = baseline.bench(
         "verify",
         &["--subscribers", "100", "--channels", "10", "--messages", "500"],
     );
@@ -126,7 +126,7 @@ fn verify_passes_when_nothing_is_wrong() {
 
 #[test]
 fn verify_passes_over_several_processes_and_workers() {
-    let floor = Floor::start(&["--workers", "3"]);
+    let baseline = Baseline::start(&["--workers", "3"]);
     let arguments = [
         "--subscribers",
         "90",
@@ -137,24 +137,28 @@ fn verify_passes_over_several_processes_and_workers() {
         "--processes",
         "3",
     ];
-    passes(&floor.bench("verify", &arguments), "deliveries", 4500.0);
+    passes(&baseline.bench("verify", &arguments), "deliveries", 4500.0);
 }
 
 #[test]
 fn verify_passes_over_tls() {
-    let floor = Floor::start(&["--tls", "--workers", "2"]);
+    let baseline = Baseline::start(&["--tls", "--workers", "2"]);
     let arguments = ["--subscribers", "40", "--channels", "4", "--messages", "200"];
     for transport in ["eventsource", "streaming", "websocket"] {
-        passes(&floor.bench_over(transport, "verify", &arguments), "deliveries", 2000.0);
+        passes(
+            &baseline.bench_over(transport, "verify", &arguments),
+            "deliveries",
+            2000.0,
+        );
     }
 }
 
 /// The plain address of a server, and that it is to be encrypted all the same.
 #[test]
 fn an_option_encrypts() {
-    let mut floor = Floor::start(&["--tls"]);
-    floor.scheme = "http";
-    let stats = format!("https://{}/stats", floor.address);
+    let mut baseline = Baseline::start(&["--tls"]);
+    baseline.scheme = "http";
+    let stats = format!("https://{}/stats", baseline.address);
     let arguments = [
         "--tls",
         "--stats-url",
@@ -164,8 +168,8 @@ fn an_option_encrypts() {
         "--messages",
         "50",
     ];
-    passes(&floor.bench("fanout", &arguments), "deliveries", 1000.0);
-    let plain = floor.bench(
+    passes(&baseline.bench("fanout", &arguments), "deliveries", 1000.0);
+    let plain = baseline.bench(
         "fanout",
         &["--stats-url", &stats, "--subscribers", "1", "--patience", "0.5"],
     );
@@ -175,7 +179,7 @@ fn an_option_encrypts() {
 /// Records are cut anywhere, and go over many reads.
 #[test]
 fn large_messages_arrive_whole_over_tls() {
-    let floor = Floor::start(&["--tls"]);
+    let baseline = Baseline::start(&["--tls"]);
     let arguments = [
         "--subscribers",
         "5",
@@ -186,24 +190,24 @@ fn large_messages_arrive_whole_over_tls() {
         "--bytes",
         "1000000",
     ];
-    passes(&floor.bench("verify", &arguments), "deliveries", 100.0);
+    passes(&baseline.bench("verify", &arguments), "deliveries", 100.0);
 }
 
 #[test]
 fn everything_that_measures_works_over_tls() {
-    let floor = Floor::start(&["--tls"]);
-    let idle = report(&floor.bench("idle", &["--subscribers", "200", "--rest", "0", "--messages", "3"]));
+    let baseline = Baseline::start(&["--tls"]);
+    let idle = report(&baseline.bench("idle", &["--subscribers", "200", "--rest", "0", "--messages", "3"]));
     assert_eq!(idle["ok"], true, "{idle}");
     // What OpenSSL keeps of a connection.
     assert!(value(&idle, "pss_bytes") > 4_000.0, "{idle}");
-    let publish = report(&floor.bench("publish", &["--seconds", "0.2"]));
+    let publish = report(&baseline.bench("publish", &["--seconds", "0.2"]));
     assert!(value(&publish, "publishes_per_second") > 100.0, "{publish}");
     passes(
-        &floor.bench("storm", &["--subscribers", "100", "--rate", "500"]),
+        &baseline.bench("storm", &["--subscribers", "100", "--rate", "500"]),
         "subscribers",
         100.0,
     );
-    let churn = report(&floor.bench(
+    let churn = report(&baseline.bench(
         "churn",
         &[
             "--subscribers",
@@ -224,10 +228,10 @@ fn everything_that_measures_works_over_tls() {
 /// The client after its handshake must be small: hundreds of thousands of them are beside the server on one machine.
 #[test]
 fn an_idle_client_over_tls_is_small() {
-    let floor = Floor::start(&["--tls"]);
+    let baseline = Baseline::start(&["--tls"]);
     let bytes = |subscribers: f64| {
         let (count, window) = (subscribers.to_string(), ["--connect-window", "16", "--rest", "0.3"]);
-        let idle = report(&floor.bench("idle", &[&["--subscribers", &count], &window[..]].concat()));
+        let idle = report(&baseline.bench("idle", &[&["--subscribers", &count], &window[..]].concat()));
         value(&idle, "client_bytes") * subscribers
     };
     // What the process takes to have any at all is in both.
@@ -242,8 +246,8 @@ fn verify_notices_what_goes_wrong_over_tls() {
         ("double", "2 messages doubled"),
         ("cut", "streams ended"),
     ] {
-        let floor = Floor::start(&["--tls", "--spoil", spoil]);
-        let report = report(&floor.bench(
+        let baseline = Baseline::start(&["--tls", "--spoil", spoil]);
+        let report = report(&baseline.bench(
             "verify",
             &["--subscribers", "4", "--channels", "1", "--messages", "120"],
         ));
@@ -253,8 +257,8 @@ fn verify_notices_what_goes_wrong_over_tls() {
 
 #[test]
 fn large_messages_arrive_in_pieces_and_whole() {
-    let floor = Floor::start(&[]);
-    let output = floor.bench(
+    let baseline = Baseline::start(&[]);
+    let output = baseline.bench(
         "verify",
         &[
             "--subscribers",
@@ -272,16 +276,16 @@ fn large_messages_arrive_in_pieces_and_whole() {
 
 #[test]
 fn idle_publish_and_storm_report_their_figures() {
-    let floor = Floor::start(&[]);
+    let baseline = Baseline::start(&[]);
     passes(
-        &floor.bench("idle", &["--subscribers", "40", "--rest", "0", "--messages", "3"]),
+        &baseline.bench("idle", &["--subscribers", "40", "--rest", "0", "--messages", "3"]),
         "subscribers",
         40.0,
     );
-    let publish = report(&floor.bench("publish", &["--seconds", "0.2"]));
+    let publish = report(&baseline.bench("publish", &["--seconds", "0.2"]));
     assert!(value(&publish, "publishes_per_second") > 100.0, "{publish}");
     passes(
-        &floor.bench("storm", &["--subscribers", "100", "--rate", "1000"]),
+        &baseline.bench("storm", &["--subscribers", "100", "--rate", "1000"]),
         "subscribers",
         100.0,
     );
@@ -289,24 +293,28 @@ fn idle_publish_and_storm_report_their_figures() {
 
 #[test]
 fn many_reaches_the_subscribers_of_every_channel() {
-    let floor = Floor::start(&["--workers", "2"]);
+    let baseline = Baseline::start(&["--workers", "2"]);
     let arguments = ["--subscribers", "200", "--channels", "50", "--messages", "100"];
-    passes(&floor.bench("many", &arguments), "deliveries", 400.0);
+    passes(&baseline.bench("many", &arguments), "deliveries", 400.0);
 }
 
 #[test]
 fn verify_passes_over_every_transport() {
-    let floor = Floor::start(&["--workers", "2"]);
+    let baseline = Baseline::start(&["--workers", "2"]);
     let arguments = ["--subscribers", "40", "--channels", "4", "--messages", "200"];
     for transport in ["streaming", "websocket"] {
-        passes(&floor.bench_over(transport, "verify", &arguments), "deliveries", 2000.0);
+        passes(
+            &baseline.bench_over(transport, "verify", &arguments),
+            "deliveries",
+            2000.0,
+        );
     }
 }
 
 /// Coming and going while messages flow: everybody sees everything from when he came to when he left.
 #[test]
 fn visitors_miss_nothing_while_they_are_there() {
-    let floor = Floor::start(&["--workers", "2"]);
+    let baseline = Baseline::start(&["--workers", "2"]);
     let arguments = [
         "--subscribers",
         "100",
@@ -320,7 +328,7 @@ fn visitors_miss_nothing_while_they_are_there() {
     // Long enough that a moment without a processor does not show in the rates.
     let arguments = [&arguments[..], &["--seconds", "3", "--rest", "0"]].concat();
     for transport in ["eventsource", "streaming", "websocket"] {
-        let report = report(&floor.bench_over(transport, "disqus", &arguments));
+        let report = report(&baseline.bench_over(transport, "disqus", &arguments));
         assert_eq!(report["ok"], true, "{report}");
         assert!(
             (190.0..=205.0).contains(&value(&report, "arrivals_per_second")),
@@ -333,7 +341,7 @@ fn visitors_miss_nothing_while_they_are_there() {
 
 #[test]
 fn visitors_notice_what_they_lose() {
-    let floor = Floor::start(&["--spoil", "lose"]);
+    let baseline = Baseline::start(&["--spoil", "lose"]);
     let arguments = [
         "--subscribers",
         "20",
@@ -348,7 +356,7 @@ fn visitors_notice_what_they_lose() {
         "--rest",
         "0",
     ];
-    let report = report(&floor.bench("disqus", &arguments));
+    let report = report(&baseline.bench("disqus", &arguments));
     // One of fifty, and the last of the 200 is due at the very end.
     assert_eq!(report["ok"], false, "{report}");
     assert!((3.0..=4.0).contains(&value(&report, "lost")), "{report}");
@@ -356,7 +364,7 @@ fn visitors_notice_what_they_lose() {
 
 #[test]
 fn churn_and_soak_see_what_the_server_gives_back() {
-    let floor = Floor::start(&[]);
+    let baseline = Baseline::start(&[]);
     let arguments = [
         "--subscribers",
         "50",
@@ -367,7 +375,7 @@ fn churn_and_soak_see_what_the_server_gives_back() {
         "--rest",
         "0.2",
     ];
-    let churn = report(&floor.bench("churn", &arguments));
+    let churn = report(&baseline.bench("churn", &arguments));
     assert_eq!(churn["ok"], true, "{churn}");
     assert!((280.0..=310.0).contains(&value(&churn, "visits")), "{churn}");
     assert!(
@@ -384,14 +392,14 @@ fn churn_and_soak_see_what_the_server_gives_back() {
         value(&churn, "empty_descriptors") + 66.0,
         "{churn}"
     );
-    let soak = report(&floor.bench("soak", &arguments));
+    let soak = report(&baseline.bench("soak", &arguments));
     assert_eq!(soak["ok"], true, "{soak}");
     assert!(value(&soak, "growth_percent") < 5.0, "{soak}");
 }
 
 #[test]
 fn a_broadcast_reaches_all_of_a_million_in_small() {
-    let floor = Floor::start(&["--workers", "3"]);
+    let baseline = Baseline::start(&["--workers", "3"]);
     let arguments = [
         "--subscribers",
         "600",
@@ -402,15 +410,15 @@ fn a_broadcast_reaches_all_of_a_million_in_small() {
         "--max-kept",
         "100000",
     ];
-    let report = passes(&floor.bench("million", &arguments), "deliveries", 600.0);
+    let report = passes(&baseline.bench("million", &arguments), "deliveries", 600.0);
     assert!(value(&report, "client_bytes") > 0.0, "{report}");
 }
 
 #[test]
 fn a_machine_without_memory_is_not_driven_to_its_end() {
-    let floor = Floor::start(&[]);
+    let baseline = Baseline::start(&[]);
     let arguments = ["--subscribers", "100", "--reserve", "1000000000"];
-    let output = floor.bench("million", &arguments);
+    let output = baseline.bench("million", &arguments);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(
         String::from_utf8_lossy(&output.stderr).contains("0 subscribers are connected"),
@@ -420,7 +428,7 @@ fn a_machine_without_memory_is_not_driven_to_its_end() {
 
 #[test]
 fn a_broadcast_that_does_not_reach_all_is_noticed() {
-    let floor = Floor::start(&["--spoil", "haunt"]);
+    let baseline = Baseline::start(&["--spoil", "haunt"]);
     let arguments = [
         "--subscribers",
         "60",
@@ -431,7 +439,7 @@ fn a_broadcast_that_does_not_reach_all_is_noticed() {
         "--max-kept",
         "100000",
     ];
-    let report = report(&floor.bench("million", &arguments));
+    let report = report(&baseline.bench("million", &arguments));
     let problems = report["problems"].to_string();
     assert!(
         problems.contains("took longer than 0 s") && problems.contains("still show 1"),
@@ -439,10 +447,10 @@ fn a_broadcast_that_does_not_reach_all_is_noticed() {
     );
 }
 
-/// A floor that keeps what it should give back is found out.
+/// A baseline that keeps what it should give back is found out.
 #[test]
 fn churn_finds_leaks() {
-    let floor = Floor::start(&["--spoil", "leak"]);
+    let baseline = Baseline::start(&["--spoil", "leak"]);
     let arguments = [
         "--subscribers",
         "50",
@@ -453,7 +461,7 @@ fn churn_finds_leaks() {
         "--max-growth",
         "64",
     ];
-    let churn = report(&floor.bench("churn", &arguments));
+    let churn = report(&baseline.bench("churn", &arguments));
     let problems = churn["problems"].to_string();
     assert!(problems.contains("of each subscriber that left"), "{churn}");
     assert!(problems.contains("files open"), "{churn}");
@@ -461,19 +469,19 @@ fn churn_finds_leaks() {
 
 #[test]
 fn who_stays_in_the_statistics_is_noticed() {
-    let floor = Floor::start(&["--spoil", "haunt"]);
+    let baseline = Baseline::start(&["--spoil", "haunt"]);
     let arguments = ["--subscribers", "10", "--rate", "1000", "--leave-limit", "0.3"];
-    let storm = report(&floor.bench("storm", &arguments));
+    let storm = report(&baseline.bench("storm", &arguments));
     assert!(storm["problems"].to_string().contains("still show 1"), "{storm}");
 }
 
-/// A floor that does one thing wrong now and then makes verify fail, and say what it was, over every transport.
+/// A baseline that does one thing wrong now and then makes verify fail, and say what it was, over every transport.
 #[track_caller]
 fn verify_finds(spoil: &str, wanted: &str) {
     for transport in ["eventsource", "streaming", "websocket"] {
-        let floor = Floor::start(&["--spoil", spoil]);
+        let baseline = Baseline::start(&["--spoil", spoil]);
         let arguments = ["--subscribers", "4", "--channels", "1", "--messages", "120"];
-        let output = floor.bench_over(transport, "verify", &arguments);
+        let output = baseline.bench_over(transport, "verify", &arguments);
         let report = report(&output);
         assert_eq!(
             (output.status.code(), &report["ok"]),
@@ -522,7 +530,7 @@ fn verify_finds_cut_streams() {
 
 #[test]
 fn a_client_that_reconnects_to_a_server_without_history_misses_something() {
-    let floor = Floor::start(&["--spoil", "cut"]);
+    let baseline = Baseline::start(&["--spoil", "cut"]);
     let arguments = [
         "--subscribers",
         "4",
@@ -532,7 +540,7 @@ fn a_client_that_reconnects_to_a_server_without_history_misses_something() {
         "2000",
         "--reconnect",
     ];
-    let report = report(&floor.bench("verify", &arguments));
+    let report = report(&baseline.bench("verify", &arguments));
     assert!(
         value(&report, "reconnects") > 0.0 && value(&report, "lost") > 0.0,
         "{report}"

@@ -1,9 +1,9 @@
-//! The floor: the least that a push server can do, as the reference for everything else.
+//! The baseline server: the least that a push server can do, as the reference for everything else.
 //!
 //! One epoll loop for each worker. Any GET is answered with the head of a stream and held; any POST or PUT is answered
 //! and then sent, as one chunk or frame and by one `send(2)`, to every subscriber of its channel. No history, no
 //! templates, no timers, no limits; twelve bytes and a list entry for a subscriber. What a real server costs beyond
-//! this is its own; what the floor costs is the kernel's.
+//! this is its own; what the baseline costs is the kernel's.
 //!
 //! The channel is the `id` argument or the last segment of the path. `/stats` counts subscribers, `/ws/` and `/stream/`
 //! are for WebSocket and plain streaming, everything else is EventSource.
@@ -27,7 +27,7 @@ use crate::processes::{Shared, die_with_parent};
 use crate::transport;
 
 #[derive(Args, Clone, Debug)]
-pub struct Floor {
+pub struct Baseline {
     /// Port to listen on; 0 takes a free one. The address is printed
     #[arg(long, default_value_t = 8090)]
     port: u16,
@@ -72,11 +72,11 @@ const SPOIL_EVERY: u64 = 50;
 /// More than nginx's largest default header and the bodies of most messages.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A subscriber that is so far behind is dropped: the floor must not eat the machine.
+/// A subscriber that is so far behind is dropped: the baseline must not eat the machine.
 const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 
 /// As many bytes as a web server sends: a date, and that nothing is to be cached.
-const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: floor\r\nDate: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
+const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: baseline\r\nDate: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
     Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\
     Expires: Thu, 01 Jan 1970 00:00:01 GMT\r\nCache-Control: no-cache, no-store, must-revalidate\r\n\r\n3\r\n: \n\r\n";
 const PLAIN_STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\
@@ -136,7 +136,7 @@ impl Format {
     }
 }
 
-impl Floor {
+impl Baseline {
     pub fn run(&self) -> anyhow::Result<()> {
         net::raise_file_limit().context("cannot read the limit of open files")?;
         let workers = self.workers.max(1);
@@ -382,7 +382,7 @@ impl Worker {
 
     fn statistics(&self) -> String {
         let total: u64 = self.counts.iter().map(|count| count.load(Relaxed)).sum();
-        let body = format!("{{\"hostname\": \"floor\", \"subscribers\": {total}}}\r\n");
+        let body = format!("{{\"hostname\": \"baseline\", \"subscribers\": {total}}}\r\n");
         let length = body.len();
         format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
     }
@@ -581,7 +581,10 @@ impl Worker {
             while let Some(packet) = queue.front() {
                 match net::send(sender.as_raw_fd(), packet) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(error) => eprintln!("floor: a message of {} bytes is not handed over: {error}", packet.len()),
+                    Err(error) => eprintln!(
+                        "baseline: a message of {} bytes is not handed over: {error}",
+                        packet.len()
+                    ),
                     Ok(_) => {}
                 }
                 queue.pop_front();
@@ -775,7 +778,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_floor_does_not_know_is_refused() {
+    fn what_the_baseline_does_not_know_is_refused() {
         for text in [
             "DELETE / HTTP/1.1\r\n\r\n",
             "x\r\n\r\n",
