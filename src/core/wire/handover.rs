@@ -49,12 +49,12 @@ pub struct Subscriber {
     /// WebSocket: since when a ping is unanswered; monotonic clock, milliseconds.
     pub unanswered_since_ms: Option<u64>,
     /// Figures for the line that is logged at its end, if there is to be one.
-    pub session: Option<Session>,
+    pub disconnect_record: Option<DisconnectRecord>,
 }
 
 /// What the log of disconnects tells of a subscriber.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
+pub struct DisconnectRecord {
     pub who: Vec<u8>,
     /// Monotonic clock, milliseconds.
     pub began_ms: u64,
@@ -109,7 +109,7 @@ mod tests {
                     chunked: true,
                     channels: vec![b"a".to_vec(), vec![0, 255]],
                     end_due_ms: Some(u64::MAX - 1),
-                    session: Some(Session {
+                    disconnect_record: Some(DisconnectRecord {
                         who: b"client=::1".to_vec(),
                         began_ms: 7,
                         messages: 1,

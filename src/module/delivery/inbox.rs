@@ -295,7 +295,7 @@ impl Delivery {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
         };
-        if subscriber.transit == Transit::Shutdown {
+        if subscriber.transit == Transit::Leaving {
             self.note_loss(index, seq, true);
         } else if !subscriber.ending && subscriber.joined_seq < seq {
             actions.extend(self.begin_end(id, Reason::Dismissed));
@@ -388,7 +388,7 @@ impl Delivery {
         let Some(subscriber) = self.registry.slab.at(index) else {
             return;
         };
-        if subscriber.transit == Transit::Shutdown {
+        if subscriber.transit == Transit::Leaving {
             self.note_loss(index, seq, false);
         } else if subscriber.seats.is_empty() {
             self.end_without_channels(index, actions);

@@ -165,7 +165,7 @@ const _: () = {
 pub enum Transit {
     None,
     /// Another worker may take it.
-    Shutdown,
+    Leaving,
     /// It comes from another worker.
     Arriving,
     /// No other worker takes it.
@@ -188,7 +188,7 @@ impl Subscriber {
 
     /// Does it belong to another worker, too, so that nobody may send or read anything?
     pub fn is_in_transit(&self) -> bool {
-        matches!(self.transit, Transit::Shutdown | Transit::Arriving)
+        matches!(self.transit, Transit::Leaving | Transit::Arriving)
     }
 
     /// Its end begins, if it has not already.

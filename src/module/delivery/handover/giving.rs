@@ -8,11 +8,13 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Connection, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
-use super::super::disconnect_log::Reason;
-use super::super::inbox::Action;
-use super::super::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
-use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
+use crate::delivery::disconnect_log::Reason;
+use crate::delivery::frames::Framing;
+use crate::delivery::inbox::Action;
+use crate::delivery::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
+use crate::delivery::shutdown::PACE_MS;
+use crate::delivery::{Delivery, Ending, PROCESS, perform};
 use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, but for one that may hold its payload.
@@ -231,7 +233,7 @@ impl Delivery {
                 }
             }
             // Too many descriptors are on their way: later.
-            Err(_) => self.events.shutdown_in(super::super::shutdown::PACE_MS),
+            Err(_) => self.events.shutdown_in(PACE_MS),
         }
     }
 
@@ -281,7 +283,7 @@ impl Delivery {
             let mut described = wire::Subscriber {
                 location: location.unwrap_or(audiences.len()) as u32,
                 mode: subscriber.mode().name().to_owned(),
-                chunked: subscriber.style.framing == super::super::frames::Framing::Chunked,
+                chunked: subscriber.style.framing == Framing::Chunked,
                 message_min: subscriber.style.message_min,
                 channels,
                 address: None,
@@ -310,7 +312,7 @@ impl Delivery {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
         };
-        subscriber.transit = Transit::Shutdown;
+        subscriber.transit = Transit::Leaving;
         subscriber.socket = -1;
         // SAFETY: the connection is open; it stays so while another process has its socket, too.
         unsafe {
@@ -356,7 +358,7 @@ impl Delivery {
                 .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
         };
         if failed {
-            actions.push(Action::End(id, super::super::Ending::Failed));
+            actions.push(Action::End(id, Ending::Failed));
             return;
         }
         if loss.dismissed {

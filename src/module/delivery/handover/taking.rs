@@ -10,15 +10,15 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 use smallvec::SmallVec;
 
-use super::super::detach;
-use super::super::disconnect_log::DisconnectRecord;
-use super::super::frames::{Frames, Framing, Piece, Style};
-use super::super::inbox::Action;
-use super::super::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
-use super::super::socket::Socket;
-use super::super::{Delivery, PROCESS, perform};
 use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
 use crate::config::Audience;
+use crate::delivery::detach;
+use crate::delivery::disconnect_log::DisconnectRecord;
+use crate::delivery::frames::{Frames, Framing, Piece, Style};
+use crate::delivery::inbox::Action;
+use crate::delivery::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
+use crate::delivery::socket::Socket;
+use crate::delivery::{Delivery, Ending, PROCESS, perform};
 use crate::ffi::panic_guard;
 
 /// A socket to a leaving worker.
@@ -266,7 +266,7 @@ impl Delivery {
             end_due_ms: offered.end_due_ms.unwrap_or(NEVER),
             ending: false,
             end_reason: None,
-            hold: None,
+            attach_reason: None,
             transit: Transit::Arriving,
             disconnect_record,
             place: Default::default(),
@@ -321,7 +321,7 @@ impl Delivery {
                 .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
         };
         if failed {
-            actions.push(Action::End(id, super::super::Ending::Failed));
+            actions.push(Action::End(id, Ending::Failed));
         } else {
             actions.push(Action::Advance(id));
         }
