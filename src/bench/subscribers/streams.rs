@@ -9,7 +9,7 @@ use std::net::TcpStream;
 
 use loona_hpack::Decoder;
 
-use super::{Hand, Link, READ_BYTES, State, items, poll_position};
+use super::{EventLoop, Link, READ_BYTES, State, items, poll_position};
 use crate::h2::{self, Event, Field, Request};
 use crate::net::{Interest, Ready};
 use crate::transport::Transport;
@@ -114,7 +114,7 @@ impl Multiplex {
     }
 }
 
-impl Hand {
+impl EventLoop {
     /// Gives a client its place on its group's connection, which is made if need be.
     pub(super) fn connect_stream(&mut self, index: usize) {
         let slot = match self.current_connection(index) {
