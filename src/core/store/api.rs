@@ -104,6 +104,8 @@ pub enum Refusal {
     Full,
     #[error("the shared memory zone is full and nothing in it can be evicted")]
     NothingToEvict,
+    #[error("the message is larger than 256 MiB")]
+    TooLarge,
     #[error("the number of channels was exceeded")]
     TooManyChannels,
     #[error("the number of subscribers of a channel was exceeded")]

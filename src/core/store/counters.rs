@@ -157,6 +157,7 @@ impl Refusal {
             Refusal::TooManyChannels | Refusal::TooManySubscribers | Refusal::TooManyFromAddress => {
                 Counter::RefusedLimit
             }
+            Refusal::TooLarge => Counter::RefusedInvalid,
             Refusal::OutOfOrder => Counter::RefusedOutOfOrder,
             Refusal::MayNotCreate | Refusal::EventsChannel => Counter::RefusedForbidden,
         }

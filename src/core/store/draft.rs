@@ -41,7 +41,7 @@ impl Worker {
         self.unreserve();
         let shape = match Shape::of(text_len, event_id, event_type, channels) {
             Some(shape) => self.reserve(shape.blocks(), now).map(|()| shape),
-            None => Err(refused(&self.limits)),
+            None => Err(Refusal::TooLarge),
         };
         let shape = shape.inspect_err(|&refusal| {
             self.unreserve();

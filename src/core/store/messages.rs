@@ -743,8 +743,12 @@ pub struct Shape {
     pub flags: u16,
 }
 
+/// Bytes of a message's event id, event type and text together, at most. Rendered messages are counted in 32 bits, and a text becomes
+/// several times as long where each of its lines is a field or a template repeats it.
+pub const MAX_PAYLOAD: u32 = 256 << 20;
+
 impl Shape {
-    /// Of a message that is published. None if it is larger than any zone.
+    /// Of a message that is published. None if it is larger than [`MAX_PAYLOAD`].
     pub fn of(text_len: usize, event_id: Option<&[u8]>, event_type: Option<&[u8]>, channels: usize) -> Option<Shape> {
         let mut flags = 0;
         let mut payload_len = text_len;
@@ -755,7 +759,7 @@ impl Shape {
             }
         }
         Some(Shape {
-            payload_len: u32::try_from(payload_len).ok()?,
+            payload_len: u32::try_from(payload_len).ok().filter(|&len| len <= MAX_PAYLOAD)?,
             links: u16::try_from(channels).ok()?.into(),
             flags,
         })

@@ -2,11 +2,16 @@
 
 use std::rc::Rc;
 
+use ngx::ffi::NGX_LOG_ALERT;
+use ngx::ngx_log_error;
 use push_stream_core::store::{Message, MessageKind};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::Fields;
 
 use crate::config::{Audience, Format, Padding, Transport};
+
+/// Bytes that framing and padding add to a message at most, and more.
+const FRAME_MAX: usize = 64 * 1024;
 
 /// Message id that templates show for the notice that a channel was deleted.
 const DELETED_ID: i64 = -2;
@@ -131,8 +136,11 @@ impl Frames {
             event_id: message.event_id.filter(|_| note.is_position),
             ..*message
         };
+        let before = self.marks.len();
         self.push(style, &note.channel, &shown, scratch);
-        self.notes.push(note);
+        if self.marks.len() > before {
+            self.notes.push(note);
+        }
     }
 
     /// The notes of the messages that end between these two bytes.
@@ -168,6 +176,18 @@ impl Frames {
         let length = style
             .format
             .render(&fields(&style.format, channel, message), message.binary, scratch);
+        // Places are counted in 32 bits. Only a template that repeats a text of many megabytes comes so far.
+        if u32::try_from(before + scratch.len() + FRAME_MAX).is_err() {
+            let log = ngx::log::ngx_cycle_log().as_ptr();
+            ngx_log_error!(
+                NGX_LOG_ALERT,
+                log,
+                "push stream: a message of {} bytes is {} bytes with its template, which is too much, and not delivered",
+                message.text.len(),
+                scratch.len()
+            );
+            return 0;
+        }
         frame(style.framing, scratch, &mut self.bytes);
         if let Some(filler) = filler(style.format.transport, length, style.message_min, style.padding_max) {
             frame(style.framing, &filler, &mut self.bytes);

@@ -35,6 +35,7 @@ pub enum Denial {
     EventFieldTooLong,
     /// A brought event id that is not above the newest of its channel.
     OutOfOrder,
+    MessageTooLarge,
     ZoneFull,
     NothingToEvict,
     /// This worker has no slot in the zone (yet).
@@ -77,6 +78,7 @@ impl Denial {
             Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
             Denial::OutOfOrder => NGX_HTTP_CONFLICT,
+            Denial::MessageTooLarge => NGX_HTTP_REQUEST_ENTITY_TOO_LARGE,
             Denial::NothingToEvict => NGX_HTTP_INSUFFICIENT_STORAGE,
             Denial::Unavailable => NGX_HTTP_SERVICE_UNAVAILABLE,
             Denial::ZoneFull | Denial::Subrequest | Denial::Internal(_) | Denial::Nginx(_) => {
@@ -109,6 +111,7 @@ impl Denial {
             Denial::Argument(explain) | Denial::Handshake(explain) => explain,
             Denial::EventFieldTooLong => "Event id and event type must have at most 65535 bytes.",
             Denial::OutOfOrder => "Event id is out of order.",
+            Denial::MessageTooLarge => "Message is too large.",
             Denial::ZoneFull | Denial::NothingToEvict => "Zone is full.",
             Denial::Unavailable => "Worker is not ready.",
             Denial::UnknownChannel => "Channel does not exist.",
@@ -163,6 +166,7 @@ impl From<Refusal> for Denial {
         match refusal {
             Refusal::Full => Denial::ZoneFull,
             Refusal::NothingToEvict => Denial::NothingToEvict,
+            Refusal::TooLarge => Denial::MessageTooLarge,
             Refusal::TooManyChannels => Denial::TooManyChannels,
             Refusal::TooManySubscribers => Denial::TooManySubscribers,
             Refusal::MayNotCreate => Denial::MayNotCreate,
