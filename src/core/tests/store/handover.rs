@@ -1,7 +1,5 @@
 //! Subscribers that go from one worker to another.
 
-use std::rc::Rc;
-
 use push_stream_core::store::*;
 
 use crate::zone::*;
@@ -144,13 +142,13 @@ fn the_descriptors_are_found_again() {
 #[cfg(feature = "fault-points")]
 #[test]
 fn adopting_and_forgetting() {
-    let quiet = Rc::new(telling());
+    let quiet = std::rc::Rc::new(telling());
     crate::deaths::die_everywhere("handover", crate::deaths::followed, |test, worker| {
         worker.set_limits(quiet.clone(), test.now);
         let adopted = worker.adopt(&[b"a"], Some(b"192.0.2.1"), test.now).unwrap().unwrap();
         let seats: Vec<_> = adopted.memberships.iter().copied().chain(adopted.address).collect();
         publish(worker, "a", "x", &limits(), test.now).unwrap();
         worker.leave_quietly(&seats);
-        worker.set_limits(Rc::new(limits()), test.now);
+        worker.set_limits(std::rc::Rc::new(limits()), test.now);
     });
 }
