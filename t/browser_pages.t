@@ -282,7 +282,7 @@ with_nginx $conf =~ s/%%STORED%%/1000000/r, sub ($nginx) {
 };
 
 with_nginx $conf =~ s/%%STORED%%/3/r, sub ($nginx) {
-    for my $mode (grep { !$_->{exact} } @modes) {
+    for my $mode ((grep { !$_->{exact} } @modes), { name => 'jsonp', example => 'jsonp', channels => ['news'] }) {
         subtest "$mode->{name}: away for too long" => sub {
             my $relay = Relay->new($nginx->port);
             my $channel = $mode->{channels}[0];
@@ -291,9 +291,12 @@ with_nginx $conf =~ s/%%STORED%%/3/r, sub ($nginx) {
             ok wait_until(sub { subscribers($nginx, $channel) >= 1 }, 20), 'the page subscribes';
             $nginx->post("/pub?id=$channel", '{"n":1}');
             ok wait_until(sub { @{ shown() } == 1 }, 20), 'it reads';
+            # JSONP is for pages of another origin, which do not come through the relay.
+            set_refusing($nginx, 1);
             $relay->close_all;
             ok wait_until(sub { subscribers($nginx, $channel) == 0 }, 20), 'it is away';
             $nginx->post("/pub?id=$channel", qq({"n":$_})) for 2 .. 6;
+            set_refusing($nginx, 0);
             $relay->pass;
             ok wait_until(sub { @{ shown() } >= 4 }, 20), 'it comes back';
             is_deeply [ map { ref ? $_->{n} : $json->decode($_)->{n} } @{ shown() } ], [ 1, 4, 5, 6 ], 'and gets what is there';
