@@ -945,7 +945,7 @@ mod tests {
         assert!(
             report
                 .to_table()
-                .contains("subscriber 3: 1 lost on lane 0, message 1 first")
+                .contains("subscriber 3: 1 lost on flow 0, message 1 first")
         );
     }
 
