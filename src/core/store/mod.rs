@@ -35,6 +35,16 @@
 //!
 //! A slot is reaped by whoever first finds that its liveness lock's owner is dead: another worker's [`Worker::tick`], within a
 //! second, or the successor that claims the slot.
+//!
+//! # The files
+//!
+//! * Memory: `layout` (every field), `memory` (typed access, mutations, undo), `lock`, `blocks`, `lists`, `prefetch`.
+//! * Processes: `slots` (claim, tick, reap), `worker` (what an nginx worker does with the zone), `wake`, `connections` and `counters`
+//!   (figures outside of the lock).
+//! * Publish: `draft`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` and housekeeping.
+//! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.
+//! * Channels: `channels`, `listing` (walks over all of them).
+//! * Callers see `api`. Tests use `invariants` and `fault_injection`.
 
 mod api;
 mod blocks;

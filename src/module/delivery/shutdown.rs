@@ -1,8 +1,9 @@
 //! Shutdown of an nginx worker: every stream ends properly.
 //!
-//! Reload and quit look alike here: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is
-//! armed as long as a subscriber remains; what is then unsent is nginx's to wait for. At a fast stop there is no
-//! waiting: everybody gets one last attempt, within a budget.
+//! At a reload, subscribers that another worker takes over go there first ([`super::handover`]). The others end as at a
+//! quit: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is armed as long as a subscriber
+//! remains; what is then unsent is nginx's to wait for. At a fast stop there is no waiting: everybody gets one last
+//! attempt, within a budget.
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
