@@ -4,6 +4,7 @@ use v5.36;
 
 use Cwd qw(abs_path);
 use File::Basename qw(dirname);
+use File::Find qw(find);
 use File::Temp;
 use FindBin;
 use lib "$FindBin::Bin/lib";
@@ -122,12 +123,17 @@ print {$file} $config;
 close $file;
 like(qx{$root/target/release/push-stream-worker validate $file 2>&1}, qr/: ok$/m, "the worker's example is valid");
 
-for my $file ('README.md', 'CHANGELOG.md', glob("$root/docs/*.md")) {
+# Files that a document names exist: all from the root of the tree, sources also by the end of their path. NAME stands for any.
+my @sources;
+find(sub { push @sources, $File::Find::name if /\.rs$/ }, "$root/src");
+for my $file (qw(README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md RELEASING.md), glob("$root/docs/*.md")) {
     my $path = $file =~ m{^/} ? $file : "$root/$file";
     my $dir = dirname($path);
     for my $link (slurp($path) =~ /\]\((?!https?:)([^)#]+)[^)]*\)/g) {
         ok(-e "$dir/$link", "$path: $link exists");
     }
-    ok(-e "$root/$_", "$path: $_ exists") for slurp($path) =~ m{\b(t/\w+\.t)\b}g;
+    for my $name (grep { !/NAME|rustup\.rs/ } slurp($path) =~ m{(?<![\w/.-])((?:src|t|scripts|docs|nginx-conf)/[\w./-]*\w|[\w/]+\.rs\b)}g) {
+        ok(-e "$root/$name" || scalar grep({ m{/\Q$name\E$} } @sources), "$path: $name exists");
+    }
 }
 done_testing;
