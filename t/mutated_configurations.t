@@ -37,6 +37,7 @@ $flag{"push_stream_$_"} = ['on', 'off'] for qw(store_messages channel_info_on_pu
     push_stream_events_channel_id => ['events', ''],
     push_stream_on_full => ['evict', 'refuse'],
     push_stream_drain_time => ['5s', '0'],
+    push_stream_handover => ['on', 'off'],
     push_stream_idempotent_window => ['1000'],
 );
 %location = (

@@ -55,6 +55,7 @@ http {
     push_stream_wildcard_channel_prefix broad_;
     push_stream_events_channel_id events;
     push_stream_on_full evict;
+    push_stream_handover on;
     push_stream_drain_time 0;
     push_stream_idempotent_window 1000;
     push_stream_auto_event_id on;

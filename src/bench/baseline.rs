@@ -21,7 +21,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use openssl::ssl::SslContext;
 
-use crate::floor_tls::{self, Encryption};
+use crate::baseline_tls::{self, Encryption};
 use crate::net::{self, Epoll, Interest};
 use crate::processes::{Shared, die_with_parent};
 use crate::transport;
@@ -154,7 +154,7 @@ impl Baseline {
         let (senders, receivers): (Vec<_>, Vec<_>) = links.into_iter().unzip();
         let senders = Rc::new(senders);
         let counts = Shared::new(workers).context("no shared memory")?;
-        let context = self.tls.then(floor_tls::context).transpose()?;
+        let context = self.tls.then(baseline_tls::context).transpose()?;
         println!("{address}");
         io::stdout().flush().context("cannot print")?;
 

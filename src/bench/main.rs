@@ -11,13 +11,13 @@
 //!   [`wire`]: a connection, with [`tls`] or without.
 //! * [`killed`]: which connections ended because somebody killed their worker.
 //! * [`proc`]: what the server costs, from `/proc`. [`loop_stalls`]: how long its loops are away. [`report`]: tables.
-//! * [`baseline`]: the bare server that everything is compared with, and [`floor_tls`]: what it takes to encrypt.
+//! * [`baseline`]: the bare server that everything is compared with, and [`baseline_tls`]: what it takes to encrypt.
 
 mod arrivals;
 mod baseline;
+mod baseline_tls;
 mod batch;
 mod checker;
-mod floor_tls;
 mod flows;
 mod h2;
 mod history;

@@ -541,7 +541,7 @@ mod tests {
     use openssl::ssl::{Ssl, SslContext, SslRef, SslStream};
 
     use super::*;
-    use crate::floor_tls;
+    use crate::baseline_tls;
     use crate::wire::{Got, HEADROOM, Wire};
 
     fn bytes(hex: &str) -> Vec<u8> {
@@ -583,7 +583,7 @@ mod tests {
         serve: impl FnOnce(&mut SslStream<TcpStream>) -> T + Send + 'static,
     ) -> (Wire, JoinHandle<T>) {
         let mut context = SslContext::builder(openssl::ssl::SslMethod::tls_server()).unwrap();
-        let (key, certificate) = floor_tls::identity().unwrap();
+        let (key, certificate) = baseline_tls::identity().unwrap();
         context.set_private_key(&key).unwrap();
         context.set_certificate(&certificate).unwrap();
         context.set_ciphersuites(suite).unwrap();
