@@ -128,8 +128,13 @@ impl Delivery {
         let Some(until_ms) = self.handover.until_ms else {
             return;
         };
-        let late = |giving: &Giving| {
-            now_ms >= until_ms || !matches!(giving.state, State::Idle) && now_ms >= giving.since_ms + PATIENCE_MS
+        // At the end of all workers each finds that the others, whom it has invited, leave too.
+        let nobody = self.worker.as_ref().is_none_or(|worker| worker.accepting_others() == 0);
+        let late = |giving: &Giving| match giving.state {
+            _ if now_ms >= until_ms => true,
+            State::Invited if nobody => true,
+            State::Idle => false,
+            _ => now_ms >= giving.since_ms + PATIENCE_MS,
         };
         let keys: Vec<Key> = self
             .handover
