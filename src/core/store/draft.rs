@@ -1,7 +1,7 @@
 //! A message that is being written: its blocks are reserved, and hang on the worker's slot until it is published.
 
 use super::layout::*;
-use super::messages::{Shape, head_room};
+use super::messages::{MAX_PAYLOAD, Shape, head_room};
 use super::publishing::Brought;
 use super::worker::{ATTEMPTS, refused};
 use super::*;
@@ -41,7 +41,8 @@ impl Worker {
         self.unreserve();
         let shape = match Shape::of(text_len, event_id, event_type, channels) {
             Some(shape) => self.reserve(shape.blocks(), now).map(|()| shape),
-            None => Err(Refusal::TooLarge),
+            None if text_len > MAX_PAYLOAD as usize => Err(Refusal::TooLarge),
+            None => Err(refused(&self.limits)),
         };
         let shape = shape.inspect_err(|&refusal| {
             self.unreserve();

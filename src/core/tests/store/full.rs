@@ -280,3 +280,15 @@ fn as_many_workers_as_there_are_slots_follow_the_events_channel() {
         assert_eq!(test.zone.summary(test.now).evicted.undelivered, 0);
     }
 }
+
+#[test]
+fn what_no_reader_could_be_sent_is_too_large_not_too_much() {
+    let test = TestZone::new(256);
+    let mut worker = test.worker_with(&evicting());
+    let outcome = worker.draft((256 << 20) + 1, None, None, 1, test.now);
+    assert_eq!(outcome.map(drop), Err(Refusal::TooLarge));
+    assert_eq!(worker.summary(test.now).refused_full, 0);
+    let outcome = worker.draft(256 << 20, None, None, 1, test.now);
+    assert_eq!(outcome.map(drop), Err(Refusal::NothingToEvict));
+    test.assert_whole();
+}
