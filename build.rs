@@ -1,5 +1,5 @@
-//! Forwards what nginx was built with as `ngx_feature` and `ngx_os` cfgs: a module that names a symbol its nginx
-//! lacks does not load at all.
+//! Passes nginx's build options on as `ngx_feature` and `ngx_os` cfgs: a module that refers to a symbol missing from
+//! its nginx does not load at all.
 
 fn main() {
     println!("cargo::rustc-env=PUSH_STREAM_COMMIT={}", commit());
@@ -19,7 +19,7 @@ fn main() {
     }
 }
 
-/// The commit that is built, for the statistics' headers: from the environment, else from git, else unknown.
+/// The commit being built, for the statistics' headers: from the environment, else from git, else unknown.
 fn commit() -> String {
     println!("cargo::rerun-if-env-changed=PUSH_STREAM_COMMIT");
     println!("cargo::rerun-if-changed=.git/HEAD");

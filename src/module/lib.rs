@@ -1,11 +1,11 @@
-//! The nginx module: its table and the life of its processes.
+//! The nginx module: its module table and the start and end of its processes.
 //!
 //! # Layout
 //!
 //! * [`config`]: directives, inheritance, checks, the shared zone across reloads.
-//! * [`http`]: what requests are answered: publisher, subscriber, statistics.
-//! * [`delivery`]: this worker's subscribers: who they are, what they get, when they end.
-//! * [`ffi`]: the panic guard and what else keeps C and Rust apart.
+//! * [`http`]: request handlers: publisher, subscriber, statistics.
+//! * [`delivery`]: this worker's subscribers: registration, delivery, end.
+//! * [`ffi`]: the boundary to C: panic guard, pools, handles.
 //!
 //! Data flows one way: request → `http` → store (shared memory) → `delivery` → connection.
 
@@ -34,7 +34,7 @@ pub static mut ngx_http_push_stream_module: ngx_module_t = ngx_module_t {
     ..ngx_module_t::default()
 };
 
-/// In the master, or the only process, once per configuration that is about to be used; also under `nginx -t`.
+/// Runs in the master, or the only process, once per configuration about to be used; also under `nginx -t`.
 unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     panic_guard::guard(
         "init_module",
@@ -71,12 +71,12 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     )
 }
 
-/// In every child: workers start to deliver, the cache manager and its like do not.
+/// Runs in every child: workers start the delivery; helper processes such as the cache manager do not.
 unsafe extern "C" fn init_process(cycle: *mut ngx_cycle_t) -> ngx_int_t {
     panic_guard::guard(
         "init_process",
-        // With an error nginx would end the process and never start another. Without a delivery only this module's locations
-        // answer 503.
+        // On an error nginx would end the process and never start another. Without the delivery only this module's
+        // locations answer 503.
         || NGX_OK as ngx_int_t,
         || {
             // SAFETY: set before the process started its work.

@@ -1,4 +1,4 @@
-//! Directives about the ids of messages: who gives them, what their order means, where readers resume.
+//! Directives about message ids: their assignment, their order, and resuming.
 
 use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
@@ -28,14 +28,14 @@ pub static mut OUT_OF_ORDER: [ngx_conf_enum_t; 3] = [
 
 pub const STORE: ngx_uint_t = 1;
 
-/// `push_stream_eventsource_retry`: after how long browsers are to come back, at least and at most.
+/// `push_stream_eventsource_retry`: minimum and maximum reconnection time for browsers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retry {
     pub min_ms: u32,
     pub max_ms: u32,
 }
 
-/// Has the zone know the order of ids from now on.
+/// Makes the zone track the order of ids.
 unsafe fn track(cf: *mut ngx_conf_t, auto: bool) {
     // SAFETY: `cf` is what nginx passed to the setter.
     let main = unsafe { main_of(cf) };
@@ -43,7 +43,7 @@ unsafe fn track(cf: *mut ngx_conf_t, auto: bool) {
     main.auto_ids |= auto;
 }
 
-/// A flag that needs the zone to know the order of ids.
+/// Setter of a flag that needs the zone to track the order of ids.
 pub unsafe extern "C" fn set_flag(cf: *mut ngx_conf_t, command: *mut ngx_command_t, conf: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes the directive, its words and this level's configuration.
     unsafe {
@@ -55,7 +55,7 @@ pub unsafe extern "C" fn set_flag(cf: *mut ngx_conf_t, command: *mut ngx_command
     }
 }
 
-/// A choice that needs the zone to know the order of ids, unless it is `exact`.
+/// Setter of a choice that needs the zone to track the order of ids, unless it is `exact`.
 pub unsafe extern "C" fn set_choice(
     cf: *mut ngx_conf_t,
     command: *mut ngx_command_t,

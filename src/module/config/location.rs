@@ -1,4 +1,4 @@
-//! What can stand in http, server, location and `if`: as written, inherited, checked and prepared.
+//! Directives of http, server, location and `if`: as written, inherited, checked and prepared.
 
 use std::cell::Cell;
 use std::ffi::{CStr, OsStr, c_char, c_void};
@@ -44,19 +44,19 @@ pub static mut STATISTICS_FORMAT: [ngx_conf_enum_t; 6] = [
 
 const PROMETHEUS: ngx_uint_t = 4;
 
-/// `push_stream_subscriber_queue` by default: 1 MiB.
+/// Default of `push_stream_subscriber_queue`: 1 MiB.
 const SUBSCRIBER_QUEUE: usize = 1 << 20;
 
-/// `push_stream_batch_max_lines` by default.
+/// Default of `push_stream_batch_max_lines`.
 const BATCH_MAX_LINES: ngx_int_t = 1000;
 
-/// `push_stream_batch_max_line` by default: 64 KiB.
+/// Default of `push_stream_batch_max_line`: 64 KiB.
 const BATCH_MAX_LINE: usize = 64 * 1024;
 
-/// Default of `push_stream_websocket_max_message_size`: more than the C module's clients are known to send.
+/// Default of `push_stream_websocket_max_message_size`: more than clients of the C module are known to send.
 const WEBSOCKET_MAX_MESSAGE: usize = 5 * 1024 * 1024;
 
-/// What a location is for.
+/// The role of a location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Statistics,
@@ -79,14 +79,14 @@ pub enum SubscriberMode {
     WebSocket,
 }
 
-/// What happens to a subscriber whose queue is full.
+/// Policy for a subscriber whose queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlowReader {
-    /// Its connection is closed.
+    /// Close its connection.
     Close,
-    /// It misses the oldest messages of its queue.
+    /// Drop the oldest messages of its queue.
     Skip,
-    /// It misses everything but the newest message.
+    /// Drop all messages but the newest.
     Latest,
 }
 
@@ -94,16 +94,16 @@ pub enum SlowReader {
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
     pub lines: usize,
-    /// Without the line end.
+    /// Bytes of a line, without the line end.
     pub line_bytes: usize,
 }
 
-/// How figures are written.
+/// The format of figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatisticsFormat {
-    /// As the client's Accept says.
+    /// Negotiated by the client's Accept.
     Negotiated,
-    /// In this form, whatever it says.
+    /// This format, regardless of Accept.
     Fixed(statistics::Format),
     /// The figures of the zone for monitoring systems.
     Metrics,
@@ -111,7 +111,7 @@ pub enum StatisticsFormat {
 
 /// One level of configuration, as written and, after merging, as inherited.
 pub struct Location {
-    /// Where its block begins.
+    /// Where its block begins in the configuration.
     place: Option<Place>,
     pub role: Option<Role>,
     pub channels_path: *mut ngx_http_complex_value_t,
@@ -159,29 +159,29 @@ pub struct Location {
     pub audience: Option<Rc<Audience>>,
 }
 
-/// How messages are framed.
+/// Framing of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// The template's text as it is: streaming and polls.
+    /// The rendered template as it is: streaming and polls.
     Plain,
     EventSource,
     /// One text frame per message.
     WebSocket {
-        /// Binary messages, and texts that are not UTF-8, go out as they are, in binary frames.
+        /// Send binary messages, and texts that are not UTF-8, unchanged in binary frames.
         binary: bool,
     },
 }
 
-/// One way of writing messages. Locations with equal ones share it, and a message is rendered once for all of them.
+/// One format of messages. Locations with equal formats share it, so that a message is rendered once for all of them.
 #[derive(Debug, PartialEq)]
 pub struct Format {
     pub transport: Transport,
     pub template: Template,
     /// A ping as sent.
     pub ping: Vec<u8>,
-    /// The reader resumes by the order of event ids, so that only positions are shown as such.
+    /// The reader resumes by the order of event ids: only positions are shown as event ids.
     pub ordered: bool,
-    /// What stands for messages that a reader has missed, if it is told.
+    /// Notice in place of messages that a reader has missed; None if gaps are not told.
     pub gap_text: Option<Vec<u8>>,
 }
 
@@ -212,8 +212,8 @@ impl Format {
 }
 
 impl Format {
-    /// Appends a notice that messages of `channel` are missing: those between the position `asked` and the id `first`. A message, which
-    /// is what it is but for an EventSource, has the new `position` as its event id.
+    /// Appends a gap notice for `channel`: messages between the position `asked` and the id `first` are missing. The
+    /// notice is a message except for EventSource, and has the new `position` as its event id.
     pub fn render_gap(
         &self,
         channel: &[u8],
@@ -240,11 +240,11 @@ impl Format {
     }
 }
 
-/// What the subscribers of a location share once their response head is out. They hold it themselves, so nothing of the
-/// request is needed for delivery.
+/// What the subscribers of a location share once their response head is sent. They own a reference to it, so delivery
+/// needs nothing of the request.
 #[derive(Debug)]
 pub struct Audience {
-    /// Server and location by name: what stays the same over a reload.
+    /// Server and location by name: stable over a reload.
     pub location: Box<[u8]>,
     pub format: Rc<Format>,
     /// As sent; empty = none.
@@ -254,7 +254,7 @@ pub struct Audience {
     pub ping_interval_ms: Option<u64>,
     pub ttl_ms: Option<u64>,
     pub longpolling_ttl_ms: Option<u64>,
-    /// After how long the kernel gives up a peer that acknowledges nothing.
+    /// Time without acknowledgement after which the kernel drops the peer.
     pub dead_peer_timeout_ms: Option<u32>,
     pub slow_reader: SlowReader,
     /// Bytes that may wait for a slow reader.
@@ -262,11 +262,12 @@ pub struct Audience {
     pub padding: Vec<Padding>,
     /// What clients of a WebSocket location may send.
     pub incoming: Incoming,
-    /// May they do without their requests?
+    /// May its subscribers detach from nginx's requests?
     pub detach: bool,
-    /// Where the end of each stream is logged; NULL = nowhere. Lives as long as the configuration.
+    /// File of the disconnect log; NULL = none. Lives as long as the configuration.
     pub log_disconnect: *mut ngx_open_file_t,
-    /// What nginx's own directives say about their connections. The log lives as long as the configuration, which nginx
+    /// nginx's own settings for their connections. The log lives as long as the configuration, which nginx keeps as
+    /// long as one of its connections is open.
     /// keeps as long as one of its connections is open.
     pub send_timeout_ms: u64,
     pub reset_timedout: bool,
@@ -274,7 +275,7 @@ pub struct Audience {
     pub lingering_timeout_ms: u64,
     pub lingering_time_ms: u64,
     pub error_log: *mut ngx_log_t,
-    /// The largest minimum of the whole configuration; known when all of it was read.
+    /// The largest minimum of the whole configuration; final once all of it was read.
     pub padding_max: Rc<Cell<u32>>,
 }
 
@@ -282,7 +283,7 @@ pub struct Audience {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lingering {
     Off,
-    /// If the client may still be sending.
+    /// Only if the client may still be sending.
     On,
     Always,
 }
@@ -297,7 +298,7 @@ impl Lingering {
     }
 }
 
-/// What is done with what WebSocket clients send.
+/// How messages from WebSocket clients are handled.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming {
     pub rules: websocket::Rules,
@@ -307,7 +308,7 @@ pub struct Incoming {
 }
 
 impl Location {
-    /// Is anything asked for that goes by the order of ids?
+    /// Does any directive of the location depend on the order of ids?
     fn checks_ids(&self) -> bool {
         self.auto_event_id == 1
             || self.idempotent_publish == 1
@@ -317,8 +318,8 @@ impl Location {
             || self.eventsource_retry.is_some()
     }
 
-    /// Does the location say anything of ids, batches or gaps? Then ids and types that publishers bring are checked, and they are told
-    /// the newest id.
+    /// Does the location use any directive about ids, batches or gaps? Then the ids and types that publishers send are
+    /// checked, and answers carry the newest id.
     pub fn tells_ids(&self) -> bool {
         self.checks_ids() || self.batch_publish == 1 || self.admin_api == 1
     }
@@ -342,9 +343,9 @@ impl Location {
         self.eventsource_retry
     }
 
-    /// On which terms messages are published here.
+    /// The terms on which messages are published here.
     pub fn terms(&self) -> Terms {
-        // Where nothing is asked for, publishers may bring any ids in any order.
+        // Without any such directive, publishers may send any ids in any order.
         let refuses = self.checks_ids() && self.out_of_order != STORE;
         Terms {
             store: self.store_messages(),
@@ -362,12 +363,12 @@ impl Location {
         self.info_on_publish == 1
     }
 
-    /// May operators list, and delete in bulk?
+    /// May operators list channels and messages, and delete in bulk?
     pub fn admin_api(&self) -> bool {
         self.admin_api == 1
     }
 
-    /// What a publisher takes as one body, if it takes more than one message.
+    /// Limits of a batch; None if a body is always one message.
     pub fn batch(&self) -> Option<BatchLimits> {
         (self.batch_publish == 1).then_some(BatchLimits {
             lines: usize::try_from(self.batch_max_lines).unwrap_or(usize::MAX),
@@ -383,7 +384,7 @@ impl Location {
         self.allow_events_channel == 1
     }
 
-    /// Most wildcard channels in one subscription, if that is limited.
+    /// Maximum of wildcard channels in one subscription; None = unlimited.
     pub fn wildcard_max(&self) -> Option<u32> {
         given(self.wildcard_max)
     }
@@ -488,7 +489,7 @@ impl Location {
             unset::MSEC,
             0,
         );
-        // As the C module does, at every level: a server passes on what it made of the http block's two values.
+        // As the C module does, at every level: a server inherits the result of merging the http block's two values.
         settle(
             &mut self.longpolling_ttl_ms,
             outer.longpolling_ttl_ms,
@@ -497,7 +498,7 @@ impl Location {
         );
     }
 
-    /// How many of the busiest channels have figures of their own.
+    /// How many of the busiest channels get figures of their own.
     pub fn statistics_channels(&self) -> usize {
         usize::try_from(self.statistics_channels).unwrap_or(0)
     }
@@ -513,12 +514,12 @@ impl Location {
         }
     }
 
-    /// Can this location do without channels?
+    /// Is the channels path optional in this location?
     fn needs_no_path(&self, role: Role) -> bool {
         role == Role::Statistics && self.statistics_format() == StatisticsFormat::Metrics
     }
 
-    /// What is only worth something beside a role, where it is written.
+    /// Checks directives that need a role in the same location, at the level where they are written.
     fn check_own(&self) -> Result<(), &'static CStr> {
         if self.admin_api == 1 && self.role != Some(Role::Publisher(PublisherMode::Admin)) {
             return Err(c"push_stream_admin_api needs push_stream_publisher admin in the same location.");
@@ -532,7 +533,7 @@ impl Location {
         Ok(())
     }
 
-    /// Warns of configured texts that clients will read as something else.
+    /// Warns of configured texts that clients will misread.
     fn warn(&self, cf: *mut ngx_conf_t, mode: SubscriberMode, main: &Main) {
         let message = self.message_template.as_bytes();
         let (header, footer) = (self.header_template.as_bytes(), self.footer_template.as_bytes());
@@ -572,7 +573,7 @@ impl Location {
         self.gap_text.as_bytes().to_vec()
     }
 
-    /// The checks for locations that do something.
+    /// The checks for locations with a role.
     fn check(&self, role: Role, main: &Main) -> Result<(), &'static CStr> {
         let eventsource = role == Role::Subscriber(SubscriberMode::EventSource);
         let prefix_missing = main.wildcard_prefix.is_empty();
@@ -706,7 +707,7 @@ impl Location {
     }
 }
 
-/// A template as a frame; none if it is empty.
+/// A template as a text frame; no bytes if it is empty.
 fn text_frame(template: &[u8]) -> Vec<u8> {
     if template.is_empty() {
         Vec::new()
@@ -848,7 +849,7 @@ fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, mai
     ptr::null_mut()
 }
 
-/// The location that is being merged, as it is written; nothing for a server.
+/// The name of the location being merged; empty for a server.
 fn location_name(cf: *mut ngx_conf_t) -> String {
     // SAFETY: `cf` is what nginx passed to a merge function.
     let name = unsafe { core_location_of(cf).name };
@@ -858,7 +859,7 @@ fn location_name(cf: *mut ngx_conf_t) -> String {
     format!(" in location \"{name}\"")
 }
 
-/// Refuses what a location says.
+/// Logs why a location's configuration is refused.
 fn refuse_here(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
     let (reason, location) = (reason.to_string_lossy(), location_name(cf));
     ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {reason}{location}");
@@ -888,7 +889,7 @@ pub unsafe extern "C" fn set_message_template(
     problem
 }
 
-/// A template in which nothing is replaced.
+/// Setter of a template without substitutions.
 pub unsafe extern "C" fn set_literal_template(
     cf: *mut ngx_conf_t,
     command: *mut ngx_command_t,
@@ -1041,7 +1042,7 @@ pub unsafe extern "C" fn set_log_disconnect(
             location.log_disconnect = ptr::null_mut();
             return ptr::null_mut();
         }
-        // Opened with the cycle's other files, and again when nginx gets USR1.
+        // The file is opened with the cycle's other files, and reopened when nginx gets USR1.
         let mut name = words[1];
         location.log_disconnect = ngx_conf_open_file((*cf).cycle, &mut name);
         if location.log_disconnect.is_null() {

@@ -26,10 +26,10 @@ pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
 
 const EVICT: ngx_uint_t = 1;
 
-/// `push_stream_idempotent_window` by default.
+/// Default of `push_stream_idempotent_window`.
 const IDEMPOTENT_WINDOW: u32 = 1024;
 
-/// The http block as written, and what it became ([`Main::settings`], [`Main::zone`]).
+/// The http block as written, and the results derived from it ([`Main::settings`], [`Main::zone`]).
 pub struct Main {
     cycle: *mut ngx_cycle_t,
     pub(super) zones: Vec<zone::Wanted>,
@@ -48,33 +48,33 @@ pub struct Main {
     pub(super) events_channel_id: ngx_str_t,
     pub(super) on_full: ngx_uint_t,
     pub(super) idempotent_window: ngx_int_t,
-    /// Something needs the zone to know the order of ids.
+    /// Some directive needs the zone to track the order of ids.
     pub(super) track_ids: bool,
-    /// Some location gives messages their ids.
+    /// Some location assigns ids to messages.
     pub(super) auto_ids: bool,
     pub(super) drain_time_ms: ngx_msec_t,
     pub(super) handover: ngx_flag_t,
     /// Some location has a role.
     pub used: bool,
-    /// The first of these.
+    /// Where the first location with a role is written.
     pub(super) first_used: Option<Place>,
-    /// Where limits were written, by the offsets of their fields.
+    /// Where limits are written, by the offsets of their fields.
     limits_written: Vec<(usize, Option<Place>)>,
     /// The zone of this cycle; NULL if no size was given.
     pub zone: *mut ngx_shm_zone_t,
-    /// Made when the block has been read.
+    /// Set when the block has been read.
     pub settings: Option<Rc<Settings>>,
-    /// Every distinct way of writing a message that the configuration has.
+    /// Every distinct format of messages in the configuration.
     pub(super) formats: Vec<Rc<Format>>,
     /// The largest padding of the whole configuration, in bytes.
     pub(super) padding_max: Rc<Cell<u32>>,
     /// The largest `push_stream_statistics_channels` of the whole configuration.
     pub(super) statistics_channels: Rc<Cell<u32>>,
-    /// Those of all subscriber locations.
+    /// The audiences of all subscriber locations.
     pub(super) audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
 }
 
-/// What requests and the delivery need to know of the http block.
+/// Settings of the http block that requests and delivery need.
 #[derive(Debug)]
 pub struct Settings {
     pub limits: Rc<Limits>,
@@ -83,17 +83,17 @@ pub struct Settings {
     pub ping_text: Vec<u8>,
     /// A long poll that times out gets a message instead of a 304.
     pub timeout_with_body: bool,
-    /// New subscribers from an address that has so many are refused.
+    /// New subscribers from an address with this many are refused.
     pub max_subscribers_per_address: Option<u32>,
     /// Bytes.
     pub max_channel_id_length: Option<usize>,
-    /// For how many of the busiest channels there are statistics; known when all of the configuration was read.
+    /// For how many of the busiest channels there are statistics; final once all of the configuration was read.
     pub statistics_channels: Rc<Cell<u32>>,
-    /// How long a leaving worker takes to end its subscribers; 0 = at once.
+    /// Time over which a leaving worker spreads the end of its subscribers; 0 = at once.
     pub drain_time_ms: u64,
     /// Does a leaving worker hand its subscribers over to another one?
     pub handover: bool,
-    /// Those of all subscriber locations, in the order of the configuration; known when all of it was read.
+    /// The audiences of all subscriber locations, in the order of the configuration; complete once all of it was read.
     pub audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
 }
 
@@ -156,7 +156,7 @@ pub unsafe extern "C" fn set_shared_memory_size(
     }
 }
 
-/// A number that is checked when the whole http block was read.
+/// Setter of a number that is checked when the whole http block was read.
 pub unsafe extern "C" fn set_limit(cf: *mut ngx_conf_t, command: *mut ngx_command_t, conf: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes the directive, its words and our main configuration.
     unsafe {
@@ -165,7 +165,7 @@ pub unsafe extern "C" fn set_limit(cf: *mut ngx_conf_t, command: *mut ngx_comman
     }
 }
 
-/// A time that is checked when the whole http block was read.
+/// Setter of a time that is checked when the whole http block was read.
 pub unsafe extern "C" fn set_message_ttl(
     cf: *mut ngx_conf_t,
     command: *mut ngx_command_t,
@@ -208,14 +208,14 @@ pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_
     }
 }
 
-/// Logs a refusal that has no values in it.
+/// Logs a refusal without values.
 pub(super) fn refuse(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
     ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {}", reason.to_string_lossy());
     REPORTED
 }
 
 impl Main {
-    /// Remembers where a limit is written.
+    /// Records where a limit is written.
     ///
     /// # Safety
     /// `cf` is what nginx passed to a setter.
@@ -224,7 +224,7 @@ impl Main {
         self.limits_written.push((offset, unsafe { Place::of(cf) }));
     }
 
-    /// The first directive whose zero makes no sense, in the C module's order, and where it is written.
+    /// The first directive whose value must not be zero but is, in the C module's order, and where it is written.
     fn zero_limit(&self) -> Option<(&'static str, Option<Place>)> {
         macro_rules! limit {
             ($name:literal, $field:ident) => {
@@ -315,7 +315,7 @@ impl Main {
     }
 }
 
-/// `push_stream_events_channel_id`; without it nothing is told.
+/// `push_stream_events_channel_id`; without it no events are published.
 fn events(channel: &[u8]) -> Option<Events> {
     (!channel.is_empty()).then(|| Events {
         channel: channel.to_vec(),
@@ -331,7 +331,7 @@ fn secs(given: time_t, default: u32) -> u32 {
     }
 }
 
-/// The text if the directive was given, also an empty one.
+/// The text if the directive was given, even if empty; else the default.
 fn text(given: &ngx_str_t, default: &[u8]) -> Vec<u8> {
     if given.data.is_null() {
         default.to_vec()

@@ -1,9 +1,9 @@
-//! The directives: what can be written where, and what it becomes.
+//! The directives: their contexts, setters and results.
 //!
-//! * [`main`]: the http block's own directives and the checks of `nginx -t` that concern it.
-//! * [`ids`]: what is about the ids of messages.
-//! * [`location`]: what can also stand in servers, locations and `if` blocks: inheritance and checks.
-//! * [`place`]: the file and line that an error is told with.
+//! * [`main`]: the http block's own directives and their checks by `nginx -t`.
+//! * [`ids`]: directives about message ids.
+//! * [`location`]: directives also allowed in servers, locations and `if` blocks: inheritance and checks.
+//! * [`place`]: file and line for error messages.
 //! * [`zone`]: the shared memory zone's life across reloads.
 
 mod ids;
@@ -85,7 +85,7 @@ const ONE: u32 = NGX_CONF_TAKE1;
 const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
-/// Every directive, in the order of the documentation: roles, then the http block's, then what inherits.
+/// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
 pub static mut COMMANDS: [ngx_command_t; 63] = [
     location!(
         "push_stream_channels_statistics",
@@ -468,7 +468,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
     ngx_command_t::empty(),
 ];
 
-/// What nginx calls while it reads the http block.
+/// Callbacks that nginx calls while it reads the http block.
 pub static HTTP_MODULE: ngx_http_module_t = ngx_http_module_t {
     preconfiguration: None,
     postconfiguration: None,
@@ -527,7 +527,7 @@ unsafe fn core_location_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_core_loc
     }
 }
 
-/// The directive's arguments, its name first.
+/// The directive's words, its name first.
 ///
 /// # Safety
 /// `cf` is what nginx passed to a setter.
@@ -536,7 +536,7 @@ unsafe fn arguments<'a>(cf: *mut ngx_conf_t) -> &'a [ngx_str_t] {
     unsafe { (*(*cf).args).as_slice() }
 }
 
-/// A setter's or merge's verdict as nginx wants it.
+/// Turns the result of a setter or merge function into nginx's return value.
 fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
     match result {
         Ok(()) => ptr::null_mut(),
@@ -544,10 +544,10 @@ fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
     }
 }
 
-/// The setter has already said what is wrong.
+/// Return value of a setter that has already logged the error.
 const REPORTED: *mut c_char = usize::MAX as *mut c_char;
 
-/// "Not given" of each kind of field that nginx's own setters fill.
+/// The "not given" value of each kind of field that nginx's own setters fill.
 mod unset {
     use super::*;
 

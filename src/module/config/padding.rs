@@ -1,4 +1,4 @@
-//! `push_stream_padding_by_user_agent`: fillers for browsers that wait for more before they show anything.
+//! `push_stream_padding_by_user_agent`: padding for browsers that buffer a minimum of bytes before they show anything.
 
 use std::ffi::c_char;
 use std::ptr::NonNull;
@@ -10,18 +10,18 @@ use push_stream_core::wire::padding;
 use super::REPORTED;
 use crate::ffi::pool;
 
-/// One group: agents that match get at least this much.
+/// One group: minimum sizes for matching user agents.
 #[derive(Debug)]
 pub struct Padding {
     agents: NonNull<ngx_regex_t>,
-    /// Bytes of the header, filler included.
+    /// Minimum bytes of the header, filler included.
     pub header_min: u32,
-    /// Bytes of a message, filler included.
+    /// Minimum bytes of a message, filler included.
     pub message_min: u32,
 }
 
 impl Padding {
-    /// Does this group apply to the agent?
+    /// Does this group apply to the user agent?
     pub fn matches(&self, agent: &[u8]) -> bool {
         let mut subject = ngx_str_t {
             len: agent.len(),
@@ -32,7 +32,7 @@ impl Padding {
     }
 }
 
-/// Reads `REGEX,HEADERMIN,MESSAGEMIN:REGEX,...`; says what is wrong with it.
+/// Parses `REGEX,HEADERMIN,MESSAGEMIN:REGEX,...`; logs what is wrong with it.
 ///
 /// # Safety
 /// `cf` is what nginx passed to a merge function.

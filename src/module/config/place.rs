@@ -1,18 +1,18 @@
-//! Where something stands in the configuration's files: what is only found out when all of it was read, is told with the place where
-//! it was written.
+//! A place in the configuration files: errors found only after the whole configuration was read are logged with the
+//! file and line of the directive.
 
 use ngx::ffi::*;
 
 /// A file and a line.
 #[derive(Clone, Copy)]
 pub struct Place {
-    /// In the cycle's pool, with a NUL behind it.
+    /// In the cycle's pool, NUL-terminated.
     file: ngx_str_t,
     line: ngx_uint_t,
 }
 
 impl Place {
-    /// Where nginx is reading now; None if that is no file.
+    /// The place that nginx is reading; None if it is not in a file.
     ///
     /// # Safety
     /// `cf` is what nginx passed to a function of this module.
@@ -25,7 +25,7 @@ impl Place {
         })
     }
 
-    /// Runs `work`; what it logs with `cf` names this place.
+    /// Runs `work`; its log messages through `cf` name this place.
     ///
     /// # Safety
     /// As for [`Place::of`].

@@ -1,4 +1,4 @@
-//! Batches: many messages in one request to a publisher location, and a verdict on each.
+//! Batches: many messages in one request to a publisher location, with a verdict on each.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -16,23 +16,23 @@ use super::request::{HeaderName, Request};
 use crate::config::Settings;
 use crate::delivery;
 
-/// Lines that are read before they are published: as many as the store takes at once.
+/// Lines read before they are published: as many as the store accepts at once.
 const LINES_AT_ONCE: usize = 64;
 
-/// Of a line that was not tried because an earlier one for the same channel failed.
+/// Status of a line that was not tried because an earlier one for the same channel failed.
 const FAILED_DEPENDENCY: u32 = 424;
 
-/// Is this the request for a batch, in a location that takes some?
+/// Is this a batch request, in a location that accepts batches?
 pub fn is_batch(r: Request<'_>) -> bool {
     r.location().batch().is_some() && is_ndjson(r)
 }
 
-/// Does the request say that its body is one?
+/// Does the request declare its body as NDJSON?
 fn is_ndjson(r: Request<'_>) -> bool {
     r.content_type().is_some_and(batch::is_batch)
 }
 
-/// Tells a publisher whose lines became one message, which is what the C module makes of any body.
+/// Warns a publisher whose lines became one message, as the C module does with any body.
 pub fn warn_of_single_message(r: Request<'_>) -> Result<(), Denial> {
     if !is_ndjson(r) {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn warn_of_single_message(r: Request<'_>) -> Result<(), Denial> {
     r.add_header("X-Nginx-PushStream-Warning", reason)
 }
 
-/// Publishes a body of lines, all of which nginx has read.
+/// Publishes a body of lines that nginx has read completely.
 pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let limits = r
         .location()
@@ -97,18 +97,18 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 struct Batch<'a> {
     series: Publishing<'a>,
     settings: &'a Settings,
-    /// Those of the location; a line may say whether it is stored.
+    /// The location's terms; a line may override whether its message is stored.
     terms: Terms,
     /// Are event ids and types checked?
     checks_ids: bool,
     now: Now,
     report: &'a mut Report,
-    /// Channels that have missed a message. They get none of the later ones either, or a client that sends the failed lines
-    /// again would change their order.
+    /// Channels that have missed a message. Later messages for them fail too: otherwise a client that resends the
+    /// failed lines would change their order.
     broken: HashSet<Vec<u8>>,
 }
 
-/// A line, and the message that it is.
+/// A line, and the message parsed from it.
 struct Entry<'b> {
     number: usize,
     line: Result<Line<'b>, Refused>,
@@ -118,7 +118,7 @@ struct Entry<'b> {
 enum Refused {
     Malformed(String),
     Denied(Denial),
-    /// An earlier line for one of its channels was not.
+    /// An earlier line for one of its channels was refused.
     Broken,
 }
 
@@ -138,7 +138,7 @@ impl Batch<'_> {
         self.report.add(&entries, &figures);
     }
 
-    /// What a single publish would check before it asks the store.
+    /// Parses a line, with the checks that a single publish makes before it calls the store.
     fn read<'b>(&self, line: &'b [u8]) -> Result<Line<'b>, Refused> {
         let line = batch::parse(line).map_err(|malformed| Refused::Malformed(malformed.to_string()))?;
         for id in &line.channels {
@@ -158,14 +158,14 @@ impl Batch<'_> {
         Ok(line)
     }
 
-    /// Where messages get an id, an empty one is none.
+    /// The line's event id; where the location assigns ids, an empty one counts as none.
     fn brought_id<'l>(&self, line: &'l Line<'_>) -> Option<&'l [u8]> {
         let id = line.event_id.as_deref().map(str::as_bytes);
         id.filter(|id| !self.terms.auto_id || !id.is_empty())
     }
 
-    /// Publishes the messages among `entries`, in order. Appends the figures of their channels; returns which entries were
-    /// refused, and why.
+    /// Publishes the messages among `entries`, in order. Appends the figures of their channels; returns the refused
+    /// entries, with the reasons.
     fn publish_messages(&mut self, entries: &[Entry<'_>], figures: &mut Vec<Published>) -> Vec<(usize, Refused)> {
         let messages = || {
             entries
@@ -220,7 +220,7 @@ impl Batch<'_> {
 }
 
 impl Refused {
-    /// Will the message be missing until the client sends it again? The client's own mistakes it will not repeat.
+    /// Will the message be missing until the client resends it? The client does not resend its own mistakes.
     fn is_missed(&self) -> bool {
         matches!(self, Refused::Broken) || self.status() >= NGX_HTTP_INTERNAL_SERVER_ERROR
     }
@@ -233,7 +233,7 @@ impl Refused {
         }
     }
 
-    /// What it counts as in the statistics.
+    /// The counter for this refusal in the statistics.
     fn counter(&self) -> Option<Counter> {
         match self {
             Refused::Malformed(_) => Some(Counter::RefusedInvalid),
@@ -251,24 +251,24 @@ impl Refused {
     }
 }
 
-/// The answer, as it grows.
+/// The answer under construction.
 #[derive(Default)]
 struct Report {
-    /// Is every line told of, not only those that failed?
+    /// Are all lines listed, not only the failed ones?
     successes: bool,
-    /// With the figures of its channels?
+    /// With the figures of each line's channels?
     figures: bool,
-    /// With the ids that messages were given?
+    /// With the ids that the location assigned?
     ids: bool,
     lines: usize,
     failed: usize,
-    /// For the statistics.
+    /// Refusals for the statistics.
     refused: Vec<Counter>,
     verdicts: Vec<u8>,
 }
 
 impl Report {
-    /// Adds the verdicts on `entries`; `figures` are those of all channels of the lines that were published, in order.
+    /// Adds the verdicts on `entries`; `figures` are those of all channels of the published lines, in order.
     fn add(&mut self, entries: &[Entry<'_>], figures: &[Published]) {
         let mut figures = figures;
         let mut channels = Vec::new();

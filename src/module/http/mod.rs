@@ -1,15 +1,15 @@
-//! What requests are answered.
+//! Request handlers: how each request is answered.
 //!
 //! * [`publisher`], [`subscriber`], [`statistics`]: one per role of a location.
-//! * [`batch`]: many messages in one request to a publisher.
+//! * [`batch`]: many messages in one publisher request.
 //! * [`body`]: a request's body, once nginx has read it.
-//! * [`channels`]: which channels a request names, and whether it may.
+//! * [`channels`]: the channels that a request names, and the checks on them.
 //! * [`metrics`]: the zone's figures for monitoring systems.
 //! * [`operators`]: lists and bulk operations of an admin publisher.
-//! * [`pieces`]: long answers, a piece at a time.
-//! * [`denial`]: why a request is refused, with status and explain text, in one place.
-//! * [`answer`]: the headers and the simple answers that all of them share.
-//! * [`request`]: the request as this module sees it.
+//! * [`pieces`]: long answers, sent piece by piece.
+//! * [`denial`]: reasons for refusal, each with status and explain text.
+//! * [`answer`]: headers and simple answers that all roles share.
+//! * [`request`]: this module's view of nginx's request.
 
 pub mod answer;
 mod batch;

@@ -1,5 +1,5 @@
-//! What operators may ask of an admin publisher (`push_stream_admin_api`): lists of channels and of stored messages, and
-//! deleting, or sending readers away, in bulk. All of it a piece at a time.
+//! Operators' requests to an admin publisher (`push_stream_admin_api`): listing channels and stored messages, deleting
+//! channels and dismissing subscribers in bulk. All of them work piece by piece.
 
 use ngx::ffi::*;
 use push_stream_core::store::{Batch, ChannelInfo, Landmark, Listing, Mark, Now};
@@ -13,20 +13,20 @@ use super::request::Request;
 use super::{answer, publisher};
 use crate::delivery;
 
-/// Channels on a page, if the request does not say.
+/// Channels per page by default.
 const CHANNELS: u64 = 1000;
-/// Messages on a page, if the request does not say.
+/// Messages per page by default.
 const MESSAGES: u64 = 100;
-/// Slices of a list, each a few hundred channels, that make one piece.
+/// Slices of the channel list, each a few hundred channels, per piece.
 const LISTS_PER_PIECE: usize = 4;
-/// Channels that one step of the store deletes.
+/// Channels deleted in one step of the store.
 const DELETED_AT_ONCE: usize = 64;
-/// Slices of stored messages, each up to a hundred, that make one piece.
+/// Slices of stored messages, each up to a hundred, per piece.
 const REPLAYS_PER_PIECE: usize = 4;
 
 const JSON: &str = "application/json";
 
-/// The request's arguments, as far as they are of interest here.
+/// The request's arguments that matter here.
 #[derive(Default)]
 struct Arguments {
     list: bool,
@@ -38,7 +38,7 @@ struct Arguments {
     only: Option<Vec<u8>>,
 }
 
-/// Answers a request that is one of those; None if it is any other.
+/// Handles an operator's request; None if it is any other.
 pub fn respond(r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
     if !r.location().admin_api() {
         return Ok(None);
@@ -88,7 +88,7 @@ impl Arguments {
     }
 }
 
-/// A limit: at least one.
+/// Parses a limit: at least one.
 fn number(text: &[u8]) -> Result<u64, Denial> {
     str::from_utf8(text)
         .ok()
@@ -132,7 +132,7 @@ fn list_channels(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Den
     pieces::answer(r, JSON, source)
 }
 
-/// What an earlier page gave as its `next`, or a channel's id.
+/// Parses `after`: the `next` of an earlier page, or a channel's id.
 fn landmark(after: &[u8]) -> Result<Landmark, Denial> {
     if let Some([born, block]) = read_bookmark(after) {
         let block = u32::try_from(block).map_err(|_| UNKNOWN_AFTER)?;
@@ -195,8 +195,8 @@ fn list_messages(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Den
     pieces::answer(r, JSON, source)
 }
 
-/// What an earlier page gave as its `next`, or a message's number in its channel: the last that was seen, and where the walk
-/// goes on.
+/// Parses `after`: the `next` of an earlier page, or a message's number in its channel. Returns the last message seen
+/// and where the walk resumes.
 fn position(after: &[u8]) -> Result<(u64, Option<Mark>), Denial> {
     if let Some([seen, seq, link]) = read_bookmark(after) {
         let link = u32::try_from(link).map_err(|_| UNKNOWN_AFTER)?;
@@ -211,7 +211,7 @@ unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     unsafe { publisher::go_on(r, delete_all) }
 }
 
-/// DELETE `?prefix=&dry_run=1`; the body, if there is one, replaces the notice.
+/// DELETE `?prefix=&dry_run=1`; a request body replaces the configured notice.
 fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let Arguments { prefix, dry_run, .. } = Arguments::of(r)?;
     let prefix = prefix.unwrap_or_default();

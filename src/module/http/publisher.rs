@@ -1,4 +1,4 @@
-//! Publisher locations: publish, ask for figures, delete.
+//! Publisher locations: publish, read figures, delete.
 
 use ngx::ffi::*;
 use push_stream_core::store::{Now, Published, Worker};
@@ -16,7 +16,7 @@ use crate::config::{PublisherMode, Role, Settings};
 use crate::delivery;
 use crate::ffi::{lookup, panic_guard, pool};
 
-/// Answers one request.
+/// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
     answer::conclude(r, respond(r))
 }
@@ -64,14 +64,14 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-/// Which zone this is: whoever has filled it can see whether it is still the same.
+/// Adds the zone's epoch: a client that filled the zone can tell whether it is still the same.
 fn tell_epoch(r: Request<'_>) -> Result<(), Denial> {
     let epoch = delivery::with_store(|worker| worker.zone().epoch_ms());
     let epoch = epoch.ok_or(Denial::Unavailable)?;
     r.add_header(HeaderName::EPOCH.text(), epoch.to_string().as_bytes())
 }
 
-/// A path of channels to ask about.
+/// The path of a request for figures.
 fn known_path(r: Request<'_>) -> Result<Path, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
     path.judge(|id| channels::check_id(id, settings), |_| Ok(()))?;
@@ -85,7 +85,7 @@ pub fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
     Ok(path)
 }
 
-/// A path whose channels exist or may come into being.
+/// A path whose channels exist or may be created.
 fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
     let may_exist = |count| {
@@ -105,14 +105,14 @@ fn check_changeable(id: &[u8], settings: &Settings) -> Result<(), Denial> {
     Ok(())
 }
 
-/// For the statistics: a message was refused.
+/// Counts a refused message in the statistics.
 fn count_refusal(denial: &Denial) {
     if let Some(counter) = denial.counter() {
         delivery::with_store(|worker| worker.count(counter, 1));
     }
 }
 
-/// The event id that the message brings; where messages get one, an empty one is none.
+/// The event id given by the publisher; where the location assigns ids, an empty one counts as none.
 fn brought_id(r: Request<'_>) -> Option<&[u8]> {
     r.header(&HeaderName::EVENT_ID)
         .filter(|id| !r.location().gives_ids() || !id.is_empty())
@@ -121,7 +121,7 @@ fn brought_id(r: Request<'_>) -> Option<&[u8]> {
 /// The store counts the bytes of an event id or type in 16 bits.
 const LONGEST_FIELD: usize = u16::MAX as usize;
 
-/// Event id and type: their length, and what is in them where that is checked.
+/// Checks event id and type: their length, and their characters in locations that check them.
 fn check_fields(r: Request<'_>) -> Result<(), Denial> {
     let fields = [r.header(&HeaderName::EVENT_ID), r.header(&HeaderName::EVENT_TYPE)];
     if fields.into_iter().flatten().any(|field| field.len() > LONGEST_FIELD) {
@@ -133,7 +133,7 @@ fn check_fields(r: Request<'_>) -> Result<(), Denial> {
     Ok(())
 }
 
-/// GET: the figures of those channels that exist.
+/// GET: the figures of the existing channels of the path.
 fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
     let (format, content_type) = statistics::negotiate(r.header(&HeaderName::ACCEPT));
     let body = delivery::with_store(|worker| {
@@ -154,7 +154,7 @@ fn report(r: Request<'_>, path: &Path) -> Result<ngx_int_t, Denial> {
     answer::with_body(r, content_type, body)
 }
 
-/// Has nginx read the body, then goes on with `then`. The path is kept with the request meanwhile.
+/// Lets nginx read the body, then calls `then`. The path is kept with the request meanwhile.
 fn read_body(
     r: Request<'_>,
     path: Path,
@@ -168,7 +168,7 @@ fn read_body(
     r.read_body(then)
 }
 
-/// The path that [`read_body`] kept.
+/// The path kept by [`read_body`].
 fn kept_path(r: Request<'_>) -> Result<&Path, Denial> {
     // SAFETY: the entry is NULL or was set by `read_body`; the path lives as long as the request.
     unsafe {
@@ -194,7 +194,7 @@ unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     unsafe { go_on(r, delete) }
 }
 
-/// Goes on with a request whose body nginx has read, to its end.
+/// Finishes a request whose body nginx has read.
 ///
 /// # Safety
 /// `r` is valid, and nothing is done with it afterwards.
@@ -240,7 +240,7 @@ fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-/// How many channels had accepted the message before, and the newest id of the last one.
+/// Adds how many channels had already accepted the message, and the newest id of the last one.
 fn add_outcome(r: Request<'_>, published: &[Published]) -> Result<(), Denial> {
     let duplicates = published.iter().filter(|published| published.duplicate).count();
     if duplicates > 0 {
@@ -253,11 +253,11 @@ fn add_outcome(r: Request<'_>, published: &[Published]) -> Result<(), Denial> {
     let newest = published.last().and_then(|published| published.newest_id);
     let unordered = brought.filter(|id| OrderedId::parse(id).is_none());
     let id = unordered.map(<[u8]>::to_vec).or_else(|| newest.map(|id| id.to_text()));
-    // A zone that does not keep track of ids knows none that is newer.
+    // A zone that does not track ids knows no newer one.
     answer::add_event_id(r, id.as_deref().or(brought))
 }
 
-/// A single channel comes into being all the same, as in the C module.
+/// Refuses an empty message; a single channel is created all the same, as in the C module.
 fn refuse_empty(worker: &mut Worker, ids: &[&[u8]], now: Now) -> Result<Vec<Published>, Denial> {
     if ids.len() == 1 {
         worker.create_channels(ids, now)?;
@@ -276,7 +276,7 @@ fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[Published], now: Now) -> 
     answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
 }
 
-/// What subscribers of a deleted channel are told.
+/// Text of the deletion notice for a channel's subscribers.
 pub fn deletion_notice(settings: &Settings, body: &Body) -> Result<Vec<u8>, Denial> {
     if body.len() == 0 {
         Ok(settings.channel_deleted_text.clone())
@@ -285,7 +285,7 @@ pub fn deletion_notice(settings: &Settings, body: &Body) -> Result<Vec<u8>, Deni
     }
 }
 
-/// DELETE: the body, if there is one, replaces the notice.
+/// DELETE: a request body replaces the configured notice.
 fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let settings = r.settings()?;
     let ids = kept_path(r)?.ids();

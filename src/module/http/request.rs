@@ -1,4 +1,4 @@
-//! A request of nginx as this module sees it.
+//! This module's view of nginx's request.
 
 use std::marker::PhantomData;
 use std::net::Ipv6Addr;
@@ -11,7 +11,7 @@ use super::denial::{Denial, NO_MEMORY};
 use crate::config::{Location, Main, Settings};
 use crate::ffi::{body, lookup, pool};
 
-/// A request, valid for `'r`: while the entry from nginx runs that it was passed to, and not beyond its finalization.
+/// A request, valid for `'r`: during the call from nginx that it was passed to, and not beyond its finalization.
 #[derive(Clone, Copy)]
 pub struct Request<'r> {
     raw: *mut ngx_http_request_t,
@@ -129,7 +129,7 @@ impl<'r> Request<'r> {
         query::arguments(text)
     }
 
-    /// Adds a header to the answer. After a redirect inside nginx it replaces what the location before has said.
+    /// Adds a header to the answer. After an internal redirect it replaces the header set by the earlier location.
     pub fn add_header(self, name: &'static str, value: &[u8]) -> Result<(), Denial> {
         // SAFETY: the request is valid; the value is copied to where it lives as long as the request.
         unsafe {
@@ -155,7 +155,7 @@ impl<'r> Request<'r> {
             if header.is_null() {
                 return Err(NO_MEMORY);
             }
-            // Everything nginx may look at, also the link that later versions have.
+            // Zero all fields that nginx may read, including the link that later versions have.
             ptr::write_bytes(header, 0, 1);
             (*header).hash = 1;
             (*header).key = borrowed(name.as_bytes());
@@ -164,7 +164,8 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Takes all headers of this name, in any case, out of the answer. Fields of nginx that point to them are the caller's affair.
+    /// Removes all headers of this name, in any case, from the answer. The caller handles nginx's fields that point to
+    /// them.
     fn hide_headers(self, name: &str) {
         // SAFETY: the request is valid; each part of the list holds `nelts` headers.
         unsafe {
@@ -181,7 +182,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Sets Expires, in the place of any other. nginx's own `expires` finds it and replaces it.
+    /// Sets Expires, replacing any other. nginx's own `expires` finds it and replaces it.
     pub fn set_expires(self, value: &'static str) -> Result<(), Denial> {
         // SAFETY: the request is valid, and the value constant.
         unsafe {
@@ -194,7 +195,7 @@ impl<'r> Request<'r> {
         Ok(())
     }
 
-    /// Sets Cache-Control, in the place of any other. nginx's own `expires` finds it and replaces it.
+    /// Sets Cache-Control, replacing any other. nginx's own `expires` finds it and replaces it.
     pub fn set_cache_control(self, value: &'static str) -> Result<(), Denial> {
         // SAFETY: the request is valid, and the value constant.
         unsafe {
@@ -207,8 +208,8 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Drops what an application behind nginx has said of its own answer before it handed the request over (`X-Accel-Redirect`), as
-    /// far as nginx keeps it: it is about another body.
+    /// Drops the entity headers of an upstream application that handed the request over (`X-Accel-Redirect`), as far as
+    /// nginx keeps them: they describe another body.
     pub fn forget_entity(self) {
         // SAFETY: the request is valid; each field is NULL or points into the list of headers.
         unsafe {
@@ -243,7 +244,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// The error log of the connection, which tells client and request with each line.
+    /// The error log of the connection, which adds client and request to each line.
     pub fn error_log(self) -> *mut ngx_log_t {
         // SAFETY: the request is valid, and so is its connection.
         unsafe { (*(*self.raw).connection).log }
@@ -261,7 +262,7 @@ impl<'r> Request<'r> {
             let out = &mut (*self.raw).headers_out;
             out.status = status as ngx_uint_t;
             out.content_length_n = length.map_or(-1, |length| length as off_t);
-            // The answers of this module decide about 304 themselves.
+            // This module decides about 304 itself.
             (*self.raw).set_disable_not_modified(1);
         }
     }
@@ -272,7 +273,7 @@ impl<'r> Request<'r> {
         unsafe { (*self.raw).headers_out.last_modified_time = unix_secs as time_t };
     }
 
-    /// Sets the content type; what follows a `;` is not part of the type that other modules compare.
+    /// Sets the content type; parameters after `;` are not part of the type that other modules compare.
     pub fn set_content_type(self, content_type: &'static str) {
         // SAFETY: the request is valid, the text constant.
         unsafe {
@@ -280,12 +281,12 @@ impl<'r> Request<'r> {
             out.content_type = borrowed(content_type.as_bytes());
             out.content_type_len = content_type.find(';').unwrap_or(content_type.len());
             out.content_type_lowcase = ptr::null_mut();
-            // An application's that handed the request over.
+            // Drop the charset set by an upstream application that handed the request over.
             out.charset = ngx_str_t::empty();
         }
     }
 
-    /// Sets the content type that nginx has for the URI.
+    /// Sets the content type that nginx derives from the URI.
     pub fn set_default_content_type(self) -> Result<(), Denial> {
         // SAFETY: the request is valid.
         let code = unsafe { ngx_http_set_content_type(self.raw) };
@@ -317,7 +318,7 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Has nginx read the body, then goes on with `then`. Returns what the handler returns.
+    /// Lets nginx read the body, then calls `then`. Returns the handler's return value.
     pub fn read_body(self, then: unsafe extern "C" fn(*mut ngx_http_request_t)) -> Result<ngx_int_t, Denial> {
         // SAFETY: the request is valid and its body was not read by anybody else.
         let code = unsafe { ngx_http_read_client_request_body(self.raw, Some(then)) };
@@ -327,7 +328,7 @@ impl<'r> Request<'r> {
         Ok(NGX_DONE as ngx_int_t)
     }
 
-    /// Lets nginx read and drop the request's body, so that it is not taken for the next request.
+    /// Lets nginx read and drop the request's body, so that it is not parsed as the next request.
     pub fn discard_body(self) -> Result<(), Denial> {
         // SAFETY: the request is valid and its body was not read by anybody else, or was read completely.
         let code = unsafe { ngx_http_discard_request_body(self.raw) };
@@ -349,7 +350,7 @@ impl<'r> Request<'r> {
         Ok(unsafe { (*self.raw).header_only() } == 0)
     }
 
-    /// What stands for the client's address, as realip and the like have left it: the whole of an IPv4 address, the network
+    /// Key of the client's address, as set by realip and similar modules: the whole of an IPv4 address, the network
     /// part of an IPv6 one. None for unix sockets.
     pub fn address_key(self) -> Option<Vec<u8>> {
         // SAFETY: a connection has the address of its peer, as long as its family says.
@@ -378,15 +379,15 @@ impl<'r> Request<'r> {
         unsafe { (*self.raw).set_keepalive(0) };
     }
 
-    /// Is this a whole connection of HTTP/1, whose bytes can become something else?
+    /// Is this a whole HTTP/1 connection, which can switch to another protocol?
     pub fn may_switch_protocols(self) -> bool {
         // SAFETY: the request is valid.
         let version = unsafe { (*self.raw).http_version };
         self.is_main() && version <= NGX_HTTP_VERSION_11 as ngx_uint_t
     }
 
-    /// The head is (about to be) sent by other means than nginx's filters. What the client sends is not a request any
-    /// more: when the connection is closed, it is read and dropped.
+    /// The head is (about to be) sent without nginx's filters. Later input is not a request: it is read and dropped
+    /// when the connection is closed.
     pub fn head_is_sent(self, status: u32) {
         self.set_status(status, None);
         // SAFETY: the request is valid.
@@ -396,8 +397,8 @@ impl<'r> Request<'r> {
         }
     }
 
-    /// Sends a short answer past nginx's filters, head included. It is the first on its connection, or follows what was
-    /// taken, so the socket has room for it.
+    /// Sends a short answer past nginx's filters, head included. It is the first on its connection, or all earlier
+    /// output was sent, so the socket has room for it.
     pub fn send_raw(self, bytes: &[u8], status: u32) -> ngx_int_t {
         self.head_is_sent(status);
         // SAFETY: request and connection are valid; an open connection has a `send`.
@@ -420,7 +421,8 @@ impl<'r> Request<'r> {
         unsafe { body::send_copy(self.raw, bytes) }
     }
 
-    /// As [`Request::send_body`]; what nginx still needs is kept in `sent`, which lives as long as the request.
+    /// As [`Request::send_body`]; buffers that nginx still needs are kept in `sent`, which lives as long as the
+    /// request.
     pub fn send_body_kept(self, bytes: Vec<u8>, last: bool, sent: &mut Vec<body::Sent>) -> ngx_int_t {
         // SAFETY: the request is valid, and its head was sent before; the caller keeps what was sent.
         unsafe { body::send_kept(self.raw, bytes, last, sent) }
@@ -433,7 +435,8 @@ impl<'r> Request<'r> {
     }
 }
 
-/// The lines of a header that may have several, as nginx keeps them with an answer: up to 1.22 an array of pointers, since 1.23 a chain.
+/// The lines of a header that may have several, as nginx keeps them with an answer: up to 1.22 an array of pointers,
+/// since 1.23 a linked list.
 trait HeaderLines {
     /// Is there a line already?
     fn is_given(&self) -> bool;
@@ -481,18 +484,18 @@ impl HeaderLines for *mut ngx_table_elt_t {
 /// The name of a request's header.
 pub struct HeaderName {
     text: &'static str,
-    /// What nginx keeps with each header of a request, and 0 if a module has taken the header away: `ngx_hash_key_lc()`.
+    /// nginx's hash of a request header's name (`ngx_hash_key_lc()`); 0 if a module has removed the header.
     hash: ngx_uint_t,
 }
 
 impl HeaderName {
     pub const ACCEPT: HeaderName = HeaderName::new("Accept");
     pub const CONNECTION: HeaderName = HeaderName::new("Connection");
-    /// In the answer to OPTIONS, if it was in the request: when the zone was made, in milliseconds of Unix time.
+    /// Sent in the answer to OPTIONS if the request has it: when the zone was made, in milliseconds of Unix time.
     pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
     pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
     pub const EVENT_TYPE: HeaderName = HeaderName::new("Event-Type");
-    /// With [`HeaderName::EPOCH`]: an id is taken only once here.
+    /// Sent with [`HeaderName::EPOCH`]: this location accepts an id only once.
     pub const IDEMPOTENT: HeaderName = HeaderName::new("X-Nginx-PushStream-Idempotent");
     pub const IF_MODIFIED_SINCE: HeaderName = HeaderName::new("If-Modified-Since");
     pub const IF_NONE_MATCH: HeaderName = HeaderName::new("If-None-Match");
