@@ -1,8 +1,8 @@
-//! The shared memory zone: which one, how large, and its life across reloads.
+//! The shared memory zone: its choice, size, and life across reloads.
 //!
-//! nginx maps the zone once and hands the mapping on to every later cycle as long as name, size and tag stay the same.
+//! nginx maps the zone once and passes the mapping on to every later cycle as long as name, size and tag stay the same.
 //! So a changed size is ignored (the running zone's size is looked up in the previous cycle), and the tag is a number
-//! that knows the layout, not an address: a replaced .so finds its zone again, one with another layout gets a new one.
+//! derived from the layout, not an address: a replaced .so finds its zone again; another layout gets a new one.
 
 use std::ffi::{c_char, c_void};
 use std::fmt;
@@ -21,13 +21,14 @@ use crate::ffi::panic_guard;
 /// Identifies zones of this module and layout: "pushs" and the layout's number.
 const TAG: usize = 0x70_7573_6873_0000 | LAYOUT_VERSION as usize;
 
-/// What the smallest zone has, in pages.
+/// Pages of the smallest zone.
 const MIN_PAGES: usize = 32;
 
-/// Slots for workers that every zone has. Old and new workers live side by side after a reload.
+/// Worker slots that every zone has. Old and new workers live side by side after a reload.
 const MIN_SLOTS: usize = 64;
 
-/// Bytes of a zone for each slot that it has because a later `worker_processes` may ask for it: a thirty-second part of the zone.
+/// Bytes of zone for each slot reserved for a later, higher `worker_processes`: the slots take a thirty-second part of
+/// the zone.
 const ZONE_PER_SLOT: usize = 32 * Zone::BYTES_PER_SLOT;
 
 /// One `push_stream_shared_memory_size` line.
@@ -48,7 +49,7 @@ impl fmt::Display for Pinned {
 }
 
 impl Wanted {
-    /// Reads `SIZE [NAME]`; says what is wrong with it.
+    /// Parses `SIZE [NAME]`; logs what is wrong with it.
     ///
     /// # Safety
     /// `cf` is what nginx passed to the setter.
@@ -77,8 +78,8 @@ impl Wanted {
     }
 }
 
-/// Registers the zone of this cycle, the last one wanted. `main` is what `init` gets; the next cycle's `init` gets it too,
-/// as a sign that the memory is in use, and must not look into it.
+/// Registers the zone of this cycle, the last one wanted. `init` gets `main`; the next cycle's `init` gets it too, as a
+/// sign that the memory is in use, and must not dereference it.
 ///
 /// # Safety
 /// `cf` is what nginx passed to `init_main_conf`.
@@ -120,7 +121,7 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
     }
 }
 
-/// nginx would replace a zone whose size changed, and lose all messages. The running size is kept instead.
+/// The running zone's size, kept: nginx would replace a zone whose size changed, and all messages would be lost.
 unsafe fn keep_running_size(cf: *mut ngx_conf_t, wanted: &Wanted) -> usize {
     // SAFETY: the previous cycle is alive while the next one is read.
     match unsafe { running_size((*(*cf).cycle).old_cycle, wanted) } {
@@ -154,9 +155,9 @@ unsafe fn running_size(old: *const ngx_cycle_t, wanted: &Wanted) -> Option<usize
     None
 }
 
-/// nginx calls this once the zone is mapped: `old` is NULL for new memory.
+/// nginx calls this once the zone is mapped; `old` is NULL for new memory.
 ///
-/// Nothing of the configuration is written to shared memory: the reload may still fail.
+/// No configuration is written to shared memory: the reload may still fail.
 unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_int_t {
     panic_guard::guard(
         "zone init",
@@ -203,7 +204,7 @@ unsafe fn create(pool: *mut ngx_slab_pool_t, workers: usize) -> Result<Zone, Str
     }
 }
 
-/// The zone that an earlier cycle made.
+/// Opens the zone made by an earlier cycle.
 unsafe fn attach(pool: *mut ngx_slab_pool_t) -> Result<Zone, String> {
     // SAFETY: `create` left the memory's address here; it is mapped at the same address in every process.
     unsafe {
@@ -237,7 +238,7 @@ unsafe fn capacity(pool: *const ngx_slab_pool_t) -> usize {
     unsafe { (*pool).last.offset_from((*pool).pages) as usize * ngx_pagesize }
 }
 
-/// How many processes may use a new zone at once: the workers of two generations, also if a later configuration says `auto`.
+/// Slots of a new zone: the workers of two generations, also if a later configuration says `auto`.
 fn slots(workers: usize, len: usize) -> u16 {
     // SAFETY: set by nginx before any configuration is read, and constant.
     let processors = usize::try_from(unsafe { ngx_ncpu }).unwrap_or(1);
@@ -246,7 +247,7 @@ fn slots(workers: usize, len: usize) -> u16 {
     u16::try_from(MIN_SLOTS.max(generations(workers)).max(later)).unwrap_or(u16::MAX)
 }
 
-/// Refuses a reload that brings more workers than the zone can ever serve: all others would answer 503.
+/// Refuses a reload with more workers than the zone has slots: the excess would answer 503.
 fn admit(zone: &Zone, workers: usize) -> Result<Zone, String> {
     let slots = usize::from(zone.slots());
     if workers > slots {
@@ -266,7 +267,7 @@ fn admit(zone: &Zone, workers: usize) -> Result<Zone, String> {
     Ok(*zone)
 }
 
-/// The eventfds of this process family, kept for the case that a reload brings a new zone.
+/// The eventfds of this process family, kept in case a reload brings a new zone.
 static WAKE_FDS: ProcessCell<Vec<i32>> = ProcessCell::empty();
 
 /// Fills in the zone's eventfds, one per slot, if it has none.
@@ -280,7 +281,7 @@ pub fn prepare_wake_fds(zone: &Zone) -> io::Result<()> {
     if made.is_ok() {
         zone.set_wake_fds(&fds[..slots]);
     }
-    // If there are too few, the next cycle goes on with these.
+    // If there are too few, the next cycle continues with these.
     WAKE_FDS.set(fds);
     made
 }
@@ -292,7 +293,7 @@ fn add_eventfds(fds: &mut Vec<i32>, wanted: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// At the end of a process, which closes them.
+/// Forgets the eventfds at the end of a process, which closes them.
 pub fn forget_wake_fds() {
     drop(WAKE_FDS.take());
 }

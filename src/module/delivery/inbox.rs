@@ -1,4 +1,4 @@
-//! From the store to this worker's subscribers: messages are taken, written once per style, and handed out in slices.
+//! Messages from the store to this worker's subscribers: drained, rendered once per style, handed out in slices.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -20,22 +20,22 @@ use super::{Delivery, Ending};
 use crate::config::SlowReader;
 use crate::ffi::fault;
 
-/// Text taken from the store at once: what comes together goes out together, one send per subscriber.
+/// Text drained from the store at once: messages drained together go out together, one send per subscriber.
 pub const DRAIN_BYTES: usize = 256 * 1024;
 
-/// What handing out may take before other events get their turn: new readers and publishers do not wait for a broadcast.
+/// Time for handing out before other events get their turn: new readers and publishers do not wait for a broadcast.
 const SLICE: Duration = Duration::from_millis(2);
 
 /// Sends of one channel before another channel gets its turn, and between two looks at the clock.
 pub const TURN: usize = 64;
 
-/// Whatever takes more than a send: so many of them in a slice.
+/// Actions (anything that takes more than a send) per slice.
 const ACTIONS_PER_SLICE: usize = 64;
 
-/// Slices of old messages for one subscriber before others get their turn.
+/// Slices of a replay for one subscriber before others get their turn.
 const REPLAYS_PER_TURN: usize = 4;
 
-/// What is left to do for one subscriber once this module's state is not borrowed any more.
+/// Work left for one subscriber once the module's state is not borrowed any more.
 pub enum Action {
     /// Go on sending.
     Advance(SubscriberId),
@@ -49,59 +49,59 @@ pub struct Answer {
     pub piece: Piece,
     pub time: u64,
     pub tag: u32,
-    /// Its event id, for a reader who resumes in order, if that is a position.
+    /// Its event id, for a reader that resumes in order, if the id is a position.
     pub position: Option<OrderedId>,
     pub deleted: bool,
-    /// Channels in which the reader has missed something while it waited.
+    /// Channels in which the reader missed messages while it waited.
     pub missed: Vec<Rc<[u8]>>,
 }
 
 /// How far a queue was handed out.
 enum Handed {
     All,
-    /// Up to the end of its turn.
+    /// Up to the end of the queue's turn.
     Turn,
-    /// Up to one whose socket did not take it all.
+    /// Up to a subscriber whose socket did not take all bytes.
     Outcome {
         index: u32,
         delivered: Delivered,
     },
-    /// Up to one that needs more than a send, and was not given anything.
+    /// Up to a subscriber that needs more than a send, and was not given anything.
     Special {
         index: u32,
         position: u32,
     },
 }
 
-/// What was taken from the store and is not handed out yet.
+/// Messages taken from the store and not handed out yet.
 #[derive(Default)]
 pub struct Inbox {
     pub queues: ChannelQueues,
     batch: Batch,
     pub scratch: Vec<u8>,
-    /// Readers who resume in order, and what they wait for.
+    /// Readers that resume in order, and their messages.
     pub ordered: Ordered,
     /// There may be more in the store.
     pub dirty: bool,
     /// Messages came since the last tick.
     taken: bool,
-    /// Subscribers that still get old messages and are not waiting for their socket.
+    /// Subscribers in replay that are not waiting for their socket.
     pub catching_up: VecDeque<SubscriberId>,
-    /// What waits for other channels of the same subscribers.
+    /// Pieces held for other channels of the same subscribers.
     pub coalescer: Coalescer,
 }
 
 impl Inbox {
-    /// Has everybody got all that was taken?
+    /// Are all messages that were taken handed out?
     fn is_handed_out(&self) -> bool {
         self.queues.is_empty() && self.ordered.is_idle()
     }
 
-    /// Drops what is not handed out.
+    /// Drops messages that are not handed out.
     pub fn forget(&mut self) {
         let mut ordered = std::mem::take(&mut self.ordered);
         ordered.forget_messages();
-        // What is held is still to be sent.
+        // Keep the coalescer: held pieces are still to be sent.
         let coalescer = std::mem::take(&mut self.coalescer);
         *self = Inbox {
             dirty: true,
@@ -117,7 +117,7 @@ impl Delivery {
     pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
         let now = Now::read();
         let end = Instant::now() + SLICE;
-        // What came meanwhile does not wait until all that was there before is handed out.
+        // Take new messages first: they need not wait until all earlier ones are handed out.
         self.take_messages();
         while actions.len() < ACTIONS_PER_SLICE {
             if self.inbox.is_handed_out() && !self.take_messages() {
@@ -141,12 +141,12 @@ impl Delivery {
             || !self.inbox.coalescer.is_empty()
     }
 
-    /// Is everything taken and handed out that was published before the last look into the store?
+    /// Are all messages taken and handed out that were published before the last look into the store?
     pub fn is_at_rest(&self) -> bool {
         self.inbox.is_handed_out() && !self.inbox.dirty
     }
 
-    /// Once a second: neither one large message nor one large burst must cost memory for ever.
+    /// Frees buffers, once a second: neither one large message nor one large burst may hold memory for ever.
     pub fn forget_buffers(&mut self) {
         let Inbox {
             batch,
@@ -163,7 +163,7 @@ impl Delivery {
         }
     }
 
-    /// Takes what the store has, as far as there is room for it, and writes it once per style. False if there was nothing.
+    /// Drains the store, as far as there is room, and renders once per style. False if there was nothing.
     fn take_messages(&mut self) -> bool {
         if self.inbox.queues.are_full() || self.handover.is_unplaced() {
             return false;
@@ -184,7 +184,7 @@ impl Delivery {
         taken
     }
 
-    /// The same where channels are merged: for that, all must be known up to some point.
+    /// Drains the store completely, for merged channels: merging needs all messages up to some point.
     fn take_whole_drain(&mut self) -> bool {
         let mut taken = false;
         while let Some(worker) = self.worker.as_mut().filter(|_| self.inbox.dirty) {
@@ -202,7 +202,7 @@ impl Delivery {
         taken
     }
 
-    /// Writes messages for those who take them as they come.
+    /// Renders messages for subscribers that are not ordered.
     fn fill_queues(&mut self, batch: &Batch) {
         let Inbox {
             queues, scratch, taken, ..
@@ -216,7 +216,7 @@ impl Delivery {
         }
     }
 
-    /// Hands out the next queue for one turn. If there is more of it, it goes on behind the others.
+    /// Hands out the next queue for one turn. If messages are left in it, it queues up behind the others.
     fn hand_out(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let Some(queue) = self.inbox.queues.next() else {
             return;
@@ -235,7 +235,7 @@ impl Delivery {
         }
     }
 
-    /// Hands a queue to all subscribers that only need a send, up to the first who needs more.
+    /// Hands a queue to all subscribers that only need a send, up to the first that needs more.
     fn hand_out_quickly(&mut self, queue: &ChannelQueue, left: &mut usize, now_ms: u64) -> Handed {
         let others = !self.inbox.queues.is_empty();
         let Registry { slab, channels, .. } = &mut self.registry;
@@ -280,7 +280,7 @@ impl Delivery {
 
     fn hand_to(&mut self, index: u32, position: u32, queue: &ChannelQueue, now_ms: u64, actions: &mut Vec<Action>) {
         self.hand_part(index, position, queue, now_ms, actions);
-        // Whoever resumes in order is still to get what is merged.
+        // Readers that resume in order get it from the merge.
         let subscriber = self.registry.slab.at(index);
         if let Some(seq) = queue
             .dismissed()
@@ -290,7 +290,7 @@ impl Delivery {
         }
     }
 
-    /// Ends a subscriber that was there when all were sent away.
+    /// Ends a subscriber that was present when all were dismissed.
     pub fn dismiss(&mut self, index: u32, seq: u64, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
@@ -349,7 +349,7 @@ impl Delivery {
         }
     }
 
-    /// Counts what became of a live piece, and leaves to be done what it asks for.
+    /// Counts the outcome of a live piece, and queues the action that it needs.
     pub fn account(&mut self, index: u32, delivered: Delivered, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
@@ -377,7 +377,8 @@ impl Delivery {
         }
     }
 
-    /// The subscriber's channel is gone, by the notice `seq`; with its last one the subscriber ends. `seat`: the channel, and the place in it.
+    /// Removes a subscriber from a deleted channel, by the deletion notice `seq`; with its last channel the subscriber
+    /// ends. `seat`: the channel, and the position in it.
     pub fn lose_channel(&mut self, index: u32, seat: (Membership, u32), seq: u64, actions: &mut Vec<Action>) {
         let Some(left) = self.registry.unseat(index, Some(seat)) else {
             return;
@@ -395,7 +396,7 @@ impl Delivery {
         }
     }
 
-    /// The last of a subscriber's channels is gone.
+    /// Ends a subscriber whose last channel was deleted.
     pub fn end_without_channels(&mut self, index: u32, actions: &mut Vec<Action>) {
         let Some((id, subscriber)) = self.registry.slab.named(index) else {
             return;
@@ -411,7 +412,7 @@ impl Delivery {
         self.look_if_woken();
     }
 
-    /// Fetches the next old messages of a subscriber whose send queue is empty. False if there are none (any more).
+    /// Fetches the next messages of a replay, for a subscriber whose send queue is empty.
     pub fn replay(&mut self, id: SubscriberId, turns: &mut usize) -> Replayed {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return Replayed::Nothing;
@@ -463,19 +464,19 @@ impl Delivery {
     }
 }
 
-/// What [`Delivery::replay`] did.
+/// Outcome of [`Delivery::replay`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayed {
     Nothing,
-    /// Something was put into the send queue.
+    /// Messages were put into the send queue.
     Some,
-    /// Others first.
+    /// Other subscribers get their turn first.
     Later,
-    /// What is missing can be told no more: the answer must not look as if it were whole.
+    /// Messages are missing and the head cannot say so any more: the answer must not look complete.
     Broken,
 }
 
-/// What became of a live piece.
+/// Outcome of a live piece.
 pub enum Delivered {
     Sent,
     Queued { dropped: usize },
@@ -484,7 +485,7 @@ pub enum Delivered {
 }
 
 impl Subscriber {
-    /// Does a live piece need nothing but a send?
+    /// Can a live piece be delivered by a plain send?
     pub fn is_quick(&self) -> bool {
         self.socket >= 0
             && !self.ending
@@ -493,7 +494,7 @@ impl Subscriber {
             && self.disconnect_record.is_none()
     }
 
-    /// Sends frames from byte `from` on to one that is [quick](Subscriber::is_quick).
+    /// Sends frames from byte `from` on to a [quick](Subscriber::is_quick) subscriber.
     /// `position`: as for [`Subscriber::deliver`].
     pub fn send_quickly(&mut self, frames: &Rc<Frames>, from: u32, position: Option<OrderedId>) -> Delivered {
         match self.send_to_socket(frames.bytes_from(from)) {
@@ -503,7 +504,7 @@ impl Subscriber {
         }
     }
 
-    /// The socket is full: the rest of a piece waits until it is not.
+    /// Queues the rest of a piece until the socket is writable again.
     fn keep_rest(&mut self, piece: Piece, taken: usize, position: Option<OrderedId>) -> Delivered {
         self.send_queue.push(piece);
         self.send_queue.set_position(position);
@@ -513,7 +514,7 @@ impl Subscriber {
         Delivered::Queued { dropped: 0 }
     }
 
-    /// A live piece has come.
+    /// Records a live piece: postpones the ping, counts messages for the disconnect log.
     pub fn note_live(&mut self, piece: &Piece, now_ms: u64) {
         self.postpone_ping(now_ms);
         if let Some(disconnect_record) = &mut self.disconnect_record {
@@ -521,7 +522,8 @@ impl Subscriber {
         }
     }
 
-    /// Takes a live piece: sends it, or queues it behind what waits. `position`: where a reader who resumes in order is before it.
+    /// Delivers a live piece: sends it, or queues it behind waiting pieces. `position`: that of a reader that resumes
+    /// in order, before this piece.
     pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
         self.note_live(&piece, now_ms);
         let bound = self.bound(self.frozen());
@@ -542,7 +544,7 @@ impl Subscriber {
         }
     }
 
-    /// Puts what a slow reader has missed in front of what it gets next; true if it is told.
+    /// Puts a gap notice in front of the next messages of a slow reader; true if there is one.
     fn tell_missed(&mut self) -> bool {
         if self.style.format.gap_text.is_none() {
             return false;
@@ -567,13 +569,14 @@ impl Subscriber {
         !notices.is_empty()
     }
 
-    /// Is this a poll's answer of which something was lost when its head was out? The client asks again, and is told then.
+    /// Is this a poll's answer that lost messages after its head was sent? The client asks again, and is told then.
     fn is_broken_off(&self, replaying: &mut Replaying) -> bool {
         let tells = self.style.format.gap_text.is_some() && matches!(self.kind, Kind::Answer(_));
         tells && !replaying.replay.take_gaps().is_empty()
     }
 
-    /// Old messages may be lost before a slow reader has got them: that comes before what is left in `batch`. True if it is told.
+    /// Puts gap notices in front of the rest of `batch` if old messages were evicted before a slow reader got them.
+    /// True if there are any.
     fn tell_lost(&mut self, replaying: &mut Replaying, batch: &Batch) -> bool {
         let lost = replaying.replay.take_gaps();
         if lost.is_empty() || self.style.format.gap_text.is_none() {
@@ -595,7 +598,7 @@ impl Subscriber {
         true
     }
 
-    /// The old messages are in the send queue; what waited behind them follows.
+    /// The replay is in the send queue completely; the live messages behind it follow.
     fn caught_up(&mut self, mut replaying: Replaying) {
         if let Some(position) = replaying.position {
             let line = eventsource::position(position);
@@ -611,7 +614,7 @@ impl Subscriber {
     }
 }
 
-/// Queues a live piece; nothing that waits before it changes where the reader is.
+/// Queues a live piece; earlier pieces in the queue do not change the reader's position.
 fn push_at(
     queue: &mut SendQueue,
     piece: Piece,

@@ -1,24 +1,24 @@
-//! This worker's subscribers: who they are, what they get, when they end.
+//! This worker's subscribers: registration, delivery, end.
 //!
-//! * [`registry`]: subscribers and the channels they are in.
-//! * [`inbox`]: messages from the store, in slices, to everybody who waits for them.
-//! * [`channel_queue`]: messages that are being handed out, channel by channel in turns.
-//! * [`ordered`]: messages merged over several channels, for those who resume in order.
+//! * [`registry`]: subscribers and their channels.
+//! * [`inbox`]: messages from the store, handed out to subscribers in slices.
+//! * [`channel_queue`]: messages being handed out, channel by channel in turns.
+//! * [`ordered`]: messages merged over several channels, for readers that resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
-//! * [`frames`]: messages as bytes, written once for all subscribers of a style.
-//! * [`output`], [`send_queue`]: bytes to a connection, and what waits for a slow reader.
-//! * [`detach`], [`lingering_close`]: connections without a request of nginx, and their end.
+//! * [`frames`]: messages as bytes, rendered once for all subscribers of a style.
+//! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader.
+//! * [`detach`], [`lingering_close`]: connections without nginx's request, and their end.
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
-//! * [`mod@socket`]: what WebSocket clients send.
+//! * [`mod@socket`]: input of WebSocket clients.
 //! * [`disconnect_log`]: one line for each stream that ends.
-//! * [`report`]: what the error log is told. [`local_counters`]: counts not yet in the zone.
+//! * [`report`]: reports in the error log. [`local_counters`]: counts not yet in the zone.
 //! * [`shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
-//! * [`events`]: what nginx calls, and when.
+//! * [`events`]: callbacks and timers of nginx's event loop.
 //! * [`recovery`]: after a panic.
 //!
-//! The state of all this is one value, borrowed for short steps. Whatever may come back into this module (the output
-//! filters, finalizing a request) happens between the steps.
+//! All state is one value, borrowed for short steps. Calls that may re-enter this module (the output filters,
+//! finalizing a request) are made between the steps.
 
 mod channel_queue;
 mod coalesce;
@@ -80,10 +80,10 @@ pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
 pub use top_channels::{TopChannel, Tops, top_channels};
 
-/// Pings and ends before other events get their turn.
+/// Pings and ends per slice, before other events get their turn.
 const DUE_PER_SLICE: usize = 256;
 
-/// Everything this worker knows.
+/// All delivery state of this process.
 static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
 
 /// One worker's part of the delivery.
@@ -95,12 +95,12 @@ struct Delivery {
     registry: Registry,
     inbox: Inbox,
     timer_wheel: TimerWheel,
-    /// Indices of subscribers whose time has come, and that are still to be looked at.
+    /// Indices of subscribers whose timer has expired and that are not handled yet.
     due: VecDeque<u32>,
-    /// Subscribers that may be able to do without their requests, once no handler of these is running.
+    /// Subscribers to try to detach once none of their request's handlers is running.
     settling: Vec<SubscriberId>,
     neighbours: Neighbours,
-    /// When the slice of work began after which there was more to do.
+    /// Start of the last slice of work, if that left more to do.
     slice_before: Option<Instant>,
     events: &'static Events,
     shutdown: Shutdown,
@@ -112,17 +112,17 @@ struct Delivery {
     disconnect_log: DisconnectLog,
 }
 
-/// What happened to slow readers in this worker.
+/// Counts of slow readers and ended subscribers in this worker.
 #[derive(Default)]
 struct Counters {
     /// Messages dropped by the policies `skip` and `latest`.
     dropped: u64,
     /// Connections closed by the policy `close`.
     too_slow: u64,
-    /// Subscribers that ended since memory was last given back, now and at the last tick.
+    /// Subscribers ended since memory was last given back, now and at the last tick.
     ended: usize,
     ended_before: usize,
-    /// When that was.
+    /// When memory was last given back.
     trimmed_ms: u64,
 }
 
@@ -135,7 +135,7 @@ enum Ending {
     Failed,
     /// The client closed the connection.
     Gone,
-    /// The client took nothing for `send_timeout`.
+    /// The client accepted nothing for `send_timeout`.
     TimedOut,
     /// Its queue is full.
     TooSlow,
@@ -181,7 +181,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
     events.start();
 }
 
-/// Ends the delivery: everybody still here is told, as far as that is possible without waiting.
+/// Ends the delivery: ends all remaining subscribers, as far as that is possible without waiting.
 pub fn stop() {
     PROCESS.with(Delivery::stop_accepting);
     shutdown::end_now();
@@ -191,7 +191,7 @@ pub fn stop() {
     }
 }
 
-/// Puts another configuration in force in a process that goes on with it: a reload without a master.
+/// Applies another configuration in a process that keeps running: a reload without a master.
 pub fn reconfigure(main: &Main) {
     PROCESS.with(|delivery| {
         if let Some(settings) = main.settings.clone() {
@@ -205,8 +205,8 @@ pub fn reconfigure(main: &Main) {
     });
 }
 
-/// Runs `work` on this worker's slot in the store; None if it has none. What that brings this worker's own subscribers is
-/// handed out when the current request has been answered.
+/// Runs `work` on this worker's slot in the store; None if it has none. Messages that result for this worker's own
+/// subscribers are handed out when the current request has been answered.
 pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
     PROCESS
         .with(|delivery| {
@@ -218,12 +218,12 @@ pub fn with_store<R>(work: impl FnOnce(&mut Worker) -> R) -> Option<R> {
         .flatten()
 }
 
-/// A subscription was refused; `counter` says why.
+/// Counts a refused subscription; `counter` is the reason.
 pub fn count_refused_subscriber(counter: Counter) {
     PROCESS.with(|delivery| delivery.local_counters.refused(counter));
 }
 
-/// The figures of the whole zone, with what this worker has counted up to now.
+/// The figures of the whole zone, including this worker's counts up to now.
 pub fn figures(now: Now) -> Option<Summary> {
     PROCESS
         .with(|delivery| {
@@ -233,7 +233,7 @@ pub fn figures(now: Now) -> Option<Summary> {
         .flatten()
 }
 
-/// Memberships that nobody answers for yet: dropped, they are given back.
+/// Memberships without a subscriber yet: given back on drop.
 pub struct Seat(Vec<Membership>);
 
 impl Seat {
@@ -258,16 +258,16 @@ pub struct Enlistment<'p> {
     pub joined: Joined,
     pub seat: Seat,
     pub kind: Kind,
-    /// How bytes may go past the output filters, or why they may not.
+    /// Framing for sending past the output filters, or the reason why that is not allowed.
     pub direct: Result<Framing, Option<AttachReason>>,
-    /// Bytes that each message is filled up to.
+    /// Bytes that each message is padded to.
     pub message_min: u32,
-    /// The ordered id from which the client wants to go on.
+    /// The ordered id after which the client wants to resume.
     pub asked: Option<OrderedId>,
 }
 
-/// Takes over a request: from now on it belongs to the delivery. Returns what its handler returns; None if there is no
-/// memory for it.
+/// Takes over a request: from now on it belongs to the delivery. Returns the handler's return value; None if there is
+/// no memory for it.
 pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
     let streams = matches!(enlistment.kind, Kind::Stream | Kind::Socket(_));
     let socket = matches!(enlistment.kind, Kind::Socket(_));
@@ -281,7 +281,7 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
             Err(_) => Some(pool::place((*r).pool, Flight::new())?),
             Ok(_) => None,
         };
-        // From here on the subscriber answers for them.
+        // From here on the subscriber owns the memberships.
         enlistment.seat.0.clear();
         let memberships = std::mem::take(&mut enlistment.joined.memberships);
         let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships, flight))?;
@@ -294,7 +294,7 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
     Some(NGX_DONE as ngx_int_t)
 }
 
-/// Has nginx tell when the client is gone or can take more.
+/// Registers for events: the client is gone, or can take more.
 unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     // SAFETY: request and connection are valid.
     unsafe {
@@ -306,12 +306,12 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
         });
         (*r).write_event_handler = Some(writable);
         if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
-            // nginx does not do so on a first plain request, and Nagle would add 40 ms to the second message.
+            // nginx does not set it for a first plain request, and Nagle would add 40 ms to the second message.
             ngx_tcp_nodelay(connection);
         }
         let read = (*connection).read;
-        // Nothing is read or sent before the handler has returned: a failure would free the request under it. What came
-        // with a WebSocket handshake waits in the request's buffer, and no event will tell.
+        // Read or send nothing before the handler has returned: a failure would free the request under it. Bytes that
+        // came with a WebSocket handshake are in the request's buffer, and no event announces them.
         if socket || (*read).ready() != 0 {
             ngx_post_event(read, &raw mut ngx_posted_events);
         } else {
@@ -321,7 +321,7 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     }
 }
 
-/// nginx frees the request, for whatever reason.
+/// Cleanup handler: nginx frees the request, for whatever reason.
 unsafe extern "C" fn request_gone(data: *mut c_void) {
     let remove = || {
         PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
@@ -331,12 +331,12 @@ unsafe extern "C" fn request_gone(data: *mut c_void) {
     panic_guard::guard("request cleanup", or_abort, remove);
 }
 
-/// The guard for what concerns one subscriber: after a panic its connection ends.
+/// The guard for handlers of one subscriber: after a panic its connection ends.
 fn subscriber_event(entry: &str, id: SubscriberId, body: impl FnOnce()) {
     panic_guard::guard(entry, || panic_guard::event("end", || end(id, Ending::Failed)), body);
 }
 
-/// The socket can take more, or has taken nothing for too long.
+/// Write handler: the socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
     let (id, event) = unsafe {
@@ -351,7 +351,7 @@ unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
         if timed_out {
             end(id, Ending::TimedOut);
         } else if delayed {
-            // limit_rate: nginx's timer comes again.
+            // limit_rate: nginx's timer fires again.
             // SAFETY: as above.
             unsafe { ngx_handle_write_event(event, 0) };
         } else {
@@ -360,7 +360,7 @@ unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
     });
 }
 
-/// Does what a slice of work or an expired timer left to do.
+/// Performs the actions left by a slice of work or an expired timer.
 fn perform(actions: Vec<Action>) {
     for action in actions {
         match action {
@@ -371,7 +371,7 @@ fn perform(actions: Vec<Action>) {
     }
 }
 
-/// Goes on sending to a subscriber until its socket is full or there is nothing to send.
+/// Sends to a subscriber until its socket is full or nothing is left to send.
 fn advance(id: SubscriberId) {
     let (mut attempted, mut replays) = (false, 0);
     loop {
@@ -393,7 +393,7 @@ fn advance(id: SubscriberId) {
     }
 }
 
-/// What [`advance`] has to do outside of the borrow.
+/// Steps of [`advance`] outside of the borrow.
 enum Next {
     Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
     End(Ending),
@@ -422,7 +422,7 @@ fn end(id: SubscriberId, ending: Ending) {
                 // Its last frames were in the send queue.
                 Kind::Socket(_) => {
                     if ngx_exiting != 0 || ngx_terminate != 0 {
-                        // The process is not to wait for what the client may still say.
+                        // The process must not wait for further input from the client.
                         (*r).set_lingering_close(0);
                     }
                     NGX_OK as ngx_int_t
@@ -450,7 +450,7 @@ fn end(id: SubscriberId, ending: Ending) {
     }
 }
 
-/// Half a message may be on the wire: nothing may follow it, not even the end of TLS.
+/// Ends a connection on which half a message may be sent: nothing may follow it, not even the end of TLS.
 unsafe fn cut(connection: *mut ngx_connection_t) -> ngx_int_t {
     // SAFETY: the connection is open.
     unsafe { (*connection).set_error(1) };
@@ -495,12 +495,12 @@ impl Delivery {
         self.worker = self.zone.claim(self.settings.limits.clone(), Now::read());
         self.listen();
         self.start_accepting();
-        // What is already counted was another worker's to tell.
+        // Sets the baseline: counts so far were for another worker to report.
         self.report_zone(Now::read());
         self.worker.is_some()
     }
 
-    /// Has nginx tell when another worker writes to this one's eventfd.
+    /// Watches this worker's eventfd, which other workers write to.
     fn listen(&self) {
         if let Some(worker) = &self.worker {
             let fd = self.zone.wake_fds().get(usize::from(worker.slot())).copied();
@@ -513,8 +513,8 @@ impl Delivery {
         self.events.post_work();
     }
 
-    /// After any call that changes the store: what it brought this worker's own subscribers, as an event that is told, is signalled by
-    /// nobody else.
+    /// Checks for a wake-up after any call that changes the store: no other process signals messages that such a call
+    /// brings to this worker's own subscribers, for example in the events channel.
     fn look_if_woken(&mut self) {
         if self.worker.as_ref().is_some_and(Worker::is_woken) {
             self.wake();
@@ -626,13 +626,13 @@ impl Delivery {
         id
     }
 
-    /// Sees whether a subscriber can do without its request when none of its handlers is running any more.
+    /// Schedules a try to detach a subscriber, for when none of its handlers is running any more.
     fn settle(&mut self, id: SubscriberId) {
         self.settling.push(id);
         self.events.post_work();
     }
 
-    /// Puts a subscriber where its next ping or end is due.
+    /// Puts a subscriber into the timer wheel where its next ping or end is due.
     fn schedule(&mut self, index: u32, now_ms: u64) {
         let due = self
             .registry
@@ -651,7 +651,7 @@ impl Delivery {
         }
     }
 
-    /// Forgets a subscriber; the store does, too.
+    /// Removes a subscriber, here and in the store.
     fn remove(&mut self, id: SubscriberId, ending: Ending) -> Option<Subscriber> {
         let connected = self.registry.slab.get(id)?.connected();
         if let Some(worker) = &self.worker {
@@ -673,7 +673,7 @@ impl Delivery {
         Some(subscriber)
     }
 
-    /// Counts and logs the end of those who are cut with the process.
+    /// Counts and logs the end of subscribers that are cut with the process.
     fn note_left(&mut self) {
         let now_ms = Now::read().monotonic_ms;
         for index in 0..self.registry.slab.end() {
@@ -705,7 +705,7 @@ impl Delivery {
         self.look_if_woken();
     }
 
-    /// The next thing to do for a subscriber, as far as it must be done outside.
+    /// The next step for a subscriber, as far as it must be done outside of the borrow.
     fn step(&mut self, id: SubscriberId, attempted: &mut bool, replays: &mut usize) -> Option<Next> {
         loop {
             let subscriber = self.registry.slab.get(id)?;
@@ -754,7 +754,7 @@ impl Delivery {
         Some(Action::Advance(id))
     }
 
-    /// Pings and ends whoever is due.
+    /// Sends due pings and begins due ends.
     fn advance_timer_wheel(&mut self, actions: &mut Vec<Action>) {
         let now_ms = Now::read().monotonic_ms;
         self.timer_wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
@@ -771,7 +771,7 @@ impl Delivery {
                 continue;
             }
             if subscriber.ping_due_ms <= now_ms {
-                // From when it was due, or slots would add up.
+                // Count from the due time, or the slots' rounding would add up.
                 let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(timer_wheel::SLOT_MS));
                 subscriber.postpone_ping(beat);
                 match subscriber.ping(&mut pings, now_ms) {
@@ -805,16 +805,16 @@ impl Pings {
     }
 }
 
-/// What became of a ping.
+/// Outcome of a ping.
 enum Pinged {
     Sent,
     Queued,
-    /// The peer has left earlier ones unanswered, or cannot be written to.
+    /// The peer has not answered earlier pings, or cannot be written to.
     Lost(Ending),
 }
 
 impl Subscriber {
-    /// Nobody who does not read what waits for it needs a ping.
+    /// Sends a ping. Pings are skipped while data is queued.
     fn ping(&mut self, pings: &mut Pings, now_ms: u64) -> Pinged {
         if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
             && !socket.ping(now_ms, interval)

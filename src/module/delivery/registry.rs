@@ -1,4 +1,4 @@
-//! This worker's subscribers, and which of them are in which channel.
+//! This worker's subscribers, and their seats in channels.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -24,7 +24,7 @@ use super::socket::Socket;
 use super::timer_wheel::Place;
 use crate::config::{Audience, Transport};
 
-/// Names a subscriber, also after it is gone: its place is then empty or somebody else's.
+/// Names a subscriber, also after it is gone: its place is then empty or another subscriber's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscriberId {
     pub index: u32,
@@ -37,7 +37,7 @@ const _: () = assert!(
 );
 
 impl SubscriberId {
-    /// As the data of a C callback; never NULL, because generations start at 1.
+    /// The id as the data of a C callback; never NULL, because generations start at 1.
     pub fn to_pointer(self) -> *mut c_void {
         ((self.generation as usize) << 32 | self.index as usize) as *mut c_void
     }
@@ -51,11 +51,11 @@ impl SubscriberId {
     }
 }
 
-/// What a subscriber is for.
+/// The kind of a subscriber.
 pub enum Kind {
-    /// Streaming, EventSource: gets everything until it ends.
+    /// Streaming, EventSource: receives all messages until it ends.
     Stream,
-    /// WebSocket: the same, and may send.
+    /// WebSocket: receives as a stream, and may send.
     Socket(Box<Socket>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
     Waiting(Responder),
@@ -63,28 +63,28 @@ pub enum Kind {
     Answer(Box<Rest>),
 }
 
-/// What an answer has beside its messages.
+/// The parts of an answer beside its messages.
 pub struct Rest {
-    /// Between two messages.
+    /// Sent between two messages.
     pub separator: &'static [u8],
-    /// After the last message.
+    /// Sent after the last message.
     pub closing: Vec<u8>,
 }
 
-/// When something is due that never is.
+/// The due time of an event that never comes.
 pub const NEVER: u64 = u64::MAX;
 
-/// Sends the answer to a request that waits; returns what the request is to be finalized with. It is told the channels in which
-/// something was missed meanwhile.
+/// Sends the answer to a waiting request; returns the code to finalize the request with. Its last argument: the
+/// channels in which the client missed messages meanwhile.
 pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>, &[Rc<[u8]>]) -> ngx_int_t>;
 
-/// What a waiting request is answered with.
+/// The answer to a waiting request.
 #[derive(Clone, Copy, Debug)]
 pub enum Reply<'t> {
     Message {
         time: u64,
         tag: u32,
-        /// Its event id, if the reader can go on from there.
+        /// Its event id, if the reader can resume from there.
         position: Option<OrderedId>,
         text: &'t [u8],
     },
@@ -94,46 +94,47 @@ pub enum Reply<'t> {
     TimedOut,
 }
 
-/// One open stream or waiting request. All that it needs after its response head is here, nothing is looked up in the request.
+/// One open stream or waiting request. It holds all that is needed after its response head; nothing is looked up in the
+/// request.
 ///
-/// What every message touches comes first and is one cache line.
+/// The fields that every message touches come first and fill one cache line.
 #[repr(C)]
 pub struct Subscriber {
-    /// Messages up to this sequence number are not for it.
+    /// Messages up to this sequence number are not sent to it.
     pub joined_seq: u64,
     pub style: Rc<Style>,
     pub send_queue: SendQueue,
     pub replay: Option<Box<Replaying>>,
-    /// Where its end is logged.
+    /// Its record for the disconnect log.
     pub disconnect_record: Option<Box<DisconnectRecord>>,
     pub ping_due_ms: u64,
     pub audience: Rc<Audience>,
-    /// The socket, if bytes may go straight to it: no request, no TLS. Else -1.
+    /// The socket, if bytes may be sent to it directly: no request, no TLS. Else -1.
     pub socket: i32,
-    /// It has left its channels; once everything is sent it ends.
+    /// It has left its channels, and ends once everything is sent.
     pub ending: bool,
-    /// What began its end first, if anything has.
+    /// The first reason for its end, if that has begun.
     pub end_reason: Option<Reason>,
-    /// Why it keeps its request; None if it does not, or if it waits for one answer.
+    /// Why it keeps its request; None if it is detached, or if it waits for one answer.
     pub attach_reason: Option<AttachReason>,
     pub transit: Transit,
 
     /// Open as long as the subscriber is registered.
     pub connection: *mut ngx_connection_t,
-    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once it was given back.
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once detached.
     pub request: *mut ngx_http_request_t,
-    /// None: bytes go straight to the connection. Otherwise what is in nginx's output filters; it belongs to the
+    /// None: bytes go straight to the connection. Otherwise the buffers in nginx's output filters; they belong to the
     /// request's pool, which is destroyed after the subscriber is removed.
     pub flight: Option<NonNull<Flight>>,
     pub kind: Kind,
     pub seats: SmallVec<[Seated; 2]>,
     pub end_due_ms: u64,
-    /// Its share of its client's address if that is limited; else number 0, which no membership has.
+    /// Its membership in its client's address if that is limited; else number 0, which no membership has.
     pub address: Membership,
     pub place: Place,
 }
 
-/// A subscriber's part in one channel.
+/// A subscriber's seat in one channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Seated {
     pub membership: Membership,
@@ -141,67 +142,67 @@ pub struct Seated {
     position: u32,
 }
 
-/// Old messages on their way to a subscriber; what is live waits behind them.
+/// A replay in progress; live messages wait behind it.
 pub struct Replaying {
     pub replay: Replay,
     /// Ids of the path's channels.
     pub ids: Vec<Rc<[u8]>>,
     pub behind: SendQueue,
     pub first: bool,
-    /// For an EventSource that resumes in order: its position, if no old message brings one.
+    /// For an EventSource that resumes in order: its position, unless a replayed message carries one.
     pub position: Option<OrderedId>,
-    /// The last id that it got, or where it began.
+    /// The last id sent to it, or the one it resumed from.
     pub last: Option<OrderedId>,
 }
 
-/// There may be a million of them. With the generation that the slab keeps with each: three cache lines.
+/// Bounds memory for a million subscribers: with the slab's generation, three cache lines each.
 const _: () = {
     assert!(size_of::<Entry>() <= 176);
     assert!(std::mem::offset_of!(Subscriber, connection) <= 64);
 };
 
-/// Is it on its way from one worker to another? Nothing is sent to it then, and nothing read.
+/// Is it on its way from one worker to another? Then nothing is sent to it or read from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transit {
     None,
-    /// Another worker may take it.
+    /// On offer to another worker.
     Leaving,
-    /// It comes from another worker.
+    /// Coming from another worker.
     Arriving,
-    /// No other worker takes it.
+    /// No other worker accepts it.
     Refused,
 }
 
-/// Stands for no membership.
+/// Placeholder for no membership.
 pub const NOWHERE: Membership = Membership(0);
 
 impl Subscriber {
-    /// The share of the address, to be left in the store now.
+    /// Takes the membership of its address, for leaving it in the store now.
     pub fn take_address(&mut self) -> Option<Membership> {
         Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
     }
 
-    /// The share of the address, if it has one.
+    /// The membership of its address, if it has one.
     pub fn share_of_address(&self) -> Option<Membership> {
         Some(self.address).filter(|&address| address != NOWHERE)
     }
 
-    /// Does it belong to another worker, too, so that nobody may send or read anything?
+    /// Does it belong to another worker, too, so that neither may send or read?
     pub fn is_in_transit(&self) -> bool {
         matches!(self.transit, Transit::Leaving | Transit::Arriving)
     }
 
-    /// Its end begins, if it has not already.
+    /// Begins its end, if it has not begun already.
     pub fn ends(&mut self, reason: Reason) {
         self.end_reason.get_or_insert(reason);
     }
 
-    /// Why it ended, if it was a stream.
+    /// The reason of its end, if it was a stream.
     pub fn closing_reason(&self, ending: Ending) -> Option<Reason> {
         matches!(self.kind, Kind::Stream | Kind::Socket(_)).then(|| self.end_reason.unwrap_or(Reason::of(ending)))
     }
 
-    /// Has it given its request back?
+    /// Has it given its request back to nginx?
     pub fn is_detached(&self) -> bool {
         self.request.is_null()
     }
@@ -215,7 +216,7 @@ impl Subscriber {
         }
     }
 
-    /// How it is connected; None if it is no subscriber any more but an answer on its way.
+    /// How it is connected, for the counters.
     pub fn connected(&self) -> Connection {
         let mode = self.mode();
         if self.is_detached() {
@@ -233,12 +234,12 @@ impl Subscriber {
         }
     }
 
-    /// When the timer wheel has to look at it.
+    /// When the timer wheel must handle it next.
     pub fn next_due_ms(&self) -> u64 {
         self.ping_due_ms.min(self.end_due_ms)
     }
 
-    /// A message was delivered: silence begins anew.
+    /// A message was delivered: the ping interval starts anew.
     pub fn postpone_ping(&mut self, now_ms: u64) {
         if self.ping_due_ms != NEVER
             && let Some(interval) = self.audience.ping_interval_ms
@@ -248,18 +249,18 @@ impl Subscriber {
     }
 }
 
-/// Subscribers in one piece of memory.
+/// Subscribers in one chunk of memory.
 const CHUNK: usize = 256;
 
-/// All subscribers by index. They lie next to each other in the order of their arrival, which is that of their channels'
-/// lists; memory for them comes and goes in chunks.
+/// All subscribers by index. They lie next to each other in the order of their arrival, as in their channels' lists;
+/// memory is allocated and freed in chunks.
 #[derive(Default)]
 pub struct Slab {
     chunks: Vec<Option<Box<Chunk>>>,
     /// All chunks before this one are full.
     first_with_room: usize,
     len: usize,
-    /// Of the subscriber that came last.
+    /// Generation of the last subscriber inserted.
     generation: u32,
 }
 
@@ -303,12 +304,12 @@ impl Slab {
         chunk.entries.get_mut(index as usize % CHUNK)
     }
 
-    /// Whoever is at this index.
+    /// The subscriber at this index.
     pub fn at(&mut self, index: u32) -> Option<&mut Subscriber> {
         self.entry(index)?.subscriber.as_mut()
     }
 
-    /// Whoever is at this index, and its name.
+    /// The subscriber at this index, and its id.
     pub fn named(&mut self, index: u32) -> Option<(SubscriberId, &mut Subscriber)> {
         let Entry { generation, subscriber } = self.entry(index)?;
         let id = SubscriberId {
@@ -318,18 +319,18 @@ impl Slab {
         Some((id, subscriber.as_mut()?))
     }
 
-    /// The subscriber of this name, if it is still there.
+    /// The subscriber with this id, if it still exists.
     pub fn get(&mut self, id: SubscriberId) -> Option<&mut Subscriber> {
         let entry = self.entry(id.index).filter(|entry| entry.generation == id.generation)?;
         entry.subscriber.as_mut()
     }
 
-    /// The name of whoever is at this index.
+    /// The id of the subscriber at this index.
     pub fn id(&mut self, index: u32) -> Option<SubscriberId> {
         self.named(index).map(|(id, _)| id)
     }
 
-    /// Has the processor fetch what every message touches of a subscriber, while it is busy with another one.
+    /// Prefetches the part of a subscriber that every message touches, while another one is handled.
     pub fn prefetch(&self, index: u32) {
         #[cfg(target_arch = "x86_64")]
         if let Some(Some(chunk)) = self.chunks.get(index as usize / CHUNK)
@@ -346,14 +347,14 @@ impl Slab {
         self.len
     }
 
-    /// How far indices go.
+    /// End of the range of indices.
     pub fn end(&self) -> u32 {
         (self.chunks.len() * CHUNK) as u32
     }
 
     fn insert(&mut self, subscriber: Subscriber) -> SubscriberId {
         let (number, place) = self.room();
-        // Names are not used again for so long that nobody remembers them.
+        // Generations repeat so late that no id of the old one is left.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
         let chunk = self.chunks[number].get_or_insert_with(Chunk::new);
@@ -369,7 +370,7 @@ impl Slab {
         }
     }
 
-    /// The first free place: its chunk's number, and where in it.
+    /// The first free place: number of its chunk, and index in that.
     fn room(&mut self) -> (usize, usize) {
         while let Some(chunk) = self.chunks.get(self.first_with_room) {
             match chunk {
@@ -402,17 +403,17 @@ impl Slab {
     }
 }
 
-/// Ways of writing that are in use. Equal ones are one, so that comparing them is comparing pointers.
+/// The styles in use. Equal styles are interned, so that comparing them is comparing pointers.
 #[derive(Default)]
 pub struct Styles(Vec<Rc<Style>>);
 
 impl Styles {
-    /// The one that is equal to `style`.
+    /// The interned style that is equal to `style`.
     pub fn intern(&mut self, style: Style) -> Rc<Style> {
         if let Some(known) = self.0.iter().find(|known| ***known == style) {
             return known.clone();
         }
-        // Those of earlier configurations go when nobody uses them any more.
+        // Drop unused styles of earlier configurations.
         self.0.retain(|known| Rc::strong_count(known) > 1);
         let style = Rc::new(style);
         self.0.push(style.clone());
@@ -423,9 +424,9 @@ impl Styles {
 /// A channel that has subscribers in this worker.
 pub struct LocalChannel {
     pub id: Rc<[u8]>,
-    /// Subscribers by index; one that named the channel twice is here twice.
+    /// Subscribers by index; a subscriber that named the channel twice is here twice.
     pub members: Vec<u32>,
-    /// How many of them, from the front, have got what is being delivered.
+    /// How many of them, from the front, have been given the part being delivered.
     pub done: usize,
     /// The members' styles, with how many have each.
     styles: SmallVec<[(Rc<Style>, usize); 1]>,
@@ -489,19 +490,19 @@ impl Registry {
         channel.add_style(&subscriber.style);
     }
 
-    /// Forgets a subscriber that has no seat any more.
+    /// Removes a subscriber that has no seat any more.
     pub fn take(&mut self, id: SubscriberId) -> Option<Subscriber> {
         self.slab.take(id)
     }
 
-    /// Where in the channel's list the subscriber at `index` is; once, if it is there twice.
+    /// The subscriber's position in the channel's list; one of them, if it is there twice.
     pub fn seat_in(&mut self, index: u32, membership: Membership) -> Option<u32> {
         let seats = &self.slab.at(index)?.seats;
         let seat = seats.iter().find(|seat| seat.membership == membership)?;
         Some(seat.position)
     }
 
-    /// Is the subscriber at `index` still to get what is being handed out in one of these channels?
+    /// Is the subscriber at `index` still to be given the part being handed out in one of these channels?
     pub fn expects(&mut self, index: u32, is_one: impl Fn(Membership) -> bool) -> bool {
         let Some(subscriber) = self.slab.at(index) else {
             return false;
@@ -516,12 +517,12 @@ impl Registry {
             .any(|seat| is_one(seat.membership) && waits(seat))
     }
 
-    /// Takes the subscriber at `index` off all its channels; returns them.
+    /// Removes the subscriber at `index` from all its channels; returns them.
     pub fn unseat_all(&mut self, index: u32) -> SmallVec<[Membership; 2]> {
         std::iter::from_fn(|| self.unseat(index, None)).collect()
     }
 
-    /// Takes the subscriber at `index` off one seat: the one at `position` of `membership`, or its last.
+    /// Removes the subscriber at `index` from one seat: the one at `position` of `membership`, or its last.
     pub fn unseat(&mut self, index: u32, seat: Option<(Membership, u32)>) -> Option<Membership> {
         let subscriber = self.slab.at(index)?;
         let number = match seat {
@@ -535,8 +536,8 @@ impl Registry {
         let style = subscriber.style.clone();
         let channel = self.channels.get_mut(&seated.membership)?;
         channel.remove_style(&style);
-        // The list stays parted in those who have got what is being delivered and those who have not: the last of the
-        // former fills the gap, and the last of all fills that one's place.
+        // The list stays partitioned into members that have been given the part being delivered and the others: the
+        // last of the former fills the gap, and the last of all fills that one's place.
         let mut gap = seated.position as usize;
         if gap < channel.done {
             channel.done -= 1;
