@@ -10,17 +10,17 @@ use crate::config::Role;
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::panic_guard;
 
-/// How long a publisher that met a full zone should wait: the oldest messages expire by the second.
+/// Retry-After, in seconds, for a publisher that met a full zone: the oldest messages expire by the second.
 const RETRY_AFTER: &[u8] = b"1";
 
-/// Nothing of this module may be cached. nginx's `expires` replaces both.
+/// Forbids caching of the answer. nginx's `expires` replaces both headers.
 pub fn add_cache_headers(r: Request<'_>) -> Result<(), Denial> {
     r.forget_entity();
     r.set_expires("Thu, 01 Jan 1970 00:00:01 GMT")?;
     r.set_cache_control("no-cache, no-store, must-revalidate")
 }
 
-/// `push_stream_allowed_origins`, if it has a value.
+/// Adds the CORS headers of `push_stream_allowed_origins`, if it has a value.
 pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Denial> {
     let Some(origins) = r
         .value(r.location().allowed_origins)?
@@ -43,7 +43,7 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
     Ok(())
 }
 
-/// The newest event id of the channels in question, if it is known.
+/// Adds the newest event id of the channels in question, if it is known.
 pub fn add_event_id(r: Request<'_>, id: Option<&[u8]>) -> Result<(), Denial> {
     match id {
         Some(id) => r.add_header("X-Nginx-PushStream-Event-Id", id),
@@ -51,7 +51,7 @@ pub fn add_event_id(r: Request<'_>, id: Option<&[u8]>) -> Result<(), Denial> {
     }
 }
 
-/// What a handler returns to nginx, whatever came out.
+/// Turns any result into a handler's return value for nginx.
 pub fn conclude(r: Request<'_>, result: Result<ngx_int_t, Denial>) -> ngx_int_t {
     result
         .or_else(|denial| refuse(r, denial))
@@ -64,11 +64,10 @@ pub fn conclude(r: Request<'_>, result: Result<ngx_int_t, Denial>) -> ngx_int_t 
         })
 }
 
-/// When this worker has last told of a full zone or of its own missing slot, in seconds.
+/// When this worker last logged a full zone or its own missing slot, in seconds.
 static LAST_TOLD: ProcessCell<u64> = ProcessCell::empty();
 
-/// Tells the error log of a refusal that an administrator should know of. What may meet thousands of requests is told once a
-/// second.
+/// Logs a refusal that an administrator should know of. One that may hit thousands of requests is logged once a second.
 pub fn log(r: Request<'_>, denial: Denial) {
     let reason = match denial {
         Denial::Internal(reason) => reason,
@@ -95,7 +94,7 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
     }
     log(r, denial);
     if r.is_head_sent() {
-        // Half an answer has no other end.
+        // Half an answer cannot be ended otherwise.
         return Ok(NGX_ERROR as ngx_int_t);
     }
     if let Some(explain) = denial.explain() {
@@ -113,7 +112,8 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
     header_only(r, denial.status())
 }
 
-/// Failures are nginx's to answer, and so is a publish that meets a full zone if there is an `error_page` for it, as with the C module.
+/// Failures are left to nginx, and so is a publish that meets a full zone if there is an `error_page` for it, as with
+/// the C module.
 fn is_for_nginx(r: Request<'_>, denial: Denial) -> bool {
     match denial {
         Denial::Internal(_) => true,
@@ -124,11 +124,11 @@ fn is_for_nginx(r: Request<'_>, denial: Denial) -> bool {
     }
 }
 
-/// A complete answer without a body. The connection stays usable: the request's body is read away.
+/// Sends a complete answer without a body. The connection stays usable: the request's body is read and dropped.
 pub fn header_only(r: Request<'_>, status: u32) -> Result<ngx_int_t, Denial> {
     r.set_status(status, Some(0));
     if r.is_stream_with_body_to_come() {
-        // nginx would reset the stream behind the answer, and some clients then take the answer for a failure.
+        // Read the body: nginx would reset the stream behind the answer, which some clients take for a failure.
         return r.read_body(send_header_only);
     }
     r.discard_body()?;
@@ -152,7 +152,7 @@ unsafe extern "C" fn send_header_only(r: *mut ngx_http_request_t) {
     }
 }
 
-/// A complete answer with a body of known length.
+/// Sends a complete answer with a body of known length.
 pub fn with_body(r: Request<'_>, content_type: &'static str, body: Vec<u8>) -> Result<ngx_int_t, Denial> {
     r.discard_body()?;
     r.set_status(NGX_HTTP_OK, Some(body.len()));

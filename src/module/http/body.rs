@@ -8,7 +8,7 @@ use push_stream_core::store::{Draft, Worker};
 use super::denial::Denial;
 use super::request::Request;
 
-/// How much of a body that nginx spooled to a file is read at once.
+/// Bytes read at once from a body that nginx spooled to a file.
 const FILE_PIECE: usize = 64 * 1024;
 
 /// A request's body, in memory or in a file.
@@ -18,7 +18,7 @@ pub struct Body {
 }
 
 impl Body {
-    /// Of a request whose body nginx has read.
+    /// The body of a request, once nginx has read it.
     pub fn of(r: Request<'_>) -> Body {
         // SAFETY: nginx has read the body; there is no structure if there is no body.
         let bufs = unsafe {
@@ -32,7 +32,7 @@ impl Body {
         body
     }
 
-    /// Bytes.
+    /// Length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -55,7 +55,7 @@ impl Body {
             .try_for_each(|piece| piece.read(|bytes| worker.write(draft, bytes)))
     }
 
-    /// All of it in one piece; borrowed if it is one.
+    /// The whole body in one piece; borrowed if it is in one buffer.
     pub fn read(&self) -> Result<Cow<'_, [u8]>, Denial> {
         let mut pieces = self.pieces().filter(|piece| piece.len() > 0);
         if let (Some(only), None) = (pieces.next(), pieces.next())
@@ -85,7 +85,7 @@ impl<'b> Piece<'b> {
         }
     }
 
-    /// Its bytes, unless they are in a file.
+    /// The buffer's bytes, unless they are in a file.
     fn memory(self) -> Option<&'b [u8]> {
         if self.0.in_file() != 0 {
             return None;

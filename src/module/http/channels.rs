@@ -1,4 +1,4 @@
-//! Which channels a request names.
+//! The channels that a request names.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use crate::config::Settings;
 /// The decoded channels path of a request.
 pub struct Path {
     text: Vec<u8>,
-    /// Where the ids are in it, each with its backtrack.
+    /// The ranges of the ids in it, each with its backtrack.
     segments: SmallVec<[(Range<usize>, u32); 2]>,
 }
 
@@ -42,7 +42,7 @@ impl Path {
         })
     }
 
-    /// The id of the `index`th element; none has the empty one.
+    /// The id of the `index`th segment; empty if there is none.
     pub fn id(&self, index: usize) -> &[u8] {
         self.segments
             .get(index)
@@ -54,8 +54,8 @@ impl Path {
         self.segments().map(|segment| segment.id).collect()
     }
 
-    /// Judges every id in order: by `check`, and by `admit` whether the store takes those before the first that `check` refuses,
-    /// or all of them. What is wrong with an earlier channel is told first.
+    /// Checks the ids in order: each by `check`, and by `admit` whether the store accepts those before the first that
+    /// `check` refuses, or all of them. The error of an earlier channel comes first.
     pub fn judge(
         &self,
         check: impl Fn(&[u8]) -> Result<(), Denial>,
@@ -74,7 +74,7 @@ impl Path {
     }
 }
 
-/// What holds for publishers and subscribers alike: an id that is allowed and not too long.
+/// Check for publishers and subscribers alike: the id is allowed and not too long.
 pub fn check_id(id: &[u8], settings: &Settings) -> Result<(), Denial> {
     if channel_path::is_reserved(id) {
         return Err(Denial::ReservedChannelId);
@@ -85,7 +85,7 @@ pub fn check_id(id: &[u8], settings: &Settings) -> Result<(), Denial> {
 /// The store counts an id's bytes in 16 bits.
 const LONGEST_ID: usize = u16::MAX as usize;
 
-/// `push_stream_max_channel_id_length`.
+/// Checks `push_stream_max_channel_id_length`.
 pub fn check_length(id: &[u8], settings: &Settings) -> Result<(), Denial> {
     if id.len() > settings.max_channel_id_length.unwrap_or(LONGEST_ID).min(LONGEST_ID) {
         return Err(Denial::ChannelIdTooLong);
@@ -93,7 +93,7 @@ pub fn check_length(id: &[u8], settings: &Settings) -> Result<(), Denial> {
     Ok(())
 }
 
-/// A channel's figures under its id.
+/// A channel's figures with its id.
 pub fn figures(id: &[u8], info: ChannelInfo) -> statistics::Channel<'_> {
     statistics::Channel {
         id,
@@ -118,7 +118,7 @@ pub fn write_figures(format: Format, worker: &Worker, now: Now, channels: &[(&[u
     out
 }
 
-/// The head of a group.
+/// Writes the head of a group.
 pub fn start_group(format: Format, summary: &Summary, now: Now, out: &mut Vec<u8>) -> GroupWriter {
     let group = statistics::Group {
         hostname: hostname(),

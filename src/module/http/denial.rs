@@ -1,4 +1,4 @@
-//! Why a request gets no message and no subscription: status and explain text of each reason.
+//! Reasons to refuse a message or a subscription, each with status and explain text.
 
 use ngx::ffi::*;
 use push_stream_core::store::{Counter, Refusal};
@@ -16,39 +16,39 @@ pub enum Denial {
     MayNotCreate,
     TooManyChannels,
     BadCallback,
-    /// Only the module itself publishes there, and it is never deleted.
+    /// The events channel: only the module itself publishes there, and it is never deleted.
     ToEventsChannel,
     FromEventsChannel,
     UnknownChannel,
-    /// An argument of the URI, and what is wrong with it.
+    /// An invalid URI argument, and what is wrong with it.
     Argument(&'static str),
-    /// No WebSocket handshake, or one of a version that nobody speaks any more.
+    /// No WebSocket handshake, or one of an obsolete version.
     NoHandshake,
     HandshakeVersion,
-    /// One with a header that is wrong, and what is.
+    /// A handshake with an invalid header, and which one.
     Handshake(&'static str),
-    /// With the methods that are allowed.
+    /// A method that is not allowed, and the allowed ones.
     Method(&'static str),
-    /// A brought event id or type with control characters, or too long.
+    /// An event id or type from the publisher with control characters, or too long.
     BadEventField,
-    /// One that is too long everywhere.
+    /// An event id or type longer than the store can hold.
     EventFieldTooLong,
-    /// A brought event id that is not above the newest of its channel.
+    /// An event id from the publisher that is not above the newest of its channel.
     OutOfOrder,
     MessageTooLarge,
     ZoneFull,
     NothingToEvict,
     /// This worker has no slot in the zone (yet).
     Unavailable,
-    /// A subrequest asks for what has no end, or does not begin yet: its main request would wait with it.
+    /// A subrequest for a stream or a wait: its main request would wait with it.
     Subrequest,
-    /// No memory, or a failure below; with what the error log says of it.
+    /// No memory, or a failure below; with the text for the error log.
     Internal(&'static str),
-    /// What nginx answers by itself, with its own page.
+    /// An answer that nginx makes itself, with its own page.
     Nginx(ngx_int_t),
 }
 
-/// nginx's pools have nothing left.
+/// nginx's pools are out of memory.
 pub const NO_MEMORY: Denial = Denial::Internal("no memory");
 
 /// The delivery did not take a request over.
@@ -124,7 +124,8 @@ impl Denial {
 }
 
 impl Denial {
-    /// What a message that is refused so counts as; None if it was not this module's to refuse, or nobody can count it.
+    /// The counter of a message refused for this reason; None if this module did not refuse it, or it cannot be
+    /// counted.
     pub fn counter(self) -> Option<Counter> {
         match self {
             Denial::ZoneFull | Denial::NothingToEvict => Some(Counter::RefusedFull),
@@ -143,7 +144,7 @@ impl Denial {
 }
 
 impl Denial {
-    /// What a subscription that is refused so counts as; None if the request was none, or nginx itself refused.
+    /// The counter of a subscription refused for this reason; None if the request was not one, or nginx itself refused.
     pub fn subscriber_counter(self) -> Option<Counter> {
         match self {
             Denial::TooManyWildcardChannels

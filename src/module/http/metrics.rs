@@ -1,12 +1,12 @@
-//! The zone's figures for monitoring systems, each with its name and meaning. What a scrape costs does not depend on how
-//! many channels there are.
+//! The zone's figures for monitoring systems, each with its name and meaning. The cost of a scrape does not depend on
+//! the number of channels.
 
 use push_stream_core::store::{AttachReason, Connections, Counter, Fanout, Mode, Summary};
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
 use crate::delivery::{Reason, TopChannel, Tops};
 
-/// Why messages were refused.
+/// Labels and counters of refused messages.
 const REFUSALS: [(&[u8], Counter); 6] = [
     (b"full", Counter::RefusedFull),
     (b"limit", Counter::RefusedLimit),
@@ -16,7 +16,7 @@ const REFUSALS: [(&[u8], Counter); 6] = [
     (b"dependency", Counter::RefusedDependency),
 ];
 
-/// Why subscriptions were refused.
+/// Labels and counters of refused subscriptions.
 const REFUSED_SUBSCRIBERS: [(&[u8], Counter); 5] = [
     (b"limit", Counter::SubscriberLimit),
     (b"forbidden", Counter::SubscriberForbidden),
@@ -37,7 +37,7 @@ const WAKEUPS: [(&[u8], Counter); 3] = [
     (b"timer", Counter::WakeupTimer),
 ];
 
-/// Writes all of them.
+/// Writes all metrics.
 pub fn write(exposition: Exposition, summary: &Summary, tops: &Tops) -> Vec<u8> {
     let mut writer = Writer::new(exposition);
     messages(&mut writer, summary);
@@ -268,7 +268,7 @@ fn workers(writer: &mut Writer, summary: &Summary) {
     }
 }
 
-/// How long workers were busy with nothing but delivery.
+/// How long workers' event loops were blocked by delivery.
 fn stalls(writer: &mut Writer, summary: &Summary) {
     let mut family = writer.family(
         "push_stream_worker_event_loop_stall_seconds_max",
@@ -281,10 +281,10 @@ fn stalls(writer: &mut Writer, summary: &Summary) {
     }
 }
 
-/// One of a channel's figures.
+/// Reads one figure of a channel.
 type Figure = fn(&TopChannel) -> u64;
 
-/// The busiest channels, if they are wanted: each family has those that have the most of it.
+/// The busiest channels, if configured: each family lists the channels with the highest values of it.
 fn channels(writer: &mut Writer, tops: &Tops) {
     let by_subscribers: [(_, _, _, Figure); 3] = [
         (

@@ -1,8 +1,8 @@
-//! Answers that are made piece by piece: a long list never keeps other requests, or publishers in other workers, waiting.
+//! Answers made piece by piece: a long list never delays other requests, or publishers in other workers.
 //!
-//! A [`Source`] makes one piece at a time. What is short goes out whole, with its length. Otherwise the answer starts when
-//! enough has come together, and the next piece is made when the client has taken the one before, after other events have
-//! had their turn. A subrequest's answer goes out whole.
+//! A [`Source`] makes one piece at a time. A short answer goes out whole, with its length. Otherwise the answer starts
+//! when enough bytes are ready, and the next piece is made when the client has taken the one before, after other events
+//! have had their turn. A subrequest's answer goes out whole.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -17,24 +17,25 @@ use crate::delivery;
 use crate::ffi::body::Sent;
 use crate::ffi::{lookup, panic_guard, pool};
 
-/// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two hundred.
+/// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two
+/// hundred.
 pub type Source = Box<dyn FnMut(&mut Worker, &mut Vec<u8>) -> Result<bool, Denial>>;
 
-/// Bytes that come together before an answer starts without knowing its length.
+/// Bytes collected before an answer of unknown length starts.
 const PIECE: usize = 64 * 1024;
 
 /// An answer in progress.
 struct Pieces {
     source: Source,
     content_type: &'static str,
-    /// Made, and not yet given to nginx.
+    /// Bytes made, and not yet passed to nginx.
     ready: Vec<u8>,
-    /// Pieces that nginx was given, as long as it needs them: a long list is never in memory as a whole.
+    /// Pieces passed to nginx, as long as it needs them: a long list is never in memory as a whole.
     sent: Vec<Sent>,
     started: bool,
 }
 
-/// Answers with what `source` makes. The request's body was read, or is not wanted.
+/// Answers with the pieces of `source`. The request's body was read, or is not needed.
 pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Result<ngx_int_t, Denial> {
     let mut pieces = Pieces {
         source,
@@ -45,10 +46,10 @@ pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Res
     };
     let mut made = pieces.make()?;
     while made != Made::Last && !r.is_main() {
-        // No event comes back to a subrequest that is not the one being sent.
+        // A subrequest that is not the one being sent gets no further event.
         made = pieces.make()?;
     }
-    // Most answers are short.
+    // Most answers are short: send them whole.
     if made == Made::Last {
         return answer::with_body(r, content_type, pieces.ready);
     }
@@ -68,7 +69,7 @@ pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Res
     Ok(NGX_DONE as ngx_int_t)
 }
 
-/// What [`Pieces::make`] has made.
+/// Result of [`Pieces::make`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Made {
     Some,
@@ -82,7 +83,8 @@ impl Pieces {
         Ok(if more { Made::Some } else { Made::Last })
     }
 
-    /// Makes a piece and gives nginx what is enough. Returns what the request is to be finalized with, if it is over.
+    /// Makes a piece and passes it to nginx once there are enough bytes. Returns the code to finalize the request with,
+    /// if it is finished.
     fn turn(&mut self, r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
         let last = self.make()? == Made::Last;
         if !self.started {
@@ -110,7 +112,7 @@ impl Pieces {
     }
 }
 
-/// nginx calls this when the client can take more, when it has not for too long, and when its turn has come again.
+/// Write handler: the client can take more, has taken nothing for too long, or other events have had their turn.
 unsafe extern "C" fn go_on(r: *mut ngx_http_request_t) {
     let over = panic_guard::guard(
         "answer in pieces",
@@ -124,7 +126,7 @@ unsafe extern "C" fn go_on(r: *mut ngx_http_request_t) {
     }
 }
 
-/// Returns what the request is to be finalized with, if it is over.
+/// Returns the code to finalize the request with, if it is finished.
 unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
     // SAFETY: request and connection are valid; the context entry was set by `answer`.
     unsafe {
@@ -135,7 +137,7 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
             return Some(NGX_HTTP_REQUEST_TIME_OUT as ngx_int_t);
         }
         if (*event).delayed() != 0 {
-            // limit_rate: nginx's timer comes again.
+            // limit_rate: nginx's timer fires again.
             ngx_handle_write_event(event, 0);
             return None;
         }
@@ -163,7 +165,7 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
     }
 }
 
-/// Has nginx not yet sent what it was given, or does it want to wait before more (limit_rate)?
+/// Does nginx still hold unsent bytes, or delay further ones (limit_rate)?
 unsafe fn is_full(r: *mut ngx_http_request_t) -> bool {
     // SAFETY: request and connection are valid.
     unsafe {
@@ -173,7 +175,7 @@ unsafe fn is_full(r: *mut ngx_http_request_t) -> bool {
     }
 }
 
-/// Goes on when the client can take more.
+/// Waits until the client can take more.
 unsafe fn wait(r: *mut ngx_http_request_t) {
     // SAFETY: request and connection are valid.
     unsafe {
@@ -185,12 +187,12 @@ unsafe fn wait(r: *mut ngx_http_request_t) {
     }
 }
 
-/// Goes on after other events had their turn.
+/// Continues after other events had their turn.
 unsafe fn go_on_later(r: *mut ngx_http_request_t) {
     // SAFETY: request and connection are valid; nginx takes the event off the queue if the connection is closed before.
     unsafe {
         let event = (*(*r).connection).write;
-        // A worker that is told to leave waits for it.
+        // A leaving worker waits for this timer.
         ngx_add_timer(event, lookup::core_location(r).send_timeout);
         ngx_post_event(event, &raw mut ngx_posted_next_events);
     }

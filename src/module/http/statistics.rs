@@ -14,10 +14,10 @@ use super::request::{HeaderName, Request};
 use crate::config::StatisticsFormat;
 use crate::delivery;
 
-/// Slices of a list, each a few hundred channels, that make one piece.
+/// Slices of the channel list, each a few hundred channels, per piece.
 const LISTS_PER_PIECE: usize = 4;
 
-/// Answers one request.
+/// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
     answer::conclude(r, respond(r))
 }
@@ -55,15 +55,15 @@ fn send_metrics(r: Request<'_>, exposition: Exposition) -> Result<ngx_int_t, Den
     answer::with_body(r, exposition.content_type(), body)
 }
 
-/// What is asked for.
+/// The figures that a request asks for.
 enum Question<'p> {
     Summary,
-    /// All channels whose id starts so.
+    /// All channels whose id starts with this prefix.
     Group(&'p [u8]),
     Channels(Vec<&'p [u8]>),
 }
 
-/// The first id that asks for a group decides.
+/// The first id that names a group decides.
 fn question<'p>(r: Request<'_>, path: &'p Path) -> Result<Question<'p>, Denial> {
     if path.is_empty() {
         return Ok(Question::Summary);
@@ -88,11 +88,11 @@ fn known(format: Format, worker: &Worker, now: Now, ids: &[&[u8]]) -> Result<Vec
     if known.is_empty() {
         return Err(Denial::UnknownChannel);
     }
-    // Several asked for and one known is the single form, too.
+    // Several ids of which only one exists get the single form, too.
     Ok(channels::write_figures(format, worker, now, &known))
 }
 
-/// All channels whose id starts so.
+/// The figures of all channels whose id starts with `prefix`.
 fn group(format: Format, prefix: Vec<u8>) -> Source {
     let mut listing = Listing::default();
     let mut group = None;

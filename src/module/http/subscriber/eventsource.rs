@@ -1,4 +1,4 @@
-//! EventSource: a stream with a fixed content type; its framing was prepared with the location.
+//! EventSource: a stream with a fixed content type; its framing is prepared with the location.
 
 use ngx::ffi::ngx_int_t;
 

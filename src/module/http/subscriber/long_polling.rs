@@ -1,4 +1,4 @@
-//! Long polling: what there is, or the first message that comes.
+//! Long polling: stored messages, or the first new one.
 
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -20,7 +20,7 @@ const TIMED_OUT_ID: i64 = -3;
 /// Answers as polling does, or waits; the head is withheld until there is an answer.
 pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let envelope = Envelope::of(candidate)?;
-    // The request that a subrequest belongs to must not wait with it.
+    // A subrequest must not wait: its main request would wait with it.
     let may_wait = candidate.r.is_main();
     let mode = if may_wait { JoinMode::LongPoll } else { JoinMode::Poll };
     let (joined, seat) = candidate.join(mode)?;

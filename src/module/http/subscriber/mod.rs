@@ -1,5 +1,4 @@
-//! Subscriber locations: who is admitted, and where it resumes. What it then gets is its mode's
-//! business.
+//! Subscriber locations: admission and resume position. Each mode has a module of its own.
 
 mod eventsource;
 mod long_polling;
@@ -25,12 +24,12 @@ use super::request::{HeaderName, Request};
 use crate::config::{Audience, Role, Settings, SubscriberMode, Transport};
 use crate::delivery::{self, Seat};
 
-/// Answers one request.
+/// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
     answer::conclude(r, respond(r).inspect_err(count_refusal))
 }
 
-/// For the statistics and the error log: a subscription was refused.
+/// Counts a refused subscription, for the statistics and the error log.
 fn count_refusal(denial: &Denial) {
     if let Some(counter) = denial.subscriber_counter() {
         delivery::count_refused_subscriber(counter);
@@ -60,7 +59,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         SubscriberMode::EventSource => eventsource::respond(&candidate),
         SubscriberMode::Polling => polling::respond(&candidate),
         SubscriberMode::LongPolling => long_polling::respond(&candidate),
-        // Such a location never gets here, and nothing else leads to this mode.
+        // A WebSocket location is handled elsewhere, and no header selects this mode.
         SubscriberMode::WebSocket => Err(Denial::Internal("a WebSocket location without a handshake")),
     }
 }
@@ -81,7 +80,7 @@ fn mode(r: Request<'_>) -> SubscriberMode {
     }
 }
 
-/// A request that wants to subscribe, and what it names.
+/// A subscription request, and what it names.
 struct Candidate<'r> {
     r: Request<'r>,
     settings: &'r Settings,
@@ -109,8 +108,8 @@ impl<'r> Candidate<'r> {
         Ok(candidate)
     }
 
-    /// Everything but the limit of channels and of the client's address, which joining itself looks at. The store is asked here
-    /// only if there is something else to complain of, which would have to wait for its verdict on earlier channels.
+    /// All checks but the limits of channels and of the client's address, which joining makes itself. The store is
+    /// asked here only if some other check fails: its refusal of an earlier channel comes first.
     fn check(&self) -> Result<(), Denial> {
         let wildcards = check_wildcards(self.r, &self.path, self.settings);
         let count = self.path.segments().len();
@@ -136,7 +135,7 @@ impl<'r> Candidate<'r> {
             .collect()
     }
 
-    /// Joins the channels of the path. Whoever drops the seat leaves them again.
+    /// Joins the channels of the path. Dropping the seat leaves them again.
     fn join(&self, mode: JoinMode) -> Result<(Joined, Seat), Denial> {
         let channels = self.channels();
         let max = self.settings.max_subscribers_per_address;
@@ -171,8 +170,8 @@ impl<'r> Candidate<'r> {
         }
     }
 
-    /// What a stream gets before all messages: which channels have lost some, and for an EventSource when to come back, and where it
-    /// is if no old message says so.
+    /// The first bytes of a stream, before all messages: gap notices, and for an EventSource the retry time, and its
+    /// position if no replayed message carries one.
     fn introduction(&self, joined: &Joined) -> Vec<Vec<u8>> {
         let format = &self.audience.format;
         let eventsource = format.transport == Transport::EventSource;
@@ -194,9 +193,9 @@ impl<'r> Candidate<'r> {
         pieces
     }
 
-    /// What a poll's answer tells beside its messages.
+    /// The parts of a poll's answer beside its messages.
     fn asides(&self, joined: &Joined) -> Asides {
-        // A client that asks with an id of another form is to go on with those.
+        // A client that asks with an id that is not ordered keeps using such ids.
         let follows_ids = self.resume.event_id.is_none() || self.resume.asked().is_some() || !joined.gaps.is_empty();
         Asides {
             gaps: self.gaps(joined).into_iter().map(Into::into).collect(),
@@ -207,7 +206,7 @@ impl<'r> Candidate<'r> {
         }
     }
 
-    /// The channels that have lost messages.
+    /// The channels with lost messages.
     fn gaps(&self, joined: &Joined) -> Vec<&[u8]> {
         joined
             .gaps
@@ -217,13 +216,13 @@ impl<'r> Candidate<'r> {
     }
 }
 
-/// What a poll's answer tells beside its messages, where the client resumes in order.
+/// The parts of a poll's answer beside its messages, where the client resumes in order.
 struct Asides {
-    /// Channels that have lost messages since the client's position.
+    /// Channels with messages lost since the client's position.
     gaps: Vec<Rc<[u8]>>,
-    /// Where the client is when it has the answer.
+    /// The client's position once it has the answer.
     position: Option<OrderedId>,
-    /// The same, unless messages of the answer say so.
+    /// The position to show in gap notices, unless messages of the answer carry it.
     position_of_notice: Option<OrderedId>,
 }
 
@@ -244,14 +243,14 @@ impl Asides {
     }
 }
 
-/// Spreads what many clients do at once.
+/// A random number, to spread the reconnections of many clients.
 fn random_between(min: u32, max: u32) -> u32 {
     // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
     let random = unsafe { libc::rand() } as u64;
     min + (random % (u64::from(max - min) + 1)) as u32
 }
 
-/// `push_stream_wildcard_channel_max_qtd`: not more, and never wildcard channels alone.
+/// Checks `push_stream_wildcard_channel_max_qtd`: not more wildcard channels, and never only wildcard channels.
 fn check_wildcards(r: Request<'_>, path: &Path, settings: &Settings) -> Result<(), Denial> {
     let prefix = &settings.limits.wildcard_prefix;
     let Some(max) = r.location().wildcard_max().filter(|_| !prefix.is_empty()) else {
@@ -271,7 +270,7 @@ fn check_wildcards(r: Request<'_>, path: &Path, settings: &Settings) -> Result<(
     Ok(())
 }
 
-/// Where the client wants to resume.
+/// The position from which the client wants to resume.
 struct Resume {
     event_id: Option<Vec<u8>>,
     time: Option<u64>,
@@ -279,7 +278,7 @@ struct Resume {
 }
 
 impl Resume {
-    /// A directive takes the place of its header, also when it turns out empty.
+    /// A directive replaces its header, even if its value is empty.
     fn of(r: Request<'_>) -> Result<Resume, Denial> {
         let location = r.location();
         let choose = |directive, header| -> Result<Option<Vec<u8>>, Denial> {
@@ -289,7 +288,7 @@ impl Resume {
             }
         };
         let event_id = if location.resumes_in_order() {
-            // What a browser sends by itself is newer than what a page has put into its URL.
+            // The browser's own header is newer than an id that a page has put into its URL.
             match r.header(&HeaderName::LAST_EVENT_ID).filter(|id| !id.is_empty()) {
                 Some(id) => Some(id.to_vec()),
                 None => r.value(location.last_event_id)?.filter(|id| !id.is_empty()),
@@ -304,7 +303,7 @@ impl Resume {
         })
     }
 
-    /// The ordered id from which it wants to go on.
+    /// The ordered id after which the client wants to resume.
     fn asked(&self) -> Option<OrderedId> {
         self.event_id.as_deref().and_then(OrderedId::parse)
     }

@@ -1,4 +1,4 @@
-//! Polling: what there is, or a 304, at once.
+//! Polling: stored messages or a 304, at once.
 
 use std::rc::Rc;
 
@@ -43,14 +43,15 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-/// `W/` and the bare number: the form that clients of the C module send back.
+/// Adds an Etag of `W/` and the bare number: the form that clients of the C module send back.
 pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
     r.add_header("Etag", format!("W/{tag}").as_bytes())
 }
 
-/// Answers with old messages: a short answer in one piece, a long one as the client takes it. Where gaps are told, what fits into a
-/// subscriber's queue is looked up before the head is sent, which then can say what was lost meanwhile. A subrequest gets all in
-/// one piece: events of the connection are for the request that is being sent, which may be another.
+/// Answers with old messages: a short answer in one piece, a long one as the client takes it. With gap notices, up to
+/// one subscriber queue of messages is read before the head is sent, so that the head can name messages lost meanwhile.
+/// A subrequest gets all in one piece: events of the connection go to the request that is being sent, which may be
+/// another.
 pub fn send_stored(
     candidate: &Candidate<'_>,
     envelope: Envelope,
@@ -132,7 +133,7 @@ pub fn send_stored(
     delivery::enlist(r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }
 
-/// What stands around the messages of a poll's answer: header and footer template, and the JSONP call.
+/// The parts around the messages of a poll's answer: header and footer template, and the JSONP call.
 pub struct Envelope {
     pub audience: Rc<Audience>,
     callback: Option<Vec<u8>>,
@@ -181,7 +182,7 @@ impl Envelope {
         out
     }
 
-    /// What stands between two messages.
+    /// Bytes between two messages.
     fn separator(&self) -> &'static [u8] {
         if self.callback.is_some() { b"," } else { b"" }
     }
@@ -192,7 +193,7 @@ impl Envelope {
         }
     }
 
-    /// A whole answer with this message, if there is one. None if there is nothing to say in a body.
+    /// A whole answer with this message, if there is one. None if the body would be empty.
     pub fn wrap(&self, asides: &Asides, message: Option<&[u8]>) -> Option<Vec<u8>> {
         let mut messages = self.gap_notices(asides);
         let mut empty = messages.is_empty();
@@ -206,7 +207,7 @@ impl Envelope {
         Some([self.opening(), messages, self.closing()].concat())
     }
 
-    /// Notices of gaps, for a script: that sees no headers, nor an answer without a body.
+    /// Gap notices in the body, for a script: it sees no headers, nor an answer without a body.
     fn gap_notices(&self, asides: &Asides) -> Vec<u8> {
         let (mut notices, mut empty) = (Vec::new(), true);
         if self.callback.is_some() {
@@ -219,7 +220,7 @@ impl Envelope {
         notices
     }
 
-    /// A message that is in no channel.
+    /// Renders a message that is in no channel.
     pub fn notice(&self, id: i64, text: &[u8]) -> Vec<u8> {
         let mut message = Vec::new();
         let fields = Fields {

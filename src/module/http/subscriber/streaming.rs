@@ -1,4 +1,4 @@
-//! Streaming: an endless answer.
+//! Streaming: an endless response.
 
 use ngx::ffi::*;
 use push_stream_core::store::JoinMode;
@@ -9,7 +9,7 @@ use crate::delivery::{self, Contexts, Enlistment, Kind};
 use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::HeaderName;
 
-/// Starts the stream; the delivery goes on with it.
+/// Starts the stream; the delivery continues it.
 pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     candidate.r.set_default_content_type()?;
     start(candidate)
@@ -20,7 +20,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let (r, audience) = (candidate.r, candidate.audience);
     let padding = padding(candidate)?;
     let (joined, seat) = candidate.join(JoinMode::Stream)?;
-    // An nginx in front, or another proxy that knows the header, passes each message on as it comes.
+    // Proxies that know the header, such as an nginx in front, then pass each message on as it comes.
     r.add_header("X-Accel-Buffering", b"no")?;
     r.set_status(NGX_HTTP_OK, None);
     // SAFETY: the request is valid.

@@ -1,4 +1,4 @@
-//! WebSocket: the handshake, and refusals as close frames. Frames are the delivery's business.
+//! WebSocket: the handshake, and refusals as close frames. The delivery handles all later frames.
 
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Joined};
@@ -13,7 +13,7 @@ use crate::http::request::{HeaderName, Request};
 /// Close code of a refusal (RFC 6455 §7.4.1: policy violation).
 const REFUSED: u16 = 1008;
 
-/// Answers one request of a WebSocket location.
+/// Handles one request of a WebSocket location.
 pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     r.close_afterwards();
     if r.method() != NGX_HTTP_GET {
@@ -25,7 +25,7 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
     let accept = judge_handshake(r)?;
     let mut opening = head(&accept);
-    // The client sees the switch of protocols first, whatever becomes of its subscription.
+    // The client sees the switch of protocols first, whether or not its subscription is accepted.
     match join(r) {
         Ok(admitted) => admitted.enlist(opening),
         Err(denial) => {
@@ -77,7 +77,7 @@ fn head(accept: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// A close frame that says why; nothing if no channel was named at all.
+/// A close frame with the reason; nothing if no channel was named at all.
 fn push_refusal(denial: Denial, out: &mut Vec<u8>) {
     if denial != Denial::NoChannelId {
         let explain = denial.explain().unwrap_or_default();
@@ -86,7 +86,7 @@ fn push_refusal(denial: Denial, out: &mut Vec<u8>) {
     }
 }
 
-/// A client that was admitted.
+/// An admitted client.
 struct Admitted<'r> {
     candidate: Candidate<'r>,
     joined: Joined,
