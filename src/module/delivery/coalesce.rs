@@ -1,7 +1,7 @@
-//! Coalescing: what one drain finds for a subscriber in several channels goes out in one send.
+//! Coalescing: messages that one drain finds for a subscriber in several channels go out in one send.
 //!
-//! A piece is held while another channel's is still to be handed to the same subscriber, in front of which it then goes. It
-//! waits a moment at most: other channels may have very many subscribers.
+//! A piece is held while another channel's piece is still to be handed to the same subscriber, and then goes out in
+//! front of that. It waits a moment at most: other channels may have very many subscribers.
 
 use std::collections::VecDeque;
 
@@ -11,16 +11,16 @@ use super::output::Progress;
 use super::registry::{Subscriber, SubscriberId};
 use super::{Delivery, Ending};
 
-/// How long a piece is held. Nobody notices that, and a drain is mostly handed out by then.
+/// Time for which a piece is held. It is too short to be noticed, and a drain is mostly handed out by then.
 const COALESCE_MS: u64 = 5;
 
-/// Bytes that are held for a subscriber: beyond that, another send costs little.
+/// Bytes held for a subscriber: beyond that, another send costs little.
 const COALESCE_BYTES: usize = 16 * 1024;
 
-/// Subscribers for whom something is held.
+/// Subscribers with held pieces.
 #[derive(Default)]
 pub struct Coalescer {
-    /// Since when something is held for whom, the longest first. It may have gone out since.
+    /// Subscribers with the time since when pieces are held, the oldest first. They may have been sent since.
     waiting: VecDeque<(SubscriberId, u64)>,
 }
 
@@ -31,14 +31,14 @@ impl Coalescer {
 }
 
 impl Delivery {
-    /// Will a subscriber get something soon from another of its channels than the one whose turn it is?
+    /// Will a subscriber soon get messages from another of its channels than the current one?
     pub fn expects_more(&mut self, index: u32) -> bool {
         let queues = &self.inbox.queues;
         !queues.is_empty() && self.registry.expects(index, |membership| queues.contain(membership))
     }
 
-    /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_coalesce): holds it if it `expects` more, else
-    /// sends it with what was held.
+    /// Takes a live piece of a subscriber that [may be made to wait](Subscriber::may_coalesce): holds it if it
+    /// `expects` more, else sends it with the held pieces.
     pub fn coalesce(&mut self, id: SubscriberId, piece: Piece, expects: bool, now_ms: u64) -> Delivered {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return Delivered::Sent;
@@ -66,7 +66,8 @@ impl Delivery {
         }
     }
 
-    /// Sends what was held for long enough, or all if nothing is being handed out. Not more than `room` at once.
+    /// Sends pieces that were held for long enough, or all if nothing is being handed out. Not more than `room` at
+    /// once.
     pub fn release_coalesced(&mut self, now_ms: u64, room: usize, actions: &mut Vec<Action>) {
         let all = self.inbox.queues.is_empty();
         while actions.len() < room
@@ -85,7 +86,7 @@ impl Delivery {
 }
 
 impl Subscriber {
-    /// May a live piece wait here for another one? Only where nothing but a send is to be done.
+    /// May a live piece wait here for another one? Only where a plain send is all that is to be done.
     pub fn may_coalesce(&self) -> bool {
         self.flight.is_none()
             && !self.buffered()

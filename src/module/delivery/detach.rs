@@ -1,8 +1,9 @@
-//! Doing without nginx's request.
+//! Detach: free nginx's request once the head is sent.
 //!
-//! Once its head is out, an idle stream over HTTP/1 needs its socket and nothing else. Its request, with all its pools and
-//! header buffers, goes back to nginx: it is logged then, as if it had ended. The connection stays, with handlers of this
-//! module; without TLS even its pool is freed. What cannot be done without the request keeps it ([`AttachReason`]).
+//! After its head, an idle stream over HTTP/1 needs only its socket. Its request, with all its pools and header
+//! buffers, goes back to nginx: it is logged then, as if it had ended. The connection stays, with handlers of this
+//! module; without TLS even its pool is freed. A subscriber that needs the request for something keeps it
+//! ([`AttachReason`]).
 
 use std::ffi::c_void;
 use std::ptr;
@@ -18,7 +19,7 @@ use crate::config::Audience;
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::{lookup, pool};
 
-/// Modules that are known to do no harm, by their index.
+/// Other modules that are known not to prevent detaching, by their index.
 #[derive(Clone, Copy, Debug)]
 pub struct Neighbours {
     chunked: Option<usize>,
@@ -26,7 +27,7 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Those of the current cycle.
+    /// Finds those of the current cycle.
     pub fn find() -> Neighbours {
         Neighbours {
             chunked: lookup::http_module_index(c"ngx_http_chunked_filter_module"),
@@ -35,12 +36,12 @@ impl Neighbours {
     }
 }
 
-/// Which modules have a context in a request, one bit each.
+/// The set of modules that have a context in a request, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contexts([u64; 8]);
 
 impl Contexts {
-    /// Those of the request so far.
+    /// The contexts of the request so far.
     ///
     /// # Safety
     /// `r` is a valid request.
@@ -48,7 +49,7 @@ impl Contexts {
         // SAFETY: a request's context array has one entry per http module.
         let contexts = unsafe { std::slice::from_raw_parts((*r).ctx, ngx_http_max_module) };
         let mut words = [0; 8];
-        // Few have one: eight at a time are looked at first.
+        // Few modules have one: test eight at a time first.
         for (group, contexts) in contexts.chunks(8).enumerate() {
             if contexts.iter().fold(0, |any, context| any | context.addr()) != 0 {
                 let bits = contexts
@@ -68,7 +69,7 @@ impl Contexts {
     }
 }
 
-/// May bytes bypass the output filters of this request, whose head was just sent? Then in this framing.
+/// May bytes bypass the output filters of this request, whose head was just sent? Returns the framing then.
 ///
 /// # Safety
 /// `r` is a valid request, `before` its contexts before its head was sent.
@@ -101,7 +102,7 @@ pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -
     }
 }
 
-/// What must not be the case when a request is given back.
+/// The reason why a request cannot be given back, if there is one.
 ///
 /// # Safety
 /// `r` is a valid request, and none of its handlers is running.
@@ -129,7 +130,7 @@ unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, sock
     }
 }
 
-/// Does another module want to be told when the request ends?
+/// Does another module want to be told of the request's end?
 unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool {
     // SAFETY: as for `attach_reason`. What realip registers is also its context: it only puts the connection's own address back.
     unsafe {
@@ -155,7 +156,7 @@ unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool
     false
 }
 
-/// Has TLS put its own handlers into the connection's events, until it could read what it needs to write or the reverse?
+/// Has TLS replaced the handlers of the connection's events, because a read waits for a write or the reverse?
 #[cfg(ngx_feature = "ssl")]
 unsafe fn is_busy_with_tls(connection: *mut ngx_connection_t) -> bool {
     // SAFETY: the connection is open.
@@ -169,16 +170,16 @@ unsafe fn is_busy_with_tls(_connection: *mut ngx_connection_t) -> bool {
     false
 }
 
-/// One address for comparisons.
+/// One address of the handler, for comparisons.
 pub static REQUEST_GONE: unsafe extern "C" fn(*mut c_void) = request_gone;
 
-/// Gives the request of a subscriber back to nginx if nothing needs it any more. Not to be called while one of the request's
-/// handlers is running.
+/// Gives the request of a subscriber back to nginx if nothing needs it any more. Must not be called while one of the
+/// request's handlers is running.
 pub fn detach(id: SubscriberId) {
     let Some((request, audience)) = PROCESS.with(|delivery| delivery.let_go(id)).flatten() else {
         return;
     };
-    // SAFETY: the request was the subscriber's until now, and nobody else needs it; the connection stays open.
+    // SAFETY: the request was the subscriber's until now, and nothing else needs it; the connection stays open.
     let early = unsafe {
         let early = socket::take_early_bytes(request);
         adopt(release(request), id, &audience);
@@ -197,7 +198,7 @@ unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
         let http = (*r).http_connection;
         let mut cleanup = (*r).cleanup;
         while let Some(entry) = cleanup.as_mut() {
-            // The subscriber's own: it does not go with its request.
+            // The subscriber's own cleanup: it must not run, as the subscriber outlives its request.
             entry.handler = None;
             cleanup = entry.next;
         }
@@ -210,13 +211,13 @@ unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
     }
 }
 
-/// TLS lives in the connection's pool, and whoever has registered a cleanup there may, too.
+/// Can the connection's pool be freed? TLS lives in it, and other modules may have registered a cleanup there.
 unsafe fn can_do_without_pool(connection: *mut ngx_connection_t) -> bool {
     // SAFETY: the connection and its pool are valid.
     unsafe { (*connection).ssl.is_null() && (*(*connection).pool).cleanup.is_null() }
 }
 
-/// The buffers that requests are read into, as nginx frees them between two requests of a connection.
+/// Frees the buffers that requests are read into, as nginx does between two requests of a connection.
 unsafe fn free_header_buffers(connection: *mut ngx_connection_t, http: *mut ngx_http_connection_t) {
     // SAFETY: the buffers are in the connection's pool, and no request refers to them any more.
     unsafe {
@@ -236,7 +237,7 @@ unsafe fn free_header_buffers(connection: *mut ngx_connection_t, http: *mut ngx_
     }
 }
 
-/// Takes over a connection whose request is gone.
+/// Takes over a connection whose request is freed.
 unsafe fn adopt(connection: *mut ngx_connection_t, id: SubscriberId, audience: &Audience) {
     // SAFETY: the connection is open; its events are valid as long as it is.
     unsafe {
@@ -250,13 +251,13 @@ unsafe fn adopt(connection: *mut ngx_connection_t, id: SubscriberId, audience: &
         (*(*connection).read).handler = Some(on_read);
         (*(*connection).write).handler = Some(on_write);
         if (*(*connection).read).ready() != 0 {
-            // What came meanwhile is told by no further event.
+            // No further event announces input that came meanwhile.
             ngx_post_event((*connection).read, &raw mut ngx_posted_events);
         }
     }
 }
 
-/// Frees the pool of a connection, and forgets what lay in it.
+/// Frees the pool of a connection, and clears the pointers into it.
 unsafe fn drop_pool(connection: *mut ngx_connection_t, audience: &Audience) {
     // SAFETY: without TLS and without cleanups only these refer to the pool.
     unsafe {
@@ -283,11 +284,11 @@ unsafe fn subject(event: *mut ngx_event_t) -> (SubscriberId, *mut ngx_connection
     }
 }
 
-/// The handlers of a connection without a request.
+/// Read handler of a detached connection.
 pub const ON_READ: unsafe extern "C" fn(*mut ngx_event_t) = on_read;
 pub const ON_WRITE: unsafe extern "C" fn(*mut ngx_event_t) = on_write;
 
-/// The client sent something or is gone, or nginx wants the connection closed.
+/// Read handler: the client sent something or is gone, or nginx wants the connection closed.
 unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     // SAFETY: as for `subject`.
     let (id, connection) = unsafe { subject(event) };
@@ -310,7 +311,7 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     });
 }
 
-/// Has the client closed its side? What it sends is left where it is: nobody asked for it. As `ngx_http_test_reading()`.
+/// Has the client closed its side? As `ngx_http_test_reading()`. Input is left unread: no input is expected.
 unsafe fn is_gone(connection: *mut ngx_connection_t) -> bool {
     // SAFETY: the connection and its event are valid.
     unsafe {
@@ -327,26 +328,26 @@ unsafe fn is_gone(connection: *mut ngx_connection_t) -> bool {
             let error = std::io::Error::last_os_error();
             return error.kind() != std::io::ErrorKind::WouldBlock;
         }
-        // With a level-triggered event method, that it would be told again and again.
+        // A level-triggered event method would report it again and again.
         ngx_handle_read_event(event, 0);
         false
     }
 }
 
-/// Does the event method tell that a client has closed its side?
+/// Does the event method report that a client has closed its side?
 #[cfg(ngx_feature = "have_epollrdhup")]
 fn is_told_about_ends() -> bool {
     // SAFETY: set before any event is handled.
     unsafe { ngx_event_flags & NGX_USE_EPOLL_EVENT as ngx_uint_t != 0 && ngx_use_epoll_rdhup != 0 }
 }
 
-/// Does the event method tell that a client has closed its side?
+/// Does the event method report that a client has closed its side?
 #[cfg(not(ngx_feature = "have_epollrdhup"))]
 fn is_told_about_ends() -> bool {
     false
 }
 
-/// The socket can take more, or has taken nothing for too long.
+/// Write handler: the socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
     // SAFETY: as for `subject`.
     let (id, _) = unsafe { subject(event) };
@@ -361,7 +362,7 @@ unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
 }
 
 impl Delivery {
-    /// Has the subscriber give up its request, if it can; returns the request then.
+    /// Detaches a subscriber from its request, if possible; returns the request then.
     fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
         let subscriber = self.registry.slab.get(id)?;
         let before = subscriber.connected();
@@ -373,7 +374,7 @@ impl Delivery {
         // SAFETY: the subscriber is registered, so its request is alive; called from events only.
         subscriber.attach_reason = unsafe { attach_reason(request, self.neighbours, socket) };
         if subscriber.ending {
-            // It ends the way it began to.
+            // Keep the request: it ends with it, as its end began.
             subscriber.attach_reason = Some(AttachReason::Unsent);
         }
         let released = subscriber.attach_reason.is_none().then(|| {

@@ -1,4 +1,4 @@
-//! What nginx calls: the eventfd that other workers write to, posted work, and timers.
+//! Event handlers called by nginx: the eventfd that other workers write to, posted work, and timers.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::c_void;
@@ -12,13 +12,13 @@ use push_stream_core::store::{Counter, Now, Tick};
 use super::{Delivery, PROCESS, detach, perform, recovery, shutdown};
 use crate::ffi::panic_guard;
 
-/// Housekeeping, and a look into the inbox in case that a publisher died before it could wake us.
+/// Interval of housekeeping, and of a check of the inbox in case a publisher died before it could wake this worker.
 const TICK_MS: u64 = 1000;
 
-/// Until the next slice of housekeeping, if one was not enough.
+/// Delay of the next slice of housekeeping, if one was not enough.
 const SOON_MS: u64 = 10;
 
-/// Subscribers that must have ended before a worker gives memory back to the system, and how often it may.
+/// Subscribers that must have ended before a worker gives memory back to the system, and the minimum interval.
 const TRIM_AFTER: usize = 256;
 const TRIM_EVERY_MS: u64 = 10_000;
 
@@ -29,7 +29,7 @@ pub struct Events {
     timer_wheel: UnsafeCell<ngx_event_t>,
     walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
-    /// It does not hear its eventfd.
+    /// Its eventfd could not be registered.
     deaf: Cell<bool>,
     log: *mut ngx_log_t,
 }
@@ -56,7 +56,7 @@ impl Events {
             tick: event(on_tick, true),
             timer_wheel: event(on_timer_wheel, true),
             walk: event(on_walk, true),
-            // The only one that keeps a leaving worker alive.
+            // The only timer that keeps a leaving worker alive.
             leave: event(on_shutdown, false),
             deaf: Cell::new(false),
             log,
@@ -67,13 +67,13 @@ impl Events {
         add_timer(&self.tick, TICK_MS);
     }
 
-    /// Work as soon as the events at hand are handled.
+    /// Posts work, to run as soon as the current events are handled.
     pub fn post_work(&self) {
         // SAFETY: the event and nginx's queue are valid; this is nginx's thread.
         unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_events) };
     }
 
-    /// Work again after other events had their turn.
+    /// Posts more work, to run after other events had their turn.
     pub fn post_more_work(&self) {
         // SAFETY: as above.
         unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_next_events) };
@@ -91,7 +91,7 @@ impl Events {
         add_timer(&self.leave, delay_ms);
     }
 
-    /// Listens to this worker's eventfd. As long as that fails the tick has to do, which tries again.
+    /// Registers this worker's eventfd. While that fails, the tick replaces it and tries again.
     pub fn listen(&self, fd: Option<i32>) {
         let listening = fd.is_some_and(|fd| self.open(fd));
         if !listening && !self.deaf.replace(true) {
@@ -114,7 +114,7 @@ impl Events {
             let read = connection.read;
             (*read).handler = Some(on_wake);
             (*read).log = self.log;
-            // Not a client's: no alert at exit that it is still open.
+            // Not a client's connection: no alert at exit that it is still open.
             (*read).set_channel(1);
             (*connection.write).set_channel(1);
             (*connection.write).log = self.log;
@@ -130,7 +130,7 @@ impl Events {
     }
 }
 
-/// Arms a timer, or brings it forward.
+/// Arms a timer, or moves it to an earlier time.
 fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
     // SAFETY: the event lives for ever; this is nginx's thread.
     unsafe {
@@ -140,14 +140,14 @@ fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
             if (*event).timer.key <= due {
                 return;
             }
-            // nginx keeps a timer that is less than 300 ms too late.
+            // nginx keeps an armed timer that is less than 300 ms too late.
             ngx_del_timer(event);
         }
         ngx_add_timer(event, delay_ms as ngx_msec_t);
     }
 }
 
-/// Somebody published to a channel of this worker, or nginx says that the worker has to leave.
+/// Handler: another process published to a channel of this worker, or nginx tells the worker to exit.
 unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
     panic_guard::event("wake-up", || {
         // SAFETY: nginx passes the read event of the connection that `listen` made.
@@ -165,7 +165,7 @@ unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
     });
 }
 
-/// Reads the eventfd, always: a level-triggered event method would call again and again.
+/// Reads the eventfd, always: a level-triggered event method would report it again and again.
 fn empty(fd: i32) {
     let mut count = 0u64;
     // SAFETY: an eventfd gives eight bytes or fails.
@@ -251,7 +251,7 @@ impl Delivery {
         add_timer(&self.events.tick, next);
     }
 
-    /// Notes how long nginx did not look for events: from one slice to the next, if it did not sleep in between.
+    /// Records the time without a poll for events: from one slice to the next, if nginx did not sleep in between.
     fn pace(&mut self, started: Instant, more: bool) {
         let before = std::mem::replace(&mut self.slice_before, more.then_some(started));
         let stretch = before.map_or(started.elapsed(), |before| started.duration_since(before));
@@ -260,11 +260,11 @@ impl Delivery {
         }
     }
 
-    /// glibc keeps what was freed. When many have left and the storm is over, it is asked to return it.
+    /// Returns freed memory, which glibc keeps, to the system: after many subscribers have ended and the storm is over.
     fn give_memory_back(&mut self, now_ms: u64) {
         let ended = self.counters.ended;
         let calm = std::mem::replace(&mut self.counters.ended_before, ended) == ended;
-        // It looks at all memory, so the more there is, the more it must be worth.
+        // The call walks all memory: the more there is, the more must be gained.
         let worth = TRIM_AFTER.max(self.registry.slab.len() / 8);
         if calm && ended >= worth && now_ms >= self.counters.trimmed_ms + TRIM_EVERY_MS {
             self.counters.ended = 0;

@@ -1,11 +1,11 @@
-//! Bytes to one subscriber's connection.
+//! Sending bytes to one subscriber's connection.
 //!
-//! Two ways. *Direct*: pre-framed bytes go to the connection's `send`, past the output filters; possible if no filter but
-//! the chunked one has anything to do with the response. *Filtered*: a flight of buffers goes through nginx's filters
+//! There are two ways. *Direct*: framed bytes go to the connection's `send`, past the output filters; possible if no
+//! filter but the chunked one affects the response. *Filtered*: a flight of buffers goes through nginx's filters
 //! (gzip, HTTP/2, limit_rate), and the next one starts when all of it was taken.
 //!
-//! In both, a new piece is only offered when everything before it is gone; the rest waits in the [`SendQueue`], which is
-//! bounded. Buffers never point into shared memory.
+//! In both, a new piece is only offered when everything before it is sent; the rest waits in the [`SendQueue`], which
+//! is bounded. Buffers never point into shared memory.
 //!
 //! [`SendQueue`]: super::send_queue::SendQueue
 
@@ -17,26 +17,26 @@ use super::frames::Piece;
 use super::registry::Subscriber;
 use super::send_queue::SendQueue;
 
-/// What became of an attempt to send.
+/// Outcome of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Everything was taken.
+    /// All bytes were taken.
     Done,
-    /// The socket is full; nginx will say when it is not.
+    /// The socket is full; nginx calls the write handler when it is not.
     Blocked,
     Failed,
 }
 
-/// Bytes of several pieces that are sent as one.
+/// Bytes of several pieces that are joined into one send.
 const GATHERED: usize = 64 * 1024;
 
-/// Bytes of a TLS record at most (RFC 8446 §5.1).
+/// Maximum of bytes in a TLS record (RFC 8446 §5.1).
 const TLS_RECORD: usize = 16 * 1024;
 
-/// Pieces of a flight at most.
+/// Maximum of pieces in a flight.
 const FLIGHT: usize = 32;
 
-/// Buffers in nginx's output filters, and the bytes they point to.
+/// Buffers in nginx's output filters, and the bytes that they point to.
 pub struct Flight {
     bufs: Vec<ngx_buf_t>,
     links: Vec<ngx_chain_t>,
@@ -53,12 +53,12 @@ impl Flight {
         }
     }
 
-    /// Is some of it not yet taken?
+    /// Are some of its buffers not taken yet?
     fn pending(&self) -> bool {
         self.bufs.iter().any(|buf| buf.pos < buf.last)
     }
 
-    /// Starts a new flight with what comes first in the send queue. The previous one was taken completely.
+    /// Starts a new flight with the first pieces of the send queue. The previous one was taken completely.
     fn load(&mut self, send_queue: &mut SendQueue) -> *mut ngx_chain_t {
         self.links.clear();
         self.bufs.clear();
@@ -73,7 +73,7 @@ impl Flight {
             last.set_flush(1);
         }
         let mut next = ptr::null_mut();
-        // From the last to the first, so that each link knows the one behind it.
+        // From the last to the first, so that each link can point to the next one.
         for buf in self.bufs.iter_mut().rev() {
             self.links.push(ngx_chain_t { buf, next });
             next = self.links.last_mut().map_or(ptr::null_mut(), ptr::from_mut);
@@ -94,7 +94,7 @@ fn buffer(bytes: &[u8]) -> ngx_buf_t {
 
 /// What to do next for a subscriber, outside of any borrow of this module's state.
 pub enum Step {
-    /// Call the output filters with this chain; NULL = let them go on with what they have.
+    /// Call the output filters with this chain; NULL = let them continue with the buffers that they have.
     Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
     Failed,
     /// All that was in the send queue is sent.
@@ -104,13 +104,13 @@ pub enum Step {
 }
 
 impl Subscriber {
-    /// Bytes offered over TLS must be offered again as they were.
+    /// Must bytes that were offered be offered again unchanged? True over TLS.
     pub fn frozen(&self) -> bool {
         // SAFETY: the connection is open as long as the subscriber is registered.
         unsafe { !(*self.connection).ssl.is_null() }
     }
 
-    /// Are there bytes in nginx that are not sent?
+    /// Does nginx hold unsent bytes?
     pub fn buffered(&self) -> bool {
         // SAFETY: the connection is open. The head was flushed, so nothing is held back without `buffered`.
         let held = unsafe { (*self.connection).buffered() != 0 };
@@ -118,7 +118,7 @@ impl Subscriber {
         held || self.flight.is_some_and(|flight| unsafe { flight.as_ref() }.pending())
     }
 
-    /// Sends a live piece at once if nothing is before it.
+    /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
         if self.flight.is_some() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
@@ -128,8 +128,8 @@ impl Subscriber {
         Some((taken, progress))
     }
 
-    /// Sends to the socket of a detached subscriber that has no TLS, as nginx's own `send` does, but without a look at the
-    /// connection: that is several cache lines for each message.
+    /// Sends to the socket of a detached subscriber without TLS, as nginx's own `send` does, but without reading the
+    /// connection: that would be several cache lines for each message.
     pub fn send_to_socket(&self, bytes: &[u8]) -> (usize, Progress) {
         loop {
             // SAFETY: the socket is open as long as the subscriber is registered; the bytes are valid.
@@ -161,7 +161,7 @@ impl Subscriber {
         }
     }
 
-    /// Counts bytes that were sent.
+    /// Counts sent bytes.
     fn count(&mut self, bytes: usize) {
         if let Some(disconnect_record) = &mut self.disconnect_record {
             disconnect_record.add_bytes(bytes);
@@ -169,7 +169,7 @@ impl Subscriber {
     }
 
     /// The next step towards an empty send queue. `attempted`: nginx's filters were called since the socket was last
-    /// writable, and calling them again would change nothing.
+    /// writable; calling them again would have no effect.
     pub fn step(&mut self, attempted: &mut bool) -> Step {
         if self.is_in_transit() {
             return Step::Blocked;
@@ -189,7 +189,7 @@ impl Subscriber {
         if let Some(mut flight) = self.flight {
             *attempted = true;
             let waiting = self.send_queue.bytes();
-            // SAFETY: the flight lives as long as the request's pool, and nobody else refers to it now.
+            // SAFETY: the flight lives as long as the request's pool, and nothing else refers to it now.
             let chain = unsafe { flight.as_mut() }.load(&mut self.send_queue);
             self.count(waiting - self.send_queue.bytes());
             return Step::Filter(self.request, chain);
@@ -207,7 +207,7 @@ impl Subscriber {
         }
     }
 
-    /// Sends what waits, several pieces as one where that may be.
+    /// Sends the queue, several pieces joined into one send where allowed.
     pub fn flush_send_queue(&mut self) -> Progress {
         if self.frozen() {
             self.send_queue.unite(TLS_RECORD);
@@ -225,7 +225,7 @@ impl Subscriber {
         Progress::Done
     }
 
-    /// Has nginx call when the socket is writable, or when the client took nothing for too long.
+    /// Makes nginx call when the socket is writable, or when the client took nothing for too long.
     pub fn wait_writable(&self) {
         // SAFETY: the connection is open; a failing event is met again at the next send.
         unsafe {
@@ -244,13 +244,13 @@ impl Subscriber {
             if (*event).timer_set() != 0 && (*event).delayed() == 0 {
                 ngx_del_timer(event);
             }
-            // A level-triggered event method would tell again and again.
+            // A level-triggered event method would report it again and again.
             ngx_handle_write_event(event, 0);
         }
     }
 }
 
-/// Offers bytes to the connection until it takes no more; returns how many it took.
+/// Offers bytes to the connection until it takes no more; returns the number of bytes taken.
 fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress) {
     let mut taken = 0;
     // SAFETY: the connection is open, with `send` set when it was accepted (or by TLS later).
@@ -276,7 +276,7 @@ fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress
     (taken, Progress::Done)
 }
 
-/// Calls the output filters with a chain; NULL = let them go on with what they have.
+/// Calls the output filters with a chain; NULL = let them continue with the buffers that they have.
 ///
 /// # Safety
 /// `r` is a valid request whose head was sent; what `chain` points to stays until the filters have taken it.
@@ -288,8 +288,8 @@ pub unsafe fn filter(r: *mut ngx_http_request_t, chain: *mut ngx_chain_t) -> ngx
         if code == NGX_ERROR as ngx_int_t || !chain.is_null() || !below {
             return code;
         }
-        // A filter that has nothing left itself (gzip) does not pass the call on to those below, where bytes may wait in
-        // TLS's buffer.
+        // A filter without pending output of its own (gzip) does not call those below it, where bytes may wait in TLS's
+        // buffer.
         ngx_http_write_filter(r, ptr::null_mut())
     }
 }

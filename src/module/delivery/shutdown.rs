@@ -1,9 +1,9 @@
 //! Shutdown of an nginx worker: every stream ends properly.
 //!
-//! At a reload, subscribers that another worker takes over go there first ([`super::handover`]). The others end as at a
-//! quit: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is armed as long as a subscriber
-//! remains; what is then unsent is nginx's to wait for. At a fast stop there is no waiting: everybody gets one last
-//! attempt, within a budget.
+//! At a reload, subscribers that another worker takes over are handed over first ([`super::handover`]). The others end
+//! as at a quit: at once, or spread over `push_stream_drain_time`. A timer that nginx waits for is armed as long as a
+//! subscriber remains; bytes unsent after that are nginx's to wait for. A fast stop does not wait: each subscriber gets
+//! one last attempt, within a budget.
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -13,19 +13,19 @@ use super::disconnect_log::Reason;
 use super::registry::SubscriberId;
 use super::{Delivery, PROCESS, perform};
 
-/// Subscribers ended before other events get their turn.
+/// Subscribers ended per slice, before other events get their turn.
 const ENDS_PER_SLICE: u32 = 256;
 
-/// Between two slices while ends are spread over time, and while what cannot be ended yet is waited for.
+/// Pause between two slices while ends are spread over time, and while waiting for subscribers that cannot end yet.
 pub const PACE_MS: u64 = 50;
 
-/// What a fast stop may take: the master kills after about a second and a half.
+/// Time for a fast stop: the master kills after about a second and a half.
 const LAST_MS: u64 = 700;
 
-/// Progress of the end.
+/// Progress of the shutdown.
 #[derive(Default)]
 pub struct Shutdown {
-    /// When it began and when everybody is to have ended.
+    /// When it began and when all subscribers must have ended.
     span: Option<(u64, u64)>,
     /// Subscribers up to this index have been ended.
     next: u32,
@@ -37,7 +37,7 @@ impl Shutdown {
     }
 }
 
-/// nginx asked the worker to leave.
+/// Begins the shutdown: nginx told the worker to exit.
 pub fn begin() {
     PROCESS.with(|delivery| {
         let now_ms = Now::read().monotonic_ms;
@@ -52,7 +52,7 @@ pub fn begin() {
     });
 }
 
-/// One slice of the end.
+/// Runs one slice of the shutdown.
 pub fn go_on() {
     let actions = PROCESS.with(|delivery| {
         let mut actions = Vec::new();
@@ -71,7 +71,7 @@ pub fn go_on() {
     });
 }
 
-/// The process is about to exit.
+/// Ends all subscribers now: the process is about to exit.
 pub fn end_now() {
     let deadline = Now::read().monotonic_ms + LAST_MS;
     PROCESS.with(|delivery| delivery.shutdown.next = 0);
@@ -104,13 +104,13 @@ fn end_all(ids: &[SubscriberId]) {
 }
 
 impl Delivery {
-    /// Whose turn it is to end now.
+    /// The subscribers to end now.
     fn next_to_end(&mut self) -> Vec<SubscriberId> {
         let now_ms = Now::read().monotonic_ms;
         let remaining_ms = self.shutdown.span.map_or(0, |(_, end)| end.saturating_sub(now_ms));
         let share = self.registry.slab.len() as u64 * PACE_MS / remaining_ms.max(PACE_MS);
         if self.shutdown.next >= self.registry.slab.end() {
-            // Whoever came or was not ended meanwhile.
+            // Start over: with subscribers that came, or were not ended, meanwhile.
             self.shutdown.next = 0;
         }
         self.slice(u32::try_from(share.max(1)).unwrap_or(u32::MAX).min(ENDS_PER_SLICE))

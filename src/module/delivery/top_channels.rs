@@ -1,5 +1,5 @@
-//! The channels with the most subscriptions, the most stored and the most published lately, for the statistics: found by a walk over
-//! all channels, a little at a time.
+//! Statistics of the channels with the most subscriptions, stored bytes and recent messages, found by a walk over all
+//! channels in small slices.
 
 use std::cmp::Reverse;
 
@@ -9,19 +9,19 @@ use push_stream_core::store::{ChannelInfo, Extent, Listing, Now, Worker};
 
 use super::{Delivery, PROCESS};
 
-/// Between the starts of two walks.
+/// Interval between the starts of two walks.
 const PERIOD_MS: u64 = 10_000;
 
-/// Between two slices of a walk.
+/// Pause between two slices of a walk.
 const PAUSE_MS: u64 = 2;
 
-/// Slices of the list, each a few hundred channels, that are looked at in one go.
+/// Slices of the channel list, each a few hundred channels, per slice of the walk.
 const LISTS_PER_SLICE: usize = 4;
 
-/// Channels whose count of messages is remembered until the next walk, to know how many came: some MiB.
+/// Channels whose message count is kept until the next walk, to compute their rate: some MiB.
 const COUNTED: usize = 65_536;
 
-/// A channel as it was found.
+/// A channel found by a walk.
 #[derive(Clone, Debug)]
 pub struct TopChannel {
     pub id: Vec<u8>,
@@ -49,19 +49,19 @@ pub struct TopChannels {
     counts: Counts,
 }
 
-/// Messages ever published in those channels that were published to lately, as a walk has met them.
+/// Total messages published in each recently active channel, as seen by one walk.
 #[derive(Default)]
 struct Counts {
     /// When the walk began; None before the first one.
     began: Option<Now>,
-    /// By the number of the channel's creation.
+    /// By the channel's creation number.
     published: FxHashMap<u64, u64>,
-    /// All channels that the walk met had a number up to this one.
+    /// All channels that the walk met have a creation number up to this one.
     born: u64,
 }
 
 impl Counts {
-    /// Messages that have come to this channel since; None if that is not known.
+    /// Messages published in this channel since; None if unknown.
     fn new_messages(&self, born: u64, published: u64) -> Option<u64> {
         self.began?;
         match self.published.get(&born) {
@@ -80,12 +80,12 @@ struct Walk {
     by_rate: Best,
 }
 
-/// The best so far by one measure, and not many more.
+/// The top channels so far by one measure, and not many more.
 struct Best {
     wanted: usize,
     measure: fn(&TopChannel) -> u64,
     channels: Vec<TopChannel>,
-    /// Those that have no more are not among them.
+    /// Channels with no more than this are left out.
     least: u64,
 }
 
@@ -110,7 +110,7 @@ impl Best {
     }
 
     fn cut(&mut self) {
-        // Of equals, the older stays: a channel does not come and go with each walk.
+        // Stable sort: of equals, the older stays, so that channels do not come and go with each walk.
         self.channels.sort_by_key(|channel| Reverse((self.measure)(channel)));
         self.channels.truncate(self.wanted);
         if let Some(last) = self.channels.get(self.wanted - 1) {
@@ -144,7 +144,7 @@ impl Walk {
         let passed_ms = before
             .began
             .map_or(PERIOD_MS, |began| self.began.monotonic_ms - began.monotonic_ms);
-        // Times of messages are in whole seconds.
+        // Message times are in whole seconds.
         let lately = self.began.unix_secs().saturating_sub(passed_ms / 1000 + 1);
         (0..LISTS_PER_SLICE).all(|_| {
             let Walk {
@@ -197,7 +197,7 @@ pub fn top_channels(count: usize) -> Tops {
 }
 
 impl Delivery {
-    /// Starts a walk if somebody wants its result and it is time.
+    /// Starts a walk if its result is wanted and it is due.
     pub fn start_top_channels_walk(&mut self, now: Now) {
         let wanted = self.settings.statistics_channels.get() as usize;
         let top_channels = &mut self.top_channels;
