@@ -1,4 +1,4 @@
-//! Messages as they go over the wire: rendered once per worker and way of writing, shared by all subscribers.
+//! Frames: messages as sent, rendered once per worker and style, shared by all subscribers.
 
 use std::rc::Rc;
 
@@ -10,27 +10,27 @@ use push_stream_core::wire::template::Fields;
 
 use crate::config::{Audience, Format, Padding, Transport};
 
-/// Bytes that framing and padding add to a message at most, and more.
+/// Upper bound, with a margin, of bytes that framing and padding add to a message.
 const FRAME_MAX: usize = 64 * 1024;
 
-/// Message id that templates show for the notice that a channel was deleted.
+/// Message id that templates show for a deletion notice.
 const DELETED_ID: i64 = -2;
 
-/// How a message is wrapped for the transport below.
+/// Framing of a piece for the transport below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Framing {
-    /// Not at all: HTTP/1.0, HTTP/2, or nginx's filters do it.
+    /// No framing: HTTP/1.0, HTTP/2, or nginx's filters do it.
     Raw,
     /// Each piece is an HTTP/1.1 chunk.
     Chunked,
 }
 
-/// A way of writing messages. Subscribers with equal styles get the same bytes.
+/// Template, framing and padding of messages. Subscribers with equal styles get the same bytes.
 #[derive(Clone, Debug)]
 pub struct Style {
     pub format: Rc<Format>,
     pub framing: Framing,
-    /// Bytes that a message is filled up to; 0 = none.
+    /// Bytes that a message is padded to; 0 = none.
     pub message_min: u32,
     /// The largest minimum of the configuration.
     pub padding_max: u32,
@@ -49,18 +49,18 @@ impl PartialEq for Style {
     }
 }
 
-/// Some consecutive messages in one style: of one channel, or merged for readers who resume in order.
+/// Consecutive messages in one style: of one channel, or merged for readers that resume in order.
 #[derive(Debug, Default)]
 pub struct Frames {
     bytes: Vec<u8>,
     marks: Vec<Mark>,
-    /// Where messages are merged, one for each.
+    /// One note for each message, where messages are merged; else empty.
     notes: Vec<Note>,
-    /// It says that messages are missing.
+    /// Is it a gap notice?
     is_gap: bool,
 }
 
-/// What must be known of a message for readers who resume in order.
+/// Data of a message that merging for readers that resume in order needs.
 #[derive(Clone, Debug)]
 pub struct Note {
     pub channel: Rc<[u8]>,
@@ -68,26 +68,26 @@ pub struct Note {
     pub is_position: bool,
 }
 
-/// Where a message ends among the frames, and what must be known of it.
+/// The end of a message within the frames, with its data.
 #[derive(Clone, Copy, Debug)]
 pub struct Mark {
     pub seq: u64,
     pub time: u64,
     pub tag: u32,
-    /// It is the notice that its channel was deleted.
+    /// Is it the deletion notice of its channel?
     pub deleted: bool,
     end: u32,
 }
 
 impl Frames {
-    /// Bytes that are no message: a ping, the end of an answer.
+    /// Frames of bytes that are not a message: a ping, the end of an answer.
     pub fn of_bytes(bytes: &[u8], framing: Framing) -> Rc<Frames> {
         let mut frames = Frames::default();
         frame(framing, bytes, &mut frames.bytes);
         Rc::new(frames)
     }
 
-    /// Bytes that are no message, each framed by itself.
+    /// Frames of texts that are not messages, each framed by itself.
     pub fn of_texts(texts: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
         let mut frames = Frames::default();
         for text in texts {
@@ -96,7 +96,7 @@ impl Frames {
         Rc::new(frames)
     }
 
-    /// Notices of what a slow reader misses, for which others may be put when it misses more.
+    /// Frames of gap notices for a slow reader, which later notices may replace when it misses more.
     pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
         let mut frames = Frames::of_texts(notices, framing);
         if let Some(frames) = Rc::get_mut(&mut frames) {
@@ -105,12 +105,12 @@ impl Frames {
         frames
     }
 
-    /// Is it neither a notice nor merged from several channels?
+    /// Is it neither a gap notice nor merged from several channels?
     pub fn is_plain(&self) -> bool {
         !self.is_gap && self.notes.is_empty()
     }
 
-    /// The same bytes and messages as one piece of frames.
+    /// Joins pieces: the same bytes and messages in one value.
     pub fn united(pieces: impl IntoIterator<Item = Piece>) -> Frames {
         let mut united = Frames::default();
         for piece in pieces {
@@ -130,7 +130,7 @@ impl Frames {
         self.is_gap
     }
 
-    /// Appends one message, and what must be known of it to merge others with it.
+    /// Appends one message, with its note for merging.
     pub fn push_noted(&mut self, style: &Style, message: &Message<'_>, note: Note, scratch: &mut Vec<u8>) {
         let shown = Message {
             event_id: message.event_id.filter(|_| note.is_position),
@@ -143,14 +143,14 @@ impl Frames {
         }
     }
 
-    /// The notes of the messages that end between these two bytes.
+    /// Notes of the messages that end between these two bytes.
     pub fn notes(&self, from: u32, to: u32) -> &[Note] {
         let first = self.marks.partition_point(|mark| mark.end <= from);
         let last = self.marks.partition_point(|mark| mark.end <= to);
         self.notes.get(first..last).unwrap_or_default()
     }
 
-    /// The last of them that is a position.
+    /// The last of those notes that is a position.
     pub fn last_position(&self, from: u32, to: u32) -> Option<&Note> {
         self.notes(from, to).iter().rfind(|note| note.is_position)
     }
@@ -169,14 +169,14 @@ impl Frames {
         Rc::new(frames)
     }
 
-    /// Appends one message of `channel`; returns how many bytes that are.
+    /// Appends one message of `channel`; returns the number of bytes appended.
     pub fn push(&mut self, style: &Style, channel: &[u8], message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
         let before = self.bytes.len();
         scratch.clear();
         let length = style
             .format
             .render(&fields(&style.format, channel, message), message.binary, scratch);
-        // Places are counted in 32 bits. Only a template that repeats a text of many megabytes comes so far.
+        // Offsets have 32 bits. Only a template that repeats a text of many megabytes reaches the limit.
         if u32::try_from(before + scratch.len() + FRAME_MAX).is_err() {
             let log = ngx::log::ngx_cycle_log().as_ptr();
             ngx_log_error!(
@@ -207,7 +207,7 @@ impl Frames {
         frame(framing, bytes, &mut self.bytes);
     }
 
-    /// Where the messages after `seq` start, with the first of them and how many there are.
+    /// The start of the messages after `seq`, the first of them and their number.
     pub fn after(&self, seq: u64) -> Option<(u32, &Mark, usize)> {
         let index = self.marks.partition_point(|mark| mark.seq <= seq);
         let mark = self.marks.get(index)?;
@@ -215,33 +215,33 @@ impl Frames {
         Some((start, mark, self.marks.len() - index))
     }
 
-    /// Where the message ends that byte `at` belongs to.
+    /// The end of the message that byte `at` belongs to.
     pub fn boundary_after(&self, at: u32) -> u32 {
         let index = self.marks.partition_point(|mark| mark.end <= at);
         self.marks.get(index).map_or(self.bytes.len() as u32, |mark| mark.end)
     }
 
-    /// Where the last message starts.
+    /// The start of the last message.
     pub fn last_start(&self) -> u32 {
         self.marks.len().checked_sub(2).map_or(0, |index| self.marks[index].end)
     }
 
-    /// Is no message cut at byte `at`?
+    /// Is byte `at` a boundary between messages?
     pub fn is_boundary(&self, at: u32) -> bool {
         at == 0 || self.marks.binary_search_by_key(&at, |mark| mark.end).is_ok()
     }
 
-    /// Its bytes from byte `from` on.
+    /// Bytes from byte `from` on.
     pub fn bytes_from(&self, from: u32) -> &[u8] {
         self.bytes.get(from as usize..).unwrap_or_default()
     }
 
-    /// How many messages end after byte `at`.
+    /// Number of messages that end after byte `at`.
     pub fn messages_from(&self, at: u32) -> usize {
         self.marks.len() - self.marks.partition_point(|mark| mark.end <= at)
     }
 
-    /// Is there any message in it?
+    /// Does it contain a message?
     pub fn has_messages(&self) -> bool {
         !self.marks.is_empty()
     }
@@ -258,7 +258,7 @@ impl Mark {
     }
 }
 
-/// A range of frames on its way to one subscriber.
+/// A range of frames for one subscriber.
 #[derive(Clone, Debug)]
 pub struct Piece {
     pub frames: Rc<Frames>,
@@ -275,7 +275,7 @@ impl Piece {
         }
     }
 
-    /// From byte `from` on.
+    /// The frames from byte `from` on.
     pub fn tail(frames: &Rc<Frames>, from: u32) -> Piece {
         Piece {
             from,
@@ -291,7 +291,7 @@ impl Piece {
             .unwrap_or_default()
     }
 
-    /// Messages that end in it.
+    /// Number of messages that end in it.
     pub fn messages(&self) -> usize {
         self.frames.messages_from(self.from) - self.frames.messages_from(self.to)
     }
@@ -300,7 +300,8 @@ impl Piece {
         self.to.saturating_sub(self.from) as usize
     }
 
-    /// Appends its bytes but those of messages after sequence number `seq`; returns the last position among the others.
+    /// Appends its bytes without messages after sequence number `seq`; returns the last position among the appended
+    /// ones.
     pub fn push_up_to(&self, seq: u64, out: &mut Vec<u8>) -> Option<OrderedId> {
         let bytes = |from: u32, to: u32| self.frames.bytes.get(from as usize..to as usize).unwrap_or_default();
         let (mut from, mut position) = (self.from, None);
@@ -320,9 +321,9 @@ impl Piece {
     }
 }
 
-/// What the tokens of a template stand for in this message.
+/// The values of a template's tokens for this message.
 pub fn fields<'m>(format: &Format, channel: &'m [u8], message: &Message<'m>) -> Fields<'m> {
-    // An id from which to go on would skip the copies to come.
+    // Resuming from this id would skip the copies still to come.
     let hidden = format.ordered && message.repeated_id;
     let ordinary = message.kind == MessageKind::Ordinary;
     Fields {
@@ -336,7 +337,7 @@ pub fn fields<'m>(format: &Format, channel: &'m [u8], message: &Message<'m>) -> 
     }
 }
 
-/// An empty piece gets no frame: an empty chunk would be the end of the response.
+/// Frames a piece. An empty piece gets no frame: an empty chunk would end the response.
 fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
     if piece.is_empty() {
         return;
@@ -361,7 +362,7 @@ fn push_hex(number: usize, out: &mut Vec<u8>) {
     );
 }
 
-/// What follows the header template for clients of this group.
+/// The filler after the header template for clients of this group.
 pub fn header_filler(audience: &Audience, padding: &Padding) -> Option<Vec<u8>> {
     if audience.header.is_empty() {
         return None;
@@ -374,7 +375,7 @@ pub fn header_filler(audience: &Audience, padding: &Padding) -> Option<Vec<u8>> 
     )
 }
 
-/// Fills what was sent up to the minimum, in steps of a hundred, never by more than the largest minimum there is.
+/// A filler up to the minimum, in steps of a hundred bytes, never more than the largest minimum of the configuration.
 fn filler(transport: Transport, sent: usize, min: u32, max: u32) -> Option<Vec<u8>> {
     let (min, max) = (min as usize, max as usize);
     let missing = min.checked_sub(sent).filter(|&missing| missing > 0)?;

@@ -1,7 +1,7 @@
-//! The end of a connection that has no request of nginx any more.
+//! Lingering close: the end of a detached connection.
 //!
-//! After a regular end the client is told that nothing follows, and what it may still send is read and dropped: closing a
-//! socket with unread input would be a reset, which may destroy what the client has not read yet. As nginx does it
+//! After a regular end the sending side is shut down, and further input is read and dropped: closing a socket with
+//! unread input would send a reset, which may destroy data that the client has not read yet. It works as in nginx
 //! (`lingering_close` and the other directives of that name).
 
 use std::mem::ManuallyDrop;
@@ -18,13 +18,13 @@ use crate::config::{Audience, Lingering};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::panic_guard;
 
-/// Input dropped at once.
+/// Bytes of input dropped at once.
 const READ: usize = 4096;
 
-/// Reads before other events get their turn.
+/// Reads per turn, before other events get theirs.
 const READS_PER_TURN: u32 = 16;
 
-/// A connection that only waits for its client to close.
+/// A connection that waits for its client to close.
 struct Lingerer {
     /// Time without input after which it is closed.
     timeout_ms: u64,
@@ -60,7 +60,7 @@ pub unsafe fn close(subscriber: &Subscriber, ending: Ending) {
     }
 }
 
-/// Tells the log what nginx adds to its own lines: the client.
+/// Logs an event with the client's address, which nginx adds to its own lines.
 unsafe fn tell(connection: *mut ngx_connection_t, what: &str) {
     // SAFETY: the connection is open, and stays so: the socket is only asked for its peer.
     unsafe {
@@ -76,7 +76,8 @@ unsafe fn tell(connection: *mut ngx_connection_t, what: &str) {
     }
 }
 
-/// Everything was sent: says goodbye, and waits for the client to do the same if it may still be sending.
+/// Ends a connection after everything was sent: shuts it down, and waits for the client's close if it may still be
+/// sending.
 unsafe fn part(subscriber: &Subscriber) {
     let Audience {
         lingering,
@@ -106,14 +107,14 @@ unsafe fn part(subscriber: &Subscriber) {
     }
 }
 
-/// Did the client send anything that was not read?
+/// Is there unread input from the client?
 unsafe fn has_input(connection: *mut ngx_connection_t) -> bool {
     let mut byte = 0u8;
     // SAFETY: the connection is open.
     unsafe { libc::recv((*connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK) > 0 }
 }
 
-/// Ends TLS; NGX_AGAIN: [`linger()`] follows by itself.
+/// Ends TLS; on NGX_AGAIN [`linger()`] is called later.
 #[cfg(ngx_feature = "ssl")]
 unsafe fn end_tls(connection: *mut ngx_connection_t) -> ngx_int_t {
     // SAFETY: the connection is open and has TLS.
@@ -132,7 +133,7 @@ unsafe fn end_tls(_connection: *mut ngx_connection_t) -> ngx_int_t {
     NGX_OK as ngx_int_t
 }
 
-/// Tells the client that nothing follows, and goes on reading.
+/// Shuts down the sending side, and goes on reading.
 unsafe extern "C" fn linger(connection: *mut ngx_connection_t) {
     panic_guard::event("lingering close", || {
         // SAFETY: the connection is open, its data is its `Lingerer`.
@@ -143,10 +144,10 @@ unsafe extern "C" fn linger(connection: *mut ngx_connection_t) {
             if (*write).timer_set() != 0 {
                 ngx_del_timer(write);
             }
-            // A worker that is told to leave need not wait for it.
+            // A worker that is told to exit need not wait for it.
             (*connection).set_idle(1);
             libc::shutdown((*connection).fd, libc::SHUT_WR);
-            // Whatever is there is dropped now; the event tells of what follows.
+            // Existing input is dropped now; the event reports later input.
             (*read).set_ready(1);
             drop_input(connection);
         }
@@ -165,7 +166,7 @@ unsafe extern "C" fn on_input(event: *mut ngx_event_t) {
     });
 }
 
-/// Reads and drops what there is; closes the connection if the client did, or has taken too long.
+/// Reads and drops input; closes the connection if the client has closed it or has taken too long.
 unsafe fn drop_input(connection: *mut ngx_connection_t) {
     let mut buffer = [0u8; READ];
     // SAFETY: the connection is open, its data is its `Lingerer`; the buffer is as long as said.
@@ -184,7 +185,7 @@ unsafe fn drop_input(connection: *mut ngx_connection_t) {
         }
         let lingerer = &*(*connection).data.cast::<Lingerer>();
         let left_ms = lingerer.deadline_ms.saturating_sub(Now::read().monotonic_ms);
-        // A process that leaves does not wait for what clients may still say.
+        // A process that exits does not wait for further input.
         if left_ms == 0 || ngx_exiting != 0 || ngx_terminate != 0 {
             return finish_lingering(connection);
         }
@@ -198,14 +199,14 @@ unsafe fn drop_input(connection: *mut ngx_connection_t) {
 }
 
 unsafe fn finish_lingering(connection: *mut ngx_connection_t) {
-    // SAFETY: `part` made the data from a box, and nobody uses it after this.
+    // SAFETY: `part` made the data from a box, and nothing uses it after this.
     unsafe {
         drop(Box::from_raw((*connection).data.cast::<Lingerer>()));
         finish(connection);
     }
 }
 
-/// Closing then discards what was not sent, and tells the client so.
+/// Makes the later close discard unsent bytes and send a reset.
 unsafe fn reset_on_close(fd: i32) {
     let linger = libc::linger {
         l_onoff: 1,

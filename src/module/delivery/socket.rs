@@ -1,4 +1,4 @@
-//! What WebSocket clients send (RFC 6455).
+//! Input of WebSocket clients (RFC 6455).
 
 use std::ptr;
 
@@ -16,19 +16,19 @@ use crate::ffi::lookup;
 /// Bytes read at once.
 const READ: usize = 16 * 1024;
 
-/// Reads before other events get their turn.
+/// Reads per turn, before other events get theirs.
 const READS_PER_TURN: u32 = 16;
 
-/// An end without a reason: the C module's close frame.
+/// A close frame without a reason, as in the C module.
 const CLOSE: &[u8] = &[0x88, 0x00];
 
-/// The client's side of a WebSocket subscriber.
+/// The input side of a WebSocket subscriber.
 pub struct Socket {
-    /// What it gets first: the head of the answer and the header template. Taken when the subscriber is added.
+    /// The first bytes sent: the head of the answer and the header template. Taken when the subscriber is added.
     opening: Vec<u8>,
-    /// Only while a frame or a message is incomplete: an idle connection needs none.
+    /// Only set while a frame or a message is incomplete: an idle connection needs none.
     decoder: Option<Box<Decoder>>,
-    /// When the oldest ping was sent that nothing was heard after.
+    /// When the oldest ping was sent that no input followed.
     unanswered_since_ms: Option<u64>,
 }
 
@@ -41,7 +41,7 @@ impl Socket {
         }
     }
 
-    /// One whose handshake another worker has answered.
+    /// A socket whose handshake another worker has answered.
     pub fn taken_over(unanswered_since_ms: Option<u64>) -> Socket {
         Socket {
             unanswered_since_ms,
@@ -49,7 +49,7 @@ impl Socket {
         }
     }
 
-    /// Has its client sent no part of a frame or message?
+    /// Is no frame or message of the client incomplete?
     pub fn is_idle(&self) -> bool {
         self.decoder.is_none()
     }
@@ -62,22 +62,22 @@ impl Socket {
         std::mem::take(&mut self.opening)
     }
 
-    /// A ping is sent now. False if the peer is dead: it has said nothing since a ping of two intervals ago.
+    /// Records a ping sent now. False if the peer is dead: no input since a ping of two intervals ago.
     pub fn ping(&mut self, now_ms: u64, interval_ms: u64) -> bool {
         let since = *self.unanswered_since_ms.get_or_insert(now_ms);
         now_ms - since < 2 * interval_ms
     }
 }
 
-/// What is to be done about what came.
+/// Reaction to the client's input.
 enum Reaction {
     Nothing,
-    /// Bytes wait to be sent.
+    /// Send the queued bytes.
     Advance,
     End(Ending),
 }
 
-/// Bytes that came together with the handshake belong to the frames.
+/// Takes bytes that came together with the handshake: they belong to the frames.
 ///
 /// # Safety
 /// `r` is a valid request.
@@ -96,7 +96,7 @@ pub unsafe fn take_early_bytes(r: *mut ngx_http_request_t) -> Vec<u8> {
     }
 }
 
-/// The client sent something, or is gone.
+/// Read handler: the client sent something, or is gone.
 pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
     let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
@@ -109,7 +109,7 @@ pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
     });
 }
 
-/// Reads what a subscriber has sent.
+/// Reads a subscriber's input.
 pub fn read(id: SubscriberId, connection: *mut ngx_connection_t) {
     let mut buffer = [0u8; READ];
     for _ in 0..READS_PER_TURN {
@@ -136,7 +136,7 @@ pub fn read(id: SubscriberId, connection: *mut ngx_connection_t) {
     unsafe { ngx_post_event((*connection).read, ptr::addr_of_mut!(ngx_posted_next_events)) };
 }
 
-/// Does what the client's bytes ask for; false if the subscriber is gone then.
+/// Handles the client's bytes; false if the subscriber has ended.
 pub fn react(id: SubscriberId, bytes: &[u8]) -> bool {
     let reaction = PROCESS.with(|delivery| delivery.take_input(id, bytes));
     match reaction {
@@ -161,7 +161,7 @@ impl Delivery {
         };
         socket.unanswered_since_ms = None;
         if subscriber.ending {
-            // Whatever comes after the close frame.
+            // Ignore input after the close frame.
             return Reaction::Nothing;
         }
         let mut decoder = socket
@@ -206,7 +206,7 @@ impl Delivery {
         if answered { Reaction::Advance } else { Reaction::Nothing }
     }
 
-    /// The same payload back (RFC 6455 §5.5.3). False if too many answers wait already.
+    /// Queues a pong with the same payload (RFC 6455 §5.5.3). False if too many pongs are queued already.
     fn answer_ping(&mut self, id: SubscriberId, payload: &[u8]) -> bool {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return true;
@@ -217,7 +217,7 @@ impl Delivery {
         subscriber.send_queue.bytes() <= subscriber.audience.queue_bytes
     }
 
-    /// The connection ends with a close frame: it counts as gone before the client sees that.
+    /// Ends the connection with a close frame: it counts as gone before the client sees that.
     fn close(&mut self, id: SubscriberId, farewell: &[u8], reason: Reason) -> Reaction {
         if let Some(subscriber) = self.registry.slab.get(id) {
             subscriber.replay = None;
@@ -270,13 +270,14 @@ impl Delivery {
 }
 
 impl Subscriber {
-    /// Bytes that are no message, behind whatever waits.
+    /// Queues bytes that are not a message.
     pub fn push_bytes(&mut self, bytes: &[u8]) {
         self.send_queue
             .push(Piece::whole(Frames::of_bytes(bytes, Framing::Raw)));
     }
 
-    /// What it gets last at the regular end, behind what waits; one that has its request gets it with the end of that.
+    /// Queues the footer and the end of the response or close frame; an attached subscriber's end is sent with its
+    /// request.
     pub fn push_farewell(&mut self) {
         if self.ending {
             return;

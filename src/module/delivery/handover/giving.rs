@@ -1,4 +1,4 @@
-//! The leaving worker's part: offers its subscribers, delivers what is still its own to deliver, and forgets them.
+//! The leaving worker's part: offers its subscribers, delivers their messages up to the answer, and forgets them.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
@@ -17,19 +17,19 @@ use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::{Delivery, Ending, PROCESS, perform};
 use crate::ffi::panic_guard;
 
-/// Subscribers in one offer: the descriptors that fit into a message, but for one that may hold its payload.
+/// Subscribers in one offer: the descriptors that fit into a message, less one that may hold its payload.
 const OFFERED: usize = 250;
 
 /// Accepting workers that one leaving worker deals with at once.
 const SESSIONS: usize = 16;
 
-/// Handing over may take so long; whoever is left then ends as at every reload.
+/// Time limit of the whole handover; remaining subscribers then end as at every reload.
 const ALL_MS: u64 = 1500;
 
-/// An accepting worker that says nothing for so long is given up.
+/// An accepting worker that is silent for this long is given up.
 const PATIENCE_MS: u64 = 700;
 
-/// An invitation: what it says is in the socket that goes with it.
+/// Text of an invitation: the information is in the socket sent with it.
 const INVITATION: &[u8] = b"push stream handover";
 
 /// A socket to an accepting worker.
@@ -42,23 +42,23 @@ pub struct Giving {
 }
 
 enum State {
-    /// Nobody has taken the invitation yet.
+    /// No worker has taken the invitation yet.
     Invited,
     Idle,
     Offered(Vec<SubscriberId>),
-    /// Answered. What the leaving worker is to deliver itself is being taken from the store.
+    /// Answered. The messages that the leaving worker must still deliver are being drained from the store.
     Settling(Vec<(SubscriberId, Option<u64>)>),
 }
 
-/// What happened to a subscriber while it was on offer.
+/// Channels lost by a subscriber while it was on offer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Loss {
-    /// Sequence number of the first notice that one of its channels was deleted or that all are sent away.
+    /// Sequence number of the first notice that one of its channels was deleted or its subscribers were dismissed.
     seq: Option<u64>,
     dismissed: bool,
 }
 
-/// The other side of a session has said something, or is gone.
+/// Read handler of a session: the other side sent a message, or is gone.
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
     panic_guard::event("handover to another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
@@ -76,7 +76,7 @@ unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
 }
 
 impl Delivery {
-    /// Starts to give subscribers away, if there is anybody who takes them.
+    /// Starts to give subscribers away, if another worker accepts.
     pub fn begin_giving(&mut self, now_ms: u64) {
         self.stop_accepting();
         let others = self.worker.as_ref().map_or(0, |worker| worker.accepting_others());
@@ -116,19 +116,19 @@ impl Delivery {
         self.handover.until_ms.is_some()
     }
 
-    /// Is the subscriber at `index` on its way from or to another worker, or to be given away, so that it is not to be ended yet?
+    /// Is the subscriber at `index` in transit or to be given away, so that it must not be ended yet?
     pub fn is_given(&mut self, index: u32) -> bool {
         let giving = self.is_giving();
         let subscriber = self.registry.slab.at(index);
         subscriber.is_some_and(|subscriber| subscriber.is_in_transit() || giving && subscriber.may_be_given())
     }
 
-    /// Looks after sessions from time to time while the worker leaves.
+    /// Checks the sessions from time to time while the worker leaves.
     pub fn look_after_giving(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         let Some(until_ms) = self.handover.until_ms else {
             return;
         };
-        // At the end of all workers each finds that the others, whom it has invited, leave too.
+        // When all workers exit, each finds that the others, which it has invited, are leaving too.
         let nobody = self.worker.as_ref().is_none_or(|worker| worker.accepting_others() == 0);
         let late = |giving: &Giving| match giving.state {
             _ if now_ms >= until_ms => true,
@@ -152,7 +152,7 @@ impl Delivery {
         self.end_giving_if_done();
     }
 
-    /// Nobody takes anything any more, or there is nothing left to give.
+    /// Ends the handover if no worker accepts any more or no subscriber is left.
     fn end_giving_if_done(&mut self) {
         if self.is_giving() && (self.handover.giving.is_empty() || self.registry.slab.len() == 0) {
             for giving in std::mem::take(&mut self.handover.giving) {
@@ -169,7 +169,7 @@ impl Delivery {
         }
     }
 
-    /// A session is over: what it had on offer stays here.
+    /// Ends a session: its offered subscribers stay in this worker.
     fn stop_giving_to(&mut self, key: Key, actions: &mut Vec<Action>) {
         let Some(index) = self.handover.giving.iter().position(|giving| giving.key == key) else {
             return;
@@ -206,7 +206,7 @@ impl Delivery {
                 (State::Invited, Some(Answer(none))) if none.is_empty() => self.offer(index, now_ms),
                 (State::Offered(ids), Some(Answer(joined))) if joined.len() == ids.len() => {
                     giving.state = State::Settling(ids.into_iter().zip(joined).collect());
-                    // Everything up to now is taken from the store, and handed out, before they go.
+                    // All messages up to now are drained and handed out before the subscribers go.
                     self.wake();
                 }
                 (state, _) => {
@@ -217,7 +217,7 @@ impl Delivery {
         }
     }
 
-    /// Offers the next subscribers in a session that is idle.
+    /// Offers the next subscribers in an idle session.
     fn offer(&mut self, index: usize, now_ms: u64) {
         if !matches!(self.handover.giving.get(index), Some(Giving { state: State::Idle, .. })) {
             return;
@@ -237,12 +237,12 @@ impl Delivery {
                     self.put_on_offer(id);
                 }
             }
-            // Too many descriptors are on their way: later.
+            // Too many descriptors are in flight: try later.
             Err(_) => self.events.shutdown_in(PACE_MS),
         }
     }
 
-    /// Subscribers that nothing speaks against giving away now.
+    /// Subscribers that can be given away now.
     fn next_to_give(&mut self) -> Vec<SubscriberId> {
         let mut ids = Vec::new();
         let end = self.registry.slab.end();
@@ -312,7 +312,7 @@ impl Delivery {
         (offer, sockets)
     }
 
-    /// From now on nothing is sent to a subscriber and nothing read from it: what comes for it waits.
+    /// Marks a subscriber as on offer: nothing is sent to it or read from it, and messages for it are queued.
     fn put_on_offer(&mut self, id: SubscriberId) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
@@ -330,7 +330,7 @@ impl Delivery {
                     ngx_delete_posted_event(event);
                 }
             }
-            // Closing alone would leave it in epoll as long as the other process has it open.
+            // Remove it from epoll: closing alone would leave it there while the other process has it open.
             if let Some(remove) = ngx_event_actions.del_conn {
                 remove(connection, 0);
             }
@@ -339,7 +339,8 @@ impl Delivery {
         self.handover.losses.insert(id.index, Loss::default());
     }
 
-    /// A subscriber on offer has lost a channel, or is sent away, by the notice `seq`. Whose it then is to end is known later.
+    /// Records that a subscriber on offer lost a channel, or was dismissed, by the notice `seq`. Which worker ends it
+    /// is decided later.
     pub fn note_loss(&mut self, index: u32, seq: u64, dismissed: bool) {
         if let Some(loss) = self.handover.losses.get_mut(&index) {
             loss.seq = Some(loss.seq.map_or(seq, |first| first.min(seq)));
@@ -347,7 +348,7 @@ impl Delivery {
         }
     }
 
-    /// A subscriber stays after all: it goes on, and has its end if that was due meanwhile.
+    /// Keeps a subscriber after all: it continues, or ends now if its end came due meanwhile.
     fn keep(&mut self, id: SubscriberId, transit: Transit, actions: &mut Vec<Action>) {
         let loss = self.handover.losses.remove(&id.index).unwrap_or_default();
         let Some(subscriber) = self.registry.slab.get(id) else {
@@ -376,7 +377,8 @@ impl Delivery {
         }
     }
 
-    /// Everything that was published before the answers is handed out: sends the rest, and forgets who is taken.
+    /// Once all messages published before the answers are handed out: sends the rest, and forgets the subscribers
+    /// taken.
     pub fn conclude_giving(&mut self, actions: &mut Vec<Action>) {
         if !self.is_giving() || !self.is_at_rest() {
             return;
@@ -396,7 +398,7 @@ impl Delivery {
                 match (sent, rest, joined) {
                     (true, Some(_), _) => self.forget_given(id),
                     (_, _, Some(_)) => self.keep(id, Transit::None, actions),
-                    // Nobody will take it.
+                    // No worker will take it.
                     (_, _, None) => self.keep(id, Transit::Refused, actions),
                 }
             }
@@ -408,7 +410,7 @@ impl Delivery {
         self.end_giving_if_done();
     }
 
-    /// What a subscriber is still to get from here, if it was not ended meanwhile by something before `joined`.
+    /// The unsent rest of a subscriber, unless it was ended by a notice up to `joined`.
     fn unsent(&mut self, id: SubscriberId, joined: u64) -> Option<Unsent> {
         let loss = self.handover.losses.get(&id.index).copied().unwrap_or_default();
         let position = self.inbox.ordered.position(id.index);
@@ -418,7 +420,7 @@ impl Delivery {
         }
         let (bytes, last) = subscriber.send_queue.up_to(joined);
         let position = match subscriber.send_queue.is_beyond(joined) {
-            // Later messages have moved it on.
+            // Later messages have advanced it.
             true => last.or(subscriber.send_queue.position()),
             false => position,
         };
@@ -428,7 +430,7 @@ impl Delivery {
         })
     }
 
-    /// A subscriber is another worker's now.
+    /// Forgets a subscriber that belongs to another worker now.
     fn forget_given(&mut self, id: SubscriberId) {
         self.handover.losses.remove(&id.index);
         let Some(subscriber) = self.registry.slab.get(id) else {
@@ -457,7 +459,7 @@ impl Delivery {
 }
 
 impl Subscriber {
-    /// Can it be given away at all, now or later?
+    /// Can it be given away, now or later?
     fn may_be_given(&self) -> bool {
         self.transit == Transit::None
             && self.is_detached()
@@ -466,7 +468,7 @@ impl Subscriber {
             && !self.frozen()
     }
 
-    /// Has it all its history, and has its client sent no half message?
+    /// Is its replay complete, and no message of its client incomplete?
     fn is_ready_to_go(&self) -> bool {
         self.socket >= 0
             && self.replay.is_none()

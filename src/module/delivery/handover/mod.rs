@@ -1,8 +1,9 @@
-//! Handover: a worker that leaves gives its detached subscribers to one that stays, so that no reader notices a reload.
+//! Handover: a leaving worker gives its detached subscribers to an accepting one, so that no reader notices a reload.
 //!
-//! A detached subscriber over plain HTTP/1 is a socket and some figures. All workers of all generations share one Unix datagram socket,
-//! made by the master before it forks. A [leaving worker](giving) sends an invitation to it for each worker that accepts: one end of a
-//! socket of their own. Whoever takes the invitation is sent subscribers in groups ([`push_stream_core::wire::handover`]):
+//! A detached subscriber over plain HTTP/1 is a socket and some figures. All workers of all generations share one Unix
+//! datagram socket, made by the master before it forks. A [leaving worker](giving) sends an invitation to it for each
+//! worker that accepts: one end of a socket of their own. The worker that takes the invitation is sent subscribers in
+//! groups ([`push_stream_core::wire::handover`]):
 //!
 //! ```text
 //! leaving worker                                  accepting worker
@@ -11,14 +12,15 @@
 //!      offer: sockets, locations, channels ----------->
 //!          nothing more is sent to these               joins their channels: it delivers what comes after
 //!      <----------------------------------------------- answer: sequence number for each
-//!      takes and writes everything up to that
-//!      rest: what is not sent up to that number ------>
+//!      takes and renders all messages up to that
+//!      rest: unsent bytes up to that number ---------->
 //!          forgets them                                sends the rest, then its own messages
 //! ```
 //!
-//! Between offer and rest both have the subscriber, and neither sends. If either dies then, its socket to the other closes: the leaving worker
-//! goes on with the subscriber as if nothing had been; the accepting worker drops it, and the reader comes back by itself. What cannot be
-//! handed over (attached subscribers, TLS, a location that is gone) ends as at every reload.
+//! Between offer and rest both workers have the subscriber, and neither sends. If either dies then, its socket to the
+//! other closes: the leaving worker continues with the subscriber as if no offer had been made; the accepting worker
+//! drops it, and the reader reconnects. Subscribers that cannot be handed over (attached ones, TLS, a location that is
+//! gone) end as at every reload.
 
 pub mod giving;
 mod socket;
@@ -39,24 +41,24 @@ use crate::config::Audience;
 use giving::{Giving, Loss};
 use taking::Taking;
 
-/// Names a session in the data of its connection.
+/// Identifies a session in the data of its connection.
 type Key = u32;
 
-/// Everything about handing over in this worker.
+/// State of the handover in this worker.
 #[derive(Default)]
 pub struct Handover {
-    /// Listens for invitations; NULL if it does not.
+    /// The connection that receives invitations; None if the worker does not accept.
     listening: Option<ptr::NonNull<ngx_connection_t>>,
     taking: Vec<Taking>,
     giving: Vec<Giving>,
-    /// While subscribers are given away: until when that may take.
+    /// While subscribers are given away: the deadline.
     until_ms: Option<u64>,
-    /// Subscribers from this index on are to be offered next.
+    /// Index of the next subscriber to offer.
     next: u32,
-    /// Of subscribers on offer, what they have lost meanwhile, by index.
+    /// Losses of subscribers on offer since the offer, by index.
     losses: FxHashMap<u32, Loss>,
     given: u64,
-    /// Subscribers that resume in order and whose position is not known yet: messages wait for it.
+    /// Subscribers that resume in order and whose position is not known yet: messages wait for that.
     unplaced: usize,
     keys: Key,
 }
@@ -70,7 +72,7 @@ pub fn prepare(zone: &Zone) -> io::Result<()> {
     Ok(())
 }
 
-/// Can connections move from one process's event loop to another's? Only with epoll it is known how.
+/// Can connections move from one process's event loop to another's? Only implemented for epoll.
 fn is_possible() -> bool {
     // SAFETY: set before any worker handles events.
     unsafe {
@@ -79,13 +81,14 @@ fn is_possible() -> bool {
     }
 }
 
-/// A descriptor that stays open while it is used.
+/// Borrows a descriptor that stays open while it is used.
 fn borrow(fd: i32) -> BorrowedFd<'static> {
     // SAFETY: callers use it at once, and the descriptor belongs to a connection of nginx that is open, or to the process.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// Makes nginx listen to a socket of ours; the connection owns it. None if it has no connection left: the socket is closed then.
+/// Makes nginx read from one of this module's sockets; the connection owns it. None if nginx has no free connection or
+/// cannot watch the socket, which is closed then.
 fn listen(
     fd: OwnedFd,
     key: Key,
@@ -101,7 +104,7 @@ fn listen(
         (*read).log = log;
         (*write).log = log;
         connection.log = log;
-        // Not a client's: no alert at exit that it is still open.
+        // Not a client's connection: no alert at exit that it is still open.
         (*read).set_channel(1);
         (*write).set_channel(1);
         connection.data = key as usize as *mut std::ffi::c_void;
@@ -129,14 +132,14 @@ impl Handover {
         self.keys
     }
 
-    /// Must messages wait until it is known where some subscribers are?
+    /// Must messages wait until the positions of some subscribers are known?
     pub fn is_unplaced(&self) -> bool {
         self.unplaced > 0
     }
 }
 
 impl Delivery {
-    /// The location that a name stands for now.
+    /// The location that has this name now.
     fn location_named(&self, name: &LocationName) -> Option<Rc<Audience>> {
         let audiences = self.settings.audiences.borrow();
         let mut of_path = audiences.iter().filter(|audience| *audience.location == *name.path);

@@ -11,32 +11,33 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-/// Descriptors in one message at most: the kernel's limit (`SCM_MAX_FD`).
+/// Maximum of descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const FDS: usize = 253;
 
-/// A longer payload goes into a memory file of its own: sockets take about 200 KiB at once.
+/// A longer payload goes into a memory file of its own: sockets accept about 200 KiB at once.
 const INLINE: usize = 32 * 1024;
 
 /// Longest payload that is read.
 const LONGEST: u64 = 256 * 1024 * 1024;
 
-/// First byte of a message: where its payload is.
+/// First byte of a message: the place of its payload.
 const HERE: u8 = 0;
 const IN_FILE: u8 = 1;
 
-/// What a look into a socket found.
+/// Result of reading a socket.
 pub enum Received {
     Message {
         payload: Vec<u8>,
         fds: Vec<OwnedFd>,
     },
-    /// Nothing yet.
+    /// No message yet.
     Nothing,
     /// The other side is gone.
     Closed,
 }
 
-/// Both ends of a new socket, neither of which blocks. `stream`: the end of one is noticed at the other, and nothing is lost.
+/// Both ends of a new non-blocking socket. `stream`: connection-oriented; each end notices the other's close, and
+/// nothing is lost.
 pub fn pair(stream: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     let kind = if stream {
         SocketType::SEQPACKET
@@ -47,7 +48,7 @@ pub fn pair(stream: bool) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, kind, flags, None)?)
 }
 
-/// Sends a message whole, or not at all.
+/// Sends a whole message, or nothing.
 pub fn send(socket: BorrowedFd<'_>, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut all: Vec<BorrowedFd<'_>> = Vec::with_capacity(fds.len() + 1);
     let file = if payload.len() > INLINE {
@@ -73,7 +74,7 @@ pub fn send(socket: BorrowedFd<'_>, payload: &[u8], fds: &[BorrowedFd<'_>]) -> i
     Ok(())
 }
 
-/// Takes the next message. An error is the end of what can be understood.
+/// Receives the next message. After an error the session cannot continue.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     let mut bytes = vec![0; 1 + INLINE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
@@ -96,7 +97,7 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     if received.bytes == 0 {
         return Ok(Received::Closed);
     }
-    // More open descriptors than this process may have: some of the message are lost.
+    // More descriptors than this process may open: some of the message are lost.
     if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }

@@ -1,4 +1,4 @@
-//! The accepting worker's part: takes subscribers over from one that leaves.
+//! The accepting worker's part: takes subscribers over from a leaving worker.
 
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -25,16 +25,16 @@ use crate::ffi::panic_guard;
 pub struct Taking {
     key: Key,
     connection: NonNull<ngx_connection_t>,
-    /// Of the offer that was answered and has no rest yet: who was taken.
+    /// Subscribers of the offer that was answered and has no rest yet; None for those not taken.
     arriving: Vec<Option<SubscriberId>>,
-    /// When the other side last said something.
+    /// When the other side last sent a message.
     since_ms: u64,
 }
 
-/// A leaving worker that has said nothing for so long while subscribers are on their way is given up.
+/// A leaving worker that is silent for this long while subscribers are in transit is given up.
 const PATIENCE_MS: u64 = 2000;
 
-/// A worker that leaves may have invited this one.
+/// Read handler: an invitation from a leaving worker may have come.
 unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
     panic_guard::event("invitation to take subscribers", || {
         let more = PROCESS.with(Delivery::take_invitation).unwrap_or(false);
@@ -52,7 +52,7 @@ unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
     });
 }
 
-/// The other side of a session has said something, or is gone.
+/// Read handler of a session: the other side sent a message, or is gone.
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
     panic_guard::event("handover from another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
@@ -70,7 +70,7 @@ unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
 }
 
 impl Delivery {
-    /// From now on this worker takes subscribers of others, if it is configured to.
+    /// Starts to accept other workers' subscribers, if configured.
     pub fn start_accepting(&mut self) {
         if !self.settings.handover || !is_possible() || self.handover.listening.is_some() || self.shutdown.begun() {
             return;
@@ -78,7 +78,7 @@ impl Delivery {
         let (Some(worker), Some([receiver, _])) = (&self.worker, self.zone.handover_fds()) else {
             return;
         };
-        // A descriptor of its own, for the connection to close.
+        // Duplicate the descriptor: the connection closes its own.
         let Ok(own) = borrow(receiver).try_clone_to_owned() else {
             return;
         };
@@ -87,7 +87,7 @@ impl Delivery {
         worker.set_accepting(self.handover.listening.is_some());
     }
 
-    /// This worker leaves, or does not want any more.
+    /// Stops accepting: this worker leaves or stops.
     pub fn stop_accepting(&mut self) {
         if let Some(worker) = &self.worker {
             worker.set_accepting(false);
@@ -95,7 +95,7 @@ impl Delivery {
         if let Some(listening) = self.handover.listening.take() {
             close(listening);
         }
-        // Whoever has something on its way here may end that; others are turned away now.
+        // Sessions with subscribers in transit may finish; the others are closed now.
         let (busy, idle) = std::mem::take(&mut self.handover.taking)
             .into_iter()
             .partition(|taking| !taking.arriving.is_empty());
@@ -173,7 +173,7 @@ impl Delivery {
         }
     }
 
-    /// Once a second: gives up leaving workers that have stopped in the middle.
+    /// Runs once a second: gives up leaving workers that have stopped in the middle.
     pub fn look_after_taking(&mut self, now_ms: u64) {
         let late = |taking: &Taking| !taking.arriving.is_empty() && now_ms >= taking.since_ms + PATIENCE_MS;
         while let Some(taking) = self.handover.taking.iter().find(|taking| late(taking)) {
@@ -182,7 +182,8 @@ impl Delivery {
         }
     }
 
-    /// The leaving worker is gone: nobody knows what those who were on their way have got.
+    /// The leaving worker is gone: it is unknown which bytes subscribers in transit have been sent, so they are
+    /// dropped.
     fn stop_taking_from(&mut self, key: Key) {
         let Some(index) = self.handover.taking.iter().position(|taking| taking.key == key) else {
             return;
@@ -273,7 +274,7 @@ impl Delivery {
             audience,
         };
         let adopted = match &mut self.worker {
-            // Another mode would write in another way.
+            // The location's mode must be the same: another mode has another format.
             Some(worker) if subscriber.mode().name() == offered.mode => {
                 worker.adopt(&ids, offered.address.as_deref(), now).ok().flatten()
             }
@@ -297,10 +298,10 @@ impl Delivery {
         Some((id, adopted.seq))
     }
 
-    /// The rest has come: the subscriber is this worker's alone.
+    /// The rest has come: the subscriber belongs to this worker alone.
     fn settle_in(&mut self, id: SubscriberId, rest: Unsent, actions: &mut Vec<Action>) {
         let Some(subscriber) = self.registry.slab.get(id) else {
-            // It was too slow for what came meanwhile.
+            // It was cut as too slow for messages that came meanwhile.
             return;
         };
         let ordered = subscriber.style.format.ordered;
@@ -335,7 +336,7 @@ impl Delivery {
         }
     }
 
-    /// A subscriber that was on its way does not come.
+    /// Drops a subscriber in transit that does not arrive.
     fn drop_arriving(&mut self, id: SubscriberId) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
@@ -355,7 +356,7 @@ impl Delivery {
         if ordered {
             self.place_one();
         }
-        // SAFETY: made by `connect`; nobody else refers to it. The leaving worker has the socket, or has died.
+        // SAFETY: made by `connect`; nothing else refers to it. The leaving worker has the socket, or has died.
         unsafe { ngx_close_connection(connection) };
     }
 
@@ -367,7 +368,7 @@ impl Delivery {
     }
 }
 
-/// Gives a socket a connection of nginx, as one that was accepted and then detached.
+/// Makes nginx's connection for a socket, as one that was accepted and then detached.
 fn connect(fd: OwnedFd, audience: &Audience) -> Option<NonNull<ngx_connection_t>> {
     // SAFETY: the descriptor is an open socket; from here on nginx's connection owns it. The log lives as long as the configuration.
     unsafe {
@@ -388,7 +389,7 @@ fn connect(fd: OwnedFd, audience: &Audience) -> Option<NonNull<ngx_connection_t>
     }
 }
 
-/// The next number of a connection, as the log shows it.
+/// The next connection number, as shown in the log.
 unsafe fn next_number() -> ngx_atomic_uint_t {
     // SAFETY: the counter is an aligned word in memory that all of nginx's processes share.
     unsafe {
