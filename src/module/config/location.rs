@@ -240,8 +240,8 @@ impl Format {
     }
 }
 
-/// What the subscribers of a location share once their response head is sent. They own a reference to it, so delivery
-/// needs nothing of the request.
+/// Settings and templates that the subscribers of a location share once their response head is sent. Each owns a
+/// reference, so delivery needs nothing of the request.
 #[derive(Debug)]
 pub struct Audience {
     /// Server and location by name: stable over a reload.
@@ -260,7 +260,7 @@ pub struct Audience {
     /// Bytes that may wait for a slow reader.
     pub queue_bytes: usize,
     pub padding: Vec<Padding>,
-    /// What clients of a WebSocket location may send.
+    /// Handling of messages from WebSocket clients.
     pub incoming: Incoming,
     /// May its subscribers detach from nginx's requests?
     pub detach: bool,
@@ -298,7 +298,7 @@ impl Lingering {
     }
 }
 
-/// How messages from WebSocket clients are handled.
+/// Rules for messages from WebSocket clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Incoming {
     pub rules: websocket::Rules,
@@ -498,7 +498,7 @@ impl Location {
         );
     }
 
-    /// How many of the busiest channels get figures of their own.
+    /// Number of the busiest channels that get figures of their own.
     pub fn statistics_channels(&self) -> usize {
         usize::try_from(self.statistics_channels).unwrap_or(0)
     }

@@ -1,8 +1,8 @@
-//! Channel queues: messages that were taken from the store and have not reached all subscribers of their channel yet.
+//! Channel queues: messages taken from the store that have not reached all subscribers of their channel yet.
 //!
-//! Channels with such messages take turns. Messages that arrive while a channel is being handed out wait behind, in its next part, and
-//! then go out together: one send for each subscriber, however many they are. One queue is bounded, and so are all of them
-//! together; beyond that messages wait in the store.
+//! Channels with such messages take turns. Messages that arrive while a channel is being handed out wait in its next
+//! part, and then go out together: one send for each subscriber, however many they are. Each queue is bounded, and so
+//! are all of them together; beyond that messages wait in the store.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -16,16 +16,16 @@ use super::inbox::DRAIN_BYTES;
 use super::registry::{LocalChannel, Subscriber};
 use crate::ffi::fault;
 
-/// Bytes, as they go over the wire, that go out together, and above which a queue gets no more for now.
+/// Limit of a part and of a queue, in bytes on the wire; a queue at the limit gets no more for now.
 const QUEUE_BYTES: usize = DRAIN_BYTES;
 
-/// Bytes of all queues above which nothing is taken from the store.
+/// Bytes of all queues at which nothing more is taken from the store.
 const ALL_BYTES: usize = 16 * QUEUE_BYTES;
 
-/// All queues, and whose turn it is.
+/// All queues, and their turns.
 #[derive(Default)]
 pub struct ChannelQueues {
-    /// All but the one that is being handed out at the moment.
+    /// All queues but the one that is being handed out.
     waiting: FxHashMap<Membership, ChannelQueue>,
     turns: VecDeque<Membership>,
     bytes: usize,
@@ -35,9 +35,9 @@ pub struct ChannelQueues {
 pub struct ChannelQueue {
     membership: Membership,
     part: Part,
-    /// What follows when everybody has got that part.
+    /// Parts that follow when all subscribers have been given the first.
     behind: VecDeque<Part>,
-    /// Of all parts.
+    /// Bytes of all parts.
     bytes: usize,
 }
 
@@ -45,11 +45,11 @@ pub struct ChannelQueue {
 #[derive(Default)]
 struct Part {
     rendered: SmallVec<[(Rc<Style>, Rc<Frames>); 1]>,
-    /// When they were published, in milliseconds since the epoch.
+    /// When the messages were published, in milliseconds since the epoch.
     published_ms: Vec<u64>,
     bytes: usize,
     deleted: bool,
-    /// Sequence number at which all subscribers that are there are sent away.
+    /// Sequence number at which all current subscribers are dismissed.
     dismissed: Option<u64>,
 }
 
@@ -58,24 +58,24 @@ impl ChannelQueues {
         self.turns.is_empty()
     }
 
-    /// Is there something in this channel, beside what is being handed out at the moment?
+    /// Does this channel have messages, besides those being handed out?
     pub fn contain(&self, membership: Membership) -> bool {
         self.waiting.contains_key(&membership)
     }
 
-    /// Is there no room for anything?
+    /// Are the queues full together?
     pub fn are_full(&self) -> bool {
         self.bytes >= ALL_BYTES
     }
 
-    /// Is there no room for more of this channel?
+    /// Is the queue of this channel full?
     pub fn is_full(&self, membership: Membership) -> bool {
         self.waiting
             .get(&membership)
             .is_some_and(|queue| queue.bytes >= QUEUE_BYTES)
     }
 
-    /// Writes a message for those members of the channel that take its messages as they come, if there are any.
+    /// Renders a message for those members of the channel that are not ordered, if there are any.
     pub fn add(
         &mut self,
         membership: Membership,
@@ -100,18 +100,19 @@ impl ChannelQueues {
         self.bytes += grown;
     }
 
-    /// Takes out the queue whose turn it is. To be [put back](ChannelQueues::put_back) or [finished](ChannelQueues::finish_part).
+    /// Takes out the queue whose turn it is. It must be [put back](ChannelQueues::put_back) or
+    /// [finished](ChannelQueues::finish_part).
     pub fn next(&mut self) -> Option<ChannelQueue> {
         self.waiting.remove(&self.turns.pop_front()?)
     }
 
-    /// The queue's turn is over.
+    /// Ends the queue's turn.
     pub fn put_back(&mut self, queue: ChannelQueue) {
         self.turns.push_back(queue.membership);
         self.waiting.insert(queue.membership, queue);
     }
 
-    /// All subscribers have got the queue's first part.
+    /// Drops the queue's first part, which all subscribers have been given.
     pub fn finish_part(&mut self, mut queue: ChannelQueue) {
         queue.bytes -= queue.part.bytes;
         self.bytes -= queue.part.bytes;
@@ -135,7 +136,7 @@ impl ChannelQueue {
         self.part.dismissed
     }
 
-    /// Will some subscriber have one channel less, or be gone?
+    /// Will some subscriber lose a channel, or end?
     pub fn ends_somebody(&self) -> bool {
         self.part.ends_somebody()
     }
@@ -144,7 +145,8 @@ impl ChannelQueue {
         &self.part.published_ms
     }
 
-    /// What a subscriber gets of it: the frames of its style, from which byte on, the first message and how many there are.
+    /// A subscriber's part of it: the frames of its style, the first byte, the first message and the number of
+    /// messages.
     pub fn part_for(&self, subscriber: &Subscriber) -> Option<(&Rc<Frames>, u32, &Mark, usize)> {
         let mut rendered = self.part.rendered.iter();
         let (_, frames) = rendered.find(|(style, _)| Rc::ptr_eq(style, &subscriber.style))?;
@@ -152,7 +154,7 @@ impl ChannelQueue {
         Some((frames, from, mark, count))
     }
 
-    /// The part that the next message belongs to. `done`: how many subscribers have got the first one.
+    /// The part for the next message. `done`: how many subscribers have been given the first part.
     fn open_part(&mut self, done: usize) -> &mut Part {
         let open = match self.behind.back() {
             Some(part) => part.is_open(),
@@ -166,7 +168,7 @@ impl ChannelQueue {
 }
 
 impl Part {
-    /// May more messages go out with it?
+    /// May more messages be added?
     fn is_open(&self) -> bool {
         let unsent = self.rendered.iter().all(|(_, frames)| Rc::strong_count(frames) == 1);
         unsent && self.bytes < QUEUE_BYTES && !self.ends_somebody()
@@ -176,9 +178,9 @@ impl Part {
         self.deleted || self.dismissed.is_some()
     }
 
-    /// Appends a message; returns by how many bytes that lets it grow.
+    /// Appends a message; returns by how many bytes the part grows.
     fn write(&mut self, channel: &LocalChannel, message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
-        // Subscribers of other styles may have come since the last message; those before are not for them.
+        // Subscribers of other styles may have come since the last message; earlier messages are not for them.
         for style in styles(channel) {
             if !self.rendered.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
                 self.rendered.push((style.clone(), Rc::default()));
@@ -191,7 +193,7 @@ impl Part {
         self.published_ms.push(message.unix_ms);
         self.deleted |= message.kind == MessageKind::Deleted;
         fault::point("render");
-        // More than its bytes, or empty ones would never fill a queue.
+        // More than the rendered bytes, or empty messages would never fill a queue.
         let mut grown = size_of::<Mark>();
         for (style, frames) in &mut self.rendered {
             if let Some(frames) = Rc::get_mut(frames) {
@@ -203,7 +205,7 @@ impl Part {
     }
 }
 
-/// The ways of writing of those who take messages as they come.
+/// The styles of members that are not ordered.
 fn styles(channel: &LocalChannel) -> impl Iterator<Item = &Rc<Style>> {
     channel.styles().filter(|style| !style.format.ordered)
 }

@@ -132,7 +132,8 @@ unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, sock
 
 /// Does another module want to be told of the request's end?
 unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool {
-    // SAFETY: as for `attach_reason`. What realip registers is also its context: it only puts the connection's own address back.
+    // SAFETY: as for `attach_reason`. What realip registers is also its context: it only puts the connection's own
+    // address back.
     unsafe {
         let mut cleanup = (*r).cleanup;
         while let Some(entry) = cleanup.as_ref() {
@@ -192,7 +193,8 @@ pub fn detach(id: SubscriberId) {
 
 /// Frees the request. Returns its connection.
 unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
-    // SAFETY: `attach_reason` found that nothing refers to the request but the connection, whose handlers are replaced next.
+    // SAFETY: `attach_reason` found that nothing refers to the request but the connection, whose handlers are replaced
+    // next.
     unsafe {
         let connection = (*r).connection;
         let http = (*r).http_connection;

@@ -1,5 +1,5 @@
-//! The disconnect log (`push_stream_log_disconnect`): one line for each stream that ends, gathered, so that a storm of disconnects
-//! is one write.
+//! The disconnect log (`push_stream_log_disconnect`): one line for each stream that ends, buffered, so that a storm of
+//! disconnects is one write.
 
 use std::io;
 
@@ -10,18 +10,18 @@ use push_stream_core::wire::handover;
 
 use super::Ending;
 
-/// Lines of one file that are written at once, in bytes: more are written before the event is over.
+/// Bytes of lines buffered for one file: more are written before the event is over.
 const GATHERED: usize = 64 * 1024;
 
 /// Why a stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     ClientClosed,
-    /// It sent a WebSocket close frame.
+    /// The client sent a WebSocket close frame.
     ClientClosing,
-    /// It broke the rules of WebSocket.
+    /// The client violated the WebSocket protocol.
     Violation,
-    /// It answered no ping.
+    /// The client answered no ping.
     DeadPeer,
     TimedOut,
     TooSlow,
@@ -29,9 +29,9 @@ pub enum Reason {
     /// `push_stream_subscriber_connection_ttl`.
     Ttl,
     ChannelDeleted,
-    /// An operator sent all subscribers of a channel away.
+    /// An operator dismissed all subscribers of a channel.
     Dismissed,
-    /// The nginx worker left: a reload or a stop.
+    /// The nginx worker exited: a reload or a stop.
     WorkerExit,
 }
 
@@ -50,7 +50,7 @@ impl Reason {
         Reason::WorkerExit,
     ];
 
-    /// As it is written, in the log and in statistics.
+    /// The name in the log and in statistics.
     pub fn name(self) -> &'static str {
         match self {
             Reason::ClientClosed => "client_closed",
@@ -83,7 +83,7 @@ impl Reason {
         }
     }
 
-    /// What an end that had not begun regularly came from.
+    /// The reason of an end that had not begun regularly.
     pub(super) fn of(ending: Ending) -> Reason {
         match ending {
             Ending::Regular => Reason::WorkerExit,
@@ -95,7 +95,7 @@ impl Reason {
     }
 }
 
-/// What is known of a stream until its line is written. Only where the directive is on.
+/// The data of a stream for its line. Only kept where the directive is on.
 pub struct DisconnectRecord {
     /// Lives as long as the configuration that the stream's location is in.
     file: *mut ngx_open_file_t,
@@ -128,7 +128,7 @@ impl DisconnectRecord {
         }
     }
 
-    /// As another worker logged it up to now.
+    /// The record as another worker kept it up to now.
     pub fn from_wire(file: *mut ngx_open_file_t, disconnect_record: &handover::DisconnectRecord) -> DisconnectRecord {
         DisconnectRecord {
             file,
@@ -139,7 +139,7 @@ impl DisconnectRecord {
         }
     }
 
-    /// For another worker.
+    /// The record for another worker.
     pub fn to_wire(&self) -> handover::DisconnectRecord {
         handover::DisconnectRecord {
             who: self.who.to_vec(),
@@ -149,23 +149,23 @@ impl DisconnectRecord {
         }
     }
 
-    /// Messages were handed to the stream.
+    /// Counts messages handed to the stream.
     pub fn add_messages(&mut self, count: usize) {
         self.messages += count as u64;
     }
 
-    /// Messages that were handed to it were dropped before they were sent.
+    /// Subtracts messages that were dropped before they were sent.
     pub fn drop_messages(&mut self, count: usize) {
         self.messages = self.messages.saturating_sub(count as u64);
     }
 
-    /// Bytes were sent.
+    /// Counts sent bytes.
     pub fn add_bytes(&mut self, count: usize) {
         self.bytes += count as u64;
     }
 }
 
-/// A part of a line: nothing in it may end the line or look like the next field.
+/// Appends a part of a line, escaped: nothing in it may end the line or look like the next field.
 fn push_escaped(text: &[u8], out: &mut Vec<u8>) {
     for &byte in text {
         if byte.is_ascii_graphic() && byte != b'\\' {
@@ -176,11 +176,11 @@ fn push_escaped(text: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Lines that are not written yet, by file.
+/// Buffered lines, by file.
 #[derive(Default)]
 pub struct DisconnectLog {
     files: Vec<(*mut ngx_open_file_t, Vec<u8>)>,
-    /// When it was last told that a file cannot be written.
+    /// When a write error was last logged.
     complained_ms: u64,
 }
 
@@ -234,7 +234,7 @@ impl DisconnectLog {
     }
 }
 
-/// A file is appended to: with one write, so that lines of several workers do not mix.
+/// Appends to a file with one write, so that lines of several workers do not mix.
 fn write_all(fd: i32, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         // SAFETY: the bytes are valid; the descriptor is the file's.

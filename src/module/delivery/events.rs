@@ -119,7 +119,7 @@ impl Events {
             (*connection.write).set_channel(1);
             (*connection.write).log = self.log;
             connection.log = self.log;
-            // Makes nginx call the handler when the worker is told to leave.
+            // Makes nginx call the handler when the worker is told to exit.
             connection.set_idle(1);
             if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
                 ngx_free_connection(connection);

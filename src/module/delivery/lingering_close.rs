@@ -133,7 +133,7 @@ unsafe fn end_tls(_connection: *mut ngx_connection_t) -> ngx_int_t {
     NGX_OK as ngx_int_t
 }
 
-/// Shuts down the sending side, and goes on reading.
+/// Shuts down the sending side, and continues reading.
 unsafe extern "C" fn linger(connection: *mut ngx_connection_t) {
     panic_guard::event("lingering close", || {
         // SAFETY: the connection is open, its data is its `Lingerer`.
@@ -226,7 +226,8 @@ unsafe fn reset_on_close(fd: i32) {
 
 /// Closes the connection.
 unsafe fn finish(connection: *mut ngx_connection_t) {
-    // SAFETY: the connection is open; without a pool it has neither TLS nor anything else that nginx's function would see to.
+    // SAFETY: the connection is open; without a pool it has neither TLS nor anything else that nginx's function would
+    // handle.
     unsafe {
         if !(*connection).pool.is_null() {
             return ngx_http_close_connection(connection);

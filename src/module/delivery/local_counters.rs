@@ -1,4 +1,4 @@
-//! Local counters: events that this process has counted and not yet added to the zone's counters, once for many events.
+//! Local counters: events counted in this process and not yet added to the zone's counters, once for many events.
 
 use push_stream_core::store::{Counter, Fanout, Now};
 
@@ -10,19 +10,19 @@ use crate::config::SlowReader;
 pub struct LocalCounters {
     /// Messages handed to subscribers.
     pub delivered: u64,
-    /// Slow readers that were told what they have missed.
+    /// Slow readers that got a gap notice.
     pub gap_notices: u64,
     closed: u64,
     skipped: u64,
     latest: u64,
     fanout: Fanout,
-    /// What happens too seldom to have a place of its own, each with how often.
+    /// Rare events without a field of their own, each with its count.
     seldom: Vec<(Counter, u64)>,
-    /// Subscriptions that were refused and not reported yet.
+    /// Refused subscriptions not reported yet.
     pub refused_lately: RefusedLately,
 }
 
-/// Refused subscriptions that are worth a line in the error log.
+/// Refused subscriptions to report in the error log.
 #[derive(Default)]
 pub struct RefusedLately {
     pub limit: u64,
@@ -32,7 +32,8 @@ pub struct RefusedLately {
 }
 
 impl LocalCounters {
-    /// All subscribers of a channel have got these messages, as far as their sockets took them.
+    /// Records the delay of messages that all subscribers of a channel have been given, as far as their sockets took
+    /// them.
     pub fn observe(&mut self, published_ms: &[u64]) {
         let now_ms = Now::read().unix_ms;
         for &published_ms in published_ms {
@@ -40,12 +41,12 @@ impl LocalCounters {
         }
     }
 
-    /// A stream has ended.
+    /// Counts the end of a stream.
     pub fn closed(&mut self, reason: Reason) {
         self.add(reason.counter());
     }
 
-    /// A subscription was refused.
+    /// Counts a refused subscription.
     pub fn refused(&mut self, counter: Counter) {
         self.add(counter);
         let lately = &mut self.refused_lately;
@@ -54,7 +55,7 @@ impl LocalCounters {
             Counter::SubscriberForbidden => lately.forbidden += 1,
             Counter::SubscriberFull => lately.full += 1,
             Counter::SubscriberUnavailable => lately.unavailable += 1,
-            // A request that is none is its client's matter.
+            // A malformed request is the client's concern.
             _ => {}
         }
     }
@@ -66,7 +67,7 @@ impl LocalCounters {
         }
     }
 
-    /// A reader that is too slow, if it `happened`.
+    /// Counts a policy applied to a slow reader, if it `happened`.
     pub fn slow(&mut self, action: SlowReader, happened: bool) {
         let count = match action {
             SlowReader::Close => &mut self.closed,
@@ -78,7 +79,7 @@ impl LocalCounters {
 }
 
 impl Delivery {
-    /// Adds what was counted here to the zone's counters.
+    /// Adds these counts to the zone's counters.
     pub fn count(&mut self) {
         let Some(worker) = &self.worker else { return };
         for (counter, count) in [

@@ -1,8 +1,9 @@
-//! Readers who resume by the order of ids: what comes in several of their channels is merged for them, and only what is above all they
-//! have seen is shown as a position.
+//! Ordered mode: readers that resume by the order of ids. Messages of several of their channels are merged for them,
+//! and only ids above all that they have seen are shown as positions.
 //!
-//! Messages of a whole drain wait here until all of them are known. They are written once for all readers of the same channels who
-//! are as far; a reader who has seen a higher id, which a publisher may bring about in another channel, gets a writing of its own.
+//! Messages of a whole drain wait here until all of them are known. They are rendered once for all readers of the same
+//! channels at the same position; a reader that has seen a higher id, from a publisher's message in another channel,
+//! gets a rendering of its own.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -19,24 +20,24 @@ use super::frames::{Frames, Framing, Note, Piece, Style};
 use super::inbox::{Action, Answer, TURN};
 use super::registry::{Kind, Registry, SubscriberId};
 
-/// Writings that are kept for other readers of the same channels.
+/// Renderings kept for other readers of the same channels.
 const SHARED: usize = 256;
 
-/// What such readers wait for.
+/// State of ordered readers and the messages for them.
 #[derive(Default)]
 pub struct Ordered {
-    /// Where each of them is, by index.
+    /// Position of each reader, by index.
     positions: FxHashMap<u32, Option<OrderedId>>,
-    /// Channels in which readers who wait for one answer have missed something: a gap ends no wait.
+    /// Channels in which readers that wait for one answer missed messages: a gap ends no wait.
     missed: FxHashMap<u32, Vec<Rc<[u8]>>>,
-    /// New messages of each channel with such readers, and whether the channel was deleted.
+    /// New messages of each channel with ordered readers, and whether the channel was deleted.
     lists: FxHashMap<Membership, List>,
-    /// Who is still to get them.
+    /// Readers that have not been given the messages yet.
     waiting: VecDeque<SubscriberId>,
-    /// When the messages were published that nobody else gets.
+    /// Publish times of messages that only ordered readers get.
     published_ms: Vec<u64>,
     shared: FxHashMap<Key, Merged>,
-    /// What the last reader got: the next one mostly follows the same channels.
+    /// Rendering for the last reader: the next one mostly follows the same channels.
     recent: Option<(Key, Merged)>,
 }
 
@@ -44,19 +45,19 @@ pub struct Ordered {
 struct List {
     items: Vec<Item>,
     deleted: bool,
-    /// Sequence number at which all subscribers that are there are sent away.
+    /// Sequence number at which all current subscribers are dismissed.
     dismissed: Option<u64>,
-    /// Sequence number of the last message that was taken away to make room, in front of the items.
+    /// Sequence number of the last message evicted to make room, ahead of the items.
     lost: Option<u64>,
 }
 
 impl List {
-    /// The first item that somebody gets who joined at `joined_seq`.
+    /// Index of the first item for a reader that joined at `joined_seq`.
     fn from(&self, joined_seq: u64) -> usize {
         self.items.partition_point(|item| item.seq <= joined_seq)
     }
 
-    /// Has somebody who joined at `joined_seq` missed something?
+    /// Did a reader that joined at `joined_seq` miss a message?
     fn has_lost(&self, joined_seq: u64) -> bool {
         self.lost.is_some_and(|lost| lost > joined_seq)
     }
@@ -76,11 +77,11 @@ impl Item {
     }
 }
 
-/// The channels of a reader in which there is something for it, each from which message on; and its style.
+/// The channels with messages for a reader, each with the index of the first; and the reader's style.
 type Key = (Sources, (usize, Framing, u32));
 type Sources = SmallVec<[(Membership, usize); 4]>;
 
-/// Messages of several channels, written for somebody who has seen no id that is not below all of these.
+/// Messages of several channels, rendered for readers that have only seen ids below all of these.
 #[derive(Clone)]
 struct Merged {
     frames: Rc<Frames>,
@@ -89,7 +90,7 @@ struct Merged {
 }
 
 impl Ordered {
-    /// Are there such readers at all?
+    /// Are there ordered readers?
     pub fn has_readers(&self) -> bool {
         !self.positions.is_empty()
     }
@@ -98,7 +99,7 @@ impl Ordered {
         self.positions.insert(index, position);
     }
 
-    /// Where a reader is.
+    /// A reader's position.
     pub fn position(&self, index: u32) -> Option<OrderedId> {
         self.positions.get(&index).copied().flatten()
     }
@@ -108,12 +109,12 @@ impl Ordered {
         self.missed.remove(&index);
     }
 
-    /// Channels in which a reader has missed something while it waited.
+    /// Channels in which a reader missed messages while it waited.
     pub fn take_missed(&mut self, index: u32) -> Vec<Rc<[u8]>> {
         self.missed.remove(&index).unwrap_or_default()
     }
 
-    /// Drops what is not handed out.
+    /// Drops messages that are not handed out.
     pub fn forget_messages(&mut self) {
         *self = Ordered {
             positions: std::mem::take(&mut self.positions),
@@ -126,7 +127,7 @@ impl Ordered {
         self.waiting.is_empty()
     }
 
-    /// Takes up what a drain has found for such readers.
+    /// Adds a drain's messages for ordered readers.
     pub fn take_up(&mut self, batch: &Rc<Batch>, registry: &Registry) {
         for lost in batch.lost() {
             let channel = registry.channels.get(&lost.membership);
@@ -161,7 +162,7 @@ impl Ordered {
         }
     }
 
-    /// The drain is whole: everybody who follows one of its channels gets its part.
+    /// Starts handing out once the drain is whole: to all ordered readers of its channels.
     pub fn begin(&mut self, registry: &mut Registry) {
         let mut indices = Vec::new();
         for membership in self.lists.keys() {
@@ -190,7 +191,7 @@ impl Ordered {
         }
     }
 
-    /// What there is in these channels, for a reader who is at `position`; moves that on.
+    /// Frames of the messages of these channels, for a reader at `position`, which is advanced.
     fn merged(
         &mut self,
         sources: Sources,
@@ -267,7 +268,7 @@ fn write(
 }
 
 impl Delivery {
-    /// Hands out what was merged, for one turn.
+    /// Hands out merged messages, for one turn.
     pub fn hand_out_ordered(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
         for _ in 0..TURN {
             let Some(id) = self.inbox.ordered.waiting.pop_front() else {
@@ -285,7 +286,7 @@ impl Delivery {
         }
     }
 
-    /// Ends a reader that was there when all of one of its channels were sent away.
+    /// Ends a reader that was present when all subscribers of one of its channels were dismissed.
     fn dismiss_ordered(&mut self, id: SubscriberId, actions: &mut Vec<Action>) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             return;
@@ -302,7 +303,8 @@ impl Delivery {
         }
     }
 
-    /// A full zone has taken messages away that a reader would have got next: it is told before the others of this drain.
+    /// Tells a reader, before the messages of this drain, that a full zone evicted messages that it would have got
+    /// next.
     fn tell_taken_away(&mut self, id: SubscriberId, now_ms: u64, actions: &mut Vec<Action>) {
         let Some(subscriber) = self.registry.slab.get(id).filter(|subscriber| !subscriber.ending) else {
             return;
@@ -375,7 +377,7 @@ impl Delivery {
         };
         let deletion = |membership: Membership| {
             let list = ordered.lists.get(&membership).filter(|list| list.deleted)?;
-            // The notice is the last there is.
+            // The deletion notice is the channel's last message.
             Some((membership, list.items.last()?.seq))
         };
         let deleted: SmallVec<[(Membership, u64); 1]> = sources
@@ -414,7 +416,7 @@ impl Delivery {
     }
 }
 
-/// The first message, with all its copies: what the client is to ask with next is in the last one.
+/// The first message, with all its copies: the last one carries the id that the client must ask with next.
 fn first_message(frames: &Rc<Frames>) -> Option<Answer> {
     let (marks, notes) = (frames.marks(), frames.notes(0, u32::MAX));
     let id = notes.first()?.id;

@@ -92,7 +92,7 @@ fn buffer(bytes: &[u8]) -> ngx_buf_t {
     buf
 }
 
-/// What to do next for a subscriber, outside of any borrow of this module's state.
+/// The next step for a subscriber, to be taken outside of any borrow of this module's state.
 pub enum Step {
     /// Call the output filters with this chain; NULL = let them continue with the buffers that they have.
     Filter(*mut ngx_http_request_t, *mut ngx_chain_t),

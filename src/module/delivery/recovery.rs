@@ -1,7 +1,8 @@
-//! What is left to do after a panic while messages were handed out.
+//! Recovery after a panic while messages were handed out.
 //!
-//! Nobody knows then who got what. A subscriber that silently misses a message is worse off than one whose connection breaks: it
-//! comes back and resumes. So everybody of this worker is cut off, and the work begins anew.
+//! It is unknown then which subscriber has got which message. A subscriber that silently misses a message is worse off
+//! than one whose connection breaks: it reconnects and resumes. So all subscribers of this worker are cut off, and the
+//! work begins anew.
 
 use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
@@ -10,7 +11,8 @@ use super::registry::SubscriberId;
 use super::{Delivery, Ending, PROCESS, end};
 use crate::ffi::panic_guard;
 
-/// Cuts everybody off. A panic in here ends the process: then the master starts another, and the others repair the zone.
+/// Cuts all subscribers off. A panic in here ends the process: then the master starts another, and the others repair
+/// the zone.
 pub fn start_over() {
     panic_guard::guard(
         "recovery",
@@ -32,7 +34,7 @@ pub fn start_over() {
 }
 
 impl Delivery {
-    /// Forgets what was being done; returns all subscribers.
+    /// Drops the work in progress; returns all subscribers.
     fn forget_work(&mut self) -> Vec<SubscriberId> {
         self.inbox.forget();
         self.due.clear();

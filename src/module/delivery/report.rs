@@ -1,4 +1,4 @@
-//! What the error log is told, by each worker at most once a second: who was cut or missed something, and that the zone is full.
+//! Reports in the error log, at most once a second per worker: slow and refused subscribers, and a full zone.
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -7,13 +7,13 @@ use push_stream_core::store::{Evictions, Now};
 use super::Delivery;
 use super::local_counters::RefusedLately;
 
-/// Between two reports of a worker: ticks come faster while there is much to clean up.
+/// Minimum interval of a worker's reports: ticks come faster while there is much to clean up.
 const PAUSE_MS: u64 = 1000;
 
 /// Counts as of the last report.
 #[derive(Default)]
 pub struct Reported {
-    /// When it was.
+    /// Time of the last report.
     at_ms: u64,
     dropped: u64,
     too_slow: u64,
@@ -28,7 +28,7 @@ struct ZoneCounts {
 }
 
 impl Delivery {
-    /// Tells what happened since the last call, if anything did.
+    /// Logs the events since the last report, if there are any.
     pub fn report(&mut self, now: Now) {
         if now.monotonic_ms < self.reported.at_ms + PAUSE_MS {
             return;
@@ -71,7 +71,8 @@ impl Delivery {
         }
     }
 
-    /// One worker speaks for all: the one in the first slot. The others follow, for they may become it.
+    /// Reports the zone's counts: only the worker in the first slot logs. The others keep track, as they may become the
+    /// first.
     pub fn report_zone(&mut self, now: Now) {
         let Some(worker) = &self.worker else { return };
         let summary = worker.summary(now);
@@ -99,7 +100,7 @@ impl Delivery {
     }
 }
 
-/// Messages that somebody might have wanted; what was in the trash is missed by nobody.
+/// Evicted messages that some subscriber might have wanted; messages in the trash are not missed.
 fn evicted_messages(evicted: &Evictions) -> u64 {
     evicted.expired + evicted.stored + evicted.undelivered
 }

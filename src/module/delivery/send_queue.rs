@@ -1,4 +1,4 @@
-//! What waits for one slow reader, and what is done when it becomes too much.
+//! The send queue of one slow reader, and the policy when it is full.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -14,18 +14,18 @@ thread_local! {
     static QUEUED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Bytes that wait for all slow readers of this worker together.
+/// Bytes queued for all slow readers of this worker.
 pub fn queued_bytes() -> u64 {
     QUEUED.get()
 }
 
-/// The subscriber's reader is too slow and the policy is to close its connection.
+/// The reader is too slow and the policy is to close its connection.
 #[derive(Debug)]
 pub struct Overflow;
 
 /// Pieces in order. The first may be partly sent, and is then never dropped or merged: half of it is on the wire.
 ///
-/// Nearly all subscribers have nothing here nearly always, so that costs one pointer.
+/// Nearly all queues are empty nearly always, so an empty one costs one pointer.
 #[derive(Debug, Default)]
 pub struct SendQueue(Option<Box<Queue>>);
 
@@ -35,36 +35,36 @@ struct Queue {
     bytes: usize,
     /// The first piece was offered to the socket.
     started: bool,
-    /// For readers who resume in order: where the reader is, as far as all before the queue's first piece takes it.
+    /// For readers that resume in order: the reader's position, once all before the queue's first piece is sent.
     position: Option<OrderedId>,
-    /// Channels of which messages were dropped that the reader is still to be told of.
+    /// Channels with dropped messages of which the reader was not told yet.
     missed: Vec<Rc<[u8]>>,
-    /// Pieces in front that stayed as they were when messages were last dropped: one that is begun.
+    /// Number of front pieces that stayed when messages were last dropped: the piece that is begun.
     kept: usize,
 }
 
-/// Messages of a channel that a slow reader misses.
+/// A gap of a slow reader in one channel.
 #[derive(Debug)]
 pub struct Missed {
     pub channel: Rc<[u8]>,
-    /// Where the reader is.
+    /// The reader's position.
     pub position: Option<OrderedId>,
-    /// The next id of the channel that it gets.
+    /// The next id of the channel that will be sent.
     pub first: Option<OrderedId>,
 }
 
-/// What a subscriber's queue may hold.
+/// Limit and policy of a subscriber's queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Bound {
     pub bytes: usize,
     pub policy: SlowReader,
-    /// A piece that was offered must stay as it is until all of it is taken (TLS); otherwise whole messages that
-    /// were not begun may be dropped from it.
+    /// A piece that was offered must stay unchanged until all of it is taken (TLS); otherwise whole messages that were
+    /// not begun may be dropped from it.
     pub frozen: bool,
 }
 
 impl SendQueue {
-    /// Bytes that wait.
+    /// Queued bytes.
     pub fn bytes(&self) -> usize {
         self.0.as_ref().map_or(0, |queue| queue.bytes)
     }
@@ -77,7 +77,7 @@ impl SendQueue {
         self.0.as_ref()?.pieces.front()
     }
 
-    /// The first piece is being offered to the socket.
+    /// Records that the first piece is being offered to the socket.
     pub fn start(&mut self) {
         if let Some(queue) = &mut self.0 {
             queue.started = true;
@@ -89,7 +89,7 @@ impl SendQueue {
         self.0.as_ref().is_some_and(|queue| queue.started)
     }
 
-    /// The first pieces as one, if there are several; not many more bytes than `enough`.
+    /// The first pieces joined, if there are several; stops at `enough` bytes or a little more.
     pub fn gather(&self, enough: usize) -> Option<Vec<u8>> {
         let queue = self.0.as_ref().filter(|queue| queue.pieces.len() > 1)?;
         let mut bytes = Vec::with_capacity(queue.bytes.min(enough));
@@ -102,8 +102,8 @@ impl SendQueue {
         Some(bytes)
     }
 
-    /// Makes one piece of the first ones, as far as they are not more than `most` bytes, for whoever must be offered the same again. Not
-    /// if one was offered, or where messages are merged and each has its note.
+    /// Joins the first pieces, up to `most` bytes, for a connection that must be offered the same bytes again. It does
+    /// nothing if a piece was offered, and stops at merged messages, which have a note each.
     pub fn unite(&mut self, most: usize) {
         let Some(queue) = self.0.as_mut().filter(|queue| !queue.started) else {
             return;
@@ -122,7 +122,7 @@ impl SendQueue {
         }
     }
 
-    /// The socket took that many bytes of the first pieces.
+    /// Removes bytes of the first pieces that the socket took.
     pub fn advance(&mut self, mut taken: usize) {
         while taken > 0
             && let Some(queue) = &mut self.0
@@ -144,7 +144,7 @@ impl SendQueue {
         }
     }
 
-    /// Takes the first piece out, whole.
+    /// Removes the whole first piece.
     pub fn pop(&mut self) -> Option<Piece> {
         let queue = self.0.as_mut()?;
         let piece = queue.pieces.pop_front()?;
@@ -157,7 +157,7 @@ impl SendQueue {
         Some(piece)
     }
 
-    /// Appends without a bound: what the subscriber itself asked for.
+    /// Appends without a limit: for bytes that the subscriber itself asked for.
     pub fn push(&mut self, piece: Piece) {
         if piece.len() > 0 {
             let queue = self.0.get_or_insert_default();
@@ -176,7 +176,7 @@ impl SendQueue {
         Ok(dropped)
     }
 
-    /// The bytes that wait, without the messages after sequence number `seq`; and the last position among the others.
+    /// The queued bytes without messages after sequence number `seq`, and the last position among the others.
     pub fn up_to(&self, seq: u64) -> (Vec<u8>, Option<OrderedId>) {
         let (mut bytes, mut position) = (Vec::new(), None);
         for piece in self.0.iter().flat_map(|queue| &queue.pieces) {
@@ -185,18 +185,19 @@ impl SendQueue {
         (bytes, position)
     }
 
-    /// Does a message wait that comes after sequence number `seq`?
+    /// Is a message after sequence number `seq` queued?
     pub fn is_beyond(&self, seq: u64) -> bool {
         let mut pieces = self.0.iter().flat_map(|queue| &queue.pieces);
         pieces.any(|piece| piece.frames.after(seq).is_some())
     }
 
-    /// Where the reader was before what waits now.
+    /// The reader's position before the queued pieces.
     pub fn position(&self) -> Option<OrderedId> {
         self.0.as_ref()?.position
     }
 
-    /// Puts a piece of which some may be sent already in front of everything. The reader is at `position` before what follows it.
+    /// Puts a piece, which may be partly sent, in front of all others. The reader is at `position` before what follows
+    /// it.
     pub fn prepend(&mut self, piece: Piece, position: Option<OrderedId>) {
         if piece.len() > 0 {
             let queue = self.0.get_or_insert_default();
@@ -207,26 +208,26 @@ impl SendQueue {
         self.set_position(position);
     }
 
-    /// The reader was at `position` before what waits now.
+    /// Sets the reader's position before the queued pieces.
     pub fn set_position(&mut self, position: Option<OrderedId>) {
         if let Some(queue) = &mut self.0 {
             queue.position = position;
         }
     }
 
-    /// What the reader has missed and was not told of yet.
+    /// Gaps of which the reader was not told yet.
     pub fn missed(&self) -> Vec<Missed> {
         self.0.as_ref().map_or_else(Vec::new, |queue| queue.missed())
     }
 
-    /// Puts a notice in front of what comes next, in place of an earlier one.
+    /// Puts a gap notice in front of the next messages, replacing an earlier one.
     pub fn put_gap(&mut self, piece: Piece) {
         if let Some(queue) = &mut self.0 {
             queue.put_gap(piece);
         }
     }
 
-    /// Moves everything out of `other` behind what is here.
+    /// Moves all pieces of `other` to the end of this queue.
     pub fn append(&mut self, other: &mut SendQueue) {
         while let Some(piece) = other.pop() {
             self.push(piece);
@@ -252,7 +253,7 @@ impl Queue {
         QUEUED.set(QUEUED.get() - bytes as u64);
     }
 
-    /// The piece is on its way.
+    /// Records that a piece was sent: updates the position, and clears gaps that it tells.
     fn pass(&mut self, piece: &Piece) {
         if piece.frames.is_gap() {
             self.missed.clear();
@@ -293,7 +294,7 @@ impl Queue {
         self.pieces.insert(at.min(self.pieces.len()), piece);
     }
 
-    /// A message of the piece, from there to there, is dropped.
+    /// Records the gap left by dropped messages: those of the piece between `from` and `to`.
     fn note_dropped(&mut self, frames: &Frames, from: u32, to: u32) {
         for note in frames.notes(from, to) {
             if !self.missed.contains(&note.channel) {
@@ -302,7 +303,7 @@ impl Queue {
         }
     }
 
-    /// Drops messages until `piece` fits, in the end some of its own. The last message of all is always kept.
+    /// Drops messages until `piece` fits, in the end some of its own. The very last message is always kept.
     fn make_room(&mut self, piece: &mut Piece, bound: Bound) -> Result<usize, Overflow> {
         let mut dropped = 0;
         if self.bytes + piece.len() <= bound.bytes {
@@ -331,7 +332,7 @@ impl Queue {
         Ok(dropped)
     }
 
-    /// Is some of the first piece on the wire, or does it have to stay as it was offered?
+    /// Is the first piece partly sent, or must it stay as it was offered?
     fn is_begun(&self, frozen: bool) -> bool {
         let front = self.pieces.front();
         front.is_some_and(|piece| frozen || !piece.frames.is_boundary(piece.from))
@@ -340,7 +341,7 @@ impl Queue {
     /// Drops the oldest message that was not begun; false if there is none.
     fn drop_oldest(&mut self, frozen: bool) -> bool {
         let first = if self.started { self.split_started(frozen) } else { 0 };
-        // What is no message (a handshake, a pong, the end) is never dropped.
+        // Bytes that are not a message (a handshake, a pong, the end) are never dropped.
         let Some(first) = (first..self.pieces.len()).find(|&index| self.pieces[index].frames.has_messages()) else {
             return false;
         };
@@ -359,7 +360,8 @@ impl Queue {
         true
     }
 
-    /// Cuts the begun message off the first piece, so that the rest may be dropped. Returns how many pieces must stay.
+    /// Splits the begun message off the first piece, so that the rest may be dropped. Returns how many pieces must
+    /// stay.
     fn split_started(&mut self, frozen: bool) -> usize {
         let Some(piece) = self.pieces.front_mut() else {
             return 0;

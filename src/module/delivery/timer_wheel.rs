@@ -1,7 +1,7 @@
 //! The timer wheel: when each subscriber's next ping or end is due, to a tenth of a second.
 //!
-//! A subscriber is in one slot at most. What it waits for is not kept here: whoever is due is looked at, and put back if
-//! its time has moved on meanwhile (each delivered message moves the ping).
+//! A subscriber is in one slot at most. The wheel does not store what is due: an expired subscriber is checked, and put
+//! back if its time has moved on meanwhile (each delivered message moves the ping).
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use super::registry::Slab;
 /// Width of a slot.
 pub const SLOT_MS: u64 = 100;
 
-/// Slots: what is due later than this waits in the last one and is then put back.
+/// Number of slots: a subscriber that is due later waits in the last one and is then put back.
 const SLOTS: u64 = 1024;
 const WORDS: usize = SLOTS as usize / 64;
 
@@ -25,7 +25,7 @@ pub struct Place {
     next: u32,
 }
 
-/// Not in any slot.
+/// Slot number of a subscriber that is in no slot.
 const OUT: u16 = u16::MAX;
 
 impl Default for Place {
@@ -42,7 +42,7 @@ impl Default for Place {
 pub struct TimerWheel {
     firsts: Vec<u32>,
     used: [u64; WORDS],
-    /// Slots up to this one (in slots since the clock's start) were looked at.
+    /// Slots up to this one (in slots since the clock's start) have expired.
     done: u64,
 }
 
@@ -55,7 +55,7 @@ impl TimerWheel {
         }
     }
 
-    /// Puts a subscriber where it is looked at when `due_ms` has passed, and takes it from where it was.
+    /// Puts a subscriber into the slot that expires after `due_ms`, removing it from its former one.
     pub fn put(&mut self, slab: &mut Slab, index: u32, due_ms: u64, now_ms: u64) {
         self.remove(slab, index);
         if self.used == [0; WORDS] {
@@ -79,7 +79,7 @@ impl TimerWheel {
         self.used[slot / 64] |= 1 << (slot % 64);
     }
 
-    /// Takes a subscriber out.
+    /// Removes a subscriber from its slot.
     pub fn remove(&mut self, slab: &mut Slab, index: u32) {
         let Some(subscriber) = slab.at(index) else {
             return;
@@ -101,7 +101,7 @@ impl TimerWheel {
         }
     }
 
-    /// Takes out everybody whose slot has passed.
+    /// Removes all subscribers of expired slots and appends them to `due`.
     pub fn expire(&mut self, slab: &mut Slab, now_ms: u64, due: &mut VecDeque<u32>) {
         let now = now_ms / SLOT_MS;
         for tick in (self.done + 1)..=now.min(self.done + SLOTS) {
@@ -114,7 +114,7 @@ impl TimerWheel {
         self.done = self.done.max(now);
     }
 
-    /// Milliseconds until the next slot that somebody is in.
+    /// Milliseconds until the next slot that is not empty.
     pub fn next_ms(&self, now_ms: u64) -> Option<u64> {
         let tick = (self.done + 1..self.done + SLOTS).find(|tick| {
             let slot = (tick % SLOTS) as usize;

@@ -1,4 +1,4 @@
-//! Pieces of a response body on their way into nginx's output filters.
+//! Sending pieces of a response body through nginx's output filters.
 
 use std::ptr;
 
@@ -6,7 +6,8 @@ use ngx::ffi::*;
 
 use super::pool;
 
-/// Sends `bytes` through the output filters, at once or as the end of the response. nginx keeps them until they are sent.
+/// Sends `bytes` through the output filters, at once or as the end of the response. nginx keeps them until they are
+/// sent.
 ///
 /// # Safety
 /// `r` is a request whose head was sent and whose end was not.
@@ -21,7 +22,7 @@ pub unsafe fn send(r: *mut ngx_http_request_t, bytes: Vec<u8>, last: bool) -> ng
     }
 }
 
-/// Bytes that nginx was given, and how it says that it needs them no more.
+/// Bytes passed to nginx, with the buffer that shows when nginx has finished with them.
 pub struct Sent {
     _bytes: Vec<u8>,
     buf: *const ngx_buf_t,
@@ -30,12 +31,13 @@ pub struct Sent {
 impl Sent {
     /// Has nginx sent or copied all of them?
     pub fn is_done(&self) -> bool {
-        // SAFETY: the buffer is in the request's pool, and whoever keeps this is, too.
+        // SAFETY: the buffer is in the request's pool, as is the holder of this value.
         unsafe { (*self.buf).pos == (*self.buf).last }
     }
 }
 
-/// As [`send`], but the caller keeps the bytes and drops them when nginx is done with them, or else with the request.
+/// As [`send`], but the caller keeps the bytes and drops them when nginx has finished with them, or else with the
+/// request.
 ///
 /// # Safety
 /// As for [`send`]; what is in `sent` lives until the request's pool is destroyed or until [`Sent::is_done`].
@@ -53,7 +55,7 @@ pub unsafe fn send_kept(r: *mut ngx_http_request_t, bytes: Vec<u8>, last: bool, 
     }
 }
 
-/// Sends a copy of `bytes` at once: less effort than [`send`] for few of them.
+/// Sends a copy of `bytes` at once: cheaper than [`send`] for few bytes.
 ///
 /// # Safety
 /// As for [`send`].
@@ -112,8 +114,8 @@ unsafe fn pass_buffer(r: *mut ngx_http_request_t, buf: *mut ngx_buf_t, len: usiz
     }
 }
 
-/// A flush that carries no bytes does not go beyond nginx's write filter if the request is a stream of HTTP/2: what waits in TLS's
-/// buffer, the head for one, would stay there until something else is sent on the connection.
+/// Flushes an HTTP/2 stream. A flush without bytes does not go beyond nginx's write filter there: bytes in TLS's
+/// buffer, for example the head, would stay there until something else is sent on the connection.
 #[cfg(ngx_feature = "http_v2")]
 unsafe fn flush_stream(r: *mut ngx_http_request_t) -> ngx_int_t {
     // SAFETY: the request is valid, and a stream has its connection as long as it lives.
@@ -121,7 +123,7 @@ unsafe fn flush_stream(r: *mut ngx_http_request_t) -> ngx_int_t {
         let Some(stream) = (*r).stream.as_ref() else {
             return NGX_OK as ngx_int_t;
         };
-        // A failure is met again at the next send.
+        // A failure shows again at the next send.
         ngx_http_v2_send_output_queue(stream.connection);
         NGX_OK as ngx_int_t
     }

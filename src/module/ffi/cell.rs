@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 
-/// A value that every entry from C may reach. It is made and used by the one thread that runs nginx's event loop.
+/// A value that every entry from C may reach. It is created and used by the one thread that runs nginx's event loop.
 ///
-/// Nothing that may run other entries of this module (finalizing a request, the output filters) is called while it is
-/// borrowed.
+/// Calls that may run other entries of this module (finalizing a request, the output filters) must not be made while it
+/// is borrowed.
 pub struct ProcessCell<T>(RefCell<Option<T>>);
 
 // SAFETY: nginx calls modules on the main thread of a process only; its thread pools never run code of this module.
@@ -16,7 +16,7 @@ impl<T> ProcessCell<T> {
         ProcessCell(RefCell::new(None))
     }
 
-    /// Puts the value in.
+    /// Stores the value.
     pub fn set(&self, value: T) {
         *self.0.borrow_mut() = Some(value);
     }

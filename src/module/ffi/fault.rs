@@ -1,9 +1,10 @@
-//! Panics on demand, for tests only: a build with the feature `fault-points` panics where a file tells it to.
+//! Panics on demand, for tests only: a build with the feature `fault-points` panics at the point that a file names.
 //!
-//! The file is `fault` in nginx's prefix directory. It holds the name of a point, or `store` and a number: then the next
-//! mutation of the store panics after so many writes. Whoever acts on it removes it first, so that it happens once.
+//! The file is `fault` in nginx's prefix directory. It holds the name of a point, or `store` and a number: then the
+//! next mutation of the store panics after that many writes. The process that acts on it removes it first, so that it
+//! happens once.
 
-/// Panics if this is the point asked for. Nothing at all in a release.
+/// Panics if this point is named in the file. A no-op in a release.
 #[inline(always)]
 pub fn point(_name: &str) {
     #[cfg(feature = "fault-points")]
@@ -35,7 +36,7 @@ mod armed {
         Path::new(OsStr::from_bytes(prefix)).join("fault")
     }
 
-    /// What stands behind the name in the file, if the file is there for this name and nobody else took it.
+    /// The text after the name in the file, if the file names this point and no other process has taken it.
     pub fn take(name: &str) -> Option<String> {
         let file = file();
         let text = fs::read_to_string(&file).ok()?;
@@ -58,7 +59,7 @@ mod armed {
     impl Drop for Store {
         fn drop(&mut self) {
             if fault_injection::disarm() {
-                // There were fewer writes: the next work on the store, then.
+                // There were fewer writes: try again with the next work on the store.
                 let _ = fs::write(file(), format!("store {}", self.0));
             }
         }

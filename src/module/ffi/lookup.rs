@@ -1,4 +1,4 @@
-//! Where nginx keeps what belongs to a module.
+//! Lookup of nginx's data that belongs to a module: indices, contexts, configurations.
 
 use std::ffi::{CStr, c_void};
 
@@ -6,13 +6,13 @@ use ngx::ffi::*;
 
 use crate::ngx_http_push_stream_module;
 
-/// This module's index in arrays that have an entry per http module.
+/// This module's index in arrays with an entry per http module.
 pub fn own_index() -> usize {
     // SAFETY: nginx sets it while it loads the module, before anything else of the module runs.
     unsafe { ngx_http_push_stream_module.ctx_index }
 }
 
-/// The core http module's.
+/// The core http module's index.
 pub fn core_index() -> usize {
     // SAFETY: as above.
     unsafe { ngx_http_core_module.ctx_index }
@@ -33,7 +33,7 @@ pub fn http_module_index(name: &CStr) -> Option<usize> {
     }
 }
 
-/// This module's entry among what modules keep with a request.
+/// This module's context of a request.
 ///
 /// # Safety
 /// `r` is valid during `'a`.

@@ -1,4 +1,4 @@
-//! The edge to C: what keeps a panic, a lifetime or a thread rule of one side from hurting the other.
+//! The boundary to C: keeps panics, lifetimes and thread rules of each side from harming the other.
 
 pub mod body;
 pub mod cell;

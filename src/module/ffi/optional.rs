@@ -1,4 +1,4 @@
-//! Symbols that nginx has only if it was built with them. One module loads into either nginx: they are looked up.
+//! Optional symbols of nginx, looked up at run time, so that one module loads into builds with and without them.
 
 use std::ffi::{CStr, c_void};
 use std::sync::OnceLock;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ngx::ffi::{NGX_ERROR, ngx_connection_t, ngx_int_t};
 
-/// What `stub_status` shows as active and writing connections; nothing happens if nginx was built without it.
+/// Counters that `stub_status` shows as active and writing connections; no-ops if nginx was built without it.
 #[derive(Clone, Copy, Debug)]
 pub enum Stat {
     Active,
@@ -32,7 +32,7 @@ impl Stat {
     }
 }
 
-/// Says goodbye over TLS and frees what belongs to TLS, as `ngx_ssl_shutdown()`; NGX_AGAIN: it goes on by itself.
+/// Shuts TLS down and frees its state, as `ngx_ssl_shutdown()`; NGX_AGAIN: it continues by itself.
 ///
 /// # Safety
 /// `connection` is open and has TLS.
@@ -46,7 +46,7 @@ pub unsafe fn ssl_shutdown(connection: *mut ngx_connection_t) -> ngx_int_t {
     }
 }
 
-/// Frees the buffer that TLS records are gathered in, as `ngx_ssl_free_buffer()`.
+/// Frees the buffer that collects TLS records, as `ngx_ssl_free_buffer()`.
 ///
 /// # Safety
 /// `connection` is open and has TLS; nothing waits in that buffer.

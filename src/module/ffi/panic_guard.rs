@@ -8,9 +8,9 @@ use ngx::ngx_log_error;
 
 use super::fault;
 
-/// Runs `body`; a panic is logged and answered by `fallback`. The process lives.
+/// Runs `body`; a panic is logged and replaced by `fallback`. The process lives.
 ///
-/// A panic while the shared zone is half-written has undone what was written when it gets here.
+/// If the panic left the shared zone half-written, the mutation has been undone before the panic arrives here.
 pub fn guard<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -> R) -> R {
     let body = || {
         fault::point(entry);
@@ -22,7 +22,7 @@ pub fn guard<R>(entry: &str, fallback: impl FnOnce() -> R, body: impl FnOnce() -
     })
 }
 
-/// Runs `body` once more if it panics: for mutations of the store, which are undone then, and that must not stay undone.
+/// Runs `body` again if it panics: for mutations of the store that must take place, and that the panic has undone.
 pub fn twice(entry: &str, mut body: impl FnMut()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(&mut body)) {
         report(entry, panic);
@@ -30,12 +30,12 @@ pub fn twice(entry: &str, mut body: impl FnMut()) {
     }
 }
 
-/// The guard for handlers of a request: a panic is a 500.
+/// The guard for request handlers: a panic answers 500.
 pub fn request(entry: &str, body: impl FnOnce() -> ngx_int_t) -> ngx_int_t {
     guard(entry, || NGX_HTTP_INTERNAL_SERVER_ERROR as ngx_int_t, body)
 }
 
-/// The guard for what returns nothing: events, timers, cleanups.
+/// The guard for handlers without a return value: events, timers, cleanups.
 pub fn event(entry: &str, body: impl FnOnce()) {
     guard(entry, || (), body)
 }

@@ -7,8 +7,8 @@ use ngx::ffi::{ngx_pool_cleanup_add, ngx_pool_cleanup_t, ngx_pool_t};
 
 use super::panic_guard;
 
-/// A value in a pool, and how it is dropped: one cleanup handler for all types, so that it can be told from those of
-/// others.
+/// A value in a pool, with its destructor. All types share one cleanup handler, so that it can be told from other
+/// modules' handlers.
 struct Placed {
     value: *mut c_void,
     drop: unsafe fn(*mut c_void),
@@ -17,7 +17,7 @@ struct Placed {
 /// The handler of every cleanup that [`place`] registers.
 static CLEANUP: unsafe extern "C" fn(*mut c_void) = clean_up;
 
-/// Moves `value` into `pool`; it is dropped when the pool is destroyed. None if there is no memory.
+/// Moves `value` into `pool`; it is dropped when the pool is destroyed. None if out of memory.
 ///
 /// # Safety
 /// `pool` is a valid pool. The pointer is valid until the pool is destroyed.

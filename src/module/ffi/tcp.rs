@@ -1,11 +1,11 @@
-//! What nginx has no function for: options of TCP sockets.
+//! Options of TCP sockets for which nginx has no function.
 
 use std::ptr;
 
 use ngx::ffi::ngx_connection_t;
 
-/// The kernel gives a connection up when its peer has acknowledged nothing for this long (RFC 5482): a peer that is gone without
-/// a word, or one whose window stays closed. It is no error if the socket is not TCP's.
+/// Makes the kernel drop the connection when the peer has acknowledged nothing for this long (`TCP_USER_TIMEOUT`, RFC
+/// 5482): a peer that vanished, or whose window stays closed. Sockets that are not TCP are ignored.
 ///
 /// # Safety
 /// `connection` is open.

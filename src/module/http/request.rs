@@ -320,7 +320,7 @@ impl<'r> Request<'r> {
 
     /// Lets nginx read the body, then calls `then`. Returns the handler's return value.
     pub fn read_body(self, then: unsafe extern "C" fn(*mut ngx_http_request_t)) -> Result<ngx_int_t, Denial> {
-        // SAFETY: the request is valid and its body was not read by anybody else.
+        // SAFETY: the request is valid and its body was not read by any other code.
         let code = unsafe { ngx_http_read_client_request_body(self.raw, Some(then)) };
         if code >= NGX_HTTP_SPECIAL_RESPONSE as ngx_int_t {
             return Err(Denial::Nginx(code));
@@ -330,7 +330,7 @@ impl<'r> Request<'r> {
 
     /// Lets nginx read and drop the request's body, so that it is not parsed as the next request.
     pub fn discard_body(self) -> Result<(), Denial> {
-        // SAFETY: the request is valid and its body was not read by anybody else, or was read completely.
+        // SAFETY: the request is valid and its body was not read by any other code, or was read completely.
         let code = unsafe { ngx_http_discard_request_body(self.raw) };
         if code == NGX_OK as ngx_int_t {
             Ok(())

@@ -370,7 +370,8 @@ impl Delivery {
 
 /// Makes nginx's connection for a socket, as one that was accepted and then detached.
 fn connect(fd: OwnedFd, audience: &Audience) -> Option<NonNull<ngx_connection_t>> {
-    // SAFETY: the descriptor is an open socket; from here on nginx's connection owns it. The log lives as long as the configuration.
+    // SAFETY: the descriptor is an open socket; from here on nginx's connection owns it. The log lives as long as the
+    // configuration.
     unsafe {
         let connection = ngx_get_connection(fd.as_raw_fd(), audience.error_log).as_mut()?;
         let _ = fd.into_raw_fd();
