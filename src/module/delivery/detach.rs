@@ -27,7 +27,7 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// Finds those of the current cycle.
+    /// Finds these modules in the current cycle.
     pub fn find() -> Neighbours {
         Neighbours {
             chunked: lookup::http_module_index(c"ngx_http_chunked_filter_module"),

@@ -306,7 +306,8 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
         });
         (*r).write_event_handler = Some(writable);
         if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
-            // nginx does not set it for a first plain request, and Nagle would add 40 ms to the second message.
+            // TCP_NODELAY: nginx does not set it for a first plain request, and Nagle would add 40 ms to the second
+            // message.
             ngx_tcp_nodelay(connection);
         }
         let read = (*connection).read;
@@ -692,7 +693,7 @@ impl Delivery {
         self.disconnect_log.flush(now_ms);
     }
 
-    /// The subscriber at `index` leaves all its channels; it gets no more messages.
+    /// Removes the subscriber at `index` from all its channels; it receives no more messages.
     fn leave_store(&mut self, index: u32) {
         let mut left = self.registry.unseat_all(index);
         if let Some(subscriber) = self.registry.slab.at(index) {

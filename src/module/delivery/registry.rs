@@ -71,7 +71,7 @@ pub struct Rest {
     pub closing: Vec<u8>,
 }
 
-/// The due time of an event that never comes.
+/// Due time of something that is never due.
 pub const NEVER: u64 = u64::MAX;
 
 /// Sends the answer to a waiting request; returns the code to finalize the request with. Its last argument: the

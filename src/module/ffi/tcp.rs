@@ -4,8 +4,8 @@ use std::ptr;
 
 use ngx::ffi::ngx_connection_t;
 
-/// Makes the kernel drop the connection when the peer has acknowledged nothing for this long (`TCP_USER_TIMEOUT`, RFC
-/// 5482): a peer that vanished, or whose window stays closed. Sockets that are not TCP are ignored.
+/// Makes the kernel drop the connection when the peer has acknowledged nothing for this long (`TCP_USER_TIMEOUT`,
+/// RFC 5482): a peer that vanished, or whose window stays closed. Sockets that are not TCP are ignored.
 ///
 /// # Safety
 /// `connection` is open.

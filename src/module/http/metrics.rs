@@ -268,7 +268,7 @@ fn workers(writer: &mut Writer, summary: &Summary) {
     }
 }
 
-/// How long workers' event loops were blocked by delivery.
+/// The longest event-loop stall during delivery, per worker.
 fn stalls(writer: &mut Writer, summary: &Summary) {
     let mut family = writer.family(
         "push_stream_worker_event_loop_stall_seconds_max",
