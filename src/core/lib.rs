@@ -1,4 +1,4 @@
-//! What the push stream module knows that has nothing to do with nginx.
+//! The parts of the push stream module that do not depend on nginx.
 //!
 //! # Layout
 //!
@@ -6,8 +6,8 @@
 //! * [`store`]: the shared-memory zone. Channels, messages, worker slots, counters; robust against the death of any
 //!   process at any instruction.
 //!
-//! Neither knows nginx, so everything here runs under plain `cargo test`. The store asks [`wire::event_id`] for the order of two
-//! ids; beside that they do not know each other.
+//! Neither depends on nginx, so everything here runs under plain `cargo test`. The store uses [`wire::event_id`] to
+//! compare event ids; otherwise the two are independent.
 
 pub mod store;
 pub mod wire;

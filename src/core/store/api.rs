@@ -1,4 +1,4 @@
-//! The types that callers see. No pointer and no borrow of shared memory appears in any of them.
+//! The types of the public interface. None contains a pointer to, or a borrow of, shared memory.
 
 use std::collections::VecDeque;
 
@@ -6,12 +6,12 @@ use super::history::{Late, Offer};
 use super::{Connections, Counts};
 use crate::wire::event_id::OrderedId;
 
-/// A point in time, read once per event and passed down, so that tests can turn the clocks.
+/// A point in time, read once per event and passed down, so that tests can set the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// `CLOCK_MONOTONIC` in milliseconds: every deadline. The same clock in all processes of a machine.
     pub monotonic_ms: u64,
-    /// `CLOCK_REALTIME` in milliseconds since the epoch: message times, only for people and headers.
+    /// `CLOCK_REALTIME` in milliseconds since the epoch: message times, used only for display and headers.
     pub unix_ms: u64,
 }
 
@@ -36,17 +36,18 @@ impl Now {
     }
 }
 
-/// What a full zone does with a newcomer (`push_stream_on_full`).
+/// What a full zone does with a new message, channel or subscriber (`push_stream_on_full`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFull {
     /// Refuse it: [`Refusal::Full`].
     Refuse,
-    /// Make room: trash, expired, the oldest stored messages, idle channels, and in the end undelivered messages.
+    /// Evict, in this order: trash, expired messages, the oldest stored messages, idle channels, undelivered messages.
     /// [`Refusal::NothingToEvict`] only if even that is not enough.
     Evict,
 }
 
-/// The limits of the http block, as configured now. They are no part of the shared state: a reload changes them at once.
+/// The limits of the http block, as configured now. They are not part of the shared state: a reload changes them at
+/// once.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub message_ttl_secs: u32,
@@ -55,16 +56,16 @@ pub struct Limits {
     pub max_subscribers_per_channel: Option<u32>,
     pub max_channels: Option<u32>,
     pub max_wildcard_channels: Option<u32>,
-    /// Channels whose id starts with this are wildcard channels; empty = there are none.
+    /// Channels whose id starts with this prefix are wildcard channels; empty = no wildcard channels.
     pub wildcard_prefix: Vec<u8>,
     pub on_full: OnFull,
-    /// The channel that tells what happens to the others, if there shall be one.
+    /// The events channel, which announces [`ChannelEvent`]s of all others, if configured.
     pub events: Option<Events>,
-    /// Something in the configuration needs to know the order of event ids. Once begun, the zone goes on with it.
+    /// Some directive needs the order of event ids. Once started, tracking continues for the life of the zone.
     pub track_ids: bool,
     /// Some messages without an id get one from the zone.
     pub auto_ids: bool,
-    /// Accepted ids that each channel remembers where publishing is idempotent.
+    /// Number of accepted ids that each channel keeps for idempotent publishing.
     pub idempotent_window: u32,
 }
 
@@ -72,11 +73,11 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Events {
     pub channel: Vec<u8>,
-    /// Text of the message about a channel, from its id.
+    /// Formats the message about an event from the channel's id.
     pub text: fn(ChannelEvent, &[u8]) -> Vec<u8>,
 }
 
-/// What can happen to a channel.
+/// An event in the life of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChannelEvent {
     Created,
@@ -86,7 +87,7 @@ pub enum ChannelEvent {
 }
 
 impl ChannelEvent {
-    /// Its name in the message and as event type.
+    /// Its name in the message text, also used as event type.
     pub fn name(self) -> &'static str {
         match self {
             ChannelEvent::Created => "channel_created",
@@ -97,7 +98,7 @@ impl ChannelEvent {
     }
 }
 
-/// Why the store did not do what it was asked. Nothing was changed then.
+/// Why the store refused a request. A refused request has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the shared memory zone is full")]
@@ -120,28 +121,28 @@ pub enum Refusal {
     OutOfOrder,
 }
 
-/// What becomes of a message whose ordered id is not above the newest of its channel (`push_stream_out_of_order`).
+/// What to do with a message whose ordered id is not above the newest of its channel (`push_stream_out_of_order`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutOfOrder {
-    /// The whole publish is refused: [`Refusal::OutOfOrder`].
+    /// Refuse the whole publish: [`Refusal::OutOfOrder`].
     Refuse,
-    /// It is stored, and marked as [late](Message::late).
+    /// Store it, marked as [late](Message::late).
     Store,
 }
 
-/// On which terms a message is published.
+/// Options of a publish.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     pub store: bool,
-    /// If it brings no event id, it gets one from the zone, each copy its own.
+    /// If the message has no event id, the zone assigns one, distinct in each channel.
     pub auto_id: bool,
-    /// Channels that have accepted its event id before are skipped.
+    /// Skip channels that have already accepted the message's event id.
     pub idempotent: bool,
     pub out_of_order: OutOfOrder,
 }
 
 impl Terms {
-    /// With nothing but what the message brings.
+    /// No automatic id, not idempotent, out-of-order ids are stored.
     pub fn plain(store: bool) -> Terms {
         Terms {
             store,
@@ -152,14 +153,14 @@ impl Terms {
     }
 }
 
-/// What became of a publish in one channel.
+/// Result of a publish in one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Published {
     /// The channel's figures, counting this message.
     pub info: ChannelInfo,
-    /// The channel had accepted this id before, and was skipped.
+    /// The channel had already accepted this id, and was skipped.
     pub duplicate: bool,
-    /// The newest ordered id of the channel, if the zone keeps track of ids.
+    /// The newest ordered id of the channel, if the zone tracks ids.
     pub newest_id: Option<OrderedId>,
 }
 
@@ -170,7 +171,7 @@ pub struct ChannelInfo {
     pub published: u64,
     /// Messages stored now.
     pub stored: u64,
-    /// Subscriptions over all workers.
+    /// Subscriptions, summed over all workers.
     pub subscribers: u64,
 }
 
@@ -184,7 +185,7 @@ pub struct Summary {
     pub messages_in_trash: u64,
     pub channels_in_delete: u64,
     pub channels_in_trash: u64,
-    /// Connected subscribers, however many channels each has.
+    /// Connected subscribers, each counted once regardless of its number of channels.
     pub subscribers: u64,
     /// Seconds since the zone was created; survives reloads.
     pub uptime_secs: u64,
@@ -194,23 +195,23 @@ pub struct Summary {
     pub refused_full: u64,
     pub bytes_total: u64,
     pub bytes_free: u64,
-    /// The most that was ever in use.
+    /// The maximum that was ever in use.
     pub bytes_high_water: u64,
-    /// Workers that died and were not told to.
+    /// Workers that died without having been told to exit.
     pub restarts: u64,
     pub counts: Counts,
 }
 
-/// What was evicted to make room, ever.
+/// Evictions since the zone was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evictions {
-    /// Messages that nobody could get any more, before the time for which they are kept for statistics.
+    /// Trash: messages no longer readable, evicted before the end of the time for which they are kept for statistics.
     pub trash: u64,
-    /// Messages whose time was over and that were not removed yet.
+    /// Messages past their TTL that had not been removed yet.
     pub expired: u64,
     pub stored: u64,
     pub channels: u64,
-    /// Messages that a worker had not yet taken: its subscribers have a gap.
+    /// Messages that some worker had not taken yet: its subscribers have a gap.
     pub undelivered: u64,
 }
 
@@ -221,17 +222,17 @@ pub struct WorkerInfo {
     pub pid: u32,
     pub subscribers: u64,
     pub uptime_secs: u64,
-    /// As the worker itself counts them.
+    /// As counted by the worker itself.
     pub connections: Connections,
-    /// The longest that it did not look for events while it delivered, in microseconds.
+    /// Longest time that the worker spent delivering without polling for events, in microseconds.
     pub longest_stretch_us: u32,
     /// Seconds since the epoch.
     pub started_unix: u64,
-    /// Bytes that wait for slow readers, as the worker said last.
+    /// Bytes queued for slow readers, as last reported by the worker.
     pub queued_bytes: u64,
 }
 
-/// This worker's membership in one channel. Equal for all its subscribers of that channel; valid until the last of them
+/// This worker's membership in one channel. Shared by all its subscribers of that channel; valid until the last of them
 /// has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Membership(pub u32);
@@ -244,7 +245,7 @@ pub struct JoinChannel<'a> {
     pub backtrack: u32,
 }
 
-/// Where a client wants to resume.
+/// The position from which a client wants to resume.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Position<'a> {
     pub event_id: Option<&'a [u8]>,
@@ -263,10 +264,10 @@ pub enum JoinMode {
     Poll,
 }
 
-/// How many subscribers there may be from one client address.
+/// Limit on the number of subscribers per client address.
 #[derive(Clone, Copy, Debug)]
 pub struct AddressLimit<'a> {
-    /// What stands for the address; any bytes.
+    /// Identifies the address; any bytes.
     pub key: &'a [u8],
     pub max: u32,
 }
@@ -276,40 +277,42 @@ pub struct JoinRequest<'a> {
     pub channels: &'a [JoinChannel<'a>],
     pub position: Position<'a>,
     pub mode: JoinMode,
-    /// Resume by the order of ids, with the event id before all else (`push_stream_resume ordered`).
+    /// Resume by the order of ids, with the event id taking precedence (`push_stream_resume ordered`).
     pub ordered: bool,
-    /// Say who has missed something, and send them all there is (`push_stream_gap_notice`).
+    /// Report gaps, and then send everything stored (`push_stream_gap_notice`).
     pub gap_notices: bool,
     /// `push_stream_authorized_channels_only`.
     pub authorized_channels_only: bool,
-    /// May it follow the events channel?
+    /// May the subscriber follow the events channel?
     pub may_follow_events: bool,
     pub address: Option<AddressLimit<'a>>,
 }
 
-/// The answer to a [`JoinRequest`], decided in one step: whatever is published later is live, whatever was published
-/// before is in `replay`.
+/// The answer to a [`JoinRequest`], decided atomically: messages published later are live, messages published earlier
+/// are in `replay`.
 #[derive(Debug)]
 pub struct Joined {
     /// One per element of the path, in order, duplicates repeated; empty if the request did not subscribe (polls).
     pub memberships: Vec<Membership>,
-    /// The subscriber's share of its address, if that is limited; to be left when the subscriber is gone, like a channel.
+    /// The subscriber's membership for its client address, if that is limited; to be left like a channel when the
+    /// subscriber goes.
     pub address: Option<Membership>,
-    /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above.
+    /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above
+    /// it.
     pub seq: u64,
     /// Old messages to send first, if there are any.
     pub replay: Option<Replay>,
-    /// For polls with something to send: (time, tag) that Last-Modified and Etag report.
+    /// For polls with something to send: (time, tag) for Last-Modified and Etag.
     pub bound: Option<(u64, u32)>,
-    /// Channels in which something was lost since the position.
+    /// Channels in which messages were lost since the client's position.
     pub gaps: Vec<Gap>,
-    /// Where the subscriber is when it has what is in `replay`: only a higher id is a position for it. Without a replay that is the
-    /// zone's newest id, or what it asked with if that is higher and is no gap.
+    /// The subscriber's position once it has received `replay`: only a higher id advances it. Without a replay it is
+    /// the zone's newest id, or the requested id if that is higher and not a gap.
     pub position: Option<OrderedId>,
 }
 
 impl Joined {
-    /// The position that a notice of a gap tells; None if old messages follow that bring one.
+    /// The position that a gap notice reports; None if old messages that carry a position follow.
     pub fn position_of_notice(&self) -> Option<OrderedId> {
         let gap = |part: &ReplayPart| self.gaps.iter().find(|gap| gap.path_index == part.path_index);
         // Where nothing was lost, a replay begins above an id.
@@ -321,7 +324,7 @@ impl Joined {
         self.position.filter(|_| !follow)
     }
 
-    /// Takes up where messages were lost while the replay went on.
+    /// Adds to `gaps` where messages were lost while the replay went on.
     pub fn note_gaps(&mut self) {
         for path_index in self.replay.as_mut().map(Replay::take_gaps).unwrap_or_default() {
             if self.gaps.iter().all(|gap| gap.path_index != path_index) {
@@ -334,18 +337,19 @@ impl Joined {
     }
 }
 
-/// A channel in which something was lost.
+/// A channel in which messages were lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
     /// Index in the path.
     pub path_index: u32,
-    /// The lowest id that is there.
+    /// The lowest id that is still stored.
     pub first: Option<OrderedId>,
 }
 
-/// A walk over old messages that goes on from call to call ([`Worker::replay`](super::Worker::replay)); what was evicted meanwhile is skipped.
+/// A walk over old messages, continued from call to call ([`Worker::replay`](super::Worker::replay)); messages evicted
+/// meanwhile are skipped.
 ///
-/// It holds nothing in the zone: dropping it is free.
+/// It holds no resources in the zone and can simply be dropped.
 #[derive(Debug)]
 pub struct Replay {
     pub(super) parts: VecDeque<ReplayPart>,
@@ -353,51 +357,51 @@ pub struct Replay {
     pub(super) ordered: bool,
     /// Messages that were lost between the calls.
     pub lost: bool,
-    /// In an ordered replay: the parts of the path that they were in.
+    /// In an ordered replay: path indices of the parts in which they were.
     pub(super) gaps: Vec<u32>,
 }
 
 impl Replay {
-    /// Where messages were lost since the last call, before what [`Worker::replay`](super::Worker::replay) has found last: indices in the
-    /// path, of an ordered replay.
+    /// Gaps of an ordered replay since the last call, before the messages that
+    /// [`Worker::replay`](super::Worker::replay) returned last: indices in the path.
     pub fn take_gaps(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.gaps)
     }
 }
 
-/// The part of a [`Replay`] that one channel has.
+/// One channel's part of a [`Replay`].
 #[derive(Debug)]
 pub(super) struct ReplayPart {
     pub path_index: u32,
     pub channel: u32,
     pub channel_born: u64,
-    /// The link to copy next, if it is still there, and its sequence number; `u64::MAX` = there is none.
+    /// The link to copy next, if it is still there, and its sequence number; `u64::MAX` = none.
     pub hint: u32,
     pub next_seq: u64,
-    /// Is it known that this one belongs to the replay?
+    /// Is this link known to belong to the replay?
     pub hint_is_wanted: bool,
-    /// One that belongs to it is gone.
+    /// A link that belonged to the replay is gone.
     pub has_gap: bool,
-    /// The last sequence number that belongs to the replay; what follows is live.
+    /// The last sequence number of the replay; later messages are live.
     pub until: u64,
-    /// Only messages with a higher id.
+    /// Only messages with an id above this one.
     pub above: Option<OrderedId>,
-    /// Messages that came out of order, the lowest id last.
+    /// Messages that were published out of order, the lowest id last.
     pub late: Vec<Late>,
     pub offer: Offer,
 }
 
-/// Where a walk over stored messages stands. It holds nothing in the zone.
+/// Position of a walk over stored messages. It holds no resources in the zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// Sequence number of the message that is next; it may be gone.
+    /// Sequence number of the next message, which may be gone.
     pub seq: u64,
-    /// Where it is, if it is still there.
+    /// Its link, if it is still there.
     pub link: u32,
 }
 
 impl Replay {
-    /// Where it goes on; None at the end.
+    /// Where the walk continues; None at the end.
     pub fn mark(&self) -> Option<Mark> {
         let part = self.parts.front()?;
         Some(Mark {
@@ -407,14 +411,14 @@ impl Replay {
     }
 }
 
-/// What kind of message it is.
+/// Type of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
     Ordinary,
     /// The channel was deleted; the text is the notice. The membership ends with it: every subscriber of it must
     /// leave ([`Worker::leave`](super::Worker::leave)).
     Deleted,
-    /// Not for the client's eyes: every subscriber that joined before it is to be ended. The channel stays.
+    /// Not sent to clients: every subscriber that joined before it is to be ended. The channel stays.
     Dismissed,
 }
 
@@ -429,20 +433,21 @@ pub struct Message<'a> {
     /// Publish time, seconds since the epoch.
     pub time: u64,
     pub tag: u32,
-    /// The same time in milliseconds, as the publisher's clock said.
+    /// The same time in milliseconds, by the publisher's clock.
     pub unix_ms: u64,
     pub event_id: Option<&'a [u8]>,
     /// In an ordered replay: the next message has the same event id, so this one is no position to resume from.
     pub repeated_id: bool,
-    /// Its event id is not above that of an earlier message of its channel, or may not be.
+    /// Its event id is not, or may not be, above that of an earlier message of its channel.
     pub late: bool,
-    /// It came as binary data ([`Draft::mark_binary`](super::Draft::mark_binary)).
+    /// It was published as binary data ([`Draft::mark_binary`](super::Draft::mark_binary)).
     pub binary: bool,
     pub event_type: Option<&'a [u8]>,
     pub text: &'a [u8],
 }
 
-/// Messages copied out of the zone by one [`Worker::drain`](super::Worker::drain) or [`Worker::replay`](super::Worker::replay); reuse it from call to call.
+/// Messages copied out of the zone by one [`Worker::drain`](super::Worker::drain) or
+/// [`Worker::replay`](super::Worker::replay); reuse it from call to call.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub(super) bytes: Vec<u8>,
@@ -450,11 +455,11 @@ pub struct Batch {
     pub(super) lost: Vec<Lost>,
 }
 
-/// Messages of a channel were taken away to make room before this worker had taken them.
+/// Messages of a channel that were evicted before this worker had taken them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost {
     pub membership: Membership,
-    /// Sequence number of the last of them: who joined before has missed something.
+    /// Sequence number of the last of them: subscribers that joined before it have a gap.
     pub seq: u64,
 }
 
@@ -467,7 +472,7 @@ pub(super) struct Record {
     pub seq: u64,
     pub time: u64,
     pub tag: u32,
-    /// The event id is that of the zone: there is none in the payload.
+    /// The event id was assigned by the zone: the payload contains none.
     pub auto_id: bool,
     pub repeated_id: bool,
     pub late: bool,
@@ -478,7 +483,7 @@ pub(super) struct Record {
     pub text: Span,
 }
 
-/// A piece of a batch's bytes.
+/// A range of a batch's bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Span {
     pub start: usize,
@@ -492,7 +497,8 @@ impl Batch {
         self.lost.clear();
     }
 
-    /// What a drain should have found and did not, as far as it is known now. It comes before the messages of the same channel.
+    /// Messages that this drain should have found but were evicted, as far as known. Reported before the messages of
+    /// the same channel.
     pub fn lost(&self) -> &[Lost] {
         &self.lost
     }
@@ -505,7 +511,7 @@ impl Batch {
         self.records.len()
     }
 
-    /// Marks messages whose event id the next one has, too. `next`: the id of what follows the batch.
+    /// Marks messages whose successor has the same event id. `next`: the id of the message after the batch.
     pub(super) fn mark_repeated(&mut self, next: Option<OrderedId>) {
         let next = next.map(|id| id.to_text());
         let bytes = |span: Option<Span>| span.map(|span| &self.bytes[span.start..span.start + span.len]);
@@ -524,13 +530,13 @@ impl Batch {
         }
     }
 
-    /// The messages in order, each with where it came from: the [`Membership`]'s number after a drain (all messages of
-    /// one membership are consecutive and in publish order), the index in the subscriber's path after a replay.
+    /// The messages in order, each with its source: the [`Membership`]'s number after a drain (all messages of one
+    /// membership are consecutive and in publish order), the index in the subscriber's path after a replay.
     pub fn iter(&self) -> impl Iterator<Item = (u32, Message<'_>)> {
         self.records.iter().map(|record| self.read(record))
     }
 
-    /// One of them.
+    /// The message at `index`, with its source.
     pub fn get(&self, index: usize) -> Option<(u32, Message<'_>)> {
         self.records.get(index).map(|record| self.read(record))
     }
@@ -555,10 +561,10 @@ impl Batch {
     }
 }
 
-/// What a [`Worker::tick`](super::Worker::tick) left to do.
+/// Whether a [`Worker::tick`](super::Worker::tick) left work to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tick {
     Done,
-    /// The budget was used up: call again soon (from a posted event, not in a loop).
+    /// The budget is used up: call again soon (from a posted event, not in a loop).
     More,
 }

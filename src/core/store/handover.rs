@@ -1,8 +1,9 @@
-//! Subscribers that one worker takes over from another one.
+//! Handover in the store: subscribers that move from one worker to another.
 //!
-//! The new worker [adopts](Worker::adopt) a subscriber: it joins the channels from a sequence number on, while the old worker is still a
-//! member and delivers up to that number. Then the old one [forgets](Worker::leave_quietly) it. The events channel is told of neither: the
-//! client has not noticed anything. Whichever of the two dies meanwhile, its memberships end with it, as always.
+//! The new worker [adopts](Worker::adopt) a subscriber: it joins the channels from a sequence number on, while the old
+//! worker is still a member and delivers up to that number. Then the old one [removes](Worker::leave_quietly) it. The
+//! events channel announces neither, because the client does not notice the move. If either worker dies meanwhile, its
+//! memberships end with it, as always.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -10,24 +11,24 @@ use std::rc::Rc;
 use super::layout::*;
 use super::*;
 
-/// A subscriber that was taken over.
+/// An adopted subscriber.
 #[derive(Debug)]
 pub struct Adopted {
-    /// One for each of the channels, in their order.
+    /// One per channel, in order.
     pub memberships: Vec<Membership>,
-    /// Its share of its client's address.
+    /// Its membership for its client's address.
     pub address: Option<Membership>,
-    /// Messages up to this sequence number are the other worker's to deliver.
+    /// The other worker delivers the messages up to this sequence number.
     pub seq: u64,
 }
 
 impl Worker {
-    /// Says whether this worker takes subscribers that others hand over.
+    /// Sets whether this worker takes subscribers that others hand over.
     pub fn set_accepting(&self, on: bool) {
         self.memory().init(self.slot, slot::accepts, u32::from(on));
     }
 
-    /// How many other workers take subscribers.
+    /// Number of other workers that take subscribers.
     pub fn accepting_others(&self) -> usize {
         let accepts = |&slot: &SlotRef| {
             slot != self.slot
@@ -37,8 +38,9 @@ impl Worker {
         self.memory().all_slots().filter(accepts).count()
     }
 
-    /// Enters a subscriber of another worker into its channels, all of which must exist: None if one does not. It was admitted when it came,
-    /// so no limit is looked at. `address`: the key of its client's address, if it has a share in one.
+    /// Enters a subscriber of another worker into its channels, all of which must exist: None if one does not. Limits
+    /// are not checked again: it was admitted when it first joined. `address`: the key of its client's address, if it
+    /// has a membership for one.
     pub fn adopt(&mut self, ids: &[&[u8]], address: Option<&[u8]>, now: Now) -> Result<Option<Adopted>, Refusal> {
         let hashes = self.hashes(ids.iter().copied());
         let address_hash = address.map_or(0, |key| self.memory().hash(key));
@@ -77,12 +79,12 @@ impl Worker {
         })
     }
 
-    /// As [`Worker::leave`], without a word to the events channel: another worker has adopted the subscriber.
+    /// As [`Worker::leave`], without an event in the events channel: another worker has adopted the subscriber.
     pub fn leave_quietly(&mut self, memberships: &[Membership]) {
         self.quietly(|worker| worker.leave(memberships, true));
     }
 
-    /// The key of the client's address that a membership is a share of.
+    /// The key of the client's address that a membership counts for.
     pub fn address_key(&self, address: Membership) -> Vec<u8> {
         let locked = self.memory().lock();
         let mut key = Vec::new();
@@ -90,7 +92,7 @@ impl Worker {
         key
     }
 
-    /// Does something that the events channel is not told of.
+    /// Runs `work` without publishing events in the events channel.
     fn quietly<T>(&mut self, work: impl FnOnce(&mut Worker) -> T) -> T {
         if self.limits.events.is_none() {
             return work(self);

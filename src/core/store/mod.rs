@@ -1,6 +1,6 @@
 //! The shared-memory zone: channels, messages, worker slots and counters.
 //!
-//! One [`Zone`] per nginx; each nginx worker process claims a [`Worker`] slot in it and does everything through that.
+//! One [`Zone`] per nginx; each nginx worker process claims a [`Worker`] slot in it and uses the zone only through it.
 //! All calls are synchronous and short; no call blocks on another process for longer than a few dozen memory writes.
 //!
 //! # The memory
@@ -14,10 +14,10 @@
 //!           how its subscribers are connected
 //! undo log  old values of what the mutation in progress has written
 //! bucket    first channel of a hash chain
-//! kind      one byte per block: does it hold a channel, a message, links, a membership?
+//! kind      one byte per block: the type of its contents (channel, message, links, membership)
 //!
 //! channel   128 bytes: figures, ends of its queue, its members, the id (long ids go on in further blocks)
-//! ids       if the zone keeps track of event ids, one block per channel: newest, lost, and its window of accepted ids, which is
+//! ids       if the zone tracks event ids, one block per channel: newest and lost id, and the window of accepted ids,
 //!           four to a block
 //! message   head block: 32 bytes of what all its links share, the first link (32 bytes), 64 bytes of text;
 //!           further blocks: 4 bytes of chain, 124 of text; further links: four to a block
@@ -28,23 +28,23 @@
 //!
 //! | it was | what happens |
 //! |---|---|
-//! | changing the zone, at any instruction | the next to take the lock gets `EOWNERDEAD` and undoes the mutation ([`memory`]) |
-//! | filling a message it had reserved | the blocks hang on its slot; whoever reaps the slot frees them |
+//! | changing the zone, at any instruction | the next lock holder (`EOWNERDEAD`) undoes the mutation ([`memory`]) |
+//! | filling a message it had reserved | the blocks are listed in its slot; reaping frees them |
 //! | copying messages out | they are pinned through its slot; reaping unpins them |
-//! | idle, with subscribers | its memberships hang on its slot; reaping takes them off the channels' counts |
+//! | idle, with subscribers | its memberships are listed in its slot; reaping takes them off the channels' counts |
 //!
-//! A slot is reaped by whoever first finds that its liveness lock's owner is dead: another worker's [`Worker::tick`], within a
-//! second, or the successor that claims the slot.
+//! A slot is reaped by the first process to find that its liveness lock's owner is dead: another worker in its
+//! [`Worker::tick`], within a second, or the successor that claims the slot.
 //!
 //! # The files
 //!
 //! * Memory: `layout` (every field), `memory` (typed access, mutations, undo), `lock`, `blocks`, `lists`, `prefetch`.
-//! * Processes: `slots` (claim, tick, reap), `worker` (what an nginx worker does with the zone), `wake`, `connections` and `counters`
-//!   (figures outside of the lock).
+//! * Processes: `slots` (claim, tick, reap), `worker` (the operations of an nginx worker), `wake`, `connections` and
+//!   `counters` (figures outside of the lock).
 //! * Publish: `draft`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` and housekeeping.
 //! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.
 //! * Channels: `channels`, `listing` (walks over all of them).
-//! * Callers see `api`. Tests use `invariants` and `fault_injection`.
+//! * `api`: the types of the public interface. `invariants` and `fault_injection`: for tests.
 
 mod api;
 mod blocks;
@@ -88,10 +88,10 @@ pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
 pub use worker::Worker;
 
-/// Why a mutation stopped half way; it is undone then.
+/// Why a mutation stopped; it is then undone.
 #[derive(Clone, Copy, Debug)]
 enum Stop {
     Refused(Refusal),
-    /// Too few free blocks: room must be made, and then it may be tried again.
+    /// Too few free blocks: evict, then retry.
     Short,
 }

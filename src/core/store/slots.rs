@@ -1,4 +1,4 @@
-//! Slots: which processes use the zone, and what is done for those that died.
+//! Slots: the processes that use the zone, and the reaping of dead ones.
 
 use std::rc::Rc;
 
@@ -15,10 +15,10 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// What each slot takes of a zone: the slot, and its part of the undo log.
+    /// Bytes of a zone per slot: the slot, and its share of the undo log.
     pub const BYTES_PER_SLOT: usize = slot::SIZE + ENTRIES_PER_MEMBER * size_of::<UndoEntry>();
 
-    /// Lays out a new zone. `slots` = how many processes may use it at once.
+    /// Lays out a new zone. `slots`: the maximum number of processes using it at once.
     ///
     /// # Safety
     /// `memory` points to `len` zeroed bytes, aligned to 64, shared between all processes that will use the zone and mapped
@@ -37,8 +37,8 @@ impl Zone {
         unsafe { Memory::attach(memory, len).map(|memory| Zone { memory }) }
     }
 
-    /// Remembers the eventfds (one per slot) that wake workers. Made once, before any fork, so that every process of every
-    /// generation has them under the same numbers.
+    /// Stores the eventfds (one per slot) that wake workers. Called once, before any fork, so that the numbers are
+    /// valid in every process of every generation.
     pub fn set_wake_fds(&self, fds: &[i32]) {
         for (slot, &fd) in self.memory.all_slots().zip(fds) {
             self.memory.init(slot, slot::fd, fd as u32);
@@ -46,7 +46,7 @@ impl Zone {
         self.memory.mark_wake_fds_set();
     }
 
-    /// The eventfds as remembered, one per slot; empty if they were never set.
+    /// The stored eventfds, one per slot; empty if they were never set.
     pub fn wake_fds(&self) -> Vec<i32> {
         if !self.memory.wake_fds_set() {
             return Vec::new();
@@ -57,12 +57,13 @@ impl Zone {
             .collect()
     }
 
-    /// Remembers the ends of the socket that subscribers are handed over through (first the one to read from), as [`Zone::set_wake_fds`].
+    /// Stores the ends of the socket for the handover of subscribers (the reading end first), like
+    /// [`Zone::set_wake_fds`].
     pub fn set_handover_fds(&self, fds: [i32; 2]) {
         self.memory.set_handover_fds(fds);
     }
 
-    /// The ends as remembered; None if they were never set.
+    /// The stored ends; None if they were never set.
     pub fn handover_fds(&self) -> Option<[i32; 2]> {
         self.memory.handover_fds()
     }
@@ -71,7 +72,7 @@ impl Zone {
         self.memory.slots
     }
 
-    /// Unix time in milliseconds at which the zone was made.
+    /// Unix time in milliseconds at which the zone was created.
     pub fn epoch_ms(&self) -> u64 {
         self.memory.epoch_ms()
     }
@@ -126,8 +127,8 @@ impl Zone {
         }
     }
 
-    /// Undoes what a slot's last process left behind. The caller holds the slot's liveness lock, so nobody else does.
-    /// In steps, each of which leaves less: a death in here is finished by the next.
+    /// Cleans up after a slot's dead process. The caller holds the slot's liveness lock, so it is the only one. Works
+    /// in steps, each of which leaves less: after a death in here the next reaper continues.
     pub(super) fn reap(&self, slot: SlotRef, taken: Taken, limits: &Limits, now: Now) {
         loop {
             let mut locked = self.memory.lock_with(limits);
@@ -148,7 +149,7 @@ impl Zone {
     /// The figures of the whole zone.
     pub fn summary(&self, now: Now) -> Summary {
         let block = |count: u32| u64::from(count) * BLOCK as u64;
-        // Whatever takes time is done outside of the lock.
+        // Slow work is done outside of the lock.
         let mut workers = Vec::with_capacity(usize::from(self.memory.slots));
         let counts = Counts::of(&self.memory);
         let locked = self.memory.lock();
@@ -222,7 +223,7 @@ impl Locked<'_> {
         true
     }
 
-    /// The slot's process does not copy `link`, the first it has pinned, any more.
+    /// Removes the pin of `link`, the first that the slot's process has pinned.
     pub(super) fn unpin_first(&mut self, slot: SlotRef, link: LinkRef) {
         if link == self.get(slot, slot::pin_last) {
             self.set(slot, slot::pin_first, LinkRef::NONE);

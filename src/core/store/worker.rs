@@ -1,4 +1,4 @@
-//! What an nginx worker does with the zone.
+//! The operations of an nginx worker on the zone.
 
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -14,25 +14,25 @@ use super::publishing::{Brought, Filled};
 use super::*;
 use crate::wire::event_id::{MAX_GROUPS, OrderedId};
 
-/// Undo log entries of a mutation beside those for its channels.
+/// Undo log entries of a mutation, excluding those for its channels.
 const ENTRIES: usize = 16;
 /// Undo log entries for finding or creating a channel, and entering it or appending a message to it.
 const ENTRIES_PER_CHANNEL: usize = 28;
 /// Undo log entries for a message about an event.
 const ENTRIES_PER_EVENT: usize = 20;
-/// Undo log entries for dropping what is over the limit of stored messages, for each message.
+/// Undo log entries to drop one stored message over the limit.
 const ENTRIES_FOR_LIMIT: usize = 18;
-/// Undo log entries for an ordered id that is noted somewhere.
+/// Undo log entries to record an ordered id in one place.
 const ENTRIES_PER_ID: usize = MAX_GROUPS + 1;
-/// Undo log entries for what is known of a channel's ids, beside the ids themselves.
+/// Undo log entries for a channel's id record, excluding the ids themselves.
 const ENTRIES_FOR_IDS: usize = 2;
-/// Undo log entries for an id in a channel's window, and for two that leave it.
+/// Undo log entries to add an id to a channel's window and to drop two from it.
 const ENTRIES_FOR_WINDOW: usize = 24;
-/// Blocks of a channel for what is known of its ids, and for its window.
+/// Blocks of a channel for its id record and its window.
 const BLOCKS_FOR_IDS: usize = 2;
-/// Blocks of the message about an event, without the channel's id.
+/// Blocks of the message about an event, excluding the channel's id.
 pub(super) const EVENT_BLOCKS: usize = 2;
-/// How often room is made for the same request while others take it away again.
+/// How often to evict for one request while other processes take the freed blocks.
 pub(super) const ATTEMPTS: u32 = 64;
 
 /// This process's slot in the zone. One per nginx worker, made after the fork.
@@ -41,12 +41,12 @@ pub struct Worker {
     pub(super) zone: Zone,
     pub(super) slot: SlotRef,
     pub(super) limits: Rc<Limits>,
-    /// When something was last done here: good enough for what has no time of its own.
+    /// Time of the last operation: precise enough for operations that are not given a time.
     now: Now,
-    /// Slots that are to be woken when a series of messages is complete, while there is one.
+    /// Slots to wake when the series of messages in progress is complete; None outside a series.
     held_wakes: Option<Vec<SlotRef>>,
     pub(super) whole_drain: Option<WholeDrain>,
-    /// Locks belong to the thread that took them.
+    /// A lock belongs to the thread that took it.
     not_send: PhantomData<*mut ()>,
 }
 
@@ -68,13 +68,13 @@ impl Worker {
         worker
     }
 
-    /// Puts other limits in force: a reload in a process that lives on.
+    /// Applies other limits: a reload in a process that stays alive.
     pub fn set_limits(&mut self, limits: Rc<Limits>, now: Now) {
         self.limits = limits;
         self.begin(now);
     }
 
-    /// Brings about in the zone what the limits ask for.
+    /// Applies the limits to the zone.
     fn begin(&mut self, now: Now) {
         if self.limits.track_ids {
             let auto = self.limits.auto_ids;
@@ -83,7 +83,7 @@ impl Worker {
         self.open_events_channel(now);
     }
 
-    /// Makes the events channel that the limits name. In a full zone that refuses there is none until there is room.
+    /// Creates the events channel that the limits name. In a full zone that refuses, retried until there is room.
     fn open_events_channel(&mut self, now: Now) {
         let limits = self.limits.clone();
         let cost = self.cost(limits.events.iter().map(|events| &events.channel[..]));
@@ -92,7 +92,7 @@ impl Worker {
         });
     }
 
-    /// Is there something to take that this worker was not signalled of, because it did it itself? Then [`Worker::drain`] soon.
+    /// Has this worker given itself work, for which it is not signalled? If so, call [`Worker::drain`] soon.
     pub fn is_woken(&self) -> bool {
         wake::is_raised(self.memory().woken(self.slot))
     }
@@ -114,13 +114,13 @@ impl Worker {
         self.zone
     }
 
-    /// Gives the slot back: all memberships end.
+    /// Releases the slot: all memberships end.
     pub fn release(self) {
         self.zone.reap(self.slot, Taken::Clean, &self.limits, self.now);
         self.memory().release_alive(self.slot, Taken::Clean);
     }
 
-    /// Would `ids` all exist or be creatable? Changes nothing.
+    /// Do all of `ids` exist, or may they be created? Changes nothing.
     pub fn check_channels(&self, ids: &[&[u8]]) -> Result<(), Refusal> {
         let limits = &*self.limits;
         let locked = self.memory().lock();
@@ -138,7 +138,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Creates those of `ids` that do not exist: all or none.
+    /// Creates the missing channels of `ids`, all or none.
     pub fn create_channels(&mut self, ids: &[&[u8]], now: Now) -> Result<(), Refusal> {
         let hashes = self.hashes(ids.iter().copied());
         let limits = self.limits.clone();
@@ -151,7 +151,7 @@ impl Worker {
         })
     }
 
-    /// Counts who was refused because the zone is full.
+    /// Counts a refusal if the zone was full.
     pub(super) fn count_if_full(&mut self, refusal: Refusal) {
         if matches!(refusal, Refusal::Full | Refusal::NothingToEvict) {
             self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
@@ -163,8 +163,8 @@ impl Worker {
         Publishing::new(self)
     }
 
-    /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all or none.
-    /// Returns what became of it in each, in order. On refusal the draft was discarded.
+    /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all
+    /// or none. Returns the result for each, in order. On refusal the draft is discarded.
     pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], terms: Terms, now: Now) -> Result<Vec<Published>, Refusal> {
         debug_assert_eq!(draft.missing, 0, "the whole text was announced");
         debug_assert_eq!(draft.shape.links as usize, ids.len());
@@ -182,7 +182,7 @@ impl Worker {
             locked.publish_reserved(slot, &message, ids, &hashes, &limits, &mut published)?;
             Ok(published)
         });
-        // If it was linked, nothing is left of the reservation.
+        // If the draft was linked, the reservation is empty.
         self.unreserve();
         let mut published = published?;
         self.count_duplicates(&published);
@@ -195,7 +195,7 @@ impl Worker {
         self.count(Counter::Duplicate, duplicates as u64);
     }
 
-    /// What is to be known of an event id that a message brings; nothing if ids are not kept track of.
+    /// The ordered form and window key of a message's event id; none if ids are not tracked.
     pub(super) fn brought(&self, event_id: Option<&[u8]>) -> Brought {
         let Some(id) = event_id.filter(|_| self.memory().tracks_ids()) else {
             return Brought::default();
@@ -206,7 +206,8 @@ impl Worker {
         }
     }
 
-    /// A publish drops as many messages as it adds. If a reload has lowered the limit, the rest goes here.
+    /// Drops stored messages that are over a limit lowered by a reload. (A publish itself drops only as many as it
+    /// adds.)
     pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [Published]) {
         let Some(max) = self.limits.max_stored_per_channel else {
             return;
@@ -232,8 +233,8 @@ impl Worker {
         }
     }
 
-    /// Deletes those of `ids` that exist, all or none; every subscriber gets `notice` as a [`MessageKind::Deleted`]. Returns how many
-    /// there were.
+    /// Deletes the existing channels of `ids`, all or none; every subscriber gets `notice` as a
+    /// [`MessageKind::Deleted`]. Returns the number of channels deleted.
     pub fn delete(&mut self, ids: &[&[u8]], notice: &[u8], now: Now) -> Result<usize, Refusal> {
         self.notify(ids, notice, link_flag::NOTICE, now, |locked, channels| {
             for &channel in channels {
@@ -243,8 +244,8 @@ impl Worker {
         })
     }
 
-    /// Sends away all subscribers of those of `ids` that exist, of all or of none; the channels stay as they are. Returns the figures
-    /// that these had.
+    /// Dismisses all subscribers of the existing channels of `ids`, all or none; the channels stay. Returns their
+    /// figures from before.
     pub fn dismiss(&mut self, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
         let hashes = self.hashes(ids.iter().copied());
         let flags = link_flag::NOTICE | link_flag::DISMISSAL;
@@ -254,7 +255,7 @@ impl Worker {
         })
     }
 
-    /// Does something to those of `ids` that exist and sends their subscribers a notice, in one mutation.
+    /// Changes the existing channels of `ids` and sends their subscribers a notice, in one mutation.
     fn notify<T>(
         &mut self,
         ids: &[&[u8]],
@@ -267,7 +268,7 @@ impl Worker {
         let cost = self.cost(ids.iter().copied());
         let limits = self.limits.clone();
         let slot = self.slot;
-        // A notice is only made if somebody is there to be told, and has room for so many channels.
+        // The notice is made only if there are subscribers; it has room for this number of channels.
         let mut draft: Option<(Draft, usize)> = None;
         loop {
             let named = hashes.iter().copied().zip(ids.iter().copied());
@@ -309,7 +310,7 @@ impl Worker {
         }
     }
 
-    /// A walk over all that is stored in a channel, from a mark on if there is one; None if there is no such channel.
+    /// A walk over all stored messages of a channel, from a mark on if given; None if the channel does not exist.
     pub fn stored(&self, id: &[u8], from: Option<Mark>) -> Option<Replay> {
         let hash = self.memory().hash(id);
         let locked = self.memory().lock();
@@ -317,7 +318,8 @@ impl Worker {
         Some(locked.replay_stored(channel, from))
     }
 
-    /// Housekeeping, about once a second: reaps dead workers, expires messages and channels, empties the trash; a bounded slice.
+    /// Housekeeping, about once a second: reaps dead workers, expires messages and channels, empties the trash; bounded
+    /// work.
     pub fn tick(&mut self, now: Now) -> Tick {
         self.now = now;
         if self.limits.events.is_some() && self.memory().lock().hot(hot::events) == ChannelRef::NONE {
@@ -327,15 +329,15 @@ impl Worker {
         eviction::tick(self.memory(), &self.limits, now)
     }
 
-    /// None if there is no such channel.
+    /// None if the channel does not exist.
     pub fn channel(&self, id: &[u8]) -> Option<ChannelInfo> {
         let hash = self.memory().hash(id);
         let locked = self.memory().lock();
         locked.find(hash, id).map(|channel| locked.info(channel))
     }
 
-    /// The event id of the channel's newest message with one. Of those that have no order, only what is still stored or on its way is
-    /// known.
+    /// The event id of the channel's newest message with one. An unordered id is found only on a message that is stored
+    /// or pending.
     pub fn newest_event_id(&self, id: &[u8]) -> Option<Vec<u8>> {
         let hash = self.memory().hash(id);
         let locked = self.memory().lock();
@@ -351,7 +353,7 @@ impl Worker {
         ids.map(|id| self.memory().hash(id)).collect()
     }
 
-    /// What a mutation of these channels may need at most.
+    /// Upper bound of the cost of a mutation of these channels.
     pub(super) fn cost<'a>(&self, ids: impl IntoIterator<Item = &'a [u8]>) -> Cost {
         let mut cost = Cost {
             channels: 0,
@@ -383,8 +385,8 @@ impl Worker {
         self.step(change)
     }
 
-    /// One mutation, whole or not at all; makes room and tries again if blocks are short. `channels`: those that it is about, as far
-    /// as they exist.
+    /// One mutation, all or nothing; if blocks are short, evicts and retries. `channels`: those it concerns, as far as
+    /// they exist.
     pub(super) fn mutate<'c, T>(
         &mut self,
         cost: Cost,
@@ -424,7 +426,7 @@ impl Worker {
                 Err(Stop::Refused(refusal)) => return Err(refusal),
                 Err(Stop::Short) => {
                     if available >= wanted {
-                        // It takes more than was thought; or, in tests, blocks are said to be missing.
+                        // The estimate was too low; or, in tests, a shortage is simulated.
                         wanted = wanted.saturating_mul(2).max(1);
                     }
                     eviction::make_room(memory, wanted, limits, now)?;
@@ -434,7 +436,7 @@ impl Worker {
         Err(refused(limits))
     }
 
-    /// Wakes slots now, or when the series in progress is complete.
+    /// Wakes the slots now, or when the series in progress is complete.
     pub(super) fn wake(&mut self, slots: Vec<SlotRef>) {
         match &mut self.held_wakes {
             Some(held) => held.extend(slots),
@@ -442,7 +444,7 @@ impl Worker {
         }
     }
 
-    /// From now on wake-ups wait for [`Worker::send_wakes`].
+    /// Holds wake-ups back until [`Worker::send_wakes`].
     pub(super) fn hold_wakes(&mut self) {
         self.held_wakes.get_or_insert_default();
     }
@@ -453,29 +455,29 @@ impl Worker {
     }
 }
 
-/// Channels by the hashes of their ids.
+/// Channel ids with their hashes.
 pub(super) trait Ids<'c>: Iterator<Item = (u32, &'c [u8])> + Clone {}
 
 impl<'c, I: Iterator<Item = (u32, &'c [u8])> + Clone> Ids<'c> for I {}
 
-/// What a mutation may need.
+/// The cost of a mutation, from which its blocks and undo log entries follow.
 #[derive(Clone, Copy)]
 pub(super) struct Cost {
     channels: usize,
-    /// Blocks for ids that do not fit into the channels' own.
+    /// Blocks for ids that do not fit into the channels' first blocks.
     id_blocks: usize,
-    /// The zone keeps track of ids.
+    /// The zone tracks ids.
     ids: bool,
-    /// A message of its own is appended to each channel, which may drop one for it.
+    /// A message is appended to each channel, which may drop another for it.
     publishes: bool,
-    /// An id is put into windows.
+    /// An id is added to windows.
     window: bool,
-    /// What is told of each channel.
+    /// Number of events announced per channel.
     events: usize,
 }
 
 impl Cost {
-    /// Of a publish, whose id may be put into windows.
+    /// Cost of a publish; `window`: its id may be added to windows.
     pub(super) fn of_publish(self, window: bool) -> Cost {
         Cost {
             publishes: true,
@@ -492,14 +494,15 @@ impl Cost {
         }
     }
 
-    /// Blocks, beside those that were reserved.
+    /// Blocks, excluding those already reserved.
     pub(super) fn blocks(self) -> u32 {
         let ids = if self.ids { BLOCKS_FOR_IDS } else { 0 };
         let messages = self.id_blocks * (1 + self.events);
         (messages + self.channels * (2 + ids + self.events * EVENT_BLOCKS)) as u32
     }
 
-    /// The same, with what is known of the channels. Where the zone refuses, events go untold before others lack a block.
+    /// The same, knowing which channels exist. A zone that refuses drops events before channels or members lack a
+    /// block.
     fn blocks_if(self, limits: &Limits, known: Known) -> u32 {
         let told = match limits.on_full {
             OnFull::Refuse => 0,
@@ -516,7 +519,8 @@ impl Cost {
     pub(super) fn entries(self, limits: &Limits, known: Known) -> usize {
         let if_so = |condition, entries| if condition { entries } else { 0 };
         let per_limit = if_so(limits.max_stored_per_channel.is_some(), ENTRIES_FOR_LIMIT);
-        // A newcomer begins with what the zone has lost, who leaves hands it back; a message may be the newest, and one may be lost.
+        // A new channel inherits the zone's lost id, a removed one hands it back; a message may be the newest, and one
+        // may be lost.
         let noted = if_so(self.publishes, 2) + 1;
         let per_channel = ENTRIES_PER_CHANNEL
             + if_so(self.publishes, per_limit)
@@ -532,18 +536,18 @@ impl Cost {
     }
 }
 
-/// What is known of the channels of a mutation.
+/// Which channels of a mutation exist.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Known {
-    /// So many exist.
+    /// Number of existing channels.
     channels: usize,
-    /// Memberships in them and in the events channel, or more.
+    /// Upper bound of the memberships in them and in the events channel.
     members: usize,
 }
 
 impl Locked<'_> {
-    /// How many blocks must be free before a mutation at this cost can begin, if there are too few: for the undo log, and then for what
-    /// it makes.
+    /// If too few blocks are free for a mutation of this cost to begin, the number it needs: for the undo log, then for
+    /// what it creates.
     pub(super) fn lacks_room<'c>(&self, cost: Cost, channels: impl Ids<'c>, limits: &Limits) -> Option<u32> {
         let workers = self.hot(hot::workers) as usize;
         let lacks = |known: Known| {
@@ -551,7 +555,7 @@ impl Locked<'_> {
             let needed = blocks + cost.blocks_if(limits, known);
             (blocks > 0 && needed > self.available()).then_some(needed)
         };
-        // In most cases that is enough, or there is enough in any case, and nobody has to be counted.
+        // Usually this bound is low enough, or there are enough free blocks, and members need not be counted.
         lacks(Known {
             channels: 0,
             members: (cost.channels + cost.events.min(1)) * workers,
@@ -607,10 +611,10 @@ impl Locked<'_> {
     }
 }
 
-/// How far an attempt with a notice came.
+/// Progress of an attempt with a notice.
 enum Notified<T> {
     Done(T),
-    /// The subscribers of so many channels must be told, which takes a message.
+    /// This many channels have subscribers to notify, which takes a message.
     Followed(usize),
 }
 
