@@ -1,4 +1,4 @@
-//! Blocks: the free list and the memory that was never used.
+//! Blocks: the free list and the never used memory.
 
 use super::Stop;
 use super::layout::*;
@@ -8,12 +8,12 @@ use super::memory::Locked;
 pub const BLOCKS_PER_HOLD: u32 = 128;
 
 impl Locked<'_> {
-    /// Blocks that can be taken now.
+    /// Number of free blocks.
     pub fn available(&self) -> u32 {
         self.hot(hot::free_count) + self.blocks + 1 - self.hot(hot::high_water)
     }
 
-    /// Takes a block. What is in it is garbage.
+    /// Takes a free block. Its contents are undefined.
     pub fn take_block(&mut self) -> Result<BlockRef, Stop> {
         #[cfg(feature = "fault-points")]
         if super::fault_injection::is_short() {
@@ -22,7 +22,7 @@ impl Locked<'_> {
         self.ready_entry();
         if let Some(block) = self.hot(hot::free).some() {
             let next = self.get(block, block::next);
-            // The caller writes over it without an undo log; undoing must find it again.
+            // The caller writes over it without an undo log; an undo must find the old value.
             self.set(block, block::next, next);
             self.set_hot(hot::free, next);
             self.sub(Hot, hot::free_count, 1);
@@ -36,7 +36,8 @@ impl Locked<'_> {
         Ok(BlockRef(fresh))
     }
 
-    /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns how many, at most `wanted`.
+    /// Puts up to [`BLOCKS_PER_HOLD`] more blocks in front of the slot's reservation; returns their number, at most
+    /// `wanted`.
     pub fn reserve(&mut self, slot: SlotRef, wanted: u32) -> u32 {
         let wanted = wanted.min(BLOCKS_PER_HOLD);
         #[cfg(feature = "fault-points")]

@@ -1,44 +1,44 @@
-//! Death or a panic at a chosen instruction, or a shortage of blocks: tests arm it and then do something to the zone.
+//! Fault injection for tests: death or a panic at a chosen instruction, or a shortage of blocks.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// Points still to pass before it happens; `u64::MAX` = not armed.
+/// Points still to pass before the fault; `u64::MAX` = not armed.
 static POINTS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 
-/// Blocks still to be had before there is none for once, or for good; `u64::MAX` = not armed.
+/// Blocks still available before the shortage, single or permanent; `u64::MAX` = not armed.
 static BLOCKS_LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
 static FOR_GOOD: AtomicBool = AtomicBool::new(false);
 static WAS_SHORT: AtomicBool = AtomicBool::new(false);
 
-/// A panic, not death.
+/// The fault is a panic, not death.
 static PANICS: AtomicBool = AtomicBool::new(false);
 
-/// This process dies after `points` more points: as SIGKILL would have it, with nothing run on the way.
+/// Arms the death of this process after `points` more points: like SIGKILL, with no code run on the way.
 pub fn arm(points: u64) {
     PANICS.store(false, Ordering::SeqCst);
     POINTS_LEFT.store(points, Ordering::SeqCst);
 }
 
-/// This process panics after `points` more points of those that are inside a mutation.
+/// Arms a panic of this process after `points` more points inside a mutation.
 pub fn arm_panic(points: u64) {
     PANICS.store(true, Ordering::SeqCst);
     POINTS_LEFT.store(points, Ordering::SeqCst);
 }
 
-/// After `blocks` more blocks the zone says to this process that it has none, once or from then on.
+/// Arms a shortage in this process: after `blocks` more blocks the zone has none, once or from then on.
 pub fn arm_shortage(blocks: u64, for_good: bool) {
     FOR_GOOD.store(for_good, Ordering::SeqCst);
     WAS_SHORT.store(false, Ordering::SeqCst);
     BLOCKS_LEFT.store(blocks, Ordering::SeqCst);
 }
 
-/// Blocks are to be had again. Has the shortage not come?
+/// Ends the shortage. True if it has not occurred.
 pub fn disarm_shortage() -> bool {
     BLOCKS_LEFT.store(u64::MAX, Ordering::SeqCst);
     !WAS_SHORT.load(Ordering::SeqCst)
 }
 
-/// Is there no block, whatever the zone holds?
+/// Counts a taken block; true if the shortage is in effect.
 pub(super) fn is_short() -> bool {
     match BLOCKS_LEFT.load(Ordering::Relaxed) {
         u64::MAX => false,
@@ -56,24 +56,24 @@ pub(super) fn is_short() -> bool {
     }
 }
 
-/// Not any more. Has it not happened?
+/// Disarms. True if the fault has not occurred.
 pub fn disarm() -> bool {
     POINTS_LEFT.swap(u64::MAX, Ordering::SeqCst) != u64::MAX
 }
 
-/// Blocks that the undo log has borrowed in this process.
+/// Blocks lent to the undo log in this process.
 static BORROWED: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn note_borrowed() {
     BORROWED.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How many blocks the undo log has borrowed in this process.
+/// Number of blocks lent to the undo log in this process.
 pub fn borrowed() -> u64 {
     BORROWED.load(Ordering::Relaxed)
 }
 
-/// Points that are still to pass before what was armed happens.
+/// Points still to pass before the armed fault.
 pub fn left() -> u64 {
     POINTS_LEFT.load(Ordering::SeqCst)
 }

@@ -1,5 +1,5 @@
-//! The invariants of the whole zone: what must hold whenever nobody is inside the lock, whoever died where. For tests; it
-//! reads everything, so it takes long on a large zone and holds the lock all the while.
+//! The invariants of the whole zone: they hold whenever the lock is free, wherever a process has died. For tests; the
+//! check reads everything, so it takes long on a large zone and holds the lock all the while.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,11 +10,11 @@ use super::lists::{Item, List};
 use super::memory::{BUCKET_FIRST, ENTRY_BUCKET_FIRST, Locked, Record};
 use super::messages::first_link;
 
-/// More items than any list can have: a list that closes on itself wrongly is found by it.
+/// More items than any list can have: detects a list that is wrongly circular.
 const ENDLESS: usize = 1 << 26;
 
 impl Zone {
-    /// Everything that is wrong with the zone, in words; empty if it is whole.
+    /// Descriptions of all violations; empty if the zone is whole.
     pub fn check(&self) -> Vec<String> {
         let locked = self.memory.lock();
         let mut check = Check {
@@ -30,7 +30,7 @@ impl Zone {
         check.problems
     }
 
-    /// Blocks that are free, and blocks that there are.
+    /// Number of free blocks, and number of all blocks.
     pub fn free_blocks(&self) -> (u32, u32) {
         let locked = self.memory.lock();
         (locked.available(), self.memory.blocks)
@@ -41,7 +41,7 @@ struct Check<'a, 'm> {
     locked: &'a Locked<'m>,
     owners: BTreeMap<u32, &'static str>,
     problems: Vec<String>,
-    /// Links of each body that are queued or in the trash.
+    /// Number of links of each body that are queued or in the trash.
     bodies: BTreeMap<BodyRef, u32>,
     /// Ids in windows.
     entries: BTreeSet<EntryRef>,
@@ -100,7 +100,7 @@ impl Check<'_, '_> {
         self.expect(kind == wanted, &format!("the {owner} in block {block} has kind {kind}"));
     }
 
-    /// A list's items, after a look at its backward links.
+    /// A list's items, with a check of its backward links.
     fn items<H: Record, R: Item + std::fmt::Debug>(&mut self, name: &str, list: List<H, R>) -> Vec<R> {
         let mut items = Vec::new();
         let mut before = R::NONE;
@@ -188,7 +188,7 @@ impl Check<'_, '_> {
         [living, deleting, trash, addresses].concat()
     }
 
-    /// Entries of the table that are in no list.
+    /// Client addresses: entries of the table that are in no list.
     fn addresses(&mut self) -> Vec<ChannelRef> {
         let locked = self.locked;
         let mut addresses = Vec::new();
@@ -278,7 +278,7 @@ impl Check<'_, '_> {
         self.expect(last == locked.get(window, ids::window_last), "a window's end is wrong");
     }
 
-    /// The table of ids has those of the windows, and no others.
+    /// Checks that the id table contains those of the windows, and no others.
     fn entry_buckets(&mut self) {
         let locked = self.locked;
         let mut found = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Where everything lies in the zone, as typed fields. See the drawing in [`super`].
+//! The layout of the zone, as typed fields. See the drawing in [`super`].
 
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -19,29 +19,30 @@ pub const HEAD_TEXT: usize = 64;
 pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 /// The same if it is in several: the last four bytes count its stored and queued links.
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
-/// Ways of being connected that a worker counts its subscribers by.
+/// Kinds of connection by which a worker counts its subscribers.
 pub const CONNECTION_COUNTS: usize = 16;
-/// What is counted outside of the lock: each [`super::Counter`] at its own number, and behind them [`super::Fanout`].
+/// Size of the counters outside of the lock: each [`super::Counter`] at its own number, and behind them
+/// [`super::Fanout`].
 pub const COUNTERS: usize = 64;
-/// Where the fan-out's sum is among the counters, and the first of its buckets.
+/// Index of the fan-out's sum among the counters, and that of its first bucket.
 pub const FANOUT_SUM: usize = 48;
 pub const FANOUT_FIRST: usize = FANOUT_SUM + 1;
 pub const FANOUT_BUCKETS: usize = COUNTERS - FANOUT_FIRST;
 /// Bits of a message's tag field that hold the milliseconds of its publish time.
 pub const MILLIS_BITS: u32 = 10;
-/// Tags in a second: more than the lock can be taken times.
+/// Maximum tag: more tags in a second than the lock can be taken times.
 pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 /// Age lists: one per distinct message ttl in use.
 pub const AGE_LISTS: usize = 8;
-/// Changes with every change of anything in this file; part of the zone's tag, so that a module of another layout never
-/// adopts this one.
+/// To be changed with every change of anything in this file; part of the zone's tag, so that a module with another
+/// layout never adopts this zone.
 pub const LAYOUT_VERSION: u32 = 8;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
 ///
-/// Words that are also read outside of the lock are written and read whole, as atomics do, in no order with others: on the
-/// machines that this runs on by the same instructions as any word.
+/// Words that are also read outside of the lock are written and read whole, as relaxed atomics, in no order with
+/// others: on the supported machines by the same instructions as any word.
 pub trait Word: Copy {
     fn to_bits(self) -> u64;
     fn from_bits(bits: u64) -> Self;
@@ -65,11 +66,11 @@ macro_rules! word {
                 bits as $type
             }
             unsafe fn read_whole(place: *mut Self) -> Self {
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { <$atomic>::from_ptr(place).load(Ordering::Relaxed) }
             }
             unsafe fn write_whole(self, place: *mut Self) {
-                // SAFETY: as the caller vouches.
+                // SAFETY: guaranteed by the caller.
                 unsafe { <$atomic>::from_ptr(place).store(self, Ordering::Relaxed) }
             }
         }
@@ -82,7 +83,7 @@ word! {
     u64, AtomicU64;
 }
 
-/// Numbers of blocks and what lies in them. 0 is none.
+/// Typed numbers of blocks and of records in them. 0 = none.
 macro_rules! reference {
     ($($(#[$doc:meta])* $name:ident;)*) => { $(
         $(#[$doc])*
@@ -107,7 +108,7 @@ macro_rules! reference {
                 $name(bits as u32)
             }
             unsafe fn read_whole(place: *mut Self) -> Self {
-                // SAFETY: as the caller vouches; the type is transparent.
+                // SAFETY: guaranteed by the caller; the type is transparent.
                 $name(unsafe { u32::read_whole(place.cast()) })
             }
             unsafe fn write_whole(self, place: *mut Self) {
@@ -119,7 +120,7 @@ macro_rules! reference {
 }
 
 reference! {
-    /// A block, whatever is in it.
+    /// A block with any content.
     BlockRef;
     /// A channel's block.
     ChannelRef;
@@ -129,7 +130,7 @@ reference! {
     LinkRef;
     /// A worker's membership in a channel.
     MemberRef;
-    /// What a channel knows of its messages' ids.
+    /// A channel's record of its messages' ids.
     IdsRef;
     /// An id in a channel's window: block number × 4 + place in the block.
     EntryRef;
@@ -143,15 +144,15 @@ pub struct SlotRef(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BucketRef(pub u32);
 
-/// A bucket of the table of ids.
+/// A bucket of the id table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryBucketRef(pub u32);
 
-/// The part of the header that is about ordered ids.
+/// The part of the header about ordered ids.
 #[derive(Clone, Copy, Debug)]
 pub struct ZoneIds;
 
-/// The part of the header that every mutation touches; saved as a whole before each.
+/// The part of the header that every mutation may write; saved as a whole before each.
 #[derive(Clone, Copy, Debug)]
 pub struct Hot;
 
@@ -182,7 +183,7 @@ impl<R, T> Field<R, T> {
 }
 
 impl<R, T, const N: usize> Field<R, [T; N]> {
-    /// The `index`th of the array.
+    /// The array's element at `index`.
     pub fn nth(self, index: usize) -> Field<R, T> {
         assert!(index < N, "past the array's end");
         Field::at(self.offset + index * size_of::<T>())
@@ -192,7 +193,7 @@ impl<R, T, const N: usize> Field<R, [T; N]> {
 macro_rules! record {
     ($(#[$doc:meta])* $module:ident of $reference:ty { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        // They are field names; nobody asks for padding, or for every size.
+        // Named like fields; callers do not use padding, nor every size.
         #[allow(non_upper_case_globals, dead_code)]
         pub mod $module {
             use super::*;
@@ -205,7 +206,7 @@ macro_rules! record {
             $($(#[$field_doc])* pub const $field: Field<$reference, $type> = Field::at(offset_of!(Layout, $field));)*
             pub const SIZE: usize = size_of::<Layout>();
 
-            /// What there is, for whoever compares layouts: name, place and size of each field.
+            /// Name, offset and size of each field, for comparing layouts.
             #[cfg(test)]
             pub const FIELDS: &[(&str, usize, usize)] = &[
                 $((stringify!($field), offset_of!(Layout, $field), size_of::<$type>()),)*
@@ -226,14 +227,14 @@ record! {
     channel of ChannelRef {
         hash_next: ChannelRef,
         hash: u32,
-        /// Number of creation, zone-wide: tells two channels apart that had the same block.
+        /// Creation number, zone-wide: distinguishes successive channels in the same block.
         born: u64,
         order_next: ChannelRef,
         order_prev: ChannelRef,
-        /// Neighbours in the idle list, the list of deletions or the trash, whichever it is in.
+        /// Neighbours in the idle list, the list of deletions or the trash: it is in at most one.
         idle_next: ChannelRef,
         idle_prev: ChannelRef,
-        /// In ticks: when it may go.
+        /// In ticks: when it may leave its current list.
         deadline: u32,
         flags: u16,
         id_len: u16,
@@ -242,9 +243,9 @@ record! {
         last: LinkRef,
         members: MemberRef,
         published: u64,
-        /// If the zone keeps track of ids.
+        /// Its id record, if the zone tracks ids.
         ids: IdsRef,
-        /// Blocks of the stored messages, without those of further links.
+        /// Blocks of the stored messages, excluding those of further links.
         stored_blocks: u32,
         newest_time: u32,
         newest_tag: u32,
@@ -260,14 +261,14 @@ pub mod channel_flag {
     pub const WILDCARD: u16 = 1;
     pub const IDLE_LISTED: u16 = 2;
     pub const DELETED: u16 = 4;
-    /// It is the one that tells what happens to the others.
+    /// The events channel.
     pub const EVENTS: u16 = 8;
-    /// It is no channel but a client address, whose members are the subscribers from there.
+    /// Not a channel but a client address, whose members are the subscribers from there.
     pub const ADDRESS: u16 = 16;
 }
 
 record! {
-    /// A message: what all its links share. The first link and the text follow in the same block.
+    /// A message: the part that all its links share. The first link and the text follow in the same block.
     body of BodyRef {
         chain: BlockRef,
         /// Event id, event type and text together.
@@ -276,9 +277,10 @@ record! {
         age_prev: BodyRef,
         /// In ticks.
         expires: u32,
-        /// Of the first link; the others count on. In the upper [`MILLIS_BITS`], the publish time within its second.
+        /// Of the first link; those of the others follow consecutively. In the upper [`MILLIS_BITS`], the publish time
+        /// within its second.
         tag: u32,
-        /// Of the first link; the others count on.
+        /// Of the first link; those of the others follow consecutively.
         seq: u64,
     }
 }
@@ -296,9 +298,9 @@ record! {
         sibling: LinkRef,
         id_low: u32,
         id_high: u16,
-        /// How many workers have not taken it yet, plus how many are copying it.
+        /// Number of workers that have not taken it yet, plus number of workers that are copying it.
         pending: u16,
-        /// Which of the message's links it is; in the first link the number of links not yet freed.
+        /// Index among the message's links; in the first link, the number of links not yet freed.
         index_or_refs: u16,
         flags: u16,
     }
@@ -315,18 +317,18 @@ pub mod link_flag {
     pub const MULTI: u16 = 16;
     pub const EVENT_ID: u16 = 32;
     pub const EVENT_TYPE: u16 = 64;
-    /// Its event id is the zone's epoch and its sequence number; it has none in its payload.
+    /// Its event id is the zone's epoch and its sequence number; the payload contains none.
     pub const AUTO_ID: u16 = 128;
     /// In the first link: 0 = the message is in no list, 1 = limbo, 2.. = that age list.
     pub const LIST_SHIFT: u16 = 8;
     pub const LIST_MASK: u16 = 0xf << LIST_SHIFT;
-    /// Its ordered id was not above its channel's newest when it came.
+    /// Its ordered id was not above its channel's newest at publishing.
     pub const LATE: u16 = 1 << 12;
-    /// It came as binary data.
+    /// It was published as binary data.
     pub const BINARY: u16 = 1 << 13;
-    /// With `NOTICE`: the subscribers are sent away, the channel stays.
+    /// With `NOTICE`: the subscribers are dismissed, the channel stays.
     pub const DISMISSAL: u16 = 1 << 14;
-    /// It was taken away to make room, and is counted so.
+    /// It was evicted, and is counted as such.
     pub const EVICTED: u16 = 1 << 15;
 }
 
@@ -356,16 +358,17 @@ record! {
         slot_next: MemberRef,
         slot_prev: MemberRef,
         dirty_next: MemberRef,
-        /// Sequence number of the last message that was taken away before this worker had taken it, until it is told; 0 = none.
+        /// Sequence number of the last message that was evicted before this worker had taken it, until it is reported;
+        /// 0 = none.
         lost_seq: u64,
     }
 }
 
 pub mod member_flag {
     pub const DIRTY: u16 = 1;
-    /// Its worker is copying what follows `next`.
+    /// Its worker is copying the messages from `next` on.
     pub const READING: u16 = 2;
-    /// Dissolved while dirty: whoever takes it off the dirty list frees it.
+    /// Dissolved while dirty: to be freed by the process that takes it off the dirty list.
     pub const GONE: u16 = 4;
 }
 
@@ -390,9 +393,9 @@ record! {
         pin_channel: ChannelRef,
         /// When its process started, seconds since the epoch.
         started_unix: u32,
-        /// Bytes that wait for slow readers; not under the zone's lock.
+        /// Bytes queued for slow readers; not under the zone's lock.
         queued: u64,
-        /// The longest it did not look for events while it delivered, in microseconds; not under the zone's lock.
+        /// Longest time spent delivering without polling for events, in microseconds; not under the zone's lock.
         stretch_us: u32,
         /// Not 0: the worker takes subscribers that others hand over; not under the zone's lock.
         accepts: u32,
@@ -403,11 +406,11 @@ record! {
 }
 
 record! {
-    /// What every mutation touches.
+    /// The fields that every mutation may write.
     hot of Hot {
         free: BlockRef,
         free_count: u32,
-        /// Blocks from here on were never used.
+        /// Blocks from this number on were never used.
         high_water: u32,
         /// Slots in use.
         workers: u32,
@@ -433,10 +436,10 @@ record! {
         trash_first: LinkRef,
         trash_last: LinkRef,
         trash_count: u32,
-        /// Links not stored but still queued for somebody.
+        /// Links not stored but still pending.
         unstored_queued: u32,
         garbage: BodyRef,
-        /// The channel that tells what happens to the others, if there is one.
+        /// The events channel, if it exists.
         events: ChannelRef,
         age_first: [BodyRef; AGE_LISTS],
         age_last: [BodyRef; AGE_LISTS],
@@ -455,11 +458,11 @@ record! {
 }
 
 record! {
-    /// What a channel knows of its messages' ids, in a block of its own. An ordered id is its groups and how many there are;
-    /// 0 = there is none.
+    /// A channel's record of its messages' ids, in a block of its own. An ordered id is its groups and their number; 0
+    /// = no id.
     ids of IdsRef {
         newest: [u64; MAX_GROUPS],
-        /// Of the newest message that it has lost; begins with what the zone has lost.
+        /// The highest id that it has lost; initially the zone's lost id.
         lost: [u64; MAX_GROUPS],
         newest_len: u32,
         lost_len: u32,
@@ -477,7 +480,7 @@ record! {
         key_high: u64,
         /// In the bucket.
         next: EntryRef,
-        /// The channel's next id, which is in the same block, or the first of the next one.
+        /// The window's next younger id: in the same block, or the first of the next one.
         later: EntryRef,
         unused: [u32; 2],
     }
@@ -487,14 +490,14 @@ record! {
 pub const ENTRIES_PER_BLOCK: u32 = 4;
 
 record! {
-    /// What the zone knows of ordered ids.
+    /// The zone's record of ordered ids.
     zone_ids of ZoneIds {
         newest: [u64; MAX_GROUPS],
-        /// The highest id of channels that left.
+        /// The highest id of removed channels.
         removed: [u64; MAX_GROUPS],
         newest_len: u32,
         removed_len: u32,
-        /// 1 + the sequence number from which on ids are kept track of; 0 = they are not.
+        /// 1 + the sequence number from which on ids are tracked; 0 = not tracked.
         since: u64,
     }
 }
@@ -518,20 +521,20 @@ pub struct Header {
     pub repairs: u64,
     /// 0 = no mutation in progress; else 1 + the number of undo log entries.
     pub undo_state: u32,
-    /// The first block lent to the undo log, if it has more entries than its own room takes.
+    /// The first block lent to the undo log, if it has more entries than its fixed part takes.
     pub undo_more: u32,
     pub hot: [u64; HOT_WORDS],
     pub hot_saved: [u64; HOT_WORDS],
     pub ids: [u64; zone_ids::SIZE / 8],
     /// Atomics, not under the lock.
     pub counters: [u64; COUNTERS],
-    /// The two ends of the socket that subscribers are offered on; 0 = there is none.
+    /// The two ends of the socket on which subscribers are offered; 0 = none.
     pub handover_fds: [u32; 2],
 }
 
 pub const HOT_WORDS: usize = hot::SIZE / 8;
 
-/// One undone write: address (48 bits) and size (16 bits), and what was there.
+/// One undone write: address (48 bits) and size (16 bits), and the old value.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct UndoEntry {
@@ -542,11 +545,11 @@ pub struct UndoEntry {
 record! {
     /// A block lent to the undo log; entries follow.
     lent of BlockRef {
-        /// Where the free list goes on once it is free again.
+        /// The next free block, once this one is free again.
         next: BlockRef,
         /// The next lent block.
         more: BlockRef,
-        /// Where the free list went on behind it before.
+        /// The block behind it in the free list before.
         free_next: BlockRef,
         unused: u32,
     }
@@ -555,7 +558,7 @@ record! {
 /// Undo log entries in a block lent to the undo log.
 pub const UNDO_ENTRIES_PER_BLOCK: usize = (BLOCK - lent::SIZE) / size_of::<UndoEntry>();
 
-/// What a block holds, in the table of kinds: only for those that are found by number from outside the lock.
+/// Contents of a block, in the table of kinds: only for blocks that are found by number from outside the lock.
 pub mod kind {
     pub const OTHER: u8 = 0;
     pub const BODY: u8 = 1;
@@ -585,14 +588,15 @@ mod tests {
     use super::super::{Connections, Counter, Fanout};
     use super::*;
 
-    /// Every layout that was released, and its version; the last is the present one.
+    /// Every released layout by fingerprint, with its version; the last is the present one.
     const KNOWN: [(u32, u64); 3] = [
         (6, 0x0166_986f_d332_c451),
         (7, 0xeda6_4455_76d3_815f),
         (8, 0x8e30_cc94_0120_4ca4),
     ];
 
-    /// The numbers of counters, which stay whatever is added: a new counter at a number that nobody had needs no new version.
+    /// The numbers of counters, which stay when others are added: a new counter at an unused number needs no new
+    /// version.
     const COUNTED: &[Counter] = &[
         Counter::Delivered,
         Counter::GapNotice,
@@ -628,7 +632,7 @@ mod tests {
         Counter::HandedOver,
     ];
 
-    /// All that two modules which use the same zone must agree on, as text.
+    /// Everything on which two modules that use the same zone must agree, as text.
     fn description() -> String {
         let mut text = String::new();
         let records = [

@@ -3,7 +3,7 @@
 use super::layout::{Field, Word};
 use super::memory::{Locked, Record};
 
-/// A list: where its ends are and which fields link its items.
+/// A list: the fields of its ends, and the fields that link its items.
 pub struct List<H, R> {
     pub head: H,
     pub first: Field<H, R>,
@@ -45,7 +45,7 @@ impl Locked<'_> {
         self.set(list.head, last_field, item);
     }
 
-    /// As [`Locked::push_back`], of an item that nothing in the zone refers to yet: what is in it needs no undo log.
+    /// As [`Locked::push_back`], for an item not yet reachable in the zone: its contents need no undo log.
     pub fn push_back_new<H: Record, R: Item>(&mut self, list: List<H, R>, item: R) {
         let last_field = list.last.expect("this list grows at its end");
         let last = self.get(list.head, last_field);

@@ -6,11 +6,11 @@ use libc::pthread_mutex_t;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
     Clean,
-    /// Its owner died holding it. What it guards needs a repair, and then [`consistent`], before the unlock.
+    /// Its owner died holding it. The guarded data needs a repair, and then [`consistent`], before the unlock.
     OwnerDied,
 }
 
-/// What a try found.
+/// The result of [`try_lock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tried {
     Taken(Taken),
@@ -23,9 +23,9 @@ const _: () = assert!(size_of::<pthread_mutex_t>() <= size_of::<[u64; 5]>());
 /// Makes the lock.
 ///
 /// # Safety
-/// `mutex` points to memory shared by all its users, aligned to 8, that nobody uses as a lock yet.
+/// `mutex` points to memory shared by all its users, aligned to 8, that is not in use as a lock yet.
 pub unsafe fn init(mutex: *mut pthread_mutex_t) -> Result<(), i32> {
-    // SAFETY: the attribute object lives through the calls that use it; the caller vouches for `mutex`.
+    // SAFETY: the attribute object lives through the calls that use it; the caller guarantees `mutex`.
     unsafe {
         let mut attributes: libc::pthread_mutexattr_t = std::mem::zeroed();
         check(libc::pthread_mutexattr_init(&mut attributes))?;
@@ -48,22 +48,22 @@ pub unsafe fn init(mutex: *mut pthread_mutex_t) -> Result<(), i32> {
 /// # Safety
 /// `mutex` was made by [`init`] and is not held by this thread.
 pub unsafe fn lock(mutex: *mut pthread_mutex_t) -> Taken {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     match unsafe { libc::pthread_mutex_lock(mutex) } {
         0 => Taken::Clean,
         libc::EOWNERDEAD => Taken::OwnerDied,
-        // Only a lock unlocked without repair, held twice or never made gives anything else: the zone is lost, and
-        // going on would corrupt it. The master starts a new worker, which meets the same; the log says why.
+        // Any other error means a lock unlocked without repair, held twice or never made: the zone is lost, and going
+        // on would corrupt it. The master starts a new worker, which fails the same way; the log gives the reason.
         error => fatal("taken", error),
     }
 }
 
-/// Takes the lock if nobody alive has it.
+/// Takes the lock if no living process has it.
 ///
 /// # Safety
 /// As for [`lock`], but this thread may hold it: then it is busy.
 pub unsafe fn try_lock(mutex: *mut pthread_mutex_t) -> Tried {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     match unsafe { libc::pthread_mutex_trylock(mutex) } {
         0 => Tried::Taken(Taken::Clean),
         libc::EOWNERDEAD => Tried::Taken(Taken::OwnerDied),
@@ -71,19 +71,19 @@ pub unsafe fn try_lock(mutex: *mut pthread_mutex_t) -> Tried {
     }
 }
 
-/// Says that what the lock guards is whole again.
+/// Declares the data that the lock guards whole again.
 ///
 /// # Safety
 /// This thread took it as [`Taken::OwnerDied`].
 pub unsafe fn consistent(mutex: *mut pthread_mutex_t) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { libc::pthread_mutex_consistent(mutex) };
 }
 
 /// # Safety
 /// This thread holds it, and it is consistent.
 pub unsafe fn unlock(mutex: *mut pthread_mutex_t) {
-    // SAFETY: as the caller vouches.
+    // SAFETY: guaranteed by the caller.
     unsafe { libc::pthread_mutex_unlock(mutex) };
 }
 

@@ -1,25 +1,25 @@
-//! The zone's memory: bounds-checked typed access, and [`Locked`], inside which it may be changed.
+//! The zone's memory: bounds-checked typed access, and [`Locked`], the lock's guard, through which the zone is changed.
 //!
 //! # Dying at any instruction
 //!
-//! Every change is made inside a [`Locked`] that was [begun](Locked::begin). Beginning saves the hot part of the header;
-//! each write elsewhere first puts the old value into the undo log, which lies in the zone too. [`Locked::commit`] is one
-//! store that makes the undo log empty. Whoever takes the lock after a death finds an undo log that is not empty and undoes
-//! it, newest entry first: the zone is then exactly as it was before the mutation began, and that takes as long as the
-//! mutation took. A mutation that fails, or panics, undoes itself the same way.
+//! Every change is made inside a [`Locked`] that was [begun](Locked::begin). Beginning saves the hot part of the
+//! header; each write elsewhere first puts the old value into the undo log, which lies in the zone too.
+//! [`Locked::commit`] is one store that empties the undo log. The process that takes the lock after a death finds a
+//! non-empty undo log and undoes it, newest entry first: the zone is then exactly as it was before the mutation began.
+//! An undo takes as long as the mutation had taken. A mutation that fails, or panics, undoes itself the same way.
 //!
-//! Blocks that are not reachable yet are written without an undo log: if they never become reachable, what is in them does
+//! Blocks that are not reachable yet are written without an undo log: if they never become reachable, their contents do
 //! not matter.
 //!
 //! # The undo log's size
 //!
-//! The undo log has room of its own for every mutation that must not fail: a bounded number of writes, and one announcement
-//! to a member in each slot ([`undo_capacity`]). Longer ones borrow free blocks while they run, and give them back when
-//! they are committed; they are not begun before as many blocks are free as they may need. A block that is freed in a
-//! mutation is not free before its commit: what was in it may still have to be restored.
+//! The undo log's fixed part is large enough for every mutation that must not fail: a bounded number of writes, and one
+//! announcement to a member in each slot ([`undo_capacity`]). Longer mutations borrow free blocks while they run, and
+//! return them on commit; they begin only when as many blocks are free as they may need. A block freed in a mutation is
+//! not free before its commit: its contents may still have to be restored.
 //!
-//! All of the `unsafe` of the store is in this file, in [`super::lock`] and in the two calls of [`super::Zone`] that take memory
-//! from outside.
+//! All of the `unsafe` of the store is in this file, in [`super::lock`] and in the two calls of [`super::Zone`] that
+//! take memory from outside.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -34,7 +34,7 @@ use super::layout::*;
 use super::lock::{self, Taken, Tried};
 use super::wake;
 
-/// The zone as mapped here. Copies are handles on the same memory.
+/// The zone as mapped in this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     base: *mut u8,
@@ -52,16 +52,16 @@ pub struct Memory {
     pub blocks: u32,
     hash_key: [u64; 2],
     created_monotonic_ms: u64,
-    /// This process's slot: it is never woken by a signal.
+    /// This process's slot: never signalled.
     own: Option<SlotRef>,
 }
 
-/// What a reference refers to: where is it?
+/// A record that a reference names, by its offset in the zone.
 pub trait Record: Copy {
     /// Is it part of the hot header, which needs no undo log?
     const HOT: bool = false;
 
-    /// Offset in the zone. Panics if there is no such record, so that damage never becomes a wild pointer.
+    /// Offset in the zone. Panics if the record does not exist, so that damage never becomes a wild pointer.
     fn offset(self, memory: &Memory) -> usize;
 }
 
@@ -129,20 +129,20 @@ pub const BUCKET_FIRST: Field<BucketRef, ChannelRef> = Field::FIRST;
 /// The first id of a bucket.
 pub const ENTRY_BUCKET_FIRST: Field<EntryBucketRef, EntryRef> = Field::FIRST;
 
-/// Channel buckets for each bucket of ids: the table takes a quarter per cent of the zone, and even in a zone that is full of
-/// ids a bucket holds four dozen on average. Where there are none, its pages are never touched.
+/// Channel buckets per id bucket: the id table takes a quarter per cent of the zone, and even in a zone full of ids a
+/// bucket holds four dozen on average. Without ids, its pages are never touched.
 const BUCKETS_PER_ENTRY_BUCKET: u32 = 4;
 
-/// Undo log entries of its own that every zone has, without those for announcements. The longest mutation that must not fail
-/// pins the links of a replay, or gives blocks of a reservation back.
+/// Undo log entries of every zone's fixed part, excluding those for announcements. The longest mutation that must not
+/// fail pins the links of a replay, or returns blocks of a reservation.
 const UNDO_BASE: usize = 224;
-/// Undo log entries for telling a member of a message.
+/// Undo log entries to announce a message to one member.
 pub const ENTRIES_PER_MEMBER: usize = 4;
-/// Undo log entries that a loop which asks [`Locked::nearly_full`] may write until it asks again.
+/// Undo log entries that a loop may write between two calls of [`Locked::nearly_full`].
 const ENTRIES_PER_ROUND: usize = 64;
 
-/// Undo log entries that lie in the zone's fixed part: enough for all that must not fail, and in a large zone for a publish to
-/// many channels without borrowing blocks.
+/// Undo log entries in the zone's fixed part: enough for all mutations that must not fail, and in a large zone for a
+/// publish to many channels without borrowing blocks.
 fn undo_capacity(len: usize, slots: u16) -> u32 {
     let needed = UNDO_BASE + usize::from(slots) * ENTRIES_PER_MEMBER;
     (len / 8192).min(16384).max(needed) as u32
@@ -171,7 +171,8 @@ impl Division {
         let slots_at = align(size_of::<Header>());
         let undo_at = align(slots_at + slots as usize * slot::SIZE);
         let buckets_at = align(undo_at + undo_capacity as usize * size_of::<UndoEntry>());
-        // A channel with a message and a member takes three blocks: at most one channel per bucket on average then.
+        // A channel with a message and a member takes three blocks, so there is at most one channel per bucket on
+        // average.
         let blocks_if_alone = (len.checked_sub(buckets_at)? / BLOCK).max(1);
         let buckets = (blocks_if_alone / 3).next_power_of_two().min(1 << 31) as u32;
         let entry_buckets = (buckets / BUCKETS_PER_ENTRY_BUCKET).max(1);
@@ -196,7 +197,7 @@ impl Division {
     }
 }
 
-/// How a zone of this size is divided, for whoever compares layouts.
+/// The division of a zone of this size, for comparing layouts.
 #[cfg(test)]
 pub fn division(len: usize, slots: u16) -> Option<Division> {
     Division::of(len, slots)
@@ -309,17 +310,17 @@ impl Memory {
         self.undo_at + self.undo_capacity as usize * size_of::<UndoEntry>()
     }
 
-    /// Is there a block of this number?
+    /// Does a block of this number exist?
     pub fn has_block(&self, number: u32) -> bool {
         number.wrapping_sub(1) < self.blocks
     }
 
-    /// The bucket that channels of this hash are in.
+    /// The bucket of channels with this hash.
     pub fn bucket(&self, hash: u32) -> BucketRef {
         BucketRef(hash & (self.buckets - 1))
     }
 
-    /// Has the processor fetch a block that will be needed soon, if there is one of this number.
+    /// Prefetches a block into the processor's cache, if a block of this number exists.
     pub fn fetch(&self, number: u32) {
         if self.has_block(number) {
             let offset = self.block_offset(number);
@@ -350,14 +351,15 @@ impl Memory {
         (0..self.slots).map(SlotRef)
     }
 
-    /// A channel id's hash, keyed so that nobody outside can make ids collide.
+    /// A channel id's hash, keyed so that clients cannot construct colliding ids.
     pub fn hash(&self, id: &[u8]) -> u32 {
         let mut hasher = siphasher::sip::SipHasher13::new_with_keys(self.hash_key[0], self.hash_key[1]);
         hasher.write(id);
         hasher.finish() as u32
     }
 
-    /// An event id's key in windows of accepted ids: collisions do not happen, and nobody outside can make them.
+    /// An event id's key in windows of accepted ids: 128 bits, so collisions do not occur, keyed so that clients cannot
+    /// construct any.
     pub fn id_key(&self, id: &[u8]) -> (u64, u64) {
         use siphasher::sip128::Hasher128;
         let mut hasher = siphasher::sip128::SipHasher13::new_with_keys(self.hash_key[1], self.hash_key[0]);
@@ -371,9 +373,9 @@ impl Memory {
         (now.monotonic_ms.saturating_sub(self.created_monotonic_ms) / 100 + 1).min(u32::MAX.into()) as u32
     }
 
-    /// Unix time in milliseconds at which the zone was made.
+    /// Unix time in milliseconds at which the zone was created.
     pub fn epoch_ms(&self) -> u64 {
-        // SAFETY: written once before anybody attached.
+        // SAFETY: written once before any process attached.
         unsafe { (*self.header()).created_unix_ms }
     }
 
@@ -394,7 +396,7 @@ impl Memory {
         unsafe { ptr::write_volatile(&raw mut (*self.header()).wake_fds, 1) }
     }
 
-    /// The ends of the socket that subscribers are offered on, if there is one.
+    /// The ends of the socket on which subscribers are offered, if it exists.
     pub fn handover_fds(&self) -> Option<[i32; 2]> {
         // SAFETY: written by the master before any worker exists.
         let fds = unsafe { ptr::read_volatile(&raw const (*self.header()).handover_fds) };
@@ -406,20 +408,22 @@ impl Memory {
         unsafe { ptr::write_volatile(&raw mut (*self.header()).handover_fds, fds.map(|fd| fd as u32)) }
     }
 
-    /// A field of something that only this process writes, or that is written once, or whose value may be old: no lock needed.
+    /// Reads without the lock: for a field that only this process writes, that is written once, or whose value may be
+    /// stale.
     pub fn peek<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
         // SAFETY: `offset` is in bounds for a whole record and the field lies within it; any bit pattern is a `T`.
         unsafe { T::read_whole(self.base.add(record.offset(self) + field.offset).cast()) }
     }
 
-    /// Writes a field of a record that nobody else looks at, as a fresh or reserved block, or only to [peek](Memory::peek) at.
+    /// Writes a field of a record that no other process reads (as a fresh or reserved block), or only
+    /// [peeks](Memory::peek) at.
     pub fn init<R: Record, T: Word>(&self, record: R, field: Field<R, T>, value: T) {
         death_point();
         // SAFETY: in bounds as above.
         unsafe { value.write_whole(self.base.add(record.offset(self) + field.offset).cast()) }
     }
 
-    /// Copies `bytes` into a block that nobody else looks at.
+    /// Copies `bytes` into a block that no other process accesses.
     pub fn copy_in(&self, block: BlockRef, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= BLOCK, "past the block's end");
         // SAFETY: in bounds; `bytes` is private memory, so they do not overlap.
@@ -445,10 +449,10 @@ impl Memory {
         unsafe { ptr::copy_nonoverlapping(self.base.add(block.offset(self) + at), out.as_mut_ptr(), out.len()) }
     }
 
-    /// Are these the bytes there?
+    /// Does the block hold these bytes at this offset?
     pub fn equal(&self, block: BlockRef, at: usize, bytes: &[u8]) -> bool {
         assert!(at + bytes.len() <= BLOCK, "past the block's end");
-        // SAFETY: in bounds; under the lock nobody writes there, so the borrow is of unchanging memory.
+        // SAFETY: in bounds; under the lock no process writes there, so the borrow is of unchanging memory.
         unsafe { std::slice::from_raw_parts(self.base.add(block.offset(self) + at), bytes.len()) == bytes }
     }
 
@@ -468,7 +472,7 @@ impl Memory {
         unsafe { lock::try_lock(self.slot_lock(slot)) }
     }
 
-    /// Gives a slot's liveness lock back.
+    /// Releases a slot's liveness lock.
     pub fn release_alive(&self, slot: SlotRef, taken: Taken) {
         // SAFETY: the caller took it by `try_alive`.
         unsafe {
@@ -485,20 +489,20 @@ impl Memory {
         unsafe { lock::consistent(self.slot_lock(slot)) }
     }
 
-    /// The flag that says that a worker was woken and has not looked yet.
+    /// The wake-up flag: raised from the wake-up until the worker looks for messages.
     pub fn woken(&self, slot: SlotRef) -> &AtomicU32 {
         // SAFETY: in bounds, aligned, and only ever used as an atomic; the zone outlives the handle.
         unsafe { AtomicU32::from_ptr(self.base.add(slot.offset(self) + slot::woken.offset).cast()) }
     }
 
-    /// A count that is kept outside of the lock.
+    /// A counter outside of the lock.
     pub fn counter(&self, index: usize) -> &AtomicU64 {
         assert!(index < COUNTERS, "no such counter");
         // SAFETY: in bounds, aligned, and only ever used as an atomic; the zone outlives the handle.
         unsafe { AtomicU64::from_ptr((&raw mut (*self.header()).counters).cast::<u64>().add(index)) }
     }
 
-    /// Tells a slot's process that there is something to take.
+    /// Signals a slot's process that messages wait for it.
     pub fn wake(&self, slot: SlotRef) {
         if !wake::raise(self.woken(slot)) {
             return;
@@ -515,16 +519,16 @@ impl Memory {
         }
     }
 
-    /// Takes the zone's lock to change something: `limits` say what the events channel is told.
+    /// Takes the zone's lock for a mutation; `limits` define the events channel's messages.
     pub fn lock_with<'m>(&'m self, limits: &'m super::Limits) -> Locked<'m> {
         let mut locked = self.lock();
         locked.limits = Some(limits);
         locked
     }
 
-    /// Takes the zone's lock, and first undoes what a dead holder left half done.
+    /// Takes the zone's lock; first undoes the unfinished mutation of a dead holder.
     pub fn lock(&self) -> Locked<'_> {
-        // SAFETY: made at creation; no `Locked` of this process is alive, for nobody keeps one across a call.
+        // SAFETY: made at creation; no `Locked` of this process is alive, because none is kept across a call.
         let taken = unsafe { lock::lock((&raw mut (*self.header()).lock).cast()) };
         let mut locked = Locked {
             memory: self,
@@ -549,17 +553,17 @@ impl Memory {
 /// The zone while this process holds its lock.
 pub struct Locked<'m> {
     memory: &'m Memory,
-    /// The limits in force; without them nothing that the events channel would tell is told.
+    /// The limits in force; without them no events are published in the events channel.
     pub limits: Option<&'m super::Limits>,
     /// Wall clock of this hold.
     pub unix_ms: u64,
-    /// Slots that have something to take once this is committed and the lock is released.
+    /// Slots to wake once the mutation is committed and the lock is released.
     wakes: Vec<SlotRef>,
-    /// How many of them belong to mutations that are final.
+    /// How many of them belong to committed mutations.
     committed_wakes: usize,
     /// Undo log entries of the mutation in progress.
     entries: usize,
-    /// Where the next one goes, and where the room for entries ends.
+    /// Offset of the next entry, and the end of the room for entries.
     entries_at: usize,
     entries_end: usize,
     /// Blocks lent to the undo log by the mutation in progress, in order.
@@ -568,10 +572,10 @@ pub struct Locked<'m> {
     changing: bool,
 }
 
-/// Blocks that the mutation in progress gives back: a chain that joins the free list when it is committed.
+/// Blocks that the mutation in progress frees: a chain that joins the free list on commit.
 struct Freed {
     first: BlockRef,
-    /// Its link is not written before that.
+    /// Its link is written only then.
     last: BlockRef,
     count: u32,
 }
@@ -617,7 +621,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Makes everything since [`Locked::begin`] final.
+    /// Makes all changes since [`Locked::begin`] final.
     #[inline]
     pub fn commit(&mut self) {
         debug_assert!(self.changing);
@@ -633,7 +637,7 @@ impl Locked<'_> {
         self.committed_wakes = self.wakes.len();
     }
 
-    /// What the mutation has given back will be free.
+    /// Moves the blocks that the mutation has freed to the free list.
     fn return_freed(&mut self) {
         let Freed { first, last, count } = std::mem::take(&mut self.freed);
         self.ready_entry();
@@ -642,8 +646,8 @@ impl Locked<'_> {
         self.add(Hot, hot::free_count, count.into());
     }
 
-    /// Releases the lock; a mutation that is not committed is undone. Returns the slots that have something to take now, for
-    /// the caller to [wake](Memory::wake).
+    /// Releases the lock; an uncommitted mutation is undone. Returns the slots with new messages, for the caller to
+    /// [wake](Memory::wake).
     pub fn unlock(mut self) -> Vec<SlotRef> {
         if self.changing {
             self.roll_back();
@@ -657,12 +661,12 @@ impl Locked<'_> {
         self.begin();
     }
 
-    /// This slot's process has something to take.
+    /// Marks this slot's process to be woken after the commit.
     pub fn wake_later(&mut self, slot: SlotRef) {
         self.wakes.push(slot);
     }
 
-    /// Moves the zone's idea of now on; it never goes back.
+    /// Advances the zone's clock; it never goes back.
     pub fn advance_clock(&mut self, now: super::Now) {
         self.unix_ms = now.unix_ms;
         let ticks = self.memory.ticks(now);
@@ -671,7 +675,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Is the undo log nearly full? Loops whose length is not bounded by their caller [step](Locked::step) then.
+    /// Is the undo log nearly full? Then a loop whose length its caller does not bound must [step](Locked::step).
     pub fn nearly_full(&self) -> bool {
         self.entries + ENTRIES_PER_ROUND > self.memory.undo_capacity as usize
     }
@@ -681,7 +685,7 @@ impl Locked<'_> {
         self.entries
     }
 
-    /// Blocks that the undo log has borrowed for it.
+    /// Blocks that it has lent to the undo log.
     pub fn borrowed(&self) -> u32 {
         self.lent.len() as u32
     }
@@ -689,14 +693,15 @@ impl Locked<'_> {
     fn set_undo_state(&mut self, state: u32) {
         compiler_fence(Ordering::SeqCst);
         death_point();
-        // SAFETY: the lock is held. The fences keep the compiler from moving writes of the mutation across; the processor
-        // does not matter, for whoever looks next has taken the lock after this process has died or released it.
+        // SAFETY: the lock is held. The fences keep the compiler from moving writes of the mutation across; the order
+        // in the processor does not matter, because the next reader has taken the lock after this process has died or
+        // released it.
         unsafe { ptr::write_volatile(&raw mut (*self.memory.header()).undo_state, state) };
         compiler_fence(Ordering::SeqCst);
     }
 
     pub fn get<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {
-        // SAFETY: in bounds as in `peek`; the lock is held, so nobody writes.
+        // SAFETY: in bounds as in `peek`; the lock is held, so no other process writes.
         unsafe { ptr::read(self.memory.base.add(record.offset(self.memory) + field.offset).cast()) }
     }
 
@@ -713,7 +718,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Adds to a count.
+    /// Adds to a counter field.
     pub fn add<R: Record, T: Word>(&mut self, record: R, field: Field<R, T>, more: u64) {
         self.set(
             record,
@@ -722,7 +727,7 @@ impl Locked<'_> {
         );
     }
 
-    /// Takes from a count.
+    /// Subtracts from a counter field.
     pub fn sub<R: Record, T: Word>(&mut self, record: R, field: Field<R, T>, less: u64) {
         let old = self.get(record, field).to_bits();
         debug_assert!(old >= less, "a count fell below zero");
@@ -780,14 +785,15 @@ impl Locked<'_> {
         unsafe { self.memory.base.add(at).cast() }
     }
 
-    /// How many blocks the undo log must borrow to take `entries` entries.
+    /// Number of blocks that the undo log must borrow for `entries` entries.
     pub fn undo_shortage(&self, entries: usize) -> usize {
         entries
             .saturating_sub(self.memory.undo_capacity as usize)
             .div_ceil(UNDO_ENTRIES_PER_BLOCK)
     }
 
-    /// Makes sure that the next undo log entry has its room. Whoever moves the free list does so first, for the room may come from there.
+    /// Ensures that there is room for the next undo log entry. To be called before changing the free list, because the
+    /// room may come from there.
     #[inline(always)]
     pub fn ready_entry(&mut self) {
         if self.entries_at == self.entries_end {
@@ -795,8 +801,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Borrows a free block for the next entries. Undoing the mutation makes it free again, for the hot header says that it is and its
-    /// place in the free list is untouched.
+    /// Borrows a free block for the next entries. Undoing the mutation frees it again: the hot header is restored, and
+    /// the block's place in the free list is untouched.
     #[cold]
     #[inline(never)]
     fn lend_to_undo_log(&mut self) {
@@ -809,7 +815,7 @@ impl Locked<'_> {
             self.set_hot(hot::high_water, fresh + 1);
             BlockRef(fresh)
         } else {
-            // Mutations that may need more than the undo log's own room make sure that there is some before they begin.
+            // Mutations that may exceed the undo log's fixed part check for free blocks before they begin.
             panic!("no room in the undo log");
         };
         #[cfg(feature = "fault-points")]
@@ -827,7 +833,7 @@ impl Locked<'_> {
         self.entries_end = self.entries_at + UNDO_ENTRIES_PER_BLOCK * size_of::<UndoEntry>();
     }
 
-    /// The last part of a mutation: what the undo log has borrowed will be free. The blocks' entries stay until then.
+    /// Last part of a mutation: frees the blocks lent to the undo log. Their entries stay intact until then.
     #[cold]
     #[inline(never)]
     fn return_lent(&mut self) {
@@ -840,7 +846,7 @@ impl Locked<'_> {
         self.add(Hot, hot::free_count, self.lent.len() as u64);
     }
 
-    /// After a death: the borrowed blocks that have entries.
+    /// After a death: finds the lent blocks that contain entries.
     fn follow_lent(&mut self) {
         self.lent.clear();
         // SAFETY: the lock is held, and the word is aligned.
@@ -854,8 +860,9 @@ impl Locked<'_> {
     /// Undoes the mutation in progress.
     fn roll_back(&mut self) {
         let header = self.memory.header();
-        // SAFETY: the lock is held; the undo log's entries were written by `write`, so their places are in bounds and their
-        // sizes are those of words. Undoing twice does no harm, so a death in here is repaired by the next.
+        // SAFETY: the lock is held; the undo log's entries were written by `write`, so their places are in bounds and
+        // their sizes are those of words. Undoing twice does no harm, so a death in here is repaired by the next
+        // holder.
         unsafe {
             for index in (0..self.entries).rev() {
                 let UndoEntry { place, old } = ptr::read(self.undo_entry(index));
@@ -881,7 +888,7 @@ impl Locked<'_> {
         self.wakes.truncate(self.committed_wakes);
     }
 
-    /// After the death of a holder: undoes its mutation.
+    /// After the death of a lock holder: undoes its mutation.
     fn repair(&mut self) {
         let header = self.memory.header();
         // SAFETY: the lock is held, and the word is aligned.
@@ -899,7 +906,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives a block back: it is free once the mutation is committed.
+    /// Frees a block as of the commit.
     pub fn free_block(&mut self, block: BlockRef) {
         if self.kind(block.0) != kind::OTHER {
             self.set_kind(block.0, kind::OTHER);
@@ -916,7 +923,8 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // A panic from here on would leave the lock to a living process for ever. A dead one's is repaired by the next.
+        // A panic from here on would leave the lock to a living process for ever. A dead one's is repaired by the next
+        // holder.
         let abort = AbortOnUnwind;
         if self.changing {
             self.roll_back();
@@ -940,22 +948,22 @@ impl Drop for AbortOnUnwind {
     }
 }
 
-/// A key that nobody can guess.
+/// An unpredictable key.
 fn random_key() -> [u64; 2] {
     let mut key = [0u64; 2];
-    // SAFETY: the buffer is as long as said. Sixteen bytes never come in part once the system has entropy.
+    // SAFETY: the buffer is as long as given. Sixteen bytes are never returned in part once the system has entropy.
     unsafe { libc::getrandom(key.as_mut_ptr().cast(), size_of_val(&key), 0) };
     key
 }
 
-/// With the feature `fault-points`: dies or panics here if it is this point's turn. Inside a mutation that can be undone.
+/// With the feature `fault-points`: dies or panics here if this point was chosen. Inside a mutation that can be undone.
 #[inline(always)]
 fn mutation_point() {
     #[cfg(feature = "fault-points")]
     super::fault_injection::mutation_point();
 }
 
-/// With the feature `fault-points`: dies here if it is this point's turn. Tests walk through all of them.
+/// With the feature `fault-points`: dies here if this point was chosen. Tests walk through all points.
 #[inline(always)]
 fn death_point() {
     #[cfg(feature = "fault-points")]

@@ -1,17 +1,17 @@
 //! Prefetch. A publish touches a dozen places all over the zone, and with very many channels none of them is in the
-//! processor's cache. Waiting for one after the other would be most of its time, under the lock; so they are asked for before,
-//! together as far as they are known.
+//! processor's cache. Waiting for one after the other would be most of its time, under the lock; so they are prefetched
+//! before, together as far as their addresses are known.
 //!
-//! What is read here may change at any moment. It is only used to guess addresses, and those are checked.
+//! The fields read here may change at any moment. They only serve to guess addresses, and those are checked.
 
 use super::layout::*;
 use super::memory::Memory;
 
-/// Channels of one bucket that are looked at.
+/// Channels of one bucket that are examined.
 const CHAIN: usize = 4;
 
 impl Memory {
-    /// Fetches what appending a message to the channel with this id's hash will touch.
+    /// Prefetches the memory for appending a message to the channel with this id's hash.
     pub fn prefetch_publish(&self, hash: u32) {
         let mut channel = self.peek(self.bucket(hash), super::memory::BUCKET_FIRST);
         for _ in 0..CHAIN {
@@ -30,9 +30,9 @@ impl Memory {
         // Its neighbours: it moves to the end of the idle channels.
         self.fetch(self.peek(channel, channel::idle_next).0);
         self.fetch(self.peek(channel, channel::idle_prev).0);
-        // The message before.
+        // The previous message.
         self.fetch(self.peek(channel, channel::last).0 / LINKS_PER_BLOCK);
-        // The oldest, which may have to go: also the next one, and its neighbours among all messages by age.
+        // The oldest message, which may be dropped: also the next one, and its neighbours among all messages by age.
         let first = self.peek(channel, channel::first);
         if self.has_block(first.0 / LINKS_PER_BLOCK) {
             self.fetch(first.0 / LINKS_PER_BLOCK);
