@@ -1,4 +1,4 @@
-//! A message that is being written: its blocks are reserved, and hang on the worker's slot until it is published.
+//! Drafts: messages being written. Their blocks are reserved, and listed in the worker's slot, until published.
 
 use super::layout::*;
 use super::messages::{MAX_PAYLOAD, Shape, head_room};
@@ -6,30 +6,30 @@ use super::publishing::Brought;
 use super::worker::{ATTEMPTS, refused};
 use super::*;
 
-/// A reserved message that is being filled. Pass it to [`Worker::publish`] or [`Worker::discard`]; a lost one is found again by
-/// the next [`Worker::draft`].
+/// A reserved message that is being filled. Pass it to [`Worker::publish`] or [`Worker::discard`]; the blocks of a
+/// dropped one are reclaimed by the next [`Worker::draft`].
 #[derive(Debug)]
 pub struct Draft {
     pub(super) shape: Shape,
-    /// Where the next byte goes; in the end, the last block.
+    /// The block of the next byte; when complete, the last block.
     pub(super) block: BlockRef,
     at: usize,
-    /// End of the room in that block.
+    /// End of the text room in that block.
     end: usize,
     pub(super) missing: usize,
     pub(super) id: Brought,
 }
 
 impl Draft {
-    /// Says that the text is binary data, for those who tell the two apart.
+    /// Marks the text as binary data, for subscribers that distinguish binary from text.
     pub fn mark_binary(&mut self) {
         self.shape.flags |= link_flag::BINARY;
     }
 }
 
 impl Worker {
-    /// Reserves room for a message and fills in event id and type; the text follows by [`Worker::write`]. `channels` = how many
-    /// ids it will be published to, at least 1.
+    /// Reserves room for a message and fills in event id and type; the text follows by [`Worker::write`]. `channels`:
+    /// the number of ids it will be published to, at least 1.
     pub fn draft(
         &mut self,
         text_len: usize,
@@ -56,7 +56,7 @@ impl Worker {
 
     pub(super) fn reserve(&mut self, blocks: u32, now: Now) -> Result<(), Refusal> {
         if blocks > self.memory().blocks {
-            // No eviction could make room for it.
+            // No eviction could free enough blocks.
             return Err(refused(&self.limits));
         }
         let spare = eviction::spare(self.memory(), &self.limits);
@@ -89,7 +89,7 @@ impl Worker {
         }
     }
 
-    /// Begins a message in the reserved blocks from `first` on: its head is behind the blocks for further links.
+    /// Begins a message in the reserved blocks from `first` on: its head follows the blocks for further links.
     pub(super) fn start(
         &mut self,
         first: BlockRef,
@@ -132,7 +132,7 @@ impl Worker {
         }
     }
 
-    /// Gives a draft's room back.
+    /// Frees a draft's blocks.
     pub fn discard(&mut self, _draft: Draft) {
         self.unreserve();
     }

@@ -1,7 +1,7 @@
-//! Drain: a worker takes messages out of the zone, live ones and stored ones for new subscribers.
+//! Drain: takes messages out of the zone for a worker, live ones and stored ones for new subscribers.
 //!
-//! Messages are selected under the lock, and copied without it; what is being copied hangs on the worker's slot meanwhile, so that
-//! nobody frees it.
+//! Messages are selected under the lock and copied without it; meanwhile they are pinned through the worker's slot, so
+//! that they are not freed.
 
 use super::api::{Record, Span};
 use super::history::{REPLAY_BYTES, REPLAY_MESSAGES};
@@ -11,20 +11,20 @@ use super::*;
 
 /// Messages that one hold of the lock selects for delivery.
 const DRAIN_MESSAGES: usize = 1024;
-/// Messages, by sequence number, that a [whole drain](Worker::drain_whole) goes through at once: all of them are in memory then.
+/// Sequence numbers that a [whole drain](Worker::drain_whole) covers at once: all their messages are in memory then.
 const WHOLE_DRAIN: u64 = 512;
 
-/// A drain that goes on until everything up to a sequence number was taken.
+/// A drain that continues until everything up to a sequence number was taken.
 #[derive(Debug)]
 pub(super) struct WholeDrain {
     until: u64,
-    /// The first membership that was put back: when it is at the front again, all were looked at.
+    /// The first membership that was put back: when it is at the front again, all have been visited.
     first_left: Option<MemberRef>,
 }
 
-/// What a drain is to take, and the first membership that it has put back.
+/// What a drain takes, and the first membership that it has put back.
 enum Scope<'s> {
-    /// All of some memberships, nothing of others.
+    /// Everything of the memberships that are not skipped, nothing of the others.
     Except {
         skipped: &'s dyn Fn(Membership) -> bool,
         first: Option<MemberRef>,
@@ -44,7 +44,7 @@ impl Scope<'_> {
         }
     }
 
-    /// A membership was put back.
+    /// Records that a membership was put back.
     fn leave(&mut self, member: MemberRef) {
         let first = match self {
             Scope::Except { first, .. } => first,
@@ -54,12 +54,12 @@ impl Scope<'_> {
     }
 }
 
-/// How far a [whole drain](Worker::drain_whole) came.
+/// Progress of a [whole drain](Worker::drain_whole).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
-    /// Up to no sequence number yet: go on at once.
+    /// Incomplete: continue at once.
     Part,
-    /// Everything up to a sequence number. `more`: there is something behind it.
+    /// Everything up to a sequence number. `more`: newer messages wait.
     Whole { more: bool },
 }
 
@@ -69,7 +69,7 @@ struct Take {
     count: u32,
 }
 
-/// What is needed to copy a message's payload without the lock.
+/// The data needed to copy a message's payload without the lock.
 pub(super) struct Head {
     body: BodyRef,
     pub(super) payload_len: usize,
@@ -79,14 +79,14 @@ pub(super) struct Head {
 }
 
 impl Worker {
-    /// Takes live messages of all channels this worker is a member of into `batch`, which is cleared first: at most about
-    /// `max_bytes` of text (always at least one message, if there is one). True if there is more.
+    /// Takes live messages of all channels this worker is a member of into `batch`, which is cleared first: at most
+    /// about `max_bytes` of text (always at least one message, if there is one). True if there is more.
     pub fn drain(&mut self, max_bytes: usize, batch: &mut Batch) -> bool {
         self.drain_except(max_bytes, batch, |_| false)
     }
 
-    /// As [`Worker::drain`], but what there is for memberships that are not to be `skipped` comes first: the others' messages stay
-    /// where they are, and count as more.
+    /// As [`Worker::drain`], but takes only memberships that are not `skipped`: the messages of skipped ones stay in
+    /// the zone, and count as more.
     pub fn drain_except(&mut self, max_bytes: usize, batch: &mut Batch, skipped: impl Fn(Membership) -> bool) -> bool {
         batch.clear();
         wake::lower(self.memory().woken(self.slot));
@@ -104,8 +104,8 @@ impl Worker {
         self.memory().peek(self.slot, slot::dirty_first) != MemberRef::NONE
     }
 
-    /// As [`Worker::drain`], for whoever merges channels: the batches up to a [whole](Drained::Whole) one hold, of all channels, exactly
-    /// what was published up to some sequence number and not taken before.
+    /// As [`Worker::drain`], for callers that merge channels: the batches up to a [whole](Drained::Whole) one contain,
+    /// of all channels, exactly the messages published up to some sequence number and not taken before.
     pub fn drain_whole(&mut self, max_bytes: usize, batch: &mut Batch) -> Drained {
         batch.clear();
         wake::lower(self.memory().woken(self.slot));
@@ -126,7 +126,7 @@ impl Worker {
         Drained::Part
     }
 
-    /// Copies what was gathered, and moves the memberships on.
+    /// Copies the gathered messages, and advances the memberships.
     fn take(&mut self, heads: &[Head], takes: Vec<Take>, batch: &mut Batch) {
         self.copy(heads, batch);
         let mut takes = takes.into_iter().peekable();
@@ -173,7 +173,7 @@ impl Worker {
         !replay.parts.is_empty()
     }
 
-    /// Merges the channels' messages by event id: a few of one channel, then a few of another.
+    /// Merges the channels' messages by event id, in runs of one channel.
     fn replay_ordered(&mut self, replay: &mut Replay, batch: &mut Batch) -> bool {
         while batch.records.len() < REPLAY_MESSAGES && batch.bytes.len() < REPLAY_BYTES {
             let room = REPLAY_MESSAGES - batch.records.len();
@@ -188,8 +188,7 @@ impl Worker {
         !replay.parts.is_empty()
     }
 
-    /// Copies the payloads of the records that `heads` belong to, none of which can go away meanwhile.
-    /// They are the batch's last.
+    /// Copies the payloads that `heads` refer to; all are pinned. `heads` match the last records of the batch.
     fn copy(&self, heads: &[Head], batch: &mut Batch) {
         let first = batch.records.len() - heads.len();
         for (head, record) in heads.iter().zip(&mut batch.records[first..]) {
@@ -220,7 +219,7 @@ impl Worker {
         }
     }
 
-    /// Lets go of what this worker has copied.
+    /// Unpins the messages that this worker has copied.
     fn unpin(&mut self) {
         loop {
             let more = self.step(|locked, slot| {
@@ -243,7 +242,8 @@ impl Worker {
 }
 
 impl Locked<'_> {
-    /// Everything up to now, but not too much: the oldest is about what has been waiting longest.
+    /// Covers everything up to now, but at most `WHOLE_DRAIN` past the first dirty membership's next message, about the
+    /// longest waiting one.
     fn begin_whole_drain(&self, slot: SlotRef) -> WholeDrain {
         let mut until = self.hot(hot::seq);
         if let Some(member) = self.get(slot, slot::dirty_first).some()
@@ -258,7 +258,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Selects live messages of the slot's dirty memberships and keeps them from being evicted.
+    /// Selects live messages of the slot's dirty memberships and protects them from eviction.
     fn gather(
         &mut self,
         slot: SlotRef,
@@ -269,7 +269,7 @@ impl Locked<'_> {
     ) -> Vec<Head> {
         let mut heads = Vec::new();
         let mut bytes = 0;
-        // Copies of one message have consecutive sequence numbers, but belong together.
+        // Copies of one message have consecutive sequence numbers and must be taken together.
         let until = match scope {
             Scope::Whole(whole) => whole.until,
             Scope::Except { .. } => u64::MAX,
@@ -305,7 +305,7 @@ impl Locked<'_> {
                     break;
                 }
                 let head = self.head(link);
-                // A message counts for more than its text, or empty ones would never fill a batch.
+                // Each message counts one byte more than its payload, so that empty messages fill a batch too.
                 bytes += head.payload_len + 1;
                 heads.push(head);
                 batch.records.push(self.record(link, member.0));
@@ -331,7 +331,7 @@ impl Locked<'_> {
         heads
     }
 
-    /// Says what was taken away from a member, once.
+    /// Reports the messages that were evicted before this member took them, once.
     fn tell_lost(&mut self, member: MemberRef, batch: &mut Batch) {
         let seq = self.get(member, member::lost_seq);
         if seq > 0 {

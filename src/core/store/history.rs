@@ -1,10 +1,11 @@
 //! Old messages: where they begin for a subscriber, and in which order it gets them.
 //!
-//! A queue may be long, so nobody walks far through it while others wait for the lock. A [`Seek`] goes on from hold to hold; what
-//! is published meanwhile is behind where it began, and is looked at when the subscriber joins.
+//! A queue may be long, so the lock is not held for a long walk through it. A [`Seek`] continues from hold to hold;
+//! messages published meanwhile lie behind its starting point, and are examined when the subscriber joins.
 //!
-//! *Ordered* replays are merged over all channels by event id. Messages that came out of order are not where their ids would put
-//! them, so a seek collects them on its way: nothing in front of the first message in order that is not wanted any more can be.
+//! *Ordered* replays are merged over all channels by event id. Messages that came out of order are not in the order of
+//! their ids, so a seek collects them on its way: no message queued before the first unwanted in-order one can be
+//! wanted.
 
 use super::api::{Replay, ReplayPart};
 use super::drain::Head;
@@ -13,7 +14,7 @@ use super::memory::Locked;
 use super::{Batch, JoinRequest, Mark, Position};
 use crate::wire::event_id::OrderedId;
 
-/// Links that one hold of the lock looks at.
+/// Links that one hold of the lock examines.
 pub const SEEK_LINKS: u32 = 512;
 /// Old messages that one hold of the lock selects.
 pub const REPLAY_MESSAGES: usize = 100;
@@ -21,26 +22,26 @@ pub const REPLAY_MESSAGES: usize = 100;
 const REPLAY_LINKS: u32 = 200;
 /// Bytes of old messages after which a slice ends.
 pub const REPLAY_BYTES: usize = 64 * 1024;
-/// How often a seek begins again when the place where it was is gone.
+/// How often a seek restarts when its place is gone.
 const RESTARTS: u8 = 3;
 
-/// What a subscriber wants of a channel.
+/// The part of a channel's history that a subscriber wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Aim {
-    /// The newest so many.
+    /// The newest N messages.
     Newest(u32),
-    /// What is newer than the position's time and tag.
+    /// Messages newer than the position's time and tag.
     AfterTime,
-    /// What is behind the message with the position's event id, or newer than its time.
+    /// Messages behind the one with the position's event id, or newer than its time.
     AfterEventId,
-    /// What has a higher id.
+    /// Messages with a higher id.
     Above(OrderedId),
 }
 
 impl Aim {
     pub const EVERYTHING: Aim = Aim::Newest(u32::MAX);
 
-    /// What the request wants of the channel at `index` of its path.
+    /// The aim of the request for the channel at `index` of its path.
     fn of(request: &JoinRequest, index: usize) -> Option<Aim> {
         let position = &request.position;
         let backtrack = Some(request.channels[index].backtrack)
@@ -56,14 +57,14 @@ impl Aim {
     }
 }
 
-/// A link, and the sequence number by which it is recognized.
+/// A link, and the sequence number that verifies it.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
     pub link: u32,
     pub seq: u64,
 }
 
-/// A stored message that came out of order.
+/// A stored message that was published out of order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Late {
     pub id: OrderedId,
@@ -71,24 +72,24 @@ pub struct Late {
     pub link: u32,
 }
 
-/// The search for the beginning of what is wanted of one channel.
+/// The search for the beginning of the wanted history of one channel.
 #[derive(Debug)]
 pub struct Seek {
     channel: ChannelRef,
     born: u64,
     aim: Aim,
-    /// The next link to look at; None at the queue's end.
+    /// The next link to examine; None at the queue's end.
     at: Option<Place>,
-    /// The link before that was this one.
+    /// Sequence number of the link examined last.
     passed: u64,
-    /// The first message of what is wanted, as far as is known.
+    /// The first wanted message, as far as known.
     start: Option<Place>,
     late: Vec<Late>,
-    /// The message of the position was met.
+    /// The message at the position was found.
     met: bool,
     /// Messages still to be counted.
     left: u32,
-    /// Messages up to this one are not new.
+    /// Messages up to this sequence number are not new.
     seen: u64,
     done: bool,
     restarts: u8,
@@ -102,7 +103,7 @@ impl Locked<'_> {
         })
     }
 
-    /// The link there, if it is still in the channel's queue.
+    /// The link at this place, if it is still in the channel's queue.
     fn at_place(&self, channel: ChannelRef, place: Place) -> Option<LinkRef> {
         let link = LinkRef(place.link).some()?;
         let there = self.is_link(link)
@@ -112,7 +113,7 @@ impl Locked<'_> {
         there.then_some(link)
     }
 
-    /// Does this place in a block hold a link? In a head block only the first does.
+    /// Does this place in a block hold a link? In a head block, only the first place does.
     fn is_link(&self, link: LinkRef) -> bool {
         match self.kind(link.0 / LINKS_PER_BLOCK) {
             kind::BODY => link.0 % LINKS_PER_BLOCK == 1,
@@ -121,7 +122,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Has the client that asks missed something in this channel? Only the order of ids decides.
+    /// Has the client missed messages in this channel? Decided by the order of ids only.
     pub fn has_gap(&self, request: &JoinRequest, channel: ChannelRef) -> bool {
         if !request.ordered || !request.gap_notices || !self.tracks_ids() {
             return false;
@@ -129,17 +130,17 @@ impl Locked<'_> {
         let Some(asked) = request.position.event_id.and_then(OrderedId::parse) else {
             return false;
         };
-        // A zone that has seen ids before it kept track of them knows its newest id only once a new one comes.
+        // A zone that had ids before it tracked them knows its newest id only once a new one is published.
         let newest = self.ordered_id(ZoneIds, super::ids::ZONE_NEWEST);
         let knows_newest = newest.is_some() || self.get(ZoneIds, zone_ids::since) == 1;
         let lost = self.lost_id(channel);
         Some(asked) < lost || knows_newest && newest.max(lost).unwrap_or(OrderedId::LOWEST) < asked
     }
 
-    /// Everything stored in the channel, from a mark on if there is one.
+    /// All stored messages of the channel, from a mark on if given.
     pub fn replay_stored(&self, channel: ChannelRef, from: Option<Mark>) -> Replay {
         let marked = from.map(|mark| Place {
-            // A client gave it: it may be anything.
+            // Supplied by a client: it may be anything.
             link: Some(mark.link)
                 .filter(|link| (1..=self.blocks).contains(&(link / LINKS_PER_BLOCK)))
                 .unwrap_or(0),
@@ -155,7 +156,7 @@ impl Locked<'_> {
         }
     }
 
-    /// What is wanted of the channel at `index` of the path.
+    /// The aim for the channel at `index` of the path.
     pub fn aim(&self, request: &JoinRequest, index: usize, channel: ChannelRef) -> Option<Aim> {
         if self.has_gap(request, channel) {
             return Some(Aim::EVERYTHING);
@@ -199,15 +200,15 @@ impl Locked<'_> {
         seek.done = false;
     }
 
-    /// Is it the search for this, in this very channel?
+    /// Is this the search for this aim, in this very channel?
     pub fn is_seek_for(&self, seek: &Seek, channel: ChannelRef, aim: Aim) -> bool {
         seek.channel == channel && seek.aim == aim && self.get(channel, channel::born) == seek.born
     }
 
-    /// Goes on with a search; true if it is over. It takes what it looks at off the `budget`.
+    /// Continues a search; true if it is complete. Deducts the links it examines from `budget`.
     pub fn seek(&self, request: &JoinRequest, seek: &mut Seek, budget: &mut u32) -> bool {
         if self.kind(seek.channel.0) != kind::CHANNEL || self.get(seek.channel, channel::born) != seek.born {
-            // Whoever joins finds another channel.
+            // The join will find another channel.
             seek.done = true;
             return true;
         }
@@ -237,7 +238,7 @@ impl Locked<'_> {
         true
     }
 
-    /// The place where a search was is gone, and with it, usually, all that was older.
+    /// The seek's place is gone, and with it, usually, all older messages.
     fn lose_place(&self, seek: &mut Seek) {
         if seek.aim == Aim::AfterEventId {
             seek.at = self.place(self.get(seek.channel, channel::first));
@@ -265,7 +266,7 @@ impl Locked<'_> {
         }
     }
 
-    /// From the oldest on: right behind the first message with the id, or at the first that is newer than the time,
+    /// From the oldest on: right behind the first message with the id, or at the first one newer than the time,
     /// whichever comes first.
     fn look_forward(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef) {
         if !self.link_flag(link, link_flag::STORED) {
@@ -274,7 +275,7 @@ impl Locked<'_> {
         if seek.met || self.is_after_time(link, &request.position) {
             seek.met = true;
             self.want(request, seek, link, false);
-            // In order, what came late is still to be found.
+            // In an ordered replay, late messages are still to be found.
             seek.done = !request.ordered && seek.start.is_some();
         } else {
             seek.met = self.has_event_id(link, request.position.event_id.unwrap_or_default());
@@ -307,7 +308,7 @@ impl Locked<'_> {
         }
     }
 
-    /// The message is wanted. Who walks back comes to the first one last.
+    /// Records a wanted message. A backward walk finds the first one last.
     fn want(&self, request: &JoinRequest, seek: &mut Seek, link: LinkRef, backward: bool) {
         let late = request.ordered && self.is_of_unknown_order(link);
         match self.ordered_id_of(link).filter(|_| late) {
@@ -321,7 +322,7 @@ impl Locked<'_> {
         }
     }
 
-    /// What was published since the search began.
+    /// Examines the messages published since the search began.
     fn look_at_new(&self, request: &JoinRequest, seek: &mut Seek) {
         let mut new = Vec::new();
         let mut next = self.get(seek.channel, channel::last);
@@ -359,7 +360,7 @@ impl Locked<'_> {
         if !self.link_flag(link, link_flag::EVENT_ID) {
             return false;
         }
-        // Nearly all ids fit; for the others there is a longer way.
+        // Nearly all ids fit into this buffer; a longer one takes a heap buffer.
         let mut short = [0; 64];
         if let Some(id) = self.read_event_id(link, &mut short) {
             return id == wanted;
@@ -369,12 +370,12 @@ impl Locked<'_> {
     }
 }
 
-/// What a part of an ordered replay has to offer next.
+/// The next message of a part of an ordered replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offer {
-    /// It has to be looked up.
+    /// Not looked up yet.
     Unknown,
-    /// A message with this id; those without one come at once.
+    /// A message with this id; messages without an id are sent at once.
     Message(Option<OrderedId>),
     End,
 }
@@ -409,7 +410,7 @@ impl Seek {
         self.start.is_none() && self.late.is_empty()
     }
 
-    /// The lowest id of what was found.
+    /// The lowest id found.
     pub fn first_id(&self, locked: &Locked<'_>) -> Option<OrderedId> {
         let first = self
             .start
@@ -424,7 +425,7 @@ impl Seek {
 }
 
 impl Replay {
-    /// Takes up which parts have lost messages.
+    /// Records which parts have lost messages.
     fn gather_gaps(&mut self) {
         for part in &mut self.parts {
             if std::mem::take(&mut part.has_gap) {
@@ -436,7 +437,7 @@ impl Replay {
         }
     }
 
-    /// The part whose turn it is, and how far that goes: of equal ids the first channel's come first.
+    /// The part to take from next, and up to which id: of equal ids, those of the first channel come first.
     fn turn(&self) -> Option<(usize, Bound)> {
         let offers = || {
             self.parts
@@ -462,7 +463,7 @@ impl Replay {
     }
 }
 
-/// Up to which id a channel's messages come before another's.
+/// The id up to which a channel's messages precede another's.
 #[derive(Clone, Copy)]
 struct Bound {
     id: Option<OrderedId>,
@@ -476,7 +477,7 @@ impl Bound {
 }
 
 impl Locked<'_> {
-    /// The id of the first stored message with one, near here.
+    /// The id of the first stored message with an id, within `SEEK_LINKS` links.
     fn first_id_from(&self, link: LinkRef) -> Option<OrderedId> {
         let mut next = Some(link);
         for _ in 0..SEEK_LINKS {
@@ -490,8 +491,8 @@ impl Locked<'_> {
         None
     }
 
-    /// The first stored link of the replay part, and whether something before it was lost since the last call. None if there is
-    /// nothing more in it.
+    /// The first stored link of the replay part, and whether a message before it was lost since the last call. None if
+    /// the part is complete.
     fn continue_replay(&self, part: &ReplayPart) -> Option<(LinkRef, bool)> {
         let channel = ChannelRef(part.channel);
         if self.kind(part.channel) != kind::CHANNEL || self.get(channel, channel::born) != part.channel_born {
@@ -521,7 +522,7 @@ impl Locked<'_> {
         None
     }
 
-    /// Selects the next slice of old messages and pins it; true with it if the part is done then.
+    /// Selects the next slice of old messages and pins it; true if the part is complete with it.
     pub fn pin_old(
         &mut self,
         slot: SlotRef,
@@ -572,21 +573,21 @@ impl Locked<'_> {
         (heads, next.is_none())
     }
 
-    /// The slot's process is copying these links, each counted in `pending`.
+    /// Pins these links for copying by the slot's process; each is counted in `pending`.
     fn pin(&mut self, slot: SlotRef, channel: ChannelRef, first: LinkRef, last: LinkRef) {
         self.set(slot, slot::pin_first, first);
         self.set(slot, slot::pin_last, last);
         self.set(slot, slot::pin_channel, channel);
     }
 
-    /// Is this message of the queue among those that an ordered replay takes in the queue's order?
+    /// Does this message belong to those that an ordered replay takes in the queue's order?
     fn is_in_part(&self, part: &ReplayPart, link: LinkRef, id: Option<OrderedId>) -> bool {
         self.link_flag(link, link_flag::STORED)
             && (part.above.is_none() || id > part.above)
             && !(id.is_some() && self.is_of_unknown_order(link))
     }
 
-    /// The late message that is next, if it is still there.
+    /// The next late message that is still there.
     fn next_late(&self, part: &mut ReplayPart) -> Option<(OrderedId, LinkRef)> {
         while let Some(late) = part.late.last() {
             let place = Place {
@@ -604,7 +605,7 @@ impl Locked<'_> {
         None
     }
 
-    /// The part's next stored link; notes it if the one that was to be the next is gone.
+    /// The part's next stored link; records a gap if the expected one is gone.
     fn next_of(&self, part: &mut ReplayPart) -> Option<LinkRef> {
         let next = self.continue_replay(part);
         let is_gone = next.map_or(part.next_seq != u64::MAX, |(_, skipped)| skipped);
@@ -613,7 +614,7 @@ impl Locked<'_> {
         next.map(|(link, _)| link)
     }
 
-    /// Looks up what the parts have to offer. It takes what it looks at off the budget.
+    /// Looks up the parts' next messages. Deducts the links it examines from the budget.
     fn look_up(&self, part: &mut ReplayPart, budget: &mut u32) {
         let mut next = self.next_of(part);
         while let Some(link) = next {
@@ -645,8 +646,8 @@ impl Locked<'_> {
         };
     }
 
-    /// Selects the next messages of an ordered replay, all of one channel, and pins them: not more than `room`, and none that another
-    /// channel's should come before. None when there is nothing more; an empty slice when it must be asked again.
+    /// Selects the next messages of an ordered replay, all of one channel, and pins them: at most `room`, and none that
+    /// another channel's message should precede. None when there is nothing more; an empty slice means to call again.
     pub fn pin_ordered(
         &mut self,
         slot: SlotRef,
@@ -676,7 +677,7 @@ impl Locked<'_> {
         Some(heads)
     }
 
-    /// The lowest id that is on offer, as far as that is known.
+    /// The lowest id of the parts' next messages, as far as known.
     pub fn next_offer(&self, replay: &mut Replay) -> Option<OrderedId> {
         let mut budget = SEEK_LINKS;
         for part in &mut replay.parts {

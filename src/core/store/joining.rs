@@ -1,4 +1,4 @@
-//! Subscribers that come, with the old messages they want, and go.
+//! Subscribers join and leave; a join also selects their old messages.
 
 use smallvec::SmallVec;
 
@@ -10,11 +10,11 @@ use super::memory::Locked;
 use super::*;
 use crate::wire::event_id::OrderedId;
 
-/// How often a subscriber that joins goes on searching outside the lock; after that it searches to the end inside.
+/// Searches outside the lock that a join makes at most; after that it searches to the end inside.
 const SEEKS: u32 = 16;
 
 impl Worker {
-    /// Would the channels of `request` let it in, as far as they exist? Changes nothing, and does not look at its address.
+    /// Would the existing channels of `request` admit it? Changes nothing, and does not check its address.
     pub fn admits(&self, request: &JoinRequest) -> Result<(), Refusal> {
         let hashes = self.hashes(request.channels.iter().map(|channel| channel.id));
         self.memory().lock().admit(request, &hashes, &self.limits)
@@ -47,7 +47,7 @@ impl Worker {
                 if !locked.seek_all(request, &channels, &mut seeks, budget) {
                     return Ok(None);
                 }
-                // What entering itself brings about, in the events channel, is live.
+                // Events that the join itself causes, in the events channel, are live.
                 let seq = locked.hot(hot::seq);
                 let gaps = locked.gaps(request, &channels, &seeks);
                 let (replay, bound) = locked.select_old(request, &channels, &mut seeks);
@@ -105,7 +105,7 @@ impl Worker {
                 }
                 locked.discount(member)
             });
-            // What nobody here will read any more is let go in bounded holds.
+            // Messages that this worker will not read any more are released in bounded holds.
             while empty {
                 empty = self.step(|locked, _| {
                     for _ in 0..32 {
@@ -149,7 +149,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Searches for where the old messages begin that the request wants. False if the budget is used up before.
+    /// Searches for the beginning of the old messages that the request wants. False if the budget is used up before.
     fn seek_all(
         &self,
         request: &JoinRequest,
@@ -173,7 +173,7 @@ impl Locked<'_> {
         done
     }
 
-    /// A slice of the searches that are not over; true if all are.
+    /// Continues the unfinished searches for one slice; true if all are complete.
     fn go_on_seeking(&self, request: &JoinRequest, seeks: &mut [Option<Seek>]) -> bool {
         let mut budget = SEEK_LINKS;
         seeks
@@ -182,7 +182,7 @@ impl Locked<'_> {
             .all(|seek| self.seek(request, seek, &mut budget))
     }
 
-    /// The channels in which the client has missed something.
+    /// The channels in which the client has missed messages.
     fn gaps(&self, request: &JoinRequest, channels: &[ChannelRef], seeks: &[Option<Seek>]) -> Vec<Gap> {
         let mut gaps = Vec::new();
         for (index, (&channel, seek)) in channels.iter().zip(seeks).enumerate() {
@@ -196,7 +196,7 @@ impl Locked<'_> {
         gaps
     }
 
-    /// The client's position once it has its old messages, if there are any for it.
+    /// The client's position once it has its old messages, if it has any.
     fn position_after(
         &self,
         request: &JoinRequest,
@@ -210,14 +210,14 @@ impl Locked<'_> {
         let of_channels = if replays { highest(Self::newest_id) } else { None };
         let reached = of_channels.or(self.ordered_id(ZoneIds, ZONE_NEWEST));
         if has_gap {
-            // Asked with again, this is no gap any more.
+            // As a position to resume from, this is no gap any more.
             return reached.max(highest(Self::lost_id)).or(Some(OrderedId::LOWEST));
         }
         let asked = request.position.event_id.and_then(OrderedId::parse);
         reached.max(asked.filter(|_| request.ordered))
     }
 
-    /// Which old messages the request gets, and the position it is at then.
+    /// Selects the request's old messages, and the resulting position.
     fn select_old(
         &self,
         request: &JoinRequest,

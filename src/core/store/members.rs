@@ -49,7 +49,7 @@ impl Locked<'_> {
         count
     }
 
-    /// One more subscriber of this worker in the channel.
+    /// Adds a subscriber of this worker to the channel.
     pub fn enter(&mut self, channel: ChannelRef, slot: SlotRef) -> Result<MemberRef, Stop> {
         let member = match self.member(channel, slot) {
             Some(member) => member,
@@ -71,14 +71,15 @@ impl Locked<'_> {
         self.add(member, member::count, 1);
         self.add(channel, channel::subscribers, 1);
         match self.tell(ChannelEvent::ClientSubscribed, channel) {
-            // Nobody is kept out of a channel that is there because others cannot be told.
+            // A full zone must not keep subscribers out of an existing channel just because there is no room to
+            // announce them.
             Err(Stop::Short) if self.limits.is_some_and(|limits| limits.on_full == OnFull::Refuse) => {}
             told => told?,
         }
         Ok(member)
     }
 
-    /// Tells all members of a channel of a new message; returns how many there are.
+    /// Announces a new message to all members of a channel; returns how many there are.
     pub fn announce(&mut self, channel: ChannelRef, link: LinkRef) -> u16 {
         let mut count = 0;
         let mut next = self.get(channel, channel::members);
@@ -98,7 +99,7 @@ impl Locked<'_> {
         if flags & member_flag::DIRTY != 0 {
             return;
         }
-        // Nothing of it counts while it is not dirty, so it needs no undo log.
+        // The field is unused while the member is not dirty, so it needs no undo log.
         self.init(member, member::dirty_next, MemberRef::NONE);
         self.set(member, member::flags, flags | member_flag::DIRTY);
         let slot = SlotRef(self.get(member, member::slot));
@@ -152,7 +153,7 @@ impl Locked<'_> {
         );
     }
 
-    /// The member has taken its next message.
+    /// Marks the member's next message as taken.
     pub fn advance(&mut self, member: MemberRef) {
         let link = self.get(member, member::next);
         let after = self.get(link, link::next);
@@ -160,8 +161,8 @@ impl Locked<'_> {
         self.release(link);
     }
 
-    /// Takes one message that the member will never read off its account; true when none is left. Members of the dead and of
-    /// channels nobody follows any more.
+    /// Releases one unread message of a member that will not read it; true when none is left. For members of dead
+    /// workers and members without subscribers.
     pub fn forget_one(&mut self, member: MemberRef) -> bool {
         if self.get(member, member::next) == LinkRef::NONE {
             return true;
@@ -170,12 +171,12 @@ impl Locked<'_> {
         false
     }
 
-    /// One subscriber leaves; true if the membership has nobody left and must be [dissolved](Self::dissolve).
+    /// Removes one subscriber; true if none is left, and the membership must be [dissolved](Self::dissolve).
     pub fn discount(&mut self, member: MemberRef) -> bool {
         let channel = self.get(member, member::channel);
         self.sub(member, member::count, 1);
         self.sub(channel, channel::subscribers, 1);
-        // If there is no room to tell it, it remains untold: the subscriber is gone all the same.
+        // Without room for the event, it is not published: the subscriber is gone all the same.
         let _ = self.tell(ChannelEvent::ClientUnsubscribed, channel);
         self.get(member, member::count) == 0
     }

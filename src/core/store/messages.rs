@@ -1,8 +1,8 @@
-//! Messages: one body, a link per channel, and the lists that say when they go.
+//! Messages: one body, a link per channel, and the lists that determine when they are freed.
 //!
-//! A link is *stored* (replayed to newcomers, counted), *pending* (some worker has not taken it), both, or neither. It stays
-//! in its channel's queue while it is either. Then it goes to the trash, from there its body loses a reference, and the
-//! last one frees the blocks.
+//! A link is *stored* (replayed to new subscribers, counted), *pending* (some worker has not taken it), both, or
+//! neither. It stays in its channel's queue while it is either. Then it goes to the trash; leaving the trash, it drops
+//! a reference to its body, and the last reference frees the blocks.
 
 use super::channels::TRASH_TICKS;
 use super::layout::*;
@@ -33,7 +33,7 @@ fn age(index: usize) -> List<Hot, BodyRef> {
     }
 }
 
-/// Bodies that are stored nowhere, and that some worker has not taken yet.
+/// Bodies that are not stored in any channel, but pending.
 fn limbo() -> List<Hot, BodyRef> {
     List {
         head: Hot,
@@ -74,7 +74,8 @@ pub fn head_room(multi: bool) -> usize {
 }
 
 impl Memory {
-    /// Copies a message's payload: event id, event type and text. Nobody may free it meanwhile.
+    /// Copies a message's payload: event id, event type and text. It must not be freed meanwhile (pinned, or under the
+    /// lock).
     pub fn copy_payload(&self, head: BodyRef, len: usize, multi: bool, out: &mut Vec<u8>) {
         let part = len.min(head_room(multi));
         self.copy_out(BlockRef(head.0), HEAD_TEXT, part, out);
@@ -88,7 +89,7 @@ impl Memory {
         }
     }
 
-    /// Reads the beginning of a message's payload. As for [`Memory::copy_payload`].
+    /// Reads the beginning of a message's payload. Conditions as for [`Memory::copy_payload`].
     pub fn read_payload(&self, head: BodyRef, multi: bool, out: &mut [u8]) {
         let (mut part, mut rest) = out.split_at_mut(out.len().min(head_room(multi)));
         self.read(BlockRef(head.0), HEAD_TEXT, part);
@@ -140,7 +141,8 @@ impl Locked<'_> {
         (self.get(self.body_of(link), body::tag) & TAG_MASK) + self.index_of(link)
     }
 
-    /// Publish time in milliseconds since the epoch. If the clock went back, the second is that of the message before it.
+    /// Publish time in milliseconds since the epoch. If the clock went back, the second is that of the previous
+    /// message.
     pub fn unix_ms_of(&self, link: LinkRef) -> u64 {
         let millis = self.get(self.body_of(link), body::tag) >> TAG_MASK.count_ones();
         self.time_of(link) * 1000 + u64::from(millis)
@@ -165,7 +167,7 @@ impl Locked<'_> {
         next.some()
     }
 
-    /// The next (time, tag, seq) of the zone: strictly increasing, whatever the clock does. `count` of them are taken.
+    /// Takes the next `count` (time, tag, seq) stamps of the zone: strictly increasing, even if the clock goes back.
     fn next_stamp(&mut self, unix_secs: u64, count: u32) -> (u32, u32, u64) {
         let newest = self.hot(hot::time);
         let mut time = newest.max(unix_secs as u32);
@@ -180,8 +182,9 @@ impl Locked<'_> {
         (time, tag, seq)
     }
 
-    /// Links the first message of the slot's reservation, which is filled up to its block `last`, into `channels`, at least one and no
-    /// more than it was made for; takes it off the reservation. `id`: its event id, if that is an ordered one.
+    /// Links the first message of the slot's reservation, which is filled up to its block `last`, into `channels` (at
+    /// least one, at most as many as it was made for), and takes it off the reservation. `id`: its event id, if that is
+    /// an ordered one.
     pub fn link_reserved(
         &mut self,
         slot: SlotRef,
@@ -199,7 +202,7 @@ impl Locked<'_> {
         self.link_message(head, &link_blocks, channels, shape, id, limits);
     }
 
-    /// Makes a message under the lock and stores it in one channel: only for what is short and made by the zone itself.
+    /// Makes a message under the lock and stores it in one channel: only for short ones made by the zone itself.
     pub fn link_short(
         &mut self,
         channel: ChannelRef,
@@ -260,7 +263,7 @@ impl Locked<'_> {
             self.init(head, multi::stored, 0);
             self.init(head, multi::queued, 0);
         }
-        // The fields that say what is in which list are set before the lists are touched.
+        // The fields that name a link's list are set before the lists are changed.
         for index in 0..count {
             let link = nth_link(head, link_blocks, index);
             let next = if index + 1 < count {
@@ -279,7 +282,7 @@ impl Locked<'_> {
             self.init(link, link::pending, 0);
         }
         if let Some(&last) = link_blocks.last() {
-            // Places that hold no link must not look as if they did.
+            // Unused link places must not look like links.
             let used = (count - 1) % LINKS_PER_BLOCK;
             for place in if used == 0 { LINKS_PER_BLOCK } else { used }..LINKS_PER_BLOCK {
                 self.init(LinkRef(last.0 * LINKS_PER_BLOCK + place), link::flags, 0);
@@ -311,7 +314,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Marks the links into channels that have had a higher id, or the same. Before any is noted: copies in one channel are equal.
+    /// Marks links as late in channels that have had a higher or equal id. Done before any id is noted: copies in one
+    /// channel have equal ids.
     fn mark_late(&mut self, head: BodyRef, link_blocks: &[BlockRef], channels: &[ChannelRef], id: Option<OrderedId>) {
         if !self.tracks_ids() {
             return;
@@ -331,7 +335,7 @@ impl Locked<'_> {
 
     /// Takes a message's blocks off the front of the slot's reservation.
     fn take_reservation(&mut self, slot: SlotRef, shape: Shape, last: BlockRef) -> (BodyRef, Vec<BlockRef>) {
-        // What follows is reserved for other messages.
+        // The blocks behind it are reserved for other messages.
         let rest = self.get(last, block::next);
         if rest.some().is_some() {
             self.set(last, block::next, BlockRef::NONE);
@@ -340,7 +344,7 @@ impl Locked<'_> {
         let mut link_blocks = Vec::new();
         for _ in 0..shape.link_blocks() {
             let next = self.get(block, block::next);
-            // Its first link will lie over the chain.
+            // The first link will overwrite the chain field.
             self.set(block, block::next, next);
             link_blocks.push(block);
             block = next;
@@ -349,7 +353,7 @@ impl Locked<'_> {
         (BodyRef(block.0), link_blocks)
     }
 
-    /// Appends a link to a channel's queue, or to the trash if nobody wants it.
+    /// Appends a link to a channel's queue, or to the trash if it is neither stored nor pending.
     fn append(&mut self, channel: ChannelRef, link: LinkRef, shape: Shape, limits: &Limits) {
         let id = if shape.notice() {
             0
@@ -400,7 +404,7 @@ impl Locked<'_> {
         text_blocks(payload_len, self.link_flag(link, link_flag::MULTI))
     }
 
-    /// One for one: what a lowered limit leaves over is the caller's.
+    /// Drops one stored message for one new; the caller drops the excess over a lowered limit.
     fn drop_over_limit(&mut self, channel: ChannelRef, limits: &Limits) {
         if limits
             .max_stored_per_channel
@@ -421,8 +425,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Which age list messages of this ttl are in. If all are taken by other ttls, that of the next longer one: the message
-    /// lives a little longer then.
+    /// The index of the age list for messages of this ttl. If all lists are taken by other ttls, the one of the next
+    /// longer ttl: the message then lives a little longer.
     fn choose_age_list(&mut self, ttl: u32) -> usize {
         let ttl_of = |locked: &Self, index| locked.hot(hot::age_ttl.nth(index));
         if let Some(index) = (0..AGE_LISTS).find(|&index| ttl_of(self, index) == ttl) {
@@ -454,7 +458,7 @@ impl Locked<'_> {
         self.set(first, link::flags, flags | code << link_flag::LIST_SHIFT);
     }
 
-    /// Moves a body to the list where it belongs now.
+    /// Moves a body to the list that it now belongs to.
     fn relist(&mut self, body: BodyRef) {
         let first = first_link(body);
         let (stored, queued) = if self.link_flag(first, link_flag::MULTI) {
@@ -479,7 +483,7 @@ impl Locked<'_> {
         }
     }
 
-    /// A message is stored in its channel no more: expired, over the limit, evicted or deleted.
+    /// Marks a link as no longer stored in its channel: expired, over the limit, evicted or deleted.
     pub fn unstore(&mut self, link: LinkRef) {
         let channel = self.get(link, link::channel);
         let body = self.body_of(link);
@@ -499,7 +503,7 @@ impl Locked<'_> {
         }
     }
 
-    /// A worker has taken the message, or has stopped copying it.
+    /// Marks a link as taken by a worker, or as no longer being copied.
     pub fn release(&mut self, link: LinkRef) {
         let pending = self.get(link, link::pending) - 1;
         self.set(link, link::pending, pending);
@@ -540,7 +544,7 @@ impl Locked<'_> {
         self.add(Hot, hot::trash_count, 1);
     }
 
-    /// Empties the trash by one link whose time has come, or by the oldest if `early`. False if there is none.
+    /// Frees one link from the trash whose time has come, or the oldest if `early`. False if there is none.
     pub fn empty_trash(&mut self, early: bool) -> bool {
         let Some(link) = self.hot(hot::trash_first).some() else {
             return false;
@@ -558,8 +562,8 @@ impl Locked<'_> {
         true
     }
 
-    /// Empties the trash by its oldest link before its time: 1 if it came there by itself, 0 if it was evicted before and is counted
-    /// already.
+    /// Frees the oldest link from the trash before its time: 1 if it came there without eviction, 0 if its eviction is
+    /// already counted.
     pub fn evict_trash(&mut self) -> Option<u64> {
         let link = self.hot(hot::trash_first).some()?;
         let counted = self.link_flag(link, link_flag::EVICTED);
@@ -577,7 +581,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Frees one block of a message that nobody needs. False if there is none.
+    /// Frees one block of an unreferenced message. False if there is none.
     pub fn collect_garbage(&mut self) -> bool {
         let Some(body) = self.hot(hot::garbage).some() else {
             return false;
@@ -605,7 +609,8 @@ impl Locked<'_> {
         true
     }
 
-    /// Lets one overdue message expire, in one of its channels: because its time has come, or as an eviction. False if none is overdue.
+    /// Expires one overdue message in one of its channels, counted as an eviction if `evicts`. False if none is
+    /// overdue.
     pub fn expire(&mut self, evicts: bool) -> bool {
         let now = self.hot(hot::now);
         for index in 0..AGE_LISTS {
@@ -619,7 +624,7 @@ impl Locked<'_> {
         false
     }
 
-    /// Takes the oldest message of the zone out of the store, in one of its channels. False if nothing is stored.
+    /// Evicts the zone's oldest stored message, in one of its channels. False if nothing is stored.
     pub fn evict_oldest(&mut self) -> bool {
         let heads = (0..AGE_LISTS).filter_map(|index| self.hot(hot::age_first.nth(index)).some());
         let Some(body) = heads.min_by_key(|&body| self.get(body, body::seq)) else {
@@ -642,14 +647,14 @@ impl Locked<'_> {
         }
     }
 
-    /// The last resort: a message that some worker has not taken yet is taken away from under it. False if there is none, or if
-    /// all are just being copied.
+    /// The last resort: evicts a message that is still pending. False if there is none, or if all are just being
+    /// copied.
     pub fn evict_undelivered(&mut self) -> bool {
         let mut next = self.hot(hot::limbo_first);
         for _ in 0..64 {
             let Some(body) = next.some() else { return false };
             if let Some(link) = self.evictable_link(body) {
-                // Its channel loses its oldest: what is lost is then always in front of what is next.
+                // The channel loses its oldest message, so that lost messages always precede the next one to take.
                 self.skip_for_all(self.oldest_beside(link));
                 return true;
             }
@@ -658,7 +663,8 @@ impl Locked<'_> {
         false
     }
 
-    /// A queued link of the body that nobody is copying; never a notice, for without it subscribers would wait for ever.
+    /// A queued link of the body that no worker is copying; never a notice, because without it subscribers would wait
+    /// for ever.
     fn evictable_link(&self, body: BodyRef) -> Option<LinkRef> {
         let mut next = first_link(body);
         while let Some(link) = next.some() {
@@ -673,7 +679,8 @@ impl Locked<'_> {
         None
     }
 
-    /// The oldest message in the queue of a message, as far as it can be found near the front: notices stay.
+    /// The oldest message in the same queue that is neither stored nor a notice, as far as it can be found near the
+    /// front.
     fn oldest_beside(&self, link: LinkRef) -> LinkRef {
         let mut next = self.get(self.get(link, link::channel), channel::first);
         for _ in 0..64 {
@@ -729,12 +736,12 @@ fn nth_link(head: BodyRef, link_blocks: &[BlockRef], index: u32) -> LinkRef {
     }
 }
 
-/// Blocks for the links that do not fit into the head block.
+/// Number of blocks for the links that do not fit into the head block.
 fn links_blocks(links: u32) -> u32 {
     links.saturating_sub(1).div_ceil(LINKS_PER_BLOCK)
 }
 
-/// What is known of a message before it is linked: it decides which blocks it takes.
+/// The properties of a message that determine its blocks, known before it is linked.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub payload_len: u32,
@@ -743,12 +750,12 @@ pub struct Shape {
     pub flags: u16,
 }
 
-/// Bytes of a message's event id, event type and text together, at most. Rendered messages are counted in 32 bits, and a text becomes
-/// several times as long where each of its lines is a field or a template repeats it.
+/// Maximum bytes of a message's event id, event type and text together. Rendered messages are counted in 32 bits, and a
+/// text becomes several times as long where each of its lines is a field or a template repeats it.
 pub const MAX_PAYLOAD: u32 = 256 << 20;
 
 impl Shape {
-    /// Of a message that is published. None if it is larger than [`MAX_PAYLOAD`].
+    /// The shape of a published message. None if it is larger than [`MAX_PAYLOAD`].
     pub fn of(text_len: usize, event_id: Option<&[u8]>, event_type: Option<&[u8]>, channels: usize) -> Option<Shape> {
         let mut flags = 0;
         let mut payload_len = text_len;
@@ -781,7 +788,7 @@ impl Shape {
         links_blocks(self.links)
     }
 
-    /// All blocks: links, head and text.
+    /// Number of all blocks: links, head and text.
     pub fn blocks(self) -> u32 {
         self.link_blocks() + text_blocks(self.payload_len, self.multi())
     }

@@ -7,10 +7,10 @@ use super::messages::Shape;
 use super::{Limits, Now, OutOfOrder, Published, Refusal, Stop, Terms, Worker};
 use crate::wire::event_id::OrderedId;
 
-/// Links that one hold of the lock appends: about as long as a drain or a listing holds it.
+/// Links that one hold of the lock appends: as long a hold as that of a drain or a listing.
 const LINKS_PER_HOLD: usize = 64;
-/// Messages after which wake-ups are sent all the same: one drain takes no more, and a worker that has something to take and
-/// was not woken yet is not woken by other publishers either.
+/// Messages after which held wake-ups are sent: one drain takes no more, and while a worker's wake-up is held, other
+/// publishers do not wake it either.
 const MESSAGES_PER_WAKE: usize = 1024;
 
 /// One message of a series.
@@ -30,10 +30,10 @@ impl Publication<'_> {
     }
 }
 
-/// What is to be known of the event id that a message brings.
+/// The ordered form and window key of a message's event id.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Brought {
-    /// Its place in the order, if it has one.
+    /// The id as an ordered one, if it is.
     pub ordered: Option<OrderedId>,
     /// Its key in windows.
     pub key: Option<(u64, u64)>,
@@ -62,8 +62,8 @@ impl Filled {
 }
 
 impl Locked<'_> {
-    /// Publishes the first message of the slot's reservation to all of `ids` that have not accepted its id before. Appends what became
-    /// of it in each. False if all had: then it is still in the reservation.
+    /// Publishes the first message of the slot's reservation to those of `ids` that have not accepted its id before.
+    /// Appends the result for each. False if all had: then it is still in the reservation.
     pub fn publish_reserved(
         &mut self,
         slot: SlotRef,
@@ -117,7 +117,7 @@ impl Locked<'_> {
         Ok(!accepting.is_empty())
     }
 
-    /// In which of the publish's channels its id is known already; it is put into the windows of the others.
+    /// Which of the publish's channels already know the id; adds it to the windows of the others.
     fn accept(&mut self, channels: &[ChannelRef], id: (u64, u64), limits: &Limits) -> Result<Vec<bool>, Stop> {
         let mut duplicates = Vec::with_capacity(channels.len());
         for &channel in channels {
@@ -132,8 +132,8 @@ impl Locked<'_> {
     }
 }
 
-/// A series in progress. Each message is published as if alone, to all of its channels or to none; only those who wait for
-/// them are woken when this is dropped, all at once.
+/// A series in progress. Each message is published as if alone, to all of its channels or to none; only the wake-ups
+/// are delayed until this is dropped, and then sent together.
 #[derive(Debug)]
 pub struct Publishing<'w> {
     worker: &'w mut Worker,
@@ -147,8 +147,8 @@ impl<'w> Publishing<'w> {
         Publishing { worker, unannounced: 0 }
     }
 
-    /// Publishes `posts` in order until one is refused, of which nothing remains. Appends the figures of their channels, in
-    /// order. Returns how many were published, and why the next one was not.
+    /// Publishes `posts` in order until one is refused, which leaves nothing behind. Appends the figures of their
+    /// channels, in order. Returns how many were published, and why the next one was not.
     pub fn publish(
         &mut self,
         posts: &[Publication<'_>],
@@ -189,7 +189,7 @@ impl Drop for Publishing<'_> {
     }
 }
 
-/// As many as one hold may take; at least one.
+/// As many posts as one hold may take; at least one.
 fn first_group<'p, 'a>(posts: &'p [Publication<'a>]) -> &'p [Publication<'a>] {
     let (mut links, mut blocks) = (0, 0);
     let fits = posts.iter().take_while(|post| {
@@ -201,7 +201,7 @@ fn first_group<'p, 'a>(posts: &'p [Publication<'a>]) -> &'p [Publication<'a>] {
 }
 
 impl Worker {
-    /// Publishes from the front of `posts`, under one hold, until one needs more than the zone has at hand. Returns how many
+    /// Publishes from the front of `posts`, under one hold, until one needs more blocks than are free. Returns how many
     /// were published.
     fn publish_together(&mut self, posts: &[Publication<'_>], now: Now, figures: &mut Vec<Published>) -> usize {
         let Some(shapes) = posts.iter().map(Publication::shape).collect::<Option<Vec<_>>>() else {
@@ -248,7 +248,7 @@ impl Worker {
         posts.iter().zip(shapes).map(fill_one).collect()
     }
 
-    /// Links what [`Worker::fill`] has written, each message by a mutation of its own. Returns how many were linked.
+    /// Links the messages that [`Worker::fill`] has written, each by its own mutation. Returns how many were linked.
     fn link(
         &mut self,
         posts: &[Publication<'_>],
@@ -281,7 +281,7 @@ impl Worker {
             let known = figures.len();
             match locked.publish_reserved(slot, message, post.ids, own, &limits, figures) {
                 Ok(true) => {}
-                // What is left over of a message that nobody takes is given back when it is alone.
+                // The blocks of a message that no channel accepts are freed when it is published alone.
                 Ok(false) | Err(_) => {
                     figures.truncate(known);
                     break;
@@ -295,7 +295,7 @@ impl Worker {
         linked
     }
 
-    /// Publishes one as any other: room is made for it, and a refusal has its reason.
+    /// Publishes one message the normal way: evicts for it, and reports the reason of a refusal.
     fn publish_alone(&mut self, post: &Publication<'_>, now: Now) -> Result<Vec<Published>, Refusal> {
         let mut draft = self.draft(post.text.len(), post.event_id, post.event_type, post.ids.len(), now)?;
         self.write(&mut draft, post.text);
