@@ -1,16 +1,16 @@
-//! Channels: found by id, listed in creation order, gone when idle or deleted.
+//! Channels: found by id, listed in creation order, removed when idle or deleted.
 
 use super::layout::*;
 use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
 use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, eviction};
 
-/// Ticks between leaving and the return of the memory.
+/// Ticks from a channel's removal until its memory is freed.
 pub const TRASH_TICKS: u32 = 100;
-/// Ticks for which a deleted channel counts as being deleted before it goes to the trash; its subscribers are told at
-/// once. The C module does it in rounds of four seconds.
+/// Ticks for which a deleted channel counts as being deleted before it goes to the trash; its subscribers are notified
+/// at once. The C module does it in rounds of four seconds.
 const DELETE_TICKS: u32 = 30;
-/// Channels that are looked at for one whose deletion can be finished early.
+/// Channels examined to find one whose deletion can be finished early.
 const HASTENED: u32 = 64;
 
 /// All channels in creation order.
@@ -34,17 +34,17 @@ fn by_deadline(first: Field<Hot, ChannelRef>, last: Field<Hot, ChannelRef>) -> L
     }
 }
 
-/// Channels by inactivity deadline. A channel that was in use when its deadline came is in no list until it is not.
+/// Channels by inactivity deadline. A channel in use at its deadline is in no list until it becomes unused.
 pub fn idle() -> List<Hot, ChannelRef> {
     by_deadline(hot::idle_first, hot::idle_last)
 }
 
-/// Deleted channels whose subscribers are being told.
+/// Deleted channels whose subscribers are being notified.
 pub fn deleting() -> List<Hot, ChannelRef> {
     by_deadline(hot::deleting_first, hot::deleting_last)
 }
 
-/// Channels that are gone and whose memory is not back yet.
+/// Removed channels whose memory is not yet freed.
 pub fn channel_trash() -> List<Hot, ChannelRef> {
     by_deadline(hot::channel_trash_first, hot::channel_trash_last)
 }
@@ -119,7 +119,7 @@ impl Locked<'_> {
         }
     }
 
-    /// May one more channel with this id come into being, when `plain` and `wildcard` others are about to?
+    /// May a channel with this id be created, in addition to `plain` and `wildcard` others that are about to be?
     pub fn may_create(&self, id: &[u8], limits: &Limits, plain: u32, wildcard: u32) -> Result<(), Refusal> {
         let (count, coming, max) = if limits.is_wildcard(id) {
             (self.hot(hot::wildcard_channels), wildcard, limits.max_wildcard_channels)
@@ -165,7 +165,7 @@ impl Locked<'_> {
         Ok(created)
     }
 
-    /// A channel that only the table knows.
+    /// Creates a channel that is in the hash table but in no list.
     fn create_unlisted(&mut self, hash: u32, id: &[u8], flags: u16) -> Result<ChannelRef, Stop> {
         let block = self.take_block()?;
         let created = ChannelRef(block.0);
@@ -208,7 +208,8 @@ impl Locked<'_> {
             .saturating_add(limits.channel_inactivity_secs.saturating_mul(10))
     }
 
-    /// The channel is in use: its inactivity starts anew. To the second, so that a busy channel is not moved about.
+    /// Restarts the inactivity period of a channel in use. To the second, so that a busy channel is not moved in the
+    /// list all the time.
     pub fn touch(&mut self, channel: ChannelRef, limits: &Limits) {
         let deadline = self.deadline(limits);
         let listed = self.has_flag(channel, channel_flag::IDLE_LISTED);
@@ -227,7 +228,7 @@ impl Locked<'_> {
         self.push_back(idle(), channel);
     }
 
-    /// Is there nothing that keeps it?
+    /// Does nothing keep the channel?
     fn is_unused(&self, channel: ChannelRef) -> bool {
         !self.has_flag(channel, channel_flag::EVENTS)
             && self.get(channel, channel::stored) == 0
@@ -236,7 +237,7 @@ impl Locked<'_> {
             && self.get(channel, channel::first) == LinkRef::NONE
     }
 
-    /// The entry of a client address, made if there is none.
+    /// The entry of a client address, created if missing.
     pub fn address(&mut self, hash: u32, key: &[u8]) -> Result<ChannelRef, Stop> {
         match self.find_kind(hash, key, channel_flag::ADDRESS) {
             Some(address) => Ok(address),
@@ -244,7 +245,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Something that kept it is gone: if it was overdue, it is looked at again. An address goes at once.
+    /// To be called when something that kept the channel is gone: an overdue channel is listed again, an address is
+    /// removed at once.
     pub fn reconsider(&mut self, channel: ChannelRef) {
         if self.has_flag(channel, channel_flag::ADDRESS) {
             if self.is_unused(channel) {
@@ -265,7 +267,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Takes the first overdue channel off the idle list, to the trash if it is unused. False if there is none.
+    /// Takes the first overdue channel off the idle list, and moves it to the trash if it is unused. False if there is
+    /// none.
     pub fn retire_idle(&mut self) -> bool {
         let Some(channel) = self.hot(hot::idle_first).some() else {
             return false;
@@ -312,7 +315,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Takes a channel out of the table and the lists: nobody finds it any more.
+    /// Takes a channel out of the table and the lists, so that it cannot be found any more.
     fn remove(&mut self, removed: ChannelRef) {
         self.remove_from_table(removed);
         self.hand_ids_on(removed);
@@ -338,7 +341,7 @@ impl Locked<'_> {
         self.set(channel, channel::deadline, self.hot(hot::now) + TRASH_TICKS);
         self.push_back(channel_trash(), channel);
         self.add(Hot, hot::channel_trash_count, 1);
-        // If there is no room to tell it, it remains untold: the channel is gone all the same.
+        // Without room for the event, it is not published: the channel is gone all the same.
         let _ = self.tell(ChannelEvent::Destroyed, channel);
     }
 
@@ -350,8 +353,8 @@ impl Locked<'_> {
         self.add(Hot, hot::deleting_count, 1);
     }
 
-    /// The later steps, one at a time: its messages leave it, and when no subscriber is left either, it goes to the trash.
-    /// False if nothing is due.
+    /// The later steps, one at a time: its messages are removed, and when no subscriber is left either, it goes to the
+    /// trash. False if nothing is due.
     pub fn finish_deletion(&mut self) -> bool {
         let Some(channel) = self.hot(hot::deleting_first).some() else {
             return false;
@@ -368,15 +371,15 @@ impl Locked<'_> {
             self.sub(Hot, hot::deleting_count, 1);
             self.trash_channel(channel);
         } else {
-            // Somebody has not taken the notice yet. Others must not wait for that.
+            // Some worker has not taken the notice yet. Other deletions must not wait for that.
             self.set(channel, channel::deadline, self.hot(hot::now) + 10);
             self.push_back(deleting(), channel);
         }
         true
     }
 
-    /// A step towards the trash ahead of time, of one of the channels that were deleted first and whose subscribers have all been
-    /// told. False if there is none.
+    /// Advances the deletion of one of the longest deleted channels whose subscribers have all been notified, ahead of
+    /// time. False if there is none.
     pub fn hasten_deletion(&mut self) -> bool {
         let mut next = self.hot(hot::deleting_first);
         for _ in 0..HASTENED {
@@ -405,7 +408,7 @@ impl Locked<'_> {
             return false;
         }
         if let Some(block) = self.get(channel, channel::id_more).some() {
-            // Ids may be long: a block at a time.
+            // Ids may be long: one block at a time.
             let next = self.get(block, block::next);
             self.set(channel, channel::id_more, next);
             self.free_block(block);
@@ -422,7 +425,7 @@ impl Locked<'_> {
 }
 
 impl Locked<'_> {
-    /// Makes the events channel that the limits name, if it is not there yet, and no other.
+    /// Creates the events channel that the limits name, if missing, and makes it the only one.
     pub fn open_events_channel(&mut self, limits: &Limits) -> Result<(), Stop> {
         let wanted = match &limits.events {
             None => ChannelRef::NONE,
@@ -437,7 +440,8 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// What it holds counts in the zone's figures only while it is a channel like any other.
+    /// Makes a channel the events channel, or a normal one. Its messages count in the zone's figures only while it is
+    /// normal.
     fn change_events_channel(&mut self, channel: ChannelRef, events: bool) {
         let Some(channel) = channel.some() else { return };
         self.set_flag(channel, channel_flag::EVENTS, events);
@@ -450,7 +454,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Publishes in the events channel what happened to `channel`, unless it is that channel itself.
+    /// Publishes an event about `channel` in the events channel, unless `channel` is the events channel itself.
     pub fn tell(&mut self, event: ChannelEvent, channel: ChannelRef) -> Result<(), Stop> {
         let (Some(limits), Some(target)) = (self.limits, self.hot(hot::events).some()) else {
             return Ok(());

@@ -1,6 +1,8 @@
-//! How a worker's subscribers are connected: figures that each worker keeps in its slot, outside of the lock.
+//! Connection figures: how a worker's subscribers are connected. Each worker keeps them in its slot, outside of the
+//! lock.
 //!
-//! Only the slot's own process writes them, one aligned word at a time, so any other may read them at any moment.
+//! Only the slot's own process writes them, one aligned word at a time, so any other process may read them at any
+//! moment.
 
 use std::time::Duration;
 
@@ -14,12 +16,12 @@ pub enum Mode {
     Streaming,
     EventSource,
     WebSocket,
-    /// It waits for one answer.
+    /// Waits for one response.
     LongPolling,
 }
 
 impl Mode {
-    /// Those that can do without a request come first.
+    /// The modes that can be detached come first.
     pub const ALL: [Mode; 4] = [Mode::Streaming, Mode::EventSource, Mode::WebSocket, Mode::LongPolling];
 
     /// Its name in statistics.
@@ -33,25 +35,25 @@ impl Mode {
     }
 }
 
-/// Why a subscriber that could do without its request of nginx keeps it.
+/// Why a subscriber that could be detached keeps nginx's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachReason {
     /// `push_stream_detach off`.
     Directive,
     /// HTTP/2 or HTTP/3: the connection belongs to several requests.
     Protocol,
-    /// A filter takes part in its answer, as gzip.
+    /// An output filter processes the response, such as gzip.
     Filter,
     LimitRate,
-    /// A module wants to be told when the request ends, as limit_conn.
+    /// A module has a cleanup at the end of the request, such as limit_conn.
     Cleanup,
-    /// Something else works on the request, as a mirrored one.
+    /// Another activity uses the request, such as a mirrored subrequest.
     Subrequest,
     /// The client is still sending a body.
     Body,
     /// The client has already sent the beginning of its next request.
     Pipelined,
-    /// Bytes wait in nginx: until they are sent, or this event is handled.
+    /// Unsent bytes in nginx: until they are sent, or this event is handled.
     Unsent,
 }
 
@@ -87,13 +89,13 @@ impl AttachReason {
 /// How a subscriber is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
-    /// Without a request of nginx.
+    /// Without nginx's request.
     Detached(Mode),
-    /// With one; long polls always.
+    /// With nginx's request; long polls always.
     Attached(Mode, Option<AttachReason>),
 }
 
-/// How many subscribers of a worker are connected in which way.
+/// Counts of a worker's subscribers by kind of connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Connections([u32; CONNECTION_COUNTS]);
 
@@ -103,17 +105,17 @@ const FIRST_REASON: usize = FIRST_ATTACHED + Mode::ALL.len();
 const _: () = assert!(FIRST_REASON + AttachReason::ALL.len() == CONNECTION_COUNTS);
 
 impl Connections {
-    /// Those without a request of nginx. None wait for one answer.
+    /// Subscribers without nginx's request. Never long polls.
     pub fn detached(&self, mode: Mode) -> u32 {
         self.0[..DETACHABLE].get(mode as usize).copied().unwrap_or(0)
     }
 
-    /// Those with a request of nginx.
+    /// Subscribers with nginx's request.
     pub fn attached(&self, mode: Mode) -> u32 {
         self.0[FIRST_ATTACHED + mode as usize]
     }
 
-    /// Those of the attached that are it for this reason.
+    /// Attached subscribers, by reason.
     pub fn attached_for(&self, reason: AttachReason) -> u32 {
         self.0[FIRST_REASON + reason as usize]
     }
@@ -133,17 +135,17 @@ impl Connections {
 }
 
 impl Worker {
-    /// Counts a subscriber that is connected in this way.
+    /// Counts a subscriber's connection.
     pub fn count_in(&self, connection: Connection) {
         self.count_connection(connection, |count| count.wrapping_add(1));
     }
 
-    /// Forgets one that [`Worker::count_in`] counted.
+    /// Takes back a [`Worker::count_in`].
     pub fn count_out(&self, connection: Connection) {
         self.count_connection(connection, |count| count.saturating_sub(1));
     }
 
-    /// Tells how long this worker did not look for events while it delivered; the longest is kept.
+    /// Records a time that this worker spent delivering without polling for events; the longest is kept.
     pub fn note_stretch(&self, stretch: Duration) {
         let stretch_us = u32::try_from(stretch.as_micros()).unwrap_or(u32::MAX);
         if stretch_us > self.memory().peek(self.own_slot(), slot::stretch_us) {

@@ -1,7 +1,7 @@
-//! What is counted outside of the lock: by all workers of all generations together, since the zone was made.
+//! Counters outside of the lock: summed over all workers of all generations, since the zone was created.
 //!
-//! Each count is one atomic word, so that a death loses at most what a worker had not added yet. Workers add up for
-//! themselves what happens to each subscriber, and add that here once for many.
+//! Each counter is one atomic word, so that a death loses at most what a worker had not added yet. Workers accumulate
+//! per-subscriber counts locally, and add the sums here.
 
 use std::sync::atomic::Ordering;
 
@@ -9,10 +9,10 @@ use super::layout::{COUNTERS, FANOUT_BUCKETS, FANOUT_FIRST, FANOUT_SUM, slot};
 use super::memory::Memory;
 use super::{Refusal, Worker};
 
-/// Declares the counts, each with its number in the zone, and a list of them.
+/// Declares the counters, each with its number in the zone, and a list of them.
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
-        /// One count. Its number is its place in the zone: it stays, whatever comes and goes beside it.
+        /// A counter. Its number is its place in the zone, and stays when others are added or removed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Counter {
             $($(#[$doc])* $name = $number,)*
@@ -29,47 +29,47 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Messages handed to a subscriber, once for each.
+    /// Messages delivered, counted per subscriber.
     Delivered = 0,
-    /// Subscribers that were told that they have missed something.
+    /// Subscribers that were sent a gap notice.
     GapNotice = 1,
     /// Slow readers whose connection was closed.
     SlowClose = 2,
-    /// Slow readers that missed their oldest messages, once for each time that room was made.
+    /// Slow readers that skipped their oldest messages, once for each time that room was made.
     SlowSkip = 3,
-    /// Slow readers that missed all but the newest message.
+    /// Slow readers that skipped all but the newest message.
     SlowLatest = 4,
-    /// Workers woken by another one.
+    /// Workers signalled by another process.
     WakeupSignal = 5,
-    /// Workers that had something to take from themselves.
+    /// Workers that had messages of their own to take.
     WakeupOwn = 6,
-    /// Workers that found something although nobody had woken them.
+    /// Workers that found messages in the tick, without a signal.
     WakeupTimer = 7,
-    /// Messages refused: no room.
+    /// Messages refused: the zone is full.
     RefusedFull = 8,
-    /// A limit, as that of channels.
+    /// A limit, such as that of channels.
     RefusedLimit = 9,
-    /// The request or line was no message.
+    /// The request or line was not a valid message.
     RefusedInvalid = 10,
-    /// The channel is not for publishers.
+    /// The channel does not accept publishers.
     RefusedForbidden = 11,
     /// An earlier line of the same batch was refused.
     RefusedDependency = 12,
     /// The event id was not above the channel's newest.
     RefusedOutOfOrder = 13,
-    /// Messages skipped because their id had been accepted before.
+    /// Messages skipped because their id was already accepted.
     Duplicate = 14,
-    /// Subscriptions refused: a limit, as that of subscribers of a channel.
+    /// Subscriptions refused: a limit, such as that of subscribers of a channel.
     SubscriberLimit = 15,
-    /// The channel is not for it, or may not be created by it.
+    /// The subscriber may not follow or create the channel.
     SubscriberForbidden = 16,
-    /// The request was no subscription.
+    /// The request was not a valid subscription.
     SubscriberInvalid = 17,
-    /// No room.
+    /// The zone is full.
     SubscriberFull = 18,
-    /// The worker could not serve it.
+    /// The worker could not serve the subscriber.
     SubscriberUnavailable = 19,
-    /// Streams that ended, by what ended them.
+    /// Streams ended, by cause.
     ClosedByClient = 20,
     ClosedByCloseFrame = 21,
     ClosedForViolation = 22,
@@ -81,17 +81,17 @@ counters! {
     ClosedChannelDeleted = 28,
     ClosedDismissed = 29,
     ClosedWorkerExit = 30,
-    /// Subscribers that a leaving worker gave to another one.
+    /// Subscribers that a leaving worker handed over to another one.
     HandedOver = 31,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);
 
-/// How long messages took from their publication until a worker had sent them to the last of its subscribers. One
+/// Fan-out latency: time from a message's publication until a worker had sent it to the last of its subscribers. One
 /// observation per message and worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fanout {
-    /// Observations in each bucket: not more than its bound and more than the one before.
+    /// Observations in each bucket: up to its bound and above the previous one.
     pub buckets: [u64; FANOUT_BUCKETS],
     pub sum_ms: u64,
 }
@@ -106,7 +106,7 @@ impl Fanout {
     }
 }
 
-/// All counts at one moment.
+/// All counters at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts([u64; COUNTERS]);
 
@@ -118,7 +118,7 @@ impl Default for Counts {
 
 impl Counts {
     pub(super) fn of(memory: &Memory) -> Counts {
-        // Counts that belong together may be read a moment apart: they are for people.
+        // Related counters may be read a moment apart: they are for display.
         Counts(std::array::from_fn(|index| {
             memory.counter(index).load(Ordering::Relaxed)
         }))
@@ -143,14 +143,14 @@ impl Memory {
 
     fn add_to(&self, index: usize, more: u64) {
         if more > 0 {
-            // Nothing else depends on the order in which others see it.
+            // No other data depends on the order in which other processes see it.
             self.counter(index).fetch_add(more, Ordering::Relaxed);
         }
     }
 }
 
 impl Refusal {
-    /// What a message that is refused so counts as.
+    /// The counter of messages refused for this reason.
     pub fn counter(self) -> Counter {
         match self {
             Refusal::Full | Refusal::NothingToEvict => Counter::RefusedFull,
@@ -165,17 +165,17 @@ impl Refusal {
 }
 
 impl Worker {
-    /// Counts a message that was refused.
+    /// Counts a refused message.
     pub fn count_refusal(&self, refusal: Refusal) {
         self.count(refusal.counter(), 1);
     }
 
-    /// Adds to a count.
+    /// Adds to a counter.
     pub fn count(&self, counter: Counter, more: u64) {
         self.memory().count(counter, more);
     }
 
-    /// Adds observations, and forgets them in `fanout`.
+    /// Adds the observations, and clears `fanout`.
     pub fn count_fanout(&self, fanout: &mut Fanout) {
         let Fanout { buckets, sum_ms } = std::mem::take(fanout);
         for (index, count) in buckets.into_iter().enumerate() {
@@ -184,12 +184,13 @@ impl Worker {
         self.memory().add_to(FANOUT_SUM, sum_ms);
     }
 
-    /// Says how many bytes wait for this worker's slow readers.
+    /// Publishes the number of bytes queued for this worker's slow readers.
     pub fn set_queued_bytes(&self, bytes: u64) {
         self.memory().init(self.slot, slot::queued, bytes);
     }
 
-    /// Is there something to take although nobody has said so? A publisher died before it could, or will say so in a moment.
+    /// Are there messages for this worker without a signal? The publisher died before it could send one, or will in a
+    /// moment.
     pub fn is_overlooked(&self) -> bool {
         !self.is_woken() && self.memory().peek(self.slot, slot::dirty_first).some().is_some()
     }

@@ -1,13 +1,14 @@
-//! Deduplication windows: the last ids that each channel accepted. Publishing one of them again is answered as a duplicate.
+//! Deduplication windows: the last ids that each channel accepted. Publishing one of them again is answered as a
+//! duplicate.
 //!
-//! Each channel has the last ids that it accepted, oldest first, four to a block; all of them hang in the zone's table of ids
-//! by their keyed hash, so that a look-up does not depend on how many there are.
+//! Each channel keeps the last ids that it accepted, oldest first, four to a block; all of them are chained in the
+//! zone's id table by their keyed hash, so that the cost of a look-up does not depend on the window's size.
 
 use super::layout::*;
 use super::memory::{ENTRY_BUCKET_FIRST, Locked};
 use super::{Limits, Stop};
 
-/// An id in one channel.
+/// The key of an id in one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     low: u64,
@@ -15,9 +16,10 @@ pub struct Key {
 }
 
 impl Key {
-    /// `id` is the id's own key, `born` the channel's number: what was another channel of the same name is another channel.
+    /// `id`: the id's own key. `born`: the channel's creation number, which differs for a later channel of the same
+    /// name.
     pub fn new(id: (u64, u64), born: u64) -> Key {
-        // Any odd number keeps different channels apart; this one also spreads them over the table.
+        // Any odd number gives different channels different keys; this one also spreads them over the table.
         const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         Key {
             low: id.0,
@@ -26,7 +28,7 @@ impl Key {
     }
 }
 
-/// Ids that a publish drops at most when a reload has made windows smaller; the rest goes with the next ones.
+/// Ids that a publish drops at most when a reload has made windows smaller; later publishes drop the rest.
 const DROPPED_AT_ONCE: u32 = 2;
 
 impl Locked<'_> {
@@ -41,12 +43,12 @@ impl Locked<'_> {
         }
     }
 
-    /// The channel's key for an id that hashes to `id`.
+    /// The channel's key for the id with key `id`.
     pub fn window_key(&self, channel: ChannelRef, id: (u64, u64)) -> Key {
         Key::new(id, self.get(channel, channel::born))
     }
 
-    /// Is it in its channel's window?
+    /// Is the key in its channel's window?
     pub fn is_known(&self, key: Key) -> bool {
         let mut next = self.get(self.entry_bucket(key), ENTRY_BUCKET_FIRST);
         while let Some(entry) = next.some() {
@@ -58,7 +60,7 @@ impl Locked<'_> {
         false
     }
 
-    /// Puts an id into the channel's window, which then holds no more than the limits say.
+    /// Adds an id to the channel's window, and drops the oldest over the limit.
     pub fn remember(&mut self, channel: ChannelRef, key: Key, limits: &Limits) -> Result<(), Stop> {
         let Some(window) = self.open_ids(channel)? else {
             return Ok(());
@@ -85,7 +87,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Where the window's next id goes.
+    /// The entry for the window's next id.
     fn next_entry(&mut self, window: IdsRef) -> Result<EntryRef, Stop> {
         let last = self.get(window, ids::window_last);
         if last.some().is_some() && !(last.0 + 1).is_multiple_of(ENTRIES_PER_BLOCK) {
@@ -112,7 +114,7 @@ impl Locked<'_> {
         true
     }
 
-    /// Is it where a look-up would find it?
+    /// Is the entry in the bucket that a look-up would search?
     pub fn in_bucket(&self, wanted: EntryRef) -> bool {
         let mut next = self.get(self.entry_bucket(self.key_of(wanted)), ENTRY_BUCKET_FIRST);
         while next.some().is_some() && next != wanted {

@@ -1,4 +1,4 @@
-//! Eviction: what a full zone gives up, in which order; and the once-a-second housekeeping.
+//! Eviction: what a full zone frees, in which order; and the once-a-second housekeeping.
 
 use super::layout::*;
 use super::memory::{Locked, Memory};
@@ -6,17 +6,17 @@ use super::{Limits, Now, OnFull, Refusal, Tick};
 
 /// Steps under one hold of the lock; each is a few dozen writes.
 const STEPS_PER_HOLD: u32 = 32;
-/// Steps of one kind in a tick; what is left waits for the next.
+/// Steps of one kind in a tick; the next tick continues.
 const STEPS_PER_TICK: u32 = 1024;
 
 /// Blocks for the message about an event in a channel whose id is not very long.
 const EVENT_ROOM: u32 = 4;
 
-/// In a zone that refuses, one block in so many is kept for subscribers of channels that exist.
+/// A zone that refuses keeps one block in this many for subscribers of existing channels.
 const SPARE_PART: u32 = 64;
 
-/// Blocks that are kept for subscribers of existing channels: messages and new channels are refused before. A zone that makes room
-/// keeps none.
+/// Blocks kept for subscribers of existing channels: messages and new channels are refused before those are used. A
+/// zone that evicts keeps none.
 pub fn spare(memory: &Memory, limits: &Limits) -> u32 {
     match limits.on_full {
         OnFull::Refuse => (memory.blocks / SPARE_PART).clamp(8, 1024),
@@ -36,7 +36,7 @@ const HOUSEKEEPING: [Step; 6] = [
     |locked| locked.collect_garbage(),
 ];
 
-/// Does what is due, a bounded slice of it.
+/// Does the housekeeping that is due, a bounded amount of it.
 pub fn tick(memory: &Memory, limits: &Limits, now: Now) -> Tick {
     let mut outcome = Tick::Done;
     for step in HOUSEKEEPING {
@@ -67,7 +67,7 @@ fn run(memory: &Memory, limits: &Limits, now: Now, step: Step, budget: &mut u32)
     true
 }
 
-/// Makes sure that `blocks` blocks are free now; somebody else may take them first.
+/// Frees blocks until `blocks` are free; other processes may take them first.
 pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Result<(), Refusal> {
     loop {
         let mut locked = memory.lock_with(limits);
@@ -94,8 +94,8 @@ pub fn make_room(memory: &Memory, blocks: u32, limits: &Limits, now: Now) -> Res
 }
 
 impl Locked<'_> {
-    /// Before a mutation that cannot be refused tells of an event: makes room for that in a full zone, if the limits say so and
-    /// nobody misses a message for it.
+    /// Before a mutation that cannot be refused publishes an event: makes room for that in a full zone, if the limits
+    /// say so and no subscriber loses a message by it.
     pub fn make_event_room(&mut self) {
         let Some(Limits {
             on_full: OnFull::Evict,
@@ -114,13 +114,14 @@ impl Locked<'_> {
         }
     }
 
-    /// Takes away what is missed least, in the end even what is `undelivered`. False if there is nothing.
+    /// Evicts the least valuable item, at last even an `undelivered` message. False if there is nothing.
     fn evict_something(&mut self, undelivered: bool) -> bool {
-        /// Where it is counted, and how many messages or channels it takes away that were there for somebody; None if there is nothing.
+        /// The counter of a kind of eviction, and the function that evicts one item: returns how many messages or
+        /// channels were lost to readers by it; None if there is nothing.
         type Way = (Field<Hot, u64>, fn(&mut Locked<'_>) -> Option<u64>);
         const WAYS: [Way; 7] = [
             (hot::evicted_trash, |locked| locked.evict_trash()),
-            // Their end was counted when they came there.
+            // Their end was counted when they entered the trash.
             (hot::evicted_trash, |locked| {
                 locked.empty_channel_trash(true).then_some(0)
             }),

@@ -1,16 +1,16 @@
-//! The order of event ids: what the zone and each channel know of them.
+//! The order of event ids: what the zone and each channel record of them.
 //!
-//! Nothing of this exists until a configuration asks for it ([`Limits::track_ids`](super::Limits)); then each channel gets one
-//! more block. The *newest* id of a channel says which messages come out of order. What it has *lost* says who has missed
-//! something: the highest id among those of its messages that are stored no more. A channel that leaves hands both on to the
-//! zone, and a new one begins with that, for it may be the old one come back.
+//! Nothing of this exists until a configuration asks for it ([`Limits::track_ids`](super::Limits)); then each channel
+//! gets one more block. A channel's *newest* id determines which messages are out of order. Its *lost* id determines
+//! which subscribers have a gap: it is the highest id among its messages that are no longer stored. A removed channel
+//! hands both on to the zone, and a new one starts with those, because it may be the same channel created again.
 
 use super::Stop;
 use super::layout::*;
 use super::memory::{Locked, Memory};
 use crate::wire::event_id::{MAX_GROUPS, MAX_LEN, OrderedId};
 
-/// Where an ordered id is kept: its groups, and how many there are.
+/// The fields of an ordered id: its groups, and their number.
 #[derive(Clone, Copy)]
 pub struct IdField<R> {
     groups: Field<R, [u64; MAX_GROUPS]>,
@@ -35,12 +35,12 @@ pub const ZONE_REMOVED: IdField<ZoneIds> = IdField {
 };
 
 impl Memory {
-    /// Does the zone keep track of ids?
+    /// Does the zone track ids?
     pub fn tracks_ids(&self) -> bool {
         self.peek(ZoneIds, zone_ids::since) != 0
     }
 
-    /// The id of a message without an id of its own, by its sequence number.
+    /// The id assigned to a message without one, from its sequence number.
     pub fn auto_id(&self, seq: u64) -> OrderedId {
         OrderedId::pair(self.epoch_ms(), seq)
     }
@@ -67,14 +67,14 @@ impl Locked<'_> {
         }
     }
 
-    /// The higher of what is there and `id`.
+    /// Sets the field to `id` if that is higher.
     fn raise<R: super::memory::Record>(&mut self, record: R, field: IdField<R>, id: Option<OrderedId>) {
         if let Some(id) = id.filter(|&id| self.ordered_id(record, field) < Some(id)) {
             self.set_ordered_id(record, field, id);
         }
     }
 
-    /// From now on ids are kept track of. `auto`: messages without an id get one, so the zone's beginning is a position, too.
+    /// Starts the tracking of ids. `auto`: messages without an id get one, so the zone's beginning is a position, too.
     pub fn begin_tracking(&mut self, auto: bool) {
         if self.get(ZoneIds, zone_ids::since) == 0 {
             self.set(ZoneIds, zone_ids::since, self.hot(hot::seq) + 1);
@@ -86,7 +86,7 @@ impl Locked<'_> {
         }
     }
 
-    /// What is known of the channel's ids, made if the zone keeps track of them and there is nothing yet.
+    /// The channel's id record, created if the zone tracks ids and there is none yet.
     pub fn open_ids(&mut self, channel: ChannelRef) -> Result<Option<IdsRef>, Stop> {
         let known = self.get(channel, channel::ids).some();
         if known.is_some() || !self.tracks_ids() {
@@ -106,7 +106,7 @@ impl Locked<'_> {
         Ok(Some(made))
     }
 
-    /// What was lost before a new channel came into being counts as lost in it.
+    /// A new channel counts everything that the zone has lost as lost.
     pub fn begin_ids(&mut self, channel: ChannelRef) -> Result<(), Stop> {
         if let Some(made) = self.open_ids(channel)? {
             let removed = self.ordered_id(ZoneIds, ZONE_REMOVED);
@@ -115,7 +115,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// A channel leaves: what its clients may have missed is the zone's from now on.
+    /// Hands a removed channel's ids on to the zone: its clients may have missed these messages.
     pub fn hand_ids_on(&mut self, channel: ChannelRef) {
         if let Some(known) = self.get(channel, channel::ids).some() {
             let highest = self.ordered_id(known, NEWEST).max(self.ordered_id(known, LOST));
@@ -123,7 +123,7 @@ impl Locked<'_> {
         }
     }
 
-    /// Gives back a piece of what is known of a removed channel's ids. False if there is nothing (any more).
+    /// Frees a part of a removed channel's id record. False if there is none left.
     pub fn free_ids(&mut self, channel: ChannelRef) -> bool {
         let Some(known) = self.get(channel, channel::ids).some() else {
             return false;
@@ -142,12 +142,12 @@ impl Locked<'_> {
         self.ordered_id(self.get(channel, channel::ids).some()?, NEWEST)
     }
 
-    /// The id of the newest message that the channel has lost; nothing that is not above it is sure to be known in full.
+    /// The highest id that the channel has lost; only above it are its messages certain to be complete.
     pub fn lost_id(&self, channel: ChannelRef) -> Option<OrderedId> {
         self.ordered_id(self.get(channel, channel::ids).some()?, LOST)
     }
 
-    /// The message's id, if it is an ordered one.
+    /// The message's id, if ordered.
     pub fn ordered_id_of(&self, link: LinkRef) -> Option<OrderedId> {
         if self.link_flag(link, link_flag::AUTO_ID) {
             return Some(self.auto_id(self.seq_of(link)));
@@ -182,19 +182,19 @@ impl Locked<'_> {
         self.read_event_id(link, &mut text).map(<[u8]>::to_vec)
     }
 
-    /// Could its ids be out of order without a flag that says so? Those of messages from before ids were kept track of.
+    /// May its id be out of order without a flag that says so? True for messages from before ids were tracked.
     pub fn is_of_unknown_order(&self, link: LinkRef) -> bool {
-        // Where ids are not kept track of, that is every message.
+        // If ids are not tracked, that is every message.
         let last_untracked = self.get(ZoneIds, zone_ids::since).wrapping_sub(1);
         self.link_flag(link, link_flag::LATE) || self.seq_of(link) <= last_untracked
     }
 
-    /// Is `id` above all that the channel has had?
+    /// Is `id` above all ids that the channel has had?
     pub fn is_in_order(&self, channel: ChannelRef, id: OrderedId) -> bool {
         self.newest_id(channel) < Some(id)
     }
 
-    /// A message with this id is being linked into the channel.
+    /// Records the id of a message that is being linked into the channel.
     pub fn note_newest(&mut self, channel: ChannelRef, id: OrderedId) {
         if let Some(known) = self.get(channel, channel::ids).some() {
             self.raise(known, NEWEST, Some(id));
@@ -202,7 +202,7 @@ impl Locked<'_> {
         }
     }
 
-    /// A message is stored in its channel no more.
+    /// Records that a message is no longer stored in its channel.
     pub fn note_lost(&mut self, channel: ChannelRef, link: LinkRef) {
         if let Some(known) = self.get(channel, channel::ids).some() {
             let id = self.ordered_id_of(link);

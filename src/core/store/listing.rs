@@ -1,5 +1,5 @@
-//! Walks over all channels, in creation order and in slices. A walk holds nothing in the zone: what comes and goes between its
-//! slices is there or not there when it gets to it, and nothing else is missed or met twice.
+//! Walks over all channels, in creation order and in slices. A walk holds no resources in the zone: channels created or
+//! removed between its slices may or may not appear; all others appear exactly once.
 
 use super::layout::*;
 use super::memory::Locked;
@@ -8,36 +8,37 @@ use super::{ChannelInfo, Worker};
 /// Channels that one hold of the lock visits.
 const CHANNELS_PER_HOLD: usize = 256;
 
-/// A walk in progress; the default is at its start.
+/// A walk in progress; the default is one at its start.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The channel that comes next, if there is one and it is still there.
+    /// The next channel, if there is one and it is still there.
     next: Option<Place>,
-    /// Those of the last slice. Behind the last of them that is still there it goes on, if `next` is not.
+    /// The channels of the last slice. If `next` is gone, the walk continues behind the last of them that is still
+    /// there.
     passed: Vec<Place>,
-    /// Number of creation of the last one that was visited.
+    /// Creation number of the last channel visited.
     visited: u64,
     done: bool,
 }
 
-/// A channel, and the number of its creation by which it is known again.
+/// A channel, and the creation number that verifies it.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     channel: ChannelRef,
     born: u64,
 }
 
-/// Names a channel to walk on from, also when it is gone.
+/// Names a channel to continue from, even when it is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Landmark {
-    /// Number of its creation.
+    /// Its creation number.
     pub born: u64,
-    /// Where it was.
+    /// Its block.
     pub block: u32,
 }
 
 impl Listing {
-    /// The number of creation up to which all channels had their turn.
+    /// The creation number up to which all channels have been visited.
     pub fn visited(&self) -> u64 {
         self.visited
     }
@@ -55,16 +56,16 @@ impl Listing {
     }
 }
 
-/// How much there is of a channel, and since when it is quiet.
+/// A channel's memory, and the time of its newest message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// Memory of its stored messages. One that is stored in several channels counts in each.
+    /// Memory of its stored messages. A message stored in several channels counts in each.
     pub stored_bytes: u64,
-    /// When its newest message was published, seconds since the epoch; 0 = there was none.
+    /// When its newest message was published, seconds since the epoch; 0 = never.
     pub newest_unix: u64,
 }
 
-/// A channel as a walk finds it.
+/// A channel as found by a walk.
 #[derive(Clone, Copy, Debug)]
 pub struct Listed<'a> {
     pub id: &'a [u8],
@@ -94,7 +95,7 @@ impl Worker {
             let place = locked.place_of(channel);
             passed.push(place);
             let (info, extent) = (locked.info(channel), locked.extent(channel));
-            // After a new start, some have had their turn.
+            // After a restart, some were already visited.
             if place.born > listing.visited && wanted(info, extent) {
                 locked.copy_id(channel, &mut ids);
                 found.push((ids.len(), info, extent, place));
@@ -122,7 +123,7 @@ impl Worker {
         !listing.done
     }
 
-    /// The living channel with this id, to walk on from.
+    /// The living channel with this id, to continue from.
     pub fn landmark(&self, id: &[u8]) -> Option<Landmark> {
         let hash = self.memory().hash(id);
         let locked = self.memory().lock();
@@ -149,7 +150,7 @@ impl Locked<'_> {
         }
     }
 
-    /// The channel where a walk goes on: `next`, else the one behind what was passed last, else the first of all.
+    /// The channel where a walk continues: `next`, else the one behind the last passed one, else the first of all.
     fn go_on(&self, next: Option<Place>, passed: &[Place]) -> ChannelRef {
         if let Some(next) = next.filter(|&place| self.is_listed(place)) {
             return next.channel;

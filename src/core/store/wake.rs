@@ -1,15 +1,16 @@
-//! Waking a worker: a flag in its slot, which says that somebody has told it and it has not looked yet, and its eventfd.
+//! Waking a worker: a flag in its slot, up from the wake-up until the worker looks for messages, and its eventfd.
 //!
-//! Whoever has linked something for a worker, and has released the lock, raises the flag; the one that finds it down signals the
-//! eventfd. The worker lowers the flag first and takes the lock then: what was linked before, it finds; whoever links later
-//! finds the flag down and signals again. So it is signalled once for many messages, and never too seldom. If whoever should signal
-//! dies before it does, the worker's next tick looks all the same.
+//! A publisher that has linked a message for a worker, and has released the lock, raises the flag; if it was down, the
+//! publisher signals the eventfd. The worker lowers the flag first and takes the lock then: it finds all messages
+//! linked before; later publishers find the flag down and signal again. So it is signalled once for many messages, and
+//! never too seldom. If a publisher dies before it signals, the worker's next tick looks all the same.
 //!
-//! The lock orders it: a worker that has not seen a message had the lock before its publisher, and lowered the flag before that.
+//! The lock provides the order: a worker that has not seen a message had the lock before its publisher, and lowered the
+//! flag before that.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The word that the flag is.
+/// The word that holds the flag.
 pub trait Flag {
     fn swap(&self, value: u32) -> u32;
     fn get(&self) -> u32;
@@ -25,22 +26,23 @@ impl Flag for AtomicU32 {
     }
 }
 
-/// There is something to take. True if the worker is to be signalled.
+/// Raises the flag: messages wait. True if the worker is to be signalled.
 pub fn raise(flag: &impl Flag) -> bool {
     flag.swap(1) == 0
 }
 
-/// The worker is about to look. (A swap, as every change of the flag: then these have one order, and it costs what a store does.)
+/// Lowers the flag: the worker is about to look. (A swap, like every change of the flag: so all changes have one order,
+/// at the cost of a store.)
 pub fn lower(flag: &impl Flag) {
     flag.swap(0);
 }
 
-/// Was the worker told since it last looked?
+/// Was the worker woken since it last looked?
 pub fn is_raised(flag: &impl Flag) -> bool {
     flag.get() != 0
 }
 
-/// Every order in which threads can run through this, and everything that they can then see of each other.
+/// Every interleaving of threads, and every state that they can then observe.
 #[cfg(test)]
 mod tests {
     use loom::sync::atomic::{AtomicU32, Ordering};
@@ -66,7 +68,7 @@ mod tests {
         eventfd: AtomicU32,
     }
 
-    /// Where a publisher dies.
+    /// The point at which a publisher dies.
     #[derive(Clone, Copy, PartialEq)]
     enum Death {
         Never,
@@ -95,7 +97,7 @@ mod tests {
             std::mem::take(&mut *self.linked.lock().unwrap())
         }
 
-        /// What the worker takes if it was signalled.
+        /// The number of messages that the worker takes if it was signalled.
         fn react(&self) -> u32 {
             match self.eventfd.swap(0, Ordering::AcqRel) {
                 0 => 0,
@@ -104,7 +106,7 @@ mod tests {
         }
     }
 
-    /// Publishers beside a worker that looks so often. Returns how many messages it took, and its slot.
+    /// Runs publishers beside a worker that looks `looks` times. Returns how many messages it took, and its slot.
     fn run(publishers: &[Death], looks: u32) -> (u32, Arc<Slot>) {
         let slot = Slot::new();
         let threads: Vec<_> = publishers
@@ -126,10 +128,10 @@ mod tests {
         for (publishers, looks) in [(1, 2), (2, 1), (2, 2)] {
             loom::model(move || {
                 let (mut taken, slot) = run(&vec![Death::Never; publishers], looks);
-                // Whatever was not taken was signalled.
+                // Every message not yet taken was signalled.
                 taken += slot.react();
                 assert_eq!(taken, publishers as u32);
-                // Its worker may have been told in vain, but the next publisher is heard.
+                // The flag may be up without a signal, but the next publisher's signal arrives.
                 slot.react();
                 slot.publish(Death::Never);
                 assert_eq!(slot.react(), 1);
@@ -146,7 +148,7 @@ mod tests {
                 // The tick.
                 taken += slot.take();
                 assert_eq!(taken, 2);
-                // And the next publisher is heard again.
+                // And the next publisher's signal arrives again.
                 slot.react();
                 slot.publish(Death::Never);
                 assert_eq!(slot.react(), 1);
@@ -162,7 +164,7 @@ mod tests {
                 let slot = slot.clone();
                 thread::spawn(move || slot.publish(Death::Never))
             };
-            // It publishes, and looks because the flag is up, whoever has raised it.
+            // It publishes, and looks because the flag is up, whichever thread has raised it.
             *slot.linked.lock().unwrap() += 1;
             raise(&slot.flag);
             let mut taken = if is_raised(&slot.flag) { slot.take() } else { 0 };
