@@ -1,13 +1,14 @@
-//! Many messages in one request body: a JSON object per line (NDJSON), and a verdict per line back.
+//! Batch publish: many messages in one request body, a JSON object per line (NDJSON), with a verdict per line in the
+//! answer.
 //!
 //! ```text
 //! {"channels": ["news", "sport"], "text": "Hello", "id": "7", "type": "note", "store": true}
 //! {"channels": ["news"], "base64": "SGVsbG8="}
 //! ```
 //!
-//! A line is read in one pass, without a tree of values in between: strings without escapes stay where they are in the
-//! body. Everything that is not exactly this form is refused, with the column where reading stopped: unknown and repeated
-//! keys, other types, strings that are no Unicode, base64 that is none, channel ids that are none.
+//! A line is read in one pass, without an intermediate tree of values: strings without escapes are borrowed from the
+//! body. Any other form is refused, with the column where reading stopped: unknown and repeated keys, other types,
+//! strings that are not valid Unicode, invalid base64, invalid channel ids.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,13 +25,14 @@ use super::statistics::{Channel, Format, Record};
 /// Content type of a batch and of its answer.
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 
-/// Channels in one line at most: more than anybody subscribes to at once, and little enough for one step of the store.
+/// Maximum number of channels in one line: more than any subscriber follows at once, and few enough for one step of the
+/// store.
 pub const MAX_CHANNELS: usize = 255;
 
-/// Bytes in an event id or event type at most.
+/// Maximum bytes of an event id or event type.
 const MAX_FIELD: usize = 255;
 
-/// One message, as its line says.
+/// One message, as given by its line.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// 1 to [`MAX_CHANNELS`] ids, literally.
@@ -39,20 +41,20 @@ pub struct Line<'a> {
     pub body: Cow<'a, [u8]>,
     pub event_id: Option<Cow<'a, str>>,
     pub event_type: Option<Cow<'a, str>>,
-    /// Shall it be stored? None: as the location says.
+    /// Shall it be stored? None: the location's setting applies.
     pub store: Option<bool>,
 }
 
-/// Why a line is no message.
+/// Why a line is not a valid message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason} at column {column}")]
 pub struct Malformed {
     pub reason: String,
-    /// In bytes, the first is 1; 0 stands before it.
+    /// In bytes, starting at 1; 0 = before the line's first byte.
     pub column: usize,
 }
 
-/// Why a body is no batch at all.
+/// Why a body is not an acceptable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooLarge {
     #[error("More than {0} lines.")]
@@ -61,7 +63,7 @@ pub enum TooLarge {
     Line { line: usize, max: usize },
 }
 
-/// The lines of a body that are not empty, each with its number; the first is 1.
+/// The body's non-empty lines, each with its number, starting at 1.
 pub fn lines(body: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let mut rest = Some(body);
     let split = std::iter::from_fn(move || {
@@ -76,7 +78,7 @@ pub fn lines(body: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     (1..).zip(split).filter(|(_, line)| !line.iter().all(is_space))
 }
 
-/// Is the body a batch that may be looked at? `max_line` in bytes, without the line end.
+/// Checks a body's limits. `max_line` in bytes, without the line end.
 pub fn check(body: &[u8], max_lines: usize, max_line: usize) -> Result<(), TooLarge> {
     for (count, (number, line)) in lines(body).enumerate() {
         if count == max_lines {
@@ -92,14 +94,14 @@ pub fn check(body: &[u8], max_lines: usize, max_line: usize) -> Result<(), TooLa
     Ok(())
 }
 
-/// What JSON takes for white space.
+/// Is this byte JSON white space?
 fn is_space(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
 
-/// Reads one line.
+/// Parses one line.
 pub fn parse(line: &[u8]) -> Result<Line<'_>, Malformed> {
-    // Elsewhere a list of the values in order would do as well.
+    // The deserializer would also accept an array with the values in order.
     if let Some(start) = line.iter().position(|byte| !is_space(byte))
         && line[start] != b'{'
     {
@@ -163,12 +165,12 @@ struct Fields<'a> {
     store: Option<bool>,
 }
 
-/// A key that may be missing, but is not `null`.
+/// Deserializes a key that may be missing, but not `null`.
 fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
-/// A string, borrowed if it has no escapes, that passes a check.
+/// A string that passes a check, borrowed if it has no escapes.
 struct Checked<F>(&'static str, F);
 
 impl<'de, T, F: FnOnce(Cow<'de, str>) -> Result<T, String>> Visitor<'de> for Checked<F> {
@@ -227,7 +229,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Field<'a> {
     }
 }
 
-/// A literal channel id: what publishers may name in a path, and can be written there without being cut.
+/// A literal channel id: one that publishers may name in a path, and that a path parser leaves in one piece.
 struct ChannelId<'a>(Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for ChannelId<'a> {
@@ -276,23 +278,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Channels<'a> {
     }
 }
 
-/// What became of one line.
+/// The result for one line.
 #[derive(Clone, Copy, Debug)]
 pub struct Verdict<'a> {
-    /// Its number in the body; the first is 1.
+    /// Its line number in the body, starting at 1.
     pub line: usize,
-    /// As if it had been a request of its own.
+    /// The status that a request with this message alone would get.
     pub status: u32,
     /// Why it failed.
     pub explain: Option<&'a str>,
-    /// Channels that had accepted its id before.
+    /// Number of channels that had already accepted its id.
     pub duplicates: usize,
-    /// The id that it was given.
+    /// The id assigned by the zone.
     pub id: Option<OrderedId>,
 }
 
-/// Appends a verdict and the figures of the line's channels: of one in the single form, of several as a group has them; of
-/// none if they are not wanted.
+/// Appends a verdict and the figures of the line's channels: for one channel in the single form, for several in the
+/// form of a group, for an empty list none.
 pub fn push_verdict(verdict: Verdict<'_>, channels: &[Channel<'_>], out: &mut Vec<u8>) {
     out.push(b'{');
     let mut record = Record::new(Format::Json, "", ", ", out);
@@ -322,7 +324,7 @@ pub fn push_verdict(verdict: Verdict<'_>, channels: &[Channel<'_>], out: &mut Ve
     out.extend_from_slice(b"}\n");
 }
 
-/// Appends the line that stands before the verdicts of failed lines, if the client wants no others.
+/// Appends the summary line that precedes the verdicts, when the client wants only those of failed lines.
 pub fn push_summary(lines: usize, failed: usize, out: &mut Vec<u8>) {
     out.push(b'{');
     Record::new(Format::Json, "", ", ", out)
@@ -332,13 +334,13 @@ pub fn push_summary(lines: usize, failed: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Is this the content type of a batch? Parameters do not matter.
+/// Is this the content type of a batch? Parameters are ignored.
 pub fn is_batch(content_type: &[u8]) -> bool {
     let essence = content_type.split(|&byte| byte == b';').next().unwrap_or_default();
     essence.trim_ascii().eq_ignore_ascii_case(CONTENT_TYPE.as_bytes())
 }
 
-/// Does a Prefer header ask for `return=minimal` (RFC 7240 §4.2)? Of several `return`s the first counts.
+/// Does a Prefer header ask for `return=minimal` (RFC 7240 §4.2)? The first of several `return`s counts.
 pub fn prefers_minimal<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> bool {
     headers
         .into_iter()
@@ -490,7 +492,7 @@ mod tests {
         assert!(refused(r#"{"channels": ["a"], "base64": "eA"}"#).starts_with("bad base64: "));
         let latin1 = parse(b"{\"channels\": [\"a\"], \"text\": \"\xe9\"}").unwrap_err();
         assert_eq!(latin1.to_string(), "invalid unicode code point at column 30");
-        // What looks like a backtrack elsewhere is part of the id.
+        // Text that would be a backtrack in a path is part of the id here.
         assert!(parse(br#"{"channels": ["a.b3.c", ".b", "a.b"], "text": "x"}"#).is_ok());
     }
 
@@ -607,7 +609,7 @@ mod tests {
         }
     }
 
-    /// What the contract says of an object, told from the tree of its values.
+    /// The documented format of an object, checked on the tree of its values.
     fn is_line(object: &Value) -> bool {
         let channels = object["channels"].as_array().unwrap();
         let is_channel = |id: &str| {

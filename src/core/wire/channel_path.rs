@@ -1,4 +1,4 @@
-//! The channels path: which channels a request names.
+//! The channels path: the channels that a request names.
 //!
 //! ```text
 //! room.b18.beautiful.b3/news/x.b1.b2
@@ -17,7 +17,7 @@ pub struct Segment<'a> {
     pub backtrack: u32,
 }
 
-/// Cuts a decoded path into its elements.
+/// Splits a decoded path into its elements.
 pub fn parse(path: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     let mut rest = path;
     std::iter::from_fn(move || {
@@ -33,12 +33,12 @@ pub fn parse(path: &[u8]) -> impl Iterator<Item = Segment<'_>> {
     })
 }
 
-/// May a publisher or subscriber use this id? `ALL` and ids with `*` are reserved for statistics.
+/// Is this id reserved for statistics? `ALL` and ids with `*` are; publishers and subscribers may not use them.
 pub fn is_reserved(id: &[u8]) -> bool {
     id == b"ALL" || memchr::memchr(b'*', id).is_some()
 }
 
-/// Is this text, read as a path, the channel of exactly this id?
+/// Does this text, read as a path, name one channel with exactly this id?
 pub fn is_one_id(text: &[u8]) -> bool {
     !text.is_empty() && memchr::memchr(b'/', text).is_none() && segment(text).id == text
 }

@@ -1,40 +1,40 @@
-//! Event ids that have an order: `1795325070123-42`.
+//! Ordered event ids, such as `1795325070123-42`.
 //!
-//! An ordered id is one to four groups of one to twenty decimal digits, joined by `-`. Each is a number below 2^64 without
-//! leading zeros. Groups compare as numbers from the left, and a missing group sorts before any present one: `7` < `7-0` <
-//! `7-1` < `10`. All other ids are only equal or not.
+//! An ordered id is one to four groups of one to twenty decimal digits, joined by `-`. Each is a number below 2^64
+//! without leading zeros. Groups compare as numbers from the left, and a missing group sorts before any present one:
+//! `7` < `7-0` < `7-1` < `10`. All other ids can only be compared for equality.
 
 use std::cmp::Ordering;
 use std::fmt;
 
-/// Groups of an ordered id at most.
+/// Maximum number of groups of an ordered id.
 pub const MAX_GROUPS: usize = 4;
 
-/// Bytes of an ordered id's text at most: four groups of twenty digits, and what joins them.
+/// Maximum bytes of an ordered id's text: four groups of twenty digits, and the separators.
 pub const MAX_LEN: usize = MAX_GROUPS * 20 + MAX_GROUPS - 1;
 
-/// An ordered id. Its text follows from its groups, so two equal ones have the same text.
+/// An ordered id. Its groups determine its text, so equal ids have the same text.
 #[derive(Clone, Copy, Eq)]
 pub struct OrderedId {
-    /// Groups that it does not have are 0.
+    /// Missing groups are 0.
     groups: [u64; MAX_GROUPS],
     len: u8,
 }
 
 impl OrderedId {
-    /// No id is below it.
+    /// The lowest id.
     pub const LOWEST: OrderedId = OrderedId {
         groups: [0; MAX_GROUPS],
         len: 1,
     };
 
-    /// No id is above it.
+    /// The highest id.
     pub const HIGHEST: OrderedId = OrderedId {
         groups: [u64::MAX; MAX_GROUPS],
         len: MAX_GROUPS as u8,
     };
 
-    /// None if the text is no ordered id.
+    /// None if the text is not an ordered id.
     pub fn parse(text: &[u8]) -> Option<OrderedId> {
         if text.is_empty() || text.len() > MAX_LEN {
             return None;
@@ -50,7 +50,7 @@ impl OrderedId {
         Some(id)
     }
 
-    /// The id of two groups that the zone itself gives.
+    /// An id of two groups, as assigned by the zone.
     pub fn pair(first: u64, second: u64) -> OrderedId {
         OrderedId {
             groups: [first, second, 0, 0],
@@ -58,7 +58,7 @@ impl OrderedId {
         }
     }
 
-    /// From its groups; those behind the first `len` are ignored. None if it has no group, or more than there can be.
+    /// From its groups; those behind the first `len` are ignored. None if `len` is 0 or above [`MAX_GROUPS`].
     pub fn from_groups(groups: [u64; MAX_GROUPS], len: usize) -> Option<OrderedId> {
         if len == 0 || len > MAX_GROUPS {
             return None;
@@ -115,7 +115,7 @@ impl PartialEq for OrderedId {
 
 impl Ord for OrderedId {
     fn cmp(&self, other: &Self) -> Ordering {
-        // A slice that is the other's beginning is the lesser.
+        // A slice that is a prefix of the other is the lesser.
         self.groups().cmp(other.groups())
     }
 }
@@ -138,10 +138,10 @@ impl fmt::Debug for OrderedId {
     }
 }
 
-/// Bytes of an event id or an event type at most, where they are checked.
+/// Maximum bytes of an event id or an event type, where they are checked.
 pub const MAX_CHECKED_LEN: usize = 255;
 
-/// May this be an event id or an event type where they are checked? No control bytes, and not too long.
+/// Is the text acceptable as an event id or event type, where they are checked? No control bytes, and not too long.
 pub fn is_acceptable(text: &[u8]) -> bool {
     text.len() <= MAX_CHECKED_LEN && !text.iter().any(u8::is_ascii_control)
 }

@@ -8,32 +8,32 @@
 //!                     the empty line that ends the event
 //! ```
 //!
-//! A template of several lines makes so many `data:` lines of each line of the text.
+//! A template of several lines produces that many `data:` lines for each line of the text.
 //!
-//! A line ends at CR, LF or CRLF and every line counts, also an empty one and the one behind a final line end: what the
-//! browser hands over is the text, with each line end turned into LF. No byte that came with a message can begin a line
-//! of its own.
+//! A line ends at CR, LF or CRLF and every line counts, also an empty one and the one behind a final line end: the
+//! browser delivers the text with each line end turned into LF. No byte of a message can begin a line of its own.
 
 use std::borrow::Cow;
 
 use super::event_id::OrderedId;
 use super::template::{Fields, Template};
 
-/// What a comment-only ping looks like on the wire.
+/// A ping as sent: only a comment.
 pub const PING: &[u8] = b": -1\n";
 
-/// Tells a browser where it is, without a message: it remembers the id and dispatches nothing.
+/// Sets a browser's last event id without a message: no event is dispatched.
 pub fn position(id: OrderedId) -> Vec<u8> {
     [b"id: ", &id.to_text()[..], b"\n\n"].concat()
 }
 
-/// Tells a browser after how many milliseconds it is to come back.
+/// Sets a browser's reconnection time, in milliseconds.
 pub fn retry(after_ms: u32) -> Vec<u8> {
     format!("retry: {after_ms}\n\n").into_bytes()
 }
 
-/// The header template as sent: each line a comment. Empty becomes `: \n`. One that starts with `: ` is used as it stands, with the
-/// end of its last line, and of its last event, if they are missing: what follows would become part of it.
+/// The header template as sent: each line becomes a comment. Empty becomes `: \n`. A template that starts with `: ` is
+/// sent as it stands, with the end of its last line, and of its last event, added if missing: otherwise the next event
+/// would become part of it.
 pub fn header(template: &[u8]) -> Vec<u8> {
     if is_ready_made(template) {
         let mut header = template.to_vec();
@@ -51,7 +51,8 @@ pub fn header(template: &[u8]) -> Vec<u8> {
     }
 }
 
-/// The footer template as sent. Empty stays empty. An event in one that is used as it stands gets its end.
+/// The footer template as sent. Empty stays empty. A template sent as it stands gets the end of its last event, if
+/// missing.
 pub fn footer(template: &[u8]) -> Vec<u8> {
     if !is_ready_made(template) {
         return comment(template);
@@ -65,9 +66,9 @@ pub fn footer(template: &[u8]) -> Vec<u8> {
 
 /// The message template of an EventSource location, prepared from the configured one.
 ///
-/// Each of its lines becomes a `data:` line. One that starts with `data: ` is used as it stands, up to one line end, for a second
-/// would end the event after the first line of a text; so is, behind the first, each line that is a field already. A blank one is
-/// `~text~`.
+/// Each of its lines becomes a `data:` line; behind the first, a line that is a field already is used as it stands. A
+/// template that starts with `data: ` is used as it stands, up to one line end, because a second would end the event
+/// after the first line of a text. An empty template is `~text~`.
 pub fn message_template(configured: &[u8]) -> Template {
     let (body, line_end) = match configured {
         b"" => (&b"~text~"[..], &b"\n"[..]),
@@ -88,10 +89,10 @@ pub fn message_template(configured: &[u8]) -> Template {
     Template::parse(&template)
 }
 
-/// What a message template begins with that brings its fields itself.
+/// Prefix of a message template that contains its own fields.
 const OWN_DATA: &[u8] = b"data: ";
 
-/// What is odd in the templates of an EventSource location: browsers would read something else than was meant.
+/// Mistakes in the templates of an EventSource location: browsers would read something other than intended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Oddity {
     #[error("push_stream_message_template begins with \"data:\" without a space, so \"data: \" is put in front of it")]
@@ -102,7 +103,7 @@ pub enum Oddity {
     FieldsInComment(&'static str),
 }
 
-/// Looks at a message, a header and a footer template as they were configured.
+/// Checks a message, a header and a footer template, as configured.
 pub fn oddities(message: &[u8], header: &[u8], footer: &[u8]) -> impl Iterator<Item = Oddity> {
     let own_data = message.starts_with(OWN_DATA);
     let in_two = own_data && lines(split_line_end(message).0).any(<[u8]>::is_empty);
@@ -117,8 +118,8 @@ pub fn oddities(message: &[u8], header: &[u8], footer: &[u8]) -> impl Iterator<I
     .flatten()
 }
 
-/// Text without the line ends behind it, and the first of these; a line feed if there is none. A carriage return gets a line feed, or
-/// it would take the one that ends the event.
+/// Splits off the trailing line ends; returns the text and the first of them, or a line feed if there is none. A
+/// carriage return gets a line feed, because it would otherwise combine with the one that ends the event.
 fn split_line_end(text: &[u8]) -> (&[u8], &[u8]) {
     let end = text.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n'));
     let (body, ends) = text.split_at(end.map_or(0, |last| last + 1));
@@ -141,12 +142,12 @@ fn end_event(out: &mut Vec<u8>) {
     out.extend_from_slice(if out.last() == Some(&b'\n') { b"\n" } else { b"\n\n" });
 }
 
-/// Is there a field behind the last empty line that only the next empty line gives an effect?
+/// Does a field follow the last empty line, without the empty line that dispatches it?
 fn leaves_event_open(text: &[u8]) -> bool {
     let mut open = false;
     let mut lines = lines(text).peekable();
     while let Some(line) = lines.next() {
-        // What is behind the last line end is no line if it is empty.
+        // An empty remainder behind the last line end is not a line.
         if line.is_empty() && lines.peek().is_some() {
             open = false;
         }
@@ -182,13 +183,13 @@ pub fn render(template: &Template, fields: &Fields<'_>, out: &mut Vec<u8>) -> us
     out.len() - data_start
 }
 
-/// A header or footer template that brings comments or fields itself.
+/// Does a header or footer template contain its own comments or fields?
 fn is_ready_made(template: &[u8]) -> bool {
     template.starts_with(b": ")
 }
 
 fn comment(template: &[u8]) -> Vec<u8> {
-    // A comment is for no one to read, so its empty lines are not worth sending.
+    // Comments are not displayed, so their empty lines are not sent.
     let mut out = Vec::new();
     for line in lines(template).filter(|line| !line.is_empty()) {
         push_field(b": ", line, &mut out);
@@ -202,7 +203,7 @@ fn push_field(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.push(b'\n');
 }
 
-/// At least one line; one more than there are line ends.
+/// Splits into lines: one more than there are line ends.
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -216,7 +217,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A channel id may hold line ends (`%0A` in a URL); in an event stream they would begin a field.
+/// A channel id may contain line ends (`%0A` in a URL); in an event stream they would begin a field.
 fn on_one_line(value: &[u8]) -> Cow<'_, [u8]> {
     let is_line_end = |byte: u8| matches!(byte, b'\r' | b'\n');
     if !value.iter().copied().any(is_line_end) {
@@ -457,7 +458,7 @@ mod tests {
         assert_eq!(render(&message_template(b""), &fields, &mut out), b"data: hi\n\n".len());
     }
 
-    /// What a browser dispatches: data, type, last event id.
+    /// An event as dispatched by a browser: data, type, last event id.
     #[derive(Debug, Default, PartialEq)]
     struct Event {
         data: Vec<u8>,
@@ -518,7 +519,7 @@ mod tests {
         out
     }
 
-    /// Bytes in which everything that matters to a parser is frequent.
+    /// Random bytes, with a high share of those that matter to a parser.
     fn bytes() -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![
             3 => prop::sample::select(&b"\r\n"[..]),
@@ -548,7 +549,7 @@ mod tests {
                 event_type: event_type.as_deref(),
                 ..message(&text)
             };
-            // A header or footer that begins as a comment is the administrator's own doing.
+            // A header or footer that begins as a comment is the administrator's responsibility.
             let template = [b"x", &text[..]].concat();
             let mut out = header(&template);
             render(&message_template(b"~channel~|~event-id~|~event-type~|~text~"), &fields, &mut out);

@@ -1,10 +1,10 @@
-//! Figures for monitoring systems: the text format 0.0.4 of Prometheus, and OpenMetrics 1.0.0.
+//! Metrics formats: the text format 0.0.4 of Prometheus, and OpenMetrics 1.0.0.
 //!
-//! The two differ little: OpenMetrics names a counter's family without its `_total` and ends with a mark.
+//! They differ little: OpenMetrics names a counter's family without its `_total` and ends with an end marker.
 
 use super::push_number;
 
-/// Which of the two.
+/// The metrics format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exposition {
     Prometheus,
@@ -12,7 +12,7 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// What a client wants that may have either.
+    /// Chooses the format by the Accept header.
     pub fn negotiate(accept: Option<&[u8]>) -> Exposition {
         match accept {
             Some(accept) if memchr::memmem::find(accept, b"application/openmetrics-text").is_some() => {
@@ -30,12 +30,12 @@ impl Exposition {
     }
 }
 
-/// What a family's values mean.
+/// The metric type of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Goes up and down.
+    /// May go up and down.
     Gauge,
-    /// Only grows; its samples are named `_total`.
+    /// Only increases; its samples are named `_total`.
     Counter,
     Histogram,
 }
@@ -46,14 +46,14 @@ pub type Label<'a> = (&'a str, &'a [u8]);
 /// A histogram's observations.
 #[derive(Clone, Copy, Debug)]
 pub struct Histogram<'a> {
-    /// Upper bounds in milliseconds, ascending; what is above the last is in one bucket more.
+    /// Upper bounds in milliseconds, ascending; one more bucket holds all observations above the last.
     pub bounds_ms: &'a [u64],
-    /// Observations in each bucket, not those below it.
+    /// Observations per bucket, not cumulative.
     pub buckets: &'a [u64],
     pub sum_ms: u64,
 }
 
-/// An answer, family by family.
+/// Builds an answer, family by family.
 #[derive(Debug)]
 pub struct Writer {
     exposition: Exposition,
@@ -98,7 +98,7 @@ impl Writer {
         }
     }
 
-    /// The whole answer.
+    /// Ends the answer and returns it.
     pub fn finish(mut self) -> Vec<u8> {
         if self.exposition == Exposition::OpenMetrics {
             self.out.extend_from_slice(b"# EOF\n");
@@ -155,7 +155,7 @@ impl Family<'_> {
     }
 }
 
-/// A label's value: three characters are escaped; bytes that are no UTF-8 become U+FFFD.
+/// Appends a label's value: three characters are escaped; bytes that are not valid UTF-8 become U+FFFD.
 fn push_label(text: &[u8], out: &mut Vec<u8>) {
     for byte in String::from_utf8_lossy(text).bytes() {
         match byte {
@@ -166,7 +166,7 @@ fn push_label(text: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Milliseconds as seconds, always with a point: OpenMetrics wants bounds to be written one way only.
+/// Appends milliseconds as seconds, always with a decimal point: OpenMetrics requires one spelling of bounds.
 fn push_seconds(ms: u64, out: &mut Vec<u8>) {
     push_number(ms / 1000, out);
     let millis = format!(".{:03}", ms % 1000);

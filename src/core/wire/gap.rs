@@ -1,12 +1,12 @@
-//! What readers are told of messages that they have missed.
+//! Gap notices: how readers learn of missed messages.
 
 use super::event_id::OrderedId;
 use super::statistics::push_json_string;
 
-/// Message id that templates show for the notice.
+/// Message id of the notice in templates.
 pub const ID: i64 = -4;
 
-/// Appends the event for an EventSource. It has no id: it is no position.
+/// Appends the EventSource event. It has no id, because it is not a position.
 pub fn push_event(channel: &[u8], asked: Option<OrderedId>, first: Option<OrderedId>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"event: gap\ndata: {\"channel\":");
     push_json_string(channel, out);
@@ -28,7 +28,8 @@ fn push_id(id: Option<OrderedId>, out: &mut Vec<u8>) {
     }
 }
 
-/// The value of `X-Nginx-PushStream-Gap`: channel ids, percent-encoded where they would not be one word of a header.
+/// The value of `X-Nginx-PushStream-Gap`: channel ids, percent-encoded where they would not be a single word of a
+/// header.
 pub fn header_value<'a>(channels: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
     let mut value = Vec::new();
     for channel in channels {

@@ -1,12 +1,12 @@
-//! What an nginx worker that leaves tells another one about the subscribers that it hands over.
+//! The messages of a handover, from a leaving nginx worker to another one and back.
 //!
-//! Three messages for each group of subscribers: the leaving worker's [`Offer`] goes with the subscribers' sockets; the [`Answer`] says from
-//! which message on the other worker delivers to each; the [`Rest`] brings what was not sent before that message. All begin with a
-//! [`VERSION`], because a reload may also replace the module.
+//! Three messages for each group of subscribers: the leaving worker's [`Offer`] goes with the subscribers' sockets; the
+//! [`Answer`] says from which message on the other worker delivers to each; the [`Rest`] brings the unsent data before
+//! that message. All begin with a [`VERSION`], because a reload may also replace the module.
 
 use serde::{Deserialize, Serialize};
 
-/// Changes with every change of the messages. Workers of another version hand nothing over to each other.
+/// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
 pub const VERSION: u8 = 1;
 
 /// Subscribers on offer, in the order of their sockets.
@@ -22,7 +22,8 @@ pub struct Offer {
 pub struct LocationName {
     /// Server and location, as configured.
     pub path: Vec<u8>,
-    /// Which of the locations of that path it is, and how many there are. If their number has changed, nobody knows which is meant.
+    /// Index among the locations with that path, and their number. If their number has changed, the location is
+    /// ambiguous.
     pub number: u32,
     pub count: u32,
 }
@@ -32,13 +33,13 @@ pub struct LocationName {
 pub struct Subscriber {
     /// Index in [`Offer::locations`].
     pub location: u32,
-    /// Subscriber mode, as the statistics name it.
+    /// Subscriber mode, as named in the statistics.
     pub mode: String,
     /// The response is chunked (HTTP/1.1).
     pub chunked: bool,
-    /// Bytes that each message is filled up to (`push_stream_padding_by_user_agent`).
+    /// Minimum bytes of a message, with padding (`push_stream_padding_by_user_agent`).
     pub message_min: u32,
-    /// Ids of its channels; one that it follows twice is there twice.
+    /// Ids of its channels; one that it follows twice is listed twice.
     pub channels: Vec<Vec<u8>>,
     /// Key of its client's address, if connections per address are limited.
     pub address: Option<Vec<u8>>,
@@ -46,13 +47,13 @@ pub struct Subscriber {
     pub ping_due_ms: Option<u64>,
     /// Monotonic clock, milliseconds; None = never.
     pub end_due_ms: Option<u64>,
-    /// WebSocket: since when a ping is unanswered; monotonic clock, milliseconds.
+    /// WebSocket: time of the unanswered ping; monotonic clock, milliseconds.
     pub unanswered_since_ms: Option<u64>,
-    /// Figures for the line that is logged at its end, if there is to be one.
+    /// Figures for the disconnect log, if it is enabled.
     pub disconnect_record: Option<DisconnectRecord>,
 }
 
-/// What the log of disconnects tells of a subscriber.
+/// A subscriber's figures for the disconnect log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisconnectRecord {
     pub who: Vec<u8>,
@@ -66,26 +67,27 @@ pub struct DisconnectRecord {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer(pub Vec<Option<u64>>);
 
-/// For each subscriber of an [`Offer`] what goes before the other worker's messages; None = the leaving worker keeps it.
+/// For each subscriber of an [`Offer`], the unsent data before the other worker's messages; None = the leaving worker
+/// keeps it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rest(pub Vec<Option<Unsent>>);
 
-/// What was not sent to a subscriber.
+/// Data not yet sent to a subscriber.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unsent {
     /// Framed; the first message may be partly sent.
     pub bytes: Vec<u8>,
-    /// Ordered resume: the last event id that the subscriber knows when it has all of that.
+    /// Ordered resume: the subscriber's last event id once it has received all of `bytes`.
     pub position: Option<Vec<u8>>,
 }
 
-/// A message with its version.
+/// A message, preceded by the version.
 pub fn encode<M: Serialize>(message: &M) -> Vec<u8> {
-    // It fails only where a sequence does not know its length; all of these do.
+    // It fails only for a sequence of unknown length; all of these know theirs.
     postcard::to_extend(message, vec![VERSION]).unwrap_or_default()
 }
 
-/// The message in `bytes`; None if it is of another version or broken.
+/// The message in `bytes`; None if its version differs or it is malformed.
 pub fn decode<M: for<'b> Deserialize<'b>>(bytes: &[u8]) -> Option<M> {
     let (&version, message) = bytes.split_first()?;
     let (message, rest) = postcard::take_from_bytes(message).ok().filter(|_| version == VERSION)?;

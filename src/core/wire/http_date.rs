@@ -1,7 +1,7 @@
 //! Dates in HTTP headers.
 //!
-//! Written in the one form of RFC 9110 §5.6.7, read in all three. Reading is as lenient as nginx itself is with
-//! `If-Modified-Since`: the day's name is not judged, nor is what follows the seconds.
+//! Written in the preferred form of RFC 9110 §5.6.7, read in all three. Reading is as lenient as nginx itself is with
+//! `If-Modified-Since`: the day's name is not checked, nor is the text behind the seconds.
 
 const DAYS: [&[u8; 3]; 7] = [b"Thu", b"Fri", b"Sat", b"Sun", b"Mon", b"Tue", b"Wed"];
 const MONTHS: [&[u8; 3]; 12] = [
@@ -12,7 +12,7 @@ const SECS_PER_DAY: u64 = 86_400;
 /// The last second that has a four-digit year: 31 December 9999.
 const LAST: u64 = 253_402_300_799;
 
-/// `Sun, 22 Nov 2026 05:24:30 GMT`. Anything past the year 9999 is its last second.
+/// Formats as `Sun, 22 Nov 2026 05:24:30 GMT`. Times past the year 9999 become its last second.
 pub fn format(unix_secs: u64) -> [u8; 29] {
     let unix_secs = unix_secs.min(LAST);
     let date = Date::of(unix_secs);
@@ -28,7 +28,7 @@ pub fn format(unix_secs: u64) -> [u8; 29] {
     out
 }
 
-/// `2026-11-22T05:24:30`, the time in statistics.
+/// Formats as `2026-11-22T05:24:30`, the time in statistics.
 pub(super) fn format_iso(unix_secs: u64) -> [u8; 19] {
     let date = Date::of(unix_secs.min(LAST));
     let mut out = *b"1970-01-01T00:00:00";
@@ -42,7 +42,7 @@ pub(super) fn format_iso(unix_secs: u64) -> [u8; 19] {
     out
 }
 
-/// RFC 1123, RFC 850 and asctime forms; None if it is no date.
+/// Parses the RFC 1123, RFC 850 and asctime forms; None if it is not a date.
 ///
 /// ```text
 /// Sun, 06 Nov 1994 08:49:37 GMT
@@ -74,7 +74,7 @@ struct Date {
 }
 
 impl Date {
-    /// Counted in years that begin in March, so that the leap day is a year's last.
+    /// Calculates with years that begin in March, so that the leap day is a year's last.
     fn of(unix_secs: u64) -> Date {
         /// From 1 March 0000 to 1 January 1970.
         const DAYS_BEFORE_EPOCH: u64 = 719_468;
@@ -104,7 +104,7 @@ impl Date {
         }
     }
 
-    /// None if there is no such date, or if it is before the epoch.
+    /// None if the date does not exist, or is before the epoch.
     fn unix_secs(&self) -> Option<u64> {
         let Date {
             year,
@@ -133,7 +133,7 @@ impl Date {
     }
 }
 
-/// Reads from the left; every method takes what it returns.
+/// Reads from the left; every method consumes the part that it returns.
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {

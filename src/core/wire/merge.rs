@@ -1,22 +1,22 @@
-//! Messages of several channels on one connection, in the order of their ids.
+//! Merging messages of several channels on one connection, in the order of their ids.
 
 use super::event_id::OrderedId;
 
-/// A message's turn.
+/// A message's place in the merged order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// Which channel's.
+    /// Index of its channel's list.
     pub list: usize,
-    /// Which of its messages.
+    /// Index in that list.
     pub index: usize,
-    /// Is its id a position to resume from? Not if it came out of order, nor if the next one has it too: a client that is cut between
-    /// two copies of a message must get the second.
+    /// Is its id a position to resume from? Not if it came out of order, nor if the next one has the same id: a client
+    /// that is disconnected between two copies of a message must get the second.
     pub is_position: bool,
 }
 
-/// Merges `lists`, which hold the ids of each channel's new messages in the order in which they came, for a client whose position is
-/// `last`, and moves that on. A message without an ordered id, or with one that is not above what went before in its own list or to this
-/// client, has no place of its own: it follows its predecessor.
+/// Merges `lists`, which hold the ids of each channel's new messages in the order of arrival, for a client whose
+/// position is `last`, and advances `last`. A message without an ordered id, or with one that is not above its
+/// predecessors in its own list or at this client, has no place of its own: it follows its predecessor.
 pub fn merge(lists: &[&[Option<OrderedId>]], last: &mut Option<OrderedId>) -> Vec<Turn> {
     let mut next = vec![0; lists.len()];
     let mut turns: Vec<Turn> = Vec::with_capacity(lists.iter().map(|list| list.len()).sum());
@@ -31,7 +31,7 @@ pub fn merge(lists: &[&[Option<OrderedId>]], last: &mut Option<OrderedId>) -> Ve
     {
         let is_position = id.is_some() && id > before;
         if is_position {
-            // Only the last of several copies is one.
+            // Only the last of several copies is a position.
             if let Some(earlier) = newest_position.filter(|_| id == *last) {
                 turns[earlier].is_position = false;
             }
@@ -61,7 +61,7 @@ mod tests {
             .collect()
     }
 
-    /// The merged numbers; those that are no position in brackets.
+    /// The merged numbers; those that are not positions in brackets.
     fn merged(lists: &[&[u64]], last: u64) -> String {
         let lists: Vec<_> = lists.iter().map(|numbers| ids(numbers)).collect();
         let slices: Vec<_> = lists.iter().map(Vec::as_slice).collect();

@@ -1,4 +1,4 @@
-//! Bytes in, bytes out: everything that is a format.
+//! Formats: bytes in, bytes out.
 
 pub mod batch;
 pub mod channel_path;
@@ -18,7 +18,7 @@ pub mod statistics;
 pub mod template;
 pub mod websocket;
 
-/// Appends a number in decimal. Statistics of a million channels are mostly this.
+/// Appends a number in decimal. Statistics of a million channels consist mostly of numbers.
 fn push_number(number: u64, out: &mut Vec<u8>) {
     const LONGEST: usize = 20;
     let mut digits = [0; LONGEST];

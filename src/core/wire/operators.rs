@@ -1,4 +1,4 @@
-//! What operators are told of channels and their messages: JSON, one entry a line.
+//! Operator answers about channels and their messages: JSON, one entry a line.
 //!
 //! ```text
 //! {"channels": [
@@ -25,7 +25,7 @@ pub struct Stored<'a> {
     pub text: &'a [u8],
 }
 
-/// A list that is written entry by entry.
+/// Writes a list entry by entry.
 #[derive(Debug, Default)]
 pub struct List {
     started: bool,
@@ -33,7 +33,7 @@ pub struct List {
 }
 
 impl List {
-    /// Starts the list of this name, unless it was started.
+    /// Starts the list with this name, unless already started.
     fn start(&mut self, name: &str, out: &mut Vec<u8>) {
         if !std::mem::replace(&mut self.started, true) {
             out.extend_from_slice(format!("{{\"{name}\": [").as_bytes());
@@ -70,13 +70,13 @@ impl List {
             }
             match str::from_utf8(message.text) {
                 Ok(_) => record.text("text", message.text),
-                // JSON carries no other bytes.
+                // JSON cannot carry arbitrary bytes.
                 Err(_) => record.text("base64", STANDARD.encode(message.text).as_bytes()),
             };
         });
     }
 
-    /// Ends a list of channels; `next` is what asks for those behind it.
+    /// Ends a list of channels; `next` is the bookmark of the next page.
     pub fn end_channels(self, next: Option<&str>, out: &mut Vec<u8>) {
         self.end(CHANNELS, next, out);
     }
@@ -94,7 +94,7 @@ impl List {
             b"], \"next\": "
         });
         match next {
-            // Made of digits and signs: nothing to escape.
+            // Digits and signs only: nothing to escape.
             Some(next) => out.extend_from_slice(format!("\"{next}\"}}\n").as_bytes()),
             None => out.extend_from_slice(b"null}\n"),
         }
@@ -104,7 +104,7 @@ impl List {
 const CHANNELS: &str = "channels";
 const MESSAGES: &str = "messages";
 
-/// How many channels an operation was for, and how many subscribers these had.
+/// Appends the extent of an operation: its number of channels, and their number of subscribers.
 pub fn push_extent(channels: u64, subscribers: u64, dry_run: Option<bool>, out: &mut Vec<u8>) {
     out.push(b'{');
     Record::new(Format::Json, "", ", ", out)
@@ -116,7 +116,7 @@ pub fn push_extent(channels: u64, subscribers: u64, dry_run: Option<bool>, out: 
     out.extend_from_slice(b"}\n");
 }
 
-/// Numbers as one word that a client gives back: `@1-2-3`.
+/// Encodes numbers as one word for the client to send back: `@1-2-3`.
 pub fn bookmark(numbers: &[u64]) -> String {
     let mut text = b"@".to_vec();
     for (index, &number) in numbers.iter().enumerate() {
@@ -128,7 +128,7 @@ pub fn bookmark(numbers: &[u64]) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// The numbers of a bookmark, if it is one of so many.
+/// Decodes a bookmark of `N` numbers; None if it is not one.
 pub fn read_bookmark<const N: usize>(text: &[u8]) -> Option<[u64; N]> {
     let text = str::from_utf8(text.strip_prefix(b"@")?).ok()?;
     let numbers: Vec<u64> = text.split('-').map(str::parse).collect::<Result<_, _>>().ok()?;

@@ -1,28 +1,28 @@
-//! What `push_stream_padding_by_user_agent` says: `REGEX,HEADERMIN,MESSAGEMIN:REGEX,...`.
+//! The value of `push_stream_padding_by_user_agent`: `REGEX,HEADERMIN,MESSAGEMIN:REGEX,...`.
 
-/// One group: agents that match get at least this much.
+/// One group: minimum sizes for matching user agents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Group<'a> {
     /// A regular expression; without `:`.
     pub agents: &'a [u8],
-    /// Bytes of the header, filler included.
+    /// Minimum bytes of the header, with padding.
     pub header_min: u32,
-    /// Bytes of a message, filler included.
+    /// Minimum bytes of a message, with padding.
     pub message_min: u32,
 }
 
-/// What is wrong with a text.
+/// Why a value is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed<'a> {
-    /// From here on nothing is a group.
+    /// The text from here on contains no group.
     #[error("padding pattern not match the value {}", String::from_utf8_lossy(.0))]
     NoGroup(&'a [u8]),
-    /// The first from here on is no group, but a later one is.
+    /// The text here is not a group, but a later part is.
     #[error("error applying padding pattern to {}", String::from_utf8_lossy(.0))]
     NotThisGroup(&'a [u8]),
 }
 
-/// The groups, up to the first that is none. A `:` at the end is allowed.
+/// The groups, up to the first malformed one. A `:` at the end is allowed.
 pub fn groups(text: &[u8]) -> impl Iterator<Item = Result<Group<'_>, Malformed<'_>>> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -50,7 +50,7 @@ fn split(text: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// The last two numbers count: the expression may have commas.
+/// The last two numbers count: the expression may contain commas.
 fn group(text: &[u8]) -> Option<Group<'_>> {
     let mut parts = text.rsplitn(3, |&byte| byte == b',');
     let message_min = number(parts.next()?)?;

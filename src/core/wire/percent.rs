@@ -1,7 +1,7 @@
-//! Percent-decoding of what directives with variables evaluate to, as the C module does it.
+//! Percent-decoding of the values of directives with variables, as in the C module.
 
-/// Decodes once; `+` stays, an incomplete escape stays as nginx' `ngx_unescape_uri` leaves it: `%zz` becomes `zz`,
-/// `%%` becomes `%`, `%4z` and an escape cut off by the end vanish.
+/// Decodes once; `+` stays, an incomplete escape becomes what nginx' `ngx_unescape_uri` makes of it: `%zz` becomes
+/// `zz`, `%%` becomes `%`, `%4z` and an escape cut off by the end vanish.
 pub fn decode(bytes: &[u8]) -> Vec<u8> {
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut rest = bytes;

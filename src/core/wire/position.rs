@@ -1,12 +1,12 @@
-//! Where a client wants to resume, from its headers.
+//! The position from which a client wants to resume, from its headers.
 
-/// The tag in `If-None-Match`: an optional `W/`, then digits; anything else is no tag.
+/// The tag in `If-None-Match`: an optional `W/`, then digits; None for any other text.
 pub fn parse_tag(text: &[u8]) -> Option<u32> {
     let digits = match text.strip_prefix(b"W/") {
         Some(rest) if !rest.is_empty() => rest,
         _ => text,
     };
-    // A sign is accepted by the standard library, but is no digit.
+    // The standard library accepts a sign, which is not a digit.
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -2,7 +2,7 @@
 
 use super::percent;
 
-/// Name and value of each argument, percent-decoded, in order; no value if there is no `=`.
+/// Name and value of each argument, percent-decoded, in order; without `=`, no value.
 pub fn arguments(query: &[u8]) -> impl Iterator<Item = (Vec<u8>, Option<Vec<u8>>)> {
     query
         .split(|&byte| byte == b'&')

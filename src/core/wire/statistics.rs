@@ -1,12 +1,11 @@
-//! Channel information and statistics in JSON, plain, YAML and XML, always well-formed whatever bytes
-//! an id holds.
+//! Channel information and statistics in JSON, plain, YAML and XML, always well-formed, for ids of any bytes.
 //!
-//! Ids that need no escaping look as they always did. Where text must be Unicode, bytes that are not valid UTF-8 become
-//! U+FFFD. `plain` has no notion of escaping and carries the bytes as they are.
+//! Ids that need no escaping are written as in the C module. Where text must be Unicode, bytes that are not valid UTF-8
+//! become U+FFFD. `plain` has no escaping and carries the bytes as they are.
 
 use super::{http_date, push_number};
 
-/// How an answer is written.
+/// The format of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     Plain,
@@ -75,7 +74,7 @@ impl Format {
     }
 }
 
-/// The words of an Accept header, with what they choose.
+/// The words of an Accept header, each with its format and content type.
 const CONTENT_TYPES: [(&[u8], Format, &str); 6] = [
     (b"plain", Format::Plain, "text/plain"),
     (b"json", Format::Json, "application/json"),
@@ -85,16 +84,16 @@ const CONTENT_TYPES: [(&[u8], Format, &str); 6] = [
     (b"x-yaml", Format::Yaml, "text/x-yaml"),
 ];
 
-/// Chooses format and content type from an Accept header: the first word behind a slash that is one
-/// of ours. What stands before the slash and behind the word does not matter, and neither do q-values.
+/// Chooses format and content type from an Accept header: by the first known word behind a slash. The text before the
+/// slash and behind the word is ignored, and so are q-values.
 pub fn negotiate(accept: Option<&[u8]>) -> (Format, &'static str) {
     chosen(accept).unwrap_or((Format::Json, Format::Json.content_type()))
 }
 
-/// The word that chooses OpenMetrics, where figures can be had so.
+/// The word that chooses OpenMetrics, for answers available in it.
 const OPENMETRICS: &[u8] = b"openmetrics-text";
 
-/// Is OpenMetrics chosen in the same way, before any of the others?
+/// Does the header name OpenMetrics before any of the other formats? Same rule as for [`negotiate`].
 pub fn prefers_openmetrics(accept: Option<&[u8]>) -> bool {
     subtypes(accept)
         .find(|subtype| subtype.starts_with(OPENMETRICS) || known(subtype).is_some())
@@ -105,7 +104,7 @@ fn chosen(accept: Option<&[u8]>) -> Option<(Format, &'static str)> {
     subtypes(accept).find_map(known)
 }
 
-/// What stands behind each slash.
+/// The text behind each slash.
 fn subtypes(accept: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
     let accept = accept.unwrap_or_default();
     memchr::memchr_iter(b'/', accept).map(|slash| &accept[slash + 1..])
@@ -126,7 +125,7 @@ pub fn channel(format: Format, channel: &Channel<'_>, out: &mut Vec<u8>) {
     });
 }
 
-/// What the events channel says of a channel.
+/// The text of an event in the events channel.
 pub fn channel_event(event: &str, id: &[u8]) -> Vec<u8> {
     let mut out = b"{".to_vec();
     Record::new(Format::Json, "", ", ", &mut out)
@@ -136,7 +135,7 @@ pub fn channel_event(event: &str, id: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Writes a group piece by piece, so that a million channels never stand in memory as one list.
+/// Writes a group piece by piece, so that a million channels are never in memory as one list.
 #[derive(Debug)]
 pub struct GroupWriter {
     format: Format,
@@ -227,7 +226,7 @@ fn push_workers(format: Format, workers: &[Worker], out: &mut Vec<u8>) {
         out.extend_from_slice(before);
         let mut record = Record::new(format, indent, join, out);
         match format {
-            // A string, for whatever reason; clients know it so.
+            // A string for compatibility: clients expect one.
             Format::Json => record.text("pid", worker.pid.to_string().as_bytes()),
             _ => record.number("pid", worker.pid.into()),
         };
@@ -246,7 +245,7 @@ fn push_workers(format: Format, workers: &[Worker], out: &mut Vec<u8>) {
     });
 }
 
-/// The figures of a channel, without what stands behind the last one.
+/// Appends the figures of a channel, without the delimiter behind the last one.
 fn push_channel(format: Format, channel: &Channel<'_>, out: &mut Vec<u8>) {
     let (before, indent, join, after): (&[u8], _, _, &[u8]) = match format {
         Format::Plain => (b"", "", "\r\n", b""),
@@ -273,7 +272,7 @@ fn push_declaration(format: Format, out: &mut Vec<u8>) {
     }
 }
 
-/// Names and values, joined.
+/// A series of names and values, with separators.
 pub(super) struct Record<'a> {
     format: Format,
     indent: &'static str,
@@ -357,7 +356,7 @@ impl Record<'_> {
     }
 }
 
-/// The characters of a text; each byte sequence that is no UTF-8 is one U+FFFD.
+/// The characters of a text; each invalid UTF-8 sequence is one U+FFFD.
 fn characters(text: &[u8]) -> impl Iterator<Item = char> {
     text.utf8_chunks().flat_map(|chunk| {
         let lost = (!chunk.invalid().is_empty()).then_some(char::REPLACEMENT_CHARACTER);
@@ -365,12 +364,12 @@ fn characters(text: &[u8]) -> impl Iterator<Item = char> {
     })
 }
 
-/// Appends a string of JSON.
+/// Appends a JSON string.
 pub(super) fn push_json_string(text: &[u8], out: &mut Vec<u8>) {
     push_quoted(text, is_escaped_in_json, out);
 }
 
-/// A string of JSON, and of YAML, whose double-quoted scalars know the same escapes.
+/// Appends a string for JSON, or for YAML, whose double-quoted scalars have the same escapes.
 fn push_quoted(text: &[u8], is_escaped: fn(char) -> bool, out: &mut Vec<u8>) {
     out.push(b'"');
     for character in characters(text) {
@@ -387,12 +386,12 @@ fn push_quoted(text: &[u8], is_escaped: fn(char) -> bool, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
-/// RFC 8259 §7 asks for the first; line separators are escaped because JavaScript once took them for line ends.
+/// Control characters, as required by RFC 8259 §7; line separators, because JavaScript once treated them as line ends.
 fn is_escaped_in_json(character: char) -> bool {
     matches!(character, '\0'..='\x1f' | '\u{2028}' | '\u{2029}')
 }
 
-/// What YAML 1.2.2 §5.1 does not count as printable, and what YAML 1.1 took for a line end or a mark.
+/// Characters that YAML 1.2.2 §5.1 does not count as printable, or that YAML 1.1 treated as a line end or a mark.
 fn is_escaped_in_yaml(character: char) -> bool {
     matches!(
         character,
@@ -400,8 +399,8 @@ fn is_escaped_in_yaml(character: char) -> bool {
     )
 }
 
-/// Does a YAML reader get exactly this text from it without quotes? (YAML 1.2.2 §7.3.3.) Whether it then takes the text
-/// for a number or for `null` is its own affair: it always could.
+/// Does a YAML reader get exactly this text from it without quotes? (YAML 1.2.2 §7.3.3.) Whether the reader then
+/// converts it to a number or to `null` is not decided here: it always could.
 fn is_plain_yaml(text: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(text) else { return false };
     let begins_otherwise = text.starts_with([
@@ -416,7 +415,8 @@ fn is_plain_yaml(text: &[u8]) -> bool {
         && !text.contains(is_escaped_in_yaml)
 }
 
-/// Character data of XML 1.0 (§2.2, §2.4). A carriage return is a reference, or a reader would turn it into a line feed.
+/// Appends character data of XML 1.0 (§2.2, §2.4). A carriage return becomes a reference, because a reader would turn
+/// it into a line feed.
 fn push_xml(text: &[u8], out: &mut Vec<u8>) {
     for character in characters(text) {
         match character {
@@ -522,7 +522,7 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// Lines as a person writes them; on the wire they end with CRLF.
+    /// Converts LF to CRLF, as on the wire, to keep the expected texts readable.
     fn lines(text: &str) -> String {
         text.replace('\n', "\r\n")
     }
@@ -813,7 +813,7 @@ mod tests {
         yaml_rust2::YamlLoader::load_from_str(text).unwrap().remove(0)
     }
 
-    /// What a reader of YAML sees before it guesses types: `123` is read as a number, but written the same.
+    /// The text that a YAML reader sees before it guesses types: `123` is read as a number, but written the same.
     fn yaml_text(value: &yaml_rust2::Yaml) -> String {
         use yaml_rust2::Yaml;
         match value {
@@ -825,7 +825,7 @@ mod tests {
         }
     }
 
-    /// Bytes that mean something in one of the formats, among others.
+    /// Random bytes, with a high share of those that are special in one of the formats.
     fn id() -> impl Strategy<Value = Vec<u8>> {
         let text = prop_oneof![
             4 => "[\\[\\]{}\"'\\\\<>&:#,?!|%@`*~ \r\n\t-]{1,4}",
@@ -882,7 +882,7 @@ mod tests {
             for (info, id) in infos.iter().zip(&ids) {
                 let id = unicode(id);
                 let read = yaml_text(&info["channel"]);
-                // `~`, `0x10` or `+1` are read as what they mean.
+                // `~`, `0x10` or `+1` are read as null or numbers.
                 let retyped = !matches!(info["channel"], yaml_rust2::Yaml::String(_));
                 prop_assert!(read == id || retyped, "{:?} became {:?}", id, read);
                 prop_assert_eq!(info["subscribers"].as_i64(), Some(0));

@@ -1,13 +1,13 @@
 //! Message templates.
 
-/// What the tokens of a template stand for.
+/// The values of a template's tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
     /// Message id; -1 ping, -2 deletion notice, -3 long polling time-out.
     pub id: i64,
     pub channel: &'a [u8],
     pub text: &'a [u8],
-    /// Publish time, seconds since the epoch; 0 for what is no message.
+    /// Publish time, seconds since the epoch; 0 if it is not a message.
     pub time: u64,
     pub tag: u32,
     pub event_id: Option<&'a [u8]>,
@@ -16,7 +16,7 @@ pub struct Fields<'a> {
 
 /// A parsed template: literals and tokens. Parsed once, at configuration.
 ///
-/// Two templates are equal if they render equally, so a template is its own key for whatever is rendered once and
+/// Two templates are equal if they render equally, so a template is the key of frames that are rendered once and
 /// shared.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Template {
@@ -41,7 +41,7 @@ enum Token {
     EventType,
 }
 
-/// The words as written in a configuration, in any case.
+/// The tokens' names as written in a configuration, in any case.
 const TOKENS: [(&[u8], Token); 8] = [
     (b"~id~", Token::Id),
     (b"~text~", Token::Text),
@@ -54,7 +54,7 @@ const TOKENS: [(&[u8], Token); 8] = [
 ];
 
 impl Template {
-    /// Unknown `~words~` and lone tildes are literal text.
+    /// Unknown `~words~` and single tildes are literal text.
     pub fn parse(source: &[u8]) -> Template {
         let mut parts = Vec::new();
         let mut literal = Vec::new();
@@ -80,7 +80,7 @@ impl Template {
         Template { parts }
     }
 
-    /// Appends the formatted message. Substituted text is never scanned again.
+    /// Appends the formatted message. Substituted text is not scanned for tokens.
     pub fn render(&self, fields: &Fields<'_>, out: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
@@ -91,7 +91,7 @@ impl Template {
     }
 }
 
-/// The `~words~` of a template that are no tokens: probably mistyped, and sent as they are.
+/// The `~words~` of a template that are not tokens: probably mistyped, and sent as they are.
 pub fn unknown_words(source: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = source;
     std::iter::from_fn(move || {
@@ -277,7 +277,7 @@ mod tests {
             parts in prop::collection::vec(prop::sample::select(&["~text~", "~size~", "~", "x", "~id~"][..]), 0..20),
             text: Vec<u8>,
         ) {
-            // Separated, so that no token arises across two parts.
+            // Separated, so that no token spans two parts.
             let source = parts.join("|");
             let mut out = Vec::new();
             Template::parse(source.as_bytes()).render(&Fields { text: &text, ..MESSAGE }, &mut out);

@@ -1,7 +1,8 @@
-//! WebSocket frames (RFC 6455) and the handshake's key.
+//! WebSocket frames (RFC 6455) and the key of the handshake.
 //!
-//! A [`Decoder`] takes bytes as they come, cut anywhere, and gives whole messages and control frames. It never reserves
-//! memory for what a header announces, only for what has arrived, and no more than the largest message allowed.
+//! A [`Decoder`] takes bytes as they arrive, split anywhere, and returns whole messages and control frames. It never
+//! reserves memory for the length that a header announces, only for bytes that have arrived, and no more than the
+//! largest message allowed.
 
 use base64::Engine;
 use base64::alphabet;
@@ -13,7 +14,7 @@ const KEY_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// RFC 6455 §5.5: the longest payload of a control frame.
 const MAX_CONTROL: u64 = 125;
 
-/// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2). The key is not judged.
+/// `Sec-WebSocket-Accept` for a `Sec-WebSocket-Key` (RFC 6455 §4.2.2). The key is not checked.
 pub fn accept_key(key: &[u8]) -> String {
     let mut hash = Sha1::new();
     hash.update(key);
@@ -21,13 +22,13 @@ pub fn accept_key(key: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(hash.finalize())
 }
 
-/// Bits behind the last byte of a key do not matter: some clients make keys of random letters.
+/// Bits behind the last byte of a key are ignored: some clients make keys of random letters.
 const KEY_ENGINE: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_allow_trailing_bits(true),
 );
 
-/// Is this a `Sec-WebSocket-Key`: 16 bytes in base64 (RFC 6455 §4.2.1)?
+/// Is this a valid `Sec-WebSocket-Key`: 16 bytes in base64 (RFC 6455 §4.2.1)?
 pub fn is_key(key: &[u8]) -> bool {
     let mut bytes = [0; 18];
     key.len() == 24 && KEY_ENGINE.decode_slice(key, &mut bytes) == Ok(16)
@@ -40,7 +41,7 @@ pub fn has_word(value: &[u8], wanted: &str) -> bool {
         .any(|word| word.trim_ascii().eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
-/// What a frame is (RFC 6455 §5.2).
+/// The opcode of a frame (RFC 6455 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opcode {
     Continuation = 0x0,
@@ -99,21 +100,21 @@ pub fn push_close(code: u16, reason: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(reason);
 }
 
-/// What came from the client.
+/// A message or control frame from the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Received<'a> {
-    /// A whole text message; valid UTF-8. Empty if texts are not kept.
+    /// A whole text message; valid UTF-8. Empty unless messages are kept.
     Text(&'a [u8]),
-    /// A whole binary message. Empty if messages are not kept.
+    /// A whole binary message. Empty unless messages are kept.
     Binary(&'a [u8]),
-    /// To be answered with a pong of the same payload.
+    /// To be answered with a pong with the same payload.
     Ping(&'a [u8]),
     Pong,
-    /// To be answered with a close frame of the same payload: none, or a code that may be sent, and a reason.
+    /// To be answered with a close frame with the same payload: empty, or a code that may be sent, and a reason.
     Close(&'a [u8]),
 }
 
-/// Why the connection must end, and with which code (RFC 6455 §7.4.1).
+/// A protocol violation, which ends the connection with a close code (RFC 6455 §7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     #[error("protocol error")]
@@ -138,35 +139,35 @@ impl Violation {
     }
 }
 
-/// What a decoder accepts.
+/// The settings of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Payload bytes of the largest message, all its fragments together.
+    /// Maximum payload bytes of a message, all its fragments together.
     pub max_message: u64,
-    /// Refuse frames without a mask, as RFC 6455 §5.1 demands and the C module does not.
+    /// Refuse frames without a mask: required by RFC 6455 §5.1, not done by the C module.
     pub masked_only: bool,
     /// Are binary messages accepted?
     pub binary: bool,
-    /// Are messages handed over? If not they are checked and forgotten, and take no memory.
+    /// Return the messages' payload? If not, it is checked and dropped, and takes no memory.
     pub keep: bool,
 }
 
-/// The client's side of a connection.
+/// Decodes the client's side of a connection.
 #[derive(Debug)]
 pub struct Decoder {
     rules: Rules,
-    /// Bytes of a header that came in part.
+    /// Bytes of an incomplete header.
     header: [u8; 14],
     header_len: u8,
     frame: Option<Frame>,
-    /// Opcode of the message whose fragments are coming.
+    /// Opcode of the fragmented message in progress.
     message: Option<Opcode>,
     payload: Vec<u8>,
-    /// Bytes of the message's earlier fragments and of this one, announced.
+    /// Bytes of the message's earlier fragments, and the announced length of this one.
     message_len: u64,
     control: Vec<u8>,
     utf8: Utf8,
-    /// What [`Decoder::next`] gave last is still in `payload` or `control`.
+    /// The last result of [`Decoder::next`] is still in `payload` or `control`.
     given: bool,
 }
 
@@ -176,7 +177,7 @@ struct Frame {
     last: bool,
     mask: Option<[u8; 4]>,
     missing: u64,
-    /// Payload bytes taken so far, for the mask.
+    /// Payload bytes read so far, for the mask.
     taken: u64,
 }
 
@@ -196,13 +197,13 @@ impl Decoder {
         }
     }
 
-    /// Is it between two messages and frames, so that it could as well be made anew?
+    /// Is it between two messages and frames, so that a new decoder could replace it?
     pub fn is_idle(&self) -> bool {
         self.header_len == 0 && self.frame.is_none() && self.message.is_none()
     }
 
-    /// Takes bytes off the front of `input` up to the end of the next message or control frame. None if there is none in
-    /// it: then all of it was taken. After a violation the decoder must not be used any more.
+    /// Consumes bytes from the front of `input` up to the end of the next message or control frame. None if `input`
+    /// contains none: then all of it was consumed. After a violation the decoder must not be used any more.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Result<Received<'_>, Violation>> {
         self.forget_given();
         match self.advance(input) {
@@ -225,7 +226,7 @@ impl Decoder {
         }
     }
 
-    /// Goes on to the end of a message or control frame and says which.
+    /// Reads up to the end of a message or control frame, and returns its opcode.
     fn advance(&mut self, input: &mut &[u8]) -> Result<Option<Opcode>, Violation> {
         loop {
             let Some(mut frame) = self.frame.take() else {
@@ -253,7 +254,7 @@ impl Decoder {
         }
     }
 
-    /// Completes a header, byte by byte as they come; true if the frame is known now.
+    /// Reads a header, which may arrive byte by byte; true once the frame is known.
     fn take_header(&mut self, input: &mut &[u8]) -> Result<bool, Violation> {
         loop {
             let have = self.header_len as usize;
@@ -391,7 +392,7 @@ fn header_len(header: &[u8; 14]) -> usize {
     2 + extended + if header[1] & 0x80 != 0 { 4 } else { 0 }
 }
 
-/// RFC 6455 §5.5.1 and §7.4: none, or a code that may be sent and a reason in UTF-8.
+/// Checks a close payload (RFC 6455 §5.5.1 and §7.4): empty, or a code that may be sent and a reason in UTF-8.
 fn judge_close(payload: &[u8]) -> Result<(), Violation> {
     match payload {
         [] => Ok(()),
@@ -409,16 +410,16 @@ fn judge_close(payload: &[u8]) -> Result<(), Violation> {
     }
 }
 
-/// Validity of UTF-8 that comes in pieces.
+/// Checks UTF-8 that arrives in pieces.
 #[derive(Clone, Copy, Debug, Default)]
 struct Utf8 {
-    /// The beginning of a character that was cut.
+    /// The incomplete character at the end of the last piece.
     cut: [u8; 4],
     cut_len: u8,
 }
 
 impl Utf8 {
-    /// False if what came so far cannot be the beginning of UTF-8.
+    /// False if the bytes so far are not a prefix of valid UTF-8.
     fn take(&mut self, mut bytes: &[u8]) -> bool {
         while self.cut_len > 0 {
             let Some((&byte, rest)) = bytes.split_first() else {
@@ -429,7 +430,7 @@ impl Utf8 {
             self.cut_len += 1;
             match str::from_utf8(&self.cut[..self.cut_len as usize]) {
                 Ok(_) => self.cut_len = 0,
-                // `error_len` is None while more bytes could make it a character.
+                // `error_len` is None while more bytes could complete the character.
                 Err(error) if error.error_len().is_none() => {}
                 Err(_) => return false,
             }
@@ -477,7 +478,7 @@ mod tests {
         out
     }
 
-    /// What the decoder gives, in words.
+    /// The decoder's results, as text.
     fn decode_cut(rules: Rules, bytes: &[u8], cut: usize) -> Vec<String> {
         let mut decoder = Decoder::new(rules);
         let mut got = Vec::new();
