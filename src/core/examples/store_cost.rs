@@ -1,4 +1,4 @@
-//! What the store costs: `cargo run --release -p push-stream-core --example store_cost`.
+//! Cost of the store's operations: `cargo run --release -p push-stream-core --example store_cost`.
 //!
 //! Prints nanoseconds of one thread per operation, publishing to 1,000 and to 1,000,000 channels, and with several
 //! processes at once. Run it on a quiet machine; ratios mean more than times.

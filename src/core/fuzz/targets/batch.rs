@@ -1,4 +1,4 @@
-//! Bodies of batch publishes: what is accepted is JSON of exactly the form, and the answers are JSON.
+//! Bodies of batch publishes: accepted bodies are JSON of exactly the documented form, and the answers are JSON.
 #![no_main]
 
 use base64::Engine;

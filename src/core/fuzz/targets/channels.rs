@@ -1,4 +1,4 @@
-//! Channel paths and what stands in URLs.
+//! Channel paths and other parts of URLs.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -28,6 +28,6 @@ fuzz_target!(|text: &[u8]| {
         channel_path::is_reserved(segment.id);
         count += 1;
     }
-    // What is left is the nothing behind a last slash.
+    // Only the empty element behind a last slash is left.
     assert!(elements.all(<[u8]>::is_empty), "after {count} elements");
 });

@@ -11,7 +11,7 @@ fuzz_target!(|text: &[u8]| {
     check_templates(text);
 });
 
-/// Written again, the groups are the text.
+/// Written again, the groups give the same text.
 fn check_padding(text: &[u8]) {
     let mut written = Vec::new();
     let mut canonical = true;
@@ -30,14 +30,15 @@ fn check_padding(text: &[u8]) {
             }
         }
     }
-    // Numbers may be written with zeros before them.
+    // Numbers may be written with leading zeros.
     if canonical && !text.windows(2).any(|pair| pair[0] == b',' && pair[1] == b'0') {
         let expected = text.strip_suffix(b":").unwrap_or(text);
         assert_eq!(written.strip_suffix(b":").unwrap_or(&written), expected);
     }
 }
 
-/// Of a template in one line an EventSource gets fields and comments. (One that is written as such a line is sent as it is.)
+/// Of a template in one line an EventSource gets fields and comments. (One that is written as such a line is sent as it
+/// is.)
 fn check_templates(text: &[u8]) {
     if text.iter().any(|byte| b"\r\n".contains(byte)) || text.starts_with(b": ") || text.starts_with(b"data: ") {
         return;

@@ -1,5 +1,5 @@
-//! EventSource framing, read back as a browser does (WHATWG HTML §9.2.6): what was published is what is dispatched, whatever bytes are
-//! in it, and never more than that. The input is event id, event type, channel and text, separated by 0xff.
+//! EventSource framing, read back as a browser does (WHATWG HTML §9.2.6): exactly the published message is dispatched,
+//! whatever its bytes. The input is event id, event type, channel and text, separated by 0xff.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -36,7 +36,7 @@ fuzz_target!(|input: &[u8]| {
     assert_eq!(events[0].id, fields.event_id.map(one_line));
     assert_eq!(events[0].kind, fields.event_type.map(one_line));
 
-    // The channel's name in a template cannot begin a line either.
+    // A channel id in a template cannot begin a line either.
     stream.clear();
     eventsource::render(
         &eventsource::message_template(b"~channel~:~text~"),
@@ -44,7 +44,7 @@ fuzz_target!(|input: &[u8]| {
         &mut stream,
     );
     assert_eq!(read(&stream).len(), 1);
-    // Nor can a template make more or less of a message than one event, unless nginx -t warns of it.
+    // Nor can a template turn a message into none or several events, unless nginx -t warns of it.
     if eventsource::oddities(text, b"", b"").next().is_none() {
         let template = eventsource::message_template(text);
         let mut stream = eventsource::header(b": a comment");
@@ -64,7 +64,7 @@ struct Event {
     data: Vec<u8>,
 }
 
-/// Line ends as the browser hands them over.
+/// Line ends as delivered by the browser.
 fn normalised(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut bytes = text.iter().copied().peekable();
@@ -86,7 +86,7 @@ fn read(stream: &[u8]) -> Vec<Event> {
     let mut events = Vec::new();
     let (mut id, mut kind, mut data): (Option<Vec<u8>>, Option<Vec<u8>>, Vec<u8>) = (None, None, Vec::new());
     let mut lines: Vec<&[u8]> = stream.split(|&byte| byte == b'\n').collect();
-    // What follows the last line end is no line.
+    // The remainder behind the last line end is not a line.
     lines.pop();
     for line in lines {
         if line.is_empty() {

@@ -1,4 +1,4 @@
-//! Values of request headers: dates, tags, event ids, what a client accepts.
+//! Values of request headers: dates, tags, event ids, Accept.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -7,7 +7,7 @@ use push_stream_core::wire::{batch, event_id, exposition::Exposition, http_date,
 fuzz_target!(|text: &[u8]| {
     if let Some(time) = http_date::parse(text) {
         let again = http_date::format(time);
-        // Four digits are all that the format has for a year.
+        // The format has four digits for the year.
         if time < 253_402_300_800 {
             assert_eq!(
                 http_date::parse(&again),

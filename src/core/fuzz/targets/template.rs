@@ -23,7 +23,7 @@ fuzz_target!(|input: &[u8]| {
     if tildes < 2 {
         assert_eq!(rendered, source, "without a placeholder a template is itself");
     }
-    // The text appears whole, once for each placeholder of it.
+    // The whole text appears once for each of its placeholders.
     let names = source.windows(6).filter(|window| window == b"~text~").count();
     if names == 1 && tildes == 2 {
         let at = source.windows(6).position(|window| window == b"~text~").unwrap_or(0);

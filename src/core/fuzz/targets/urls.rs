@@ -1,4 +1,4 @@
-//! What operators' requests have in their URLs: arguments, and the bookmarks of long lists.
+//! URLs of operator requests: arguments, and the bookmarks of long lists.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +18,7 @@ fuzz_target!(|text: &[u8]| {
     check_bookmark::<3>(text);
 });
 
-/// What is taken for a bookmark is one, and has one form; and what was given out is understood.
+/// The numbers of an accepted bookmark survive being written and read again, and every issued bookmark is accepted.
 fn check_bookmark<const N: usize>(text: &[u8]) {
     if let Some(numbers) = operators::read_bookmark::<N>(text) {
         assert_eq!(

@@ -1,5 +1,5 @@
-//! WebSocket frames from a client: wherever the network cuts them, the same comes out. The first byte chooses the rules, the second where
-//! to cut.
+//! WebSocket frames from a client: the result is the same wherever the network splits them. The first byte chooses the
+//! rules, the second where to split.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

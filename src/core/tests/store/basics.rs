@@ -1,4 +1,4 @@
-//! What one worker sees.
+//! The store as seen by one worker.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! What is counted outlives whoever counted it.
+//! Counters outlive the worker that added to them.
 
 use push_stream_core::store::*;
 

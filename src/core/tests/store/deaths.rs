@@ -6,14 +6,15 @@ use push_stream_core::store::*;
 
 use crate::zone::*;
 
-/// Runs `act` in children that die at the first, second, third ... point until one survives, and then in children that panic at the
-/// first, second, third ... point and go on. After each time the zone must be whole, usable at once, and give everything back.
+/// Runs `act` in children that die at the first, second, third ... point until one survives, and then in children that
+/// panic at the first, second, third ... point and go on. After each, the zone must be whole, usable at once, and able
+/// to free everything.
 pub fn die_everywhere(name: &str, prepare: impl Fn(&mut TestZone, &mut Worker), act: impl Fn(&TestZone, &mut Worker)) {
-    // What the survivor follows stays: its channel and membership.
+    // The channel and membership that the survivor follows stay.
     die_everywhere_but(name, 2, prepare, act);
 }
 
-/// The same if `left` blocks may stay.
+/// The same, except that `left` blocks may stay.
 fn die_everywhere_but(
     name: &str,
     left: u32,
@@ -23,7 +24,7 @@ fn die_everywhere_but(
     die_from((0, 0), name, left, prepare, act);
 }
 
-/// The same at the last so many points of a long mutation, whose beginning is like that of any other.
+/// The same for the last points of a long mutation, whose beginning is like that of any other.
 fn die_at_the_end(
     name: &str,
     points: u64,
@@ -51,7 +52,7 @@ fn die_at_the_end(
     );
 }
 
-/// The same from these points on, at which it dies or panics first.
+/// The same, with the first death and the first panic at these points.
 fn die_from(
     (death, panic): (u64, u64),
     name: &str,
@@ -81,7 +82,7 @@ fn die_from(
                 "{name}: a panic of its own at point {point}"
             );
             test.assert_whole();
-            // Whoever panicked goes on.
+            // The worker that panicked goes on.
             assert!(publish(&mut worker, "panicked", "and lives", &evicting(), test.now).is_ok());
             worker.release();
             if outcome.is_err() {
@@ -92,7 +93,7 @@ fn die_from(
         let mut status = 0;
         // SAFETY: `status` is valid for the call.
         unsafe { libc::waitpid(child, &mut status, 0) };
-        // A panic that finds the lock half given back ends the process.
+        // A panic that finds the lock half released ends the process.
         let aborted = libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGABRT;
         let code = libc::WEXITSTATUS(status);
         assert!(
@@ -103,10 +104,10 @@ fn die_from(
     });
 }
 
-/// How a child ends that has panicked and was well afterwards.
+/// Exit status of a child that has panicked and was sound afterwards.
 const PANICKED: i32 = 42;
 
-/// Lets `attempt` fail at each point from the first on, until it says that it did not.
+/// Makes `attempt` fail at each point from the first on, until it reports that it did not fail.
 fn fail_everywhere(
     name: &str,
     first: u64,
@@ -155,7 +156,7 @@ const ONCE: Terms = Terms {
     out_of_order: OutOfOrder::Store,
 };
 
-/// Ids in several forms, a small window, a limit of stored messages, and a channel that is there already.
+/// Ids in several forms, a small window, a limit of stored messages, and an existing channel.
 fn with_ids(test: &mut TestZone, worker: &mut Worker) {
     worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
     follow(worker, &["a"], test.now);
@@ -164,7 +165,7 @@ fn with_ids(test: &mut TestZone, worker: &mut Worker) {
     }
 }
 
-/// Blocks that stay then: channel, membership, what is known of its ids, and a window of four that begins in the middle of a block.
+/// Blocks that stay then: channel, membership, id record, and a window of four that begins in the middle of a block.
 const WITH_IDS: u32 = 5;
 
 fn few_ids() -> Limits {
@@ -370,8 +371,8 @@ fn evicting_for_a_publish() {
     });
 }
 
-/// Leaves two slots of a dead process, with all that a worker can have: the process that claims one takes it over, and the next tick
-/// of anybody finds the other.
+/// Leaves two slots of a dead process, with everything that a worker can have: the process that claims one takes it
+/// over, and the next tick of any worker finds the other.
 fn leave_two_dead_slots(test: &mut TestZone, worker: &mut Worker) {
     followed(test, worker);
     let child = fork(|| {
@@ -402,7 +403,7 @@ fn taking_over_a_dead_slot() {
     });
 }
 
-/// More channels than the undo log has room for by itself: it borrows blocks that were in use before, and new ones.
+/// More channels than the undo log's fixed part has room for: it borrows previously used blocks, and new ones.
 #[test]
 fn borrowing_room_for_the_undo_log() {
     const LAST: u64 = 250;
@@ -419,7 +420,7 @@ fn borrowing_room_for_the_undo_log() {
         test.tick(worker, 130);
     };
     die_at_the_end("borrow free blocks", LAST, prepare, create);
-    // The last of them, which room is made for.
+    // The last of them, which needs an eviction.
     let prepare = |test: &mut TestZone, worker: &mut Worker| {
         worker.set_limits(std::rc::Rc::new(evicting()), test.now);
         let mut len = 40_000;
@@ -435,7 +436,7 @@ fn borrowing_room_for_the_undo_log() {
     });
 }
 
-/// Lets a worker die at every point of `act` among members of the events channel in 64 slots, all of which it tells something.
+/// Kills a worker at every point of `act` among members of the events channel in 64 slots, each of which gets an event.
 fn die_in_a_crowd(name: &str, prepare: impl Fn(&TestZone, &mut [Worker]), act: impl Fn(&mut Worker, Membership, Now)) {
     let telling = Limits {
         events: Some(telling("events")),
@@ -614,7 +615,7 @@ fn evicting_what_somebody_still_waits_for() {
 fn publishing_with_ids() {
     die_everywhere_but("publish with ids", WITH_IDS, with_ids, |test, worker| {
         worker.set_limits(std::rc::Rc::new(few_ids()), test.now);
-        // One channel knows it, one has a higher one, one is new.
+        // One channel knows the id, one has a higher one, one is new.
         send(worker, &["a", "b", "new"], "x", Some("2"), ONCE, test.now).unwrap();
         send(worker, &["a", "b"], "x", None, ONCE, test.now).unwrap();
     });
@@ -709,7 +710,7 @@ fn removing_a_channel_with_a_window() {
     });
 }
 
-/// Whoever publishes dies at the first, second, third ... point; then the same is published again by somebody else.
+/// A publisher dies at the first, second, third ... point; then another worker publishes the same again.
 #[test]
 fn an_id_is_known_exactly_if_its_message_was_accepted() {
     let mut point = 0;

@@ -1,4 +1,4 @@
-//! Expiry, trash, and what a full zone does.
+//! Expiry, trash, and eviction in a full zone.
 
 use push_stream_core::store::*;
 
@@ -135,7 +135,7 @@ fn a_full_zone_refuses_and_takes_exactly_as_much_again_later() {
 #[test]
 fn the_smallest_zone_has_room_for_192_channels_with_191_subscribers() {
     let test = TestZone::with_slots(128 - 8, 64);
-    // All that is no block or a block's byte in the table of kinds.
+    // Everything but the blocks and their bytes in the table of kinds.
     let fixed = (128 - 8) * 1024 - test.zone.free_blocks().1 * 129;
     assert!(fixed <= 24 * 1024, "{fixed} bytes are fixed");
     let mut worker = test.worker();
@@ -258,7 +258,7 @@ fn who_waits_for_what_was_taken_away_learns_of_it_in_front_of_what_is_next() {
         }
         for (source, message) in batch.iter() {
             let before = first_seqs.insert(source, message.seq);
-            // Only the oldest are lost: the rest has no holes, every other message being in the other channel.
+            // Only the oldest are lost: the rest has no holes (every other message is in the other channel).
             assert!(before.is_none_or(|before| message.seq == before + 2));
         }
         if !more {
@@ -391,7 +391,7 @@ fn events_in_a_full_zone_that_makes_room_are_told_all() {
     }
     told.retain(|text| !text.ends_with(" full"));
     assert_eq!(told, expected);
-    // Those that go for lack of use.
+    // Now the removals for inactivity.
     for _ in 0..80 {
         test.pass(1);
         while worker.tick(test.now) == Tick::More {}

@@ -1,4 +1,4 @@
-//! Full zones that make room: whatever is asked of them is done as long as there is anything to drop.
+//! Full zones that evict: every request succeeds as long as there is anything to evict.
 
 use std::rc::Rc;
 
@@ -6,7 +6,7 @@ use push_stream_core::store::*;
 
 use crate::zone::*;
 
-/// What else is on.
+/// Features that are switched on.
 #[derive(Clone, Copy, Debug)]
 struct Features {
     ids: bool,
@@ -31,7 +31,7 @@ fn limits_with(features: Features, on_full: OnFull) -> Limits {
     }
 }
 
-/// Fills the zone to the last block, so that nothing is left but what can be dropped.
+/// Fills the zone to the last block, so that only evictable items are left.
 fn fill(worker: &mut Worker, features: Features, now: Now) {
     worker.set_limits(Rc::new(limits_with(features, OnFull::Refuse)), now);
     let mut len = 100_000;
@@ -48,7 +48,7 @@ fn fill(worker: &mut Worker, features: Features, now: Now) {
     worker.set_limits(Rc::new(limits_with(features, OnFull::Evict)), now);
 }
 
-/// So many channels are all that can be asked for at once.
+/// The numbers of channels in one request.
 fn counts() -> impl Iterator<Item = usize> {
     (1..=12).chain([16, 31, 47, 64, 90, 128, 180, 254, 255])
 }
@@ -72,7 +72,7 @@ fn try_all(kib: usize, slots: u16, features: Features) {
         let ids: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
         let text = "y".repeat(200);
         let what = format!("{kib} KiB, {slots} slots, {features:?}, {count} channels");
-        // Messages that somebody waits for are not to be dropped.
+        // Messages that subscribers wait for must not be evicted.
         let mut ready = |test: &mut TestZone, worker: &mut Worker| {
             for other in &mut others {
                 drain(other);
@@ -134,7 +134,7 @@ fn try_sizes(kib: usize) {
         events: bits & 2 > 0,
         limit: bits & 4 > 0,
     };
-    // Everything and nothing with each number of slots, each by itself with two.
+    // All features and none with each number of slots, each feature by itself with two.
     let cases = [1, 2, 16, 64].map(|slots| [(slots, 0), (slots, 7)]).concat();
     for (slots, bits) in cases.into_iter().chain([(2, 1), (2, 2), (2, 4)]) {
         try_all(kib, slots, features(bits));
@@ -194,7 +194,7 @@ fn whoever_is_refused_is_counted() {
     test.assert_whole();
 }
 
-/// Members of the events channel in every slot, and what each of them may do to it.
+/// Members of the events channel in every slot, and everything that each may do to it.
 #[test]
 fn as_many_workers_as_there_are_slots_follow_the_events_channel() {
     for slots in [64, 256] {
@@ -236,7 +236,7 @@ fn as_many_workers_as_there_are_slots_follow_the_events_channel() {
         test.pass(5);
         while workers[1].tick(test.now) == Tick::More {}
         assert_eq!(drain_all(&mut workers), ["channel_destroyed b"]);
-        // All that was stored is evicted, and then an idle channel.
+        // All stored messages are evicted, and then an idle channel.
         fill(
             &mut workers[3],
             Features {
@@ -253,7 +253,7 @@ fn as_many_workers_as_there_are_slots_follow_the_events_channel() {
             workers[3].create_channels(&ids, test.now).unwrap();
             drain_all(&mut workers);
         }
-        // A worker with readers dies: it is reaped by a tick, and one by who takes its slot over.
+        // Workers with readers die: one is reaped by a tick, one by the worker that takes its slot over.
         let free: Vec<Worker> = workers.drain(60..62).collect();
         free.into_iter().for_each(Worker::release);
         let child = fork(|| {

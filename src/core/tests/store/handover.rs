@@ -1,4 +1,4 @@
-//! Subscribers that go from one worker to another.
+//! Handover: subscribers that move from one worker to another.
 
 use push_stream_core::store::*;
 

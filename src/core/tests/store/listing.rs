@@ -1,4 +1,4 @@
-//! Walks over all channels, while these come and go.
+//! Walks over all channels, while channels are created and removed.
 
 use push_stream_core::store::*;
 
@@ -100,11 +100,11 @@ fn what_is_deleted_between_slices_is_not_met_and_nothing_else_is_missed() {
     let mut listing = Listing::default();
     let (first, _) = slice(&worker, &mut listing);
     assert_eq!(first, names(0..256));
-    // The next one, all that was passed, and some far behind.
+    // The next one, all the passed ones, and some far behind.
     for id in names((0..257).chain(600..610)) {
         worker.delete(&[id.as_bytes()], b"", test.now).unwrap();
     }
-    // Not everything new is new to the walk: an id that comes again is another channel, behind all.
+    // A deleted and recreated id is another channel, behind all others.
     create(&mut worker, names([3, 1000]), test.now);
     assert_eq!(
         rest(&worker, &mut listing),
@@ -147,13 +147,13 @@ fn a_walk_goes_on_where_another_has_stopped() {
     assert_eq!(worker.landmark(b"c9"), Some(marks[9]));
     assert_eq!(worker.landmark(b"nobody"), None);
     assert_eq!(rest(&worker, &mut Listing::after(marks[9])), names(10..600));
-    // Also if the channel there is gone, and its memory is another's.
+    // Also if the channel there is gone, and another one has its memory.
     worker.delete(&[b"c9"], b"", test.now).unwrap();
     assert_eq!(rest(&worker, &mut Listing::after(marks[9])), names(10..600));
     test.tick(&mut worker, 20);
     create(&mut worker, names([600]), test.now);
     assert_eq!(rest(&worker, &mut Listing::after(marks[9])), names(10..601));
-    // Somebody may make one up.
+    // Clients may forge one.
     for block in [0, 1, u32::MAX] {
         let made_up = Landmark {
             born: marks[9].born,

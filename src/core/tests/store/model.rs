@@ -1,4 +1,4 @@
-//! Random histories against a model that is obviously right.
+//! Random histories against a simple reference model.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -70,7 +70,7 @@ fn actions() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// What a worker has not taken of a channel: texts, and the notice of its deletion at the end.
+/// A worker's untaken messages of a channel: texts, and the notice of its deletion at the end.
 type Inbox = VecDeque<String>;
 
 #[derive(Default)]
@@ -82,7 +82,7 @@ struct Model {
     windows: BTreeMap<u8, VecDeque<u8>>,
     /// Per worker and membership.
     inboxes: [BTreeMap<Membership, Inbox>; WORKERS],
-    /// Which membership a worker has in a living channel.
+    /// The membership of each worker in each living channel.
     follows: [BTreeMap<u8, Membership>; WORKERS],
     subscribers: [Vec<Joined>; WORKERS],
 }
@@ -104,7 +104,7 @@ impl Model {
         }
     }
 
-    /// True if the channel has accepted the id before.
+    /// True if the channel has already accepted the id.
     fn is_known(&mut self, channel: u8, id: u8) -> bool {
         let window = self.windows.entry(channel).or_default();
         if window.contains(&id) {
@@ -159,7 +159,7 @@ fn run(history: Vec<Action>) {
                     idempotent: true,
                     ..Terms::plain(true)
                 };
-                // Some have an order, some have none.
+                // Some are ordered, some are not.
                 let event_id = if id % 2 == 0 {
                     format!("{id}")
                 } else {

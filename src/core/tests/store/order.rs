@@ -1,4 +1,4 @@
-//! Ids with an order: who gets them, where a client resumes, and what it is told that it missed.
+//! Ordered ids: which subscribers get them, where a client resumes, and which gaps it is told.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
@@ -57,7 +57,7 @@ fn resume(worker: &mut Worker, ids: &[&str], position: &str, mode: JoinMode, now
     worker.join(&join, now).expect("admitted")
 }
 
-/// Everything that a join finds, in the order in which it comes: `text`, in brackets if it is no position.
+/// The result of a join, in order: `text`, in brackets if it is not a position.
 fn replayed(worker: &mut Worker, joined: &mut Joined) -> String {
     let mut texts = Vec::new();
     let mut batch = Batch::default();
@@ -174,7 +174,7 @@ fn what_is_lost_while_it_is_read_is_told() {
     let mut batch = Batch::default();
     assert!(worker.replay(replay, &mut batch));
     assert_eq!((batch.len(), replay.take_gaps()), (100, vec![]));
-    // Newer ones in the same channels are live, whatever becomes of them.
+    // Newer ones in the same channels are live, whatever happens to the old ones.
     send(&mut worker, &["a"], "x", Some("200"), STRICT, test.now).unwrap();
     test.tick(&mut worker, 15);
     assert!(!worker.replay(replay, &mut batch));
@@ -183,7 +183,7 @@ fn what_is_lost_while_it_is_read_is_told() {
     gaps.sort_unstable();
     assert_eq!(gaps, [0, 1]);
     assert!(replay.take_gaps().is_empty());
-    // Who has read all has lost nothing.
+    // A client that has read everything has no gap.
     let mut joined = resume(&mut worker, &["a"], "150", JoinMode::Stream, test.now);
     let replay = joined.replay.as_mut().unwrap();
     assert!(!worker.replay(replay, &mut batch));
@@ -304,10 +304,10 @@ fn who_has_missed_something_is_told_and_gets_all_there_is() {
     assert_eq!(gaps(&mut worker, &both, "5", test.now), []);
     assert_eq!(gaps(&mut worker, &["a"], "", test.now), [], "no position, no gap");
     assert_eq!(gaps(&mut worker, &["a"], "no order", test.now), []);
-    // From another life of the zone: everything is news.
+    // An id from an earlier life of the zone: everything is new.
     assert_eq!(gaps(&mut worker, &["a"], "6", test.now), lost("a", Some("3")));
     assert_eq!(above(&mut worker, &["a"], "6", test.now), "3 4");
-    // Unstored messages are nobody's loss.
+    // Unstored messages are not lost.
     send(
         &mut worker,
         &["a"],
@@ -462,7 +462,7 @@ fn an_id_is_accepted_once_in_each_channel() {
     );
     assert_eq!(duplicates(&mut worker, &["a"], "any form"), [true]);
     assert_eq!(duplicates(&mut worker, &["a", "a"], "2"), [false, true]);
-    // The order matters only for what is not known yet.
+    // The order matters only for ids that are not known yet.
     let strict = Terms {
         out_of_order: OutOfOrder::Refuse,
         ..ONCE
@@ -506,7 +506,7 @@ fn a_window_holds_so_many_ids_and_no_more_memory() {
     test.tick(&mut worker, 12);
     let (free, all) = test.zone.free_blocks();
     assert!(all - free <= 2 + 4, "{} blocks", all - free);
-    // A smaller one after a reload.
+    // A smaller window after a reload.
     worker.set_limits(
         Rc::new(Limits {
             idempotent_window: 2,
@@ -637,7 +637,7 @@ enum Action {
         client: usize,
         channels: Vec<usize>,
     },
-    /// After so many bytes of what is on its way.
+    /// A disconnect after this many bytes in transit.
     Cut {
         client: usize,
         after: prop::sample::Index,
@@ -663,33 +663,33 @@ fn actions() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// A browser's EventSource: it goes on where it was with the channels that it chose first.
+/// A browser's EventSource: it resumes at its position with the channels that it chose first.
 #[derive(Default)]
 struct Client {
     channels: Vec<usize>,
     connection: Option<Joined>,
-    /// What is on its way to it.
+    /// Bytes in transit to it.
     wire: Vec<u8>,
-    /// How many messages there had been when each of the notices there was written.
+    /// Number of messages published when each of the notices in transit was written.
     notices_on_wire: VecDeque<usize>,
     last: Option<OrderedId>,
     position: Option<OrderedId>,
-    /// What it has seen of each channel: number of the message.
+    /// The messages that it has seen, as channel and number of the message.
     log: Vec<(usize, usize)>,
-    /// Told at this point of the history that something of the channel is missing.
+    /// Gap notices: point in the history, and channel.
     notices: Vec<(usize, usize)>,
-    /// Number of messages when it was first there.
+    /// Number of messages when it first connected.
     since: usize,
 }
 
-/// What was published: to which channels, and stored or not.
+/// A published message: its channels, and whether it is stored.
 struct Sent {
     channels: Vec<usize>,
     store: bool,
 }
 
-/// Receives what is on its way to the client, the first `count` bytes of it, as WHATWG HTML §9.2.6 says: an event counts when its empty
-/// line is there, its id no sooner.
+/// Receives the first `count` bytes in transit to the client, by WHATWG HTML §9.2.6: an event counts once its empty
+/// line has arrived, and so does its id.
 fn receive(client: &mut Client, count: usize) {
     let wire = std::mem::take(&mut client.wire);
     let text = std::str::from_utf8(&wire[..count]).unwrap();
@@ -754,7 +754,7 @@ fn number(text: &[u8]) -> usize {
 fn connect(worker: &mut Worker, client: &mut Client, history: usize, now: Now) {
     let names: Vec<_> = client.channels.iter().map(|&channel| NAMES[channel]).collect();
     if client.position.is_none() {
-        // Before the first id of all there is no position.
+        // Before the first id there is no position.
         client.since = history;
     }
     let position = client.position.map(|id| id.to_string()).unwrap_or_default();
@@ -845,7 +845,7 @@ fn run(history: Vec<Action>, cuts: [prop::sample::Index; CLIENTS], auto: bool, m
     let mut clients: Vec<Client> = (0..CLIENTS).map(|_| Client::default()).collect();
     let mut sent: Vec<Sent> = Vec::new();
     let mut actions = history;
-    // In the end all come back and read all.
+    // In the end all clients reconnect and read everything.
     actions.push(Action::Deliver);
     actions.extend(
         cuts.into_iter()
@@ -886,7 +886,7 @@ fn run(history: Vec<Action>, cuts: [prop::sample::Index; CLIENTS], auto: bool, m
             }
             Action::Deliver => deliver(&mut worker, &mut clients),
             Action::Delete { channel } => {
-                // Who follows it would be cut off; then it is as any other cut.
+                // Its followers would be disconnected; then it is like any other disconnect.
                 let followed = clients
                     .iter()
                     .any(|client| client.connection.is_some() && client.channels.contains(&channel));
@@ -915,7 +915,7 @@ fn run(history: Vec<Action>, cuts: [prop::sample::Index; CLIENTS], auto: bool, m
                 );
             }
         }
-        // Twice only what was cut between two copies, or told to be sent as a whole.
+        // Twice only after a disconnect between two copies, or after a notice that everything is sent again.
         let mut times: BTreeMap<_, usize> = BTreeMap::new();
         for entry in &client.log {
             *times.entry(*entry).or_default() += 1;

@@ -83,8 +83,8 @@ fn a_publish_wakes_the_workers_that_follow_and_no_other() {
     assert!(woken(&follower));
 }
 
-/// Four publishers and three followers, of which one is killed again and again: everything that was accepted reaches the followers that
-/// live, once and in order.
+/// Four publishers and three followers, one of which is killed again and again: every accepted message reaches the
+/// surviving followers, once and in order.
 #[test]
 fn nothing_is_lost_or_doubled_while_processes_die() {
     let test = TestZone::with_slots(4096, 16);
@@ -118,7 +118,7 @@ fn nothing_is_lost_or_doubled_while_processes_die() {
                     test.now,
                 )
                 .unwrap();
-                // The follower must keep up: what it leaves behind for ever would be evicted.
+                // The follower must keep up: messages that it leaves behind would be evicted.
                 if count.is_multiple_of(16) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -177,7 +177,7 @@ fn nothing_is_lost_or_doubled_while_processes_die() {
         while Instant::now() < until {
             take(&mut worker, &mut next);
         }
-        // SAFETY: a child of this process that nobody has waited for yet, so the number is still its own.
+        // SAFETY: a child of this process that has not been waited for yet, so the number is still its own.
         unsafe { libc::kill(victim, libc::SIGKILL) };
         assert!(wait(victim));
         victims.push(victim);

@@ -1,11 +1,11 @@
-//! No block to be had at every point where one is taken; a tiny zone flooded; clocks that are set.
+//! A shortage of blocks at every point where one is taken; a flooded tiny zone; clocks that are set.
 
 use push_stream_core::store::*;
 
 use crate::zone::*;
 
-/// Lets the first, second, third ... block be missing, once and then from there on, until `act` needs no more. Whatever `act`
-/// answers, the zone is whole, what is refused changed nothing, and all goes on.
+/// Simulates a shortage at the first, second, third ... block, once and then from there on, until `act` needs no more.
+/// Whatever the result of `act`, the zone is whole, a refused request has changed nothing, and the zone is usable.
 fn short_everywhere(name: &str, act: impl Fn(&TestZone, &mut Worker) -> Result<(), Refusal>) {
     for for_good in [false, true] {
         let mut blocks = 0;
@@ -24,7 +24,7 @@ fn short_everywhere(name: &str, act: impl Fn(&TestZone, &mut Worker) -> Result<(
             let enough = fault_injection::disarm_shortage();
             test.assert_whole();
             match outcome {
-                // Room was looked for and found.
+                // Blocks were freed by an eviction.
                 Ok(()) => assert!(enough || !for_good, "{name}: nothing was missing at block {blocks}"),
                 Err(refusal) => {
                     assert!(
@@ -96,7 +96,7 @@ fn channels_made_sent_away_and_deleted_without_a_block() {
         drain(worker);
         Ok(())
     });
-    // The last step, for what it deletes is there no more.
+    // Must be the last step, because it deletes the channels.
     short_everywhere("delete with a notice", |test, worker| {
         worker.delete(&[b"a"], &[b'n'; 700], test.now).map(drop)
     });
@@ -175,7 +175,7 @@ fn a_wall_clock_that_is_set_disorders_nothing() {
     let hour = 3_600_000;
     let mut ids = Vec::new();
     for step in 0..20u64 {
-        // An hour back, an hour on, and in between as it should be.
+        // An hour back, an hour ahead, and correct in between.
         test.now.unix_ms = match step % 4 {
             1 => test.now.unix_ms - hour,
             3 => test.now.unix_ms + hour,
@@ -211,7 +211,7 @@ fn a_wall_clock_that_is_set_disorders_nothing() {
         "and the order is that of publishing"
     );
 
-    // A clock that was set back for good holds nothing up, one that was set on takes nothing away early.
+    // A clock set back for good delays nothing, one set ahead ends nothing early.
     test.now.unix_ms -= 24 * hour;
     test.tick(&mut worker, 50);
     assert_eq!(worker.channel(b"a").unwrap().stored, 20);

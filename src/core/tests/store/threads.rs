@@ -1,8 +1,8 @@
-//! Everything at once, without anybody's death: what is read and written outside of the lock. Each thread is a worker with a slot
-//! of its own; they share nothing but the zone. Under ThreadSanitizer (`scripts/sanitize --threads`) this also shows every access
-//! that nothing orders.
+//! Everything at once, without deaths: accesses outside of the lock. Each thread is a worker with a slot of its own;
+//! they share nothing but the zone. Under ThreadSanitizer (`scripts/sanitize --threads`) this also detects every
+//! unordered access.
 //!
-//! `TEST_STRESS_SECONDS`: how long; 1 if not given.
+//! `TEST_STRESS_SECONDS`: duration; default 1.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -17,12 +17,12 @@ const SLOTS: u16 = 10;
 const PUBLISHERS: u64 = 2;
 const FOLLOWERS: u64 = 2;
 const CHANNELS: [&str; 3] = ["a", "b", "c"];
-/// What a publisher may be ahead of the slowest follower: it would be evicted.
+/// Maximum lead of a publisher over the slowest follower: more would be evicted.
 const AHEAD: u64 = 300;
-/// Two values of which a mixture is neither.
+/// Two values; a torn mixture equals neither.
 const PATTERNS: [u64; 2] = [0x5555_5555_5555_5555, 0xaaaa_aaaa_aaaa_aaaa];
 
-/// The zone, as every thread sees it. What is counted here is counted in no order with anything else.
+/// The zone, as every thread sees it. The counters here are unordered with respect to anything else.
 struct Shared {
     zone: Zone,
     now: Now,
@@ -39,7 +39,7 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    /// A worker in a slot that nobody else has.
+    /// A worker in a slot of its own.
     fn claim(&self) -> Worker {
         let limits = Limits {
             max_stored_per_channel: Some(5),
@@ -73,13 +73,13 @@ impl Drop for EndsAll<'_> {
     }
 }
 
-/// Texts that say who wrote them and how long they are, of letters that say it again.
+/// Texts that name their publisher and length, made of letters that repeat this.
 fn text_of(publisher: u64, count: u64) -> String {
     let letter = char::from(b'a' + (publisher * 7 + count) as u8 % 26).to_string();
     format!("{publisher}:{count}:{}", letter.repeat((count * 37 % 700) as usize))
 }
 
-/// Who wrote it and which one it is; panics if it is anything but that text.
+/// Publisher and number of a text; panics if it is anything else.
 fn read(text: &[u8]) -> (u64, u64) {
     let text = str::from_utf8(text).expect("texts are letters");
     let mut parts = text.split(':');
@@ -119,7 +119,7 @@ fn publish_all(shared: &Shared, publisher: u64, end: Instant) {
     shared.release(worker);
 }
 
-/// Takes only when it was told that there is something.
+/// Takes messages only after a signal.
 fn take_all(shared: &Shared, follower: usize) {
     let _ends_all = EndsAll(shared);
     let mut worker = shared.claim();
@@ -169,7 +169,7 @@ fn take_all(shared: &Shared, follower: usize) {
     shared.release(worker);
 }
 
-/// Readers of what is stored, channels that come and go, and workers that do.
+/// Readers of stored messages, and channels and workers that come and go.
 fn come_and_go(shared: &Shared) {
     let _ends_all = EndsAll(shared);
     let mut rounds = 0u64;
@@ -202,7 +202,7 @@ fn come_and_go(shared: &Shared) {
     }
 }
 
-/// Figures, which are read while everybody writes theirs.
+/// Reads the figures while all workers write theirs.
 fn watch(shared: &Shared) {
     let _ends_all = EndsAll(shared);
     let worker = shared.claim();
@@ -237,7 +237,7 @@ fn workers_that_live_disturb_nobody() {
         fds,
         held: (0..SLOTS).map(|_| AtomicBool::new(false)).collect(),
         published: AtomicU64::new(0),
-        // Until a follower is there, nobody publishes.
+        // Publishing waits for the followers.
         taken: (0..FOLLOWERS).map(|_| AtomicU64::new(u64::MAX - AHEAD)).collect(),
         counted: AtomicU64::new(0),
         published_all: AtomicBool::new(false),

@@ -1,4 +1,4 @@
-//! A zone in memory shared with forked children, and short ways to use it.
+//! A zone in memory shared with forked children, and helpers to use it.
 
 use std::rc::Rc;
 
@@ -44,13 +44,13 @@ impl TestZone {
             .expect("a slot is free")
     }
 
-    /// Moves both clocks on.
+    /// Advances both clocks.
     pub fn pass(&mut self, secs: u64) {
         self.now.monotonic_ms += secs * 1000;
         self.now.unix_ms += secs * 1000;
     }
 
-    /// Lets time pass as it does in nginx, a tick each second.
+    /// Lets time pass as it does in nginx, with a tick each second.
     pub fn tick(&mut self, worker: &mut Worker, secs: u64) {
         for _ in 0..secs {
             self.pass(1);
@@ -88,7 +88,7 @@ pub fn evicting() -> Limits {
     }
 }
 
-/// An events channel of this name.
+/// The setting of an events channel with this name.
 pub fn telling(channel: &str) -> Events {
     Events {
         channel: channel.as_bytes().to_vec(),
@@ -96,7 +96,7 @@ pub fn telling(channel: &str) -> Events {
     }
 }
 
-/// What turns on that the zone keeps track of ids.
+/// Limits that make the zone track ids.
 pub fn tracking() -> Limits {
     Limits {
         track_ids: true,
@@ -142,7 +142,7 @@ pub fn publish(
     )
 }
 
-/// Publishes a text with an event id, or without, in the way that is said.
+/// Publishes a text with or without an event id, on the given terms.
 pub fn send(
     worker: &mut Worker,
     ids: &[&str],
@@ -184,7 +184,7 @@ pub fn follow(worker: &mut Worker, ids: &[&str], now: Now) -> Joined {
         .expect("admitted")
 }
 
-/// Texts of everything there is to take.
+/// Texts of all messages to take.
 pub fn drain(worker: &mut Worker) -> Vec<String> {
     let mut batch = Batch::default();
     let mut texts = Vec::new();
@@ -226,7 +226,7 @@ pub fn old(worker: &mut Worker, id: &str, backtrack: u32, position: Position, no
     }
 }
 
-/// Runs `child` in a forked process; it ends by dying there or when `child` returns. Gives its pid.
+/// Runs `child` in a forked process, which ends when `child` dies or returns. Returns its pid.
 pub fn fork(child: impl FnOnce()) -> i32 {
     // SAFETY: the test binary is run with one thread per process by nextest, or the child touches nothing that another
     // thread may have locked: the zone and its own stack.
@@ -241,7 +241,7 @@ pub fn fork(child: impl FnOnce()) -> i32 {
                         .downcast_ref::<String>()
                         .map_or("a child panicked", String::as_str);
                     let line = format!("child: {text}\n");
-                    // SAFETY: the buffer is as long as said.
+                    // SAFETY: the buffer is as long as given.
                     unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
                     1
                 }
