@@ -154,8 +154,8 @@ impl Worker {
         }
     }
 
-    /// Copies the next slice of old messages (at most 100 or about 64 KiB, always whole messages) into `batch`, which is cleared
-    /// first. True if there is more.
+    /// Copies the next slice of old messages (at most 100 or about 64 KiB, always whole messages) into `batch`, which
+    /// is cleared first. True if there is more.
     pub fn replay(&mut self, replay: &mut Replay, batch: &mut Batch) -> bool {
         batch.clear();
         if replay.ordered {

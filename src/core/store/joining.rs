@@ -92,8 +92,8 @@ impl Worker {
         unreachable!("a search without a limit comes to its end")
     }
 
-    /// Ends one subscriber's memberships. `subscriber_gone` = it no longer counts as connected (false when it only lost a
-    /// deleted channel and keeps others).
+    /// Ends one subscriber's memberships. `subscriber_gone` = it no longer counts as connected (false when it only lost
+    /// a deleted channel and keeps others).
     pub fn leave(&mut self, memberships: &[Membership], subscriber_gone: bool) {
         for (index, membership) in memberships.iter().enumerate() {
             let member = MemberRef(membership.0);

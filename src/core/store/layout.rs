@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::wire::event_id::MAX_GROUPS;
 
-/// Size of a block in bytes. A message head with its first link takes 64 of them, so a comment of 64 bytes is one block;
-/// a channel with an id of up to 40 bytes is one block.
+/// Size of a block in bytes. A message head with its first link takes 64 of them, so a comment of 64 bytes is one
+/// block; a channel with an id of up to 40 bytes is one block.
 pub const BLOCK: usize = 128;
 /// Text bytes in a block that continues another: the first four hold the next block's number.
 pub const CONTINUATION: usize = BLOCK - 4;

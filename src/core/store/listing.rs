@@ -75,8 +75,8 @@ pub struct Listed<'a> {
 }
 
 impl Worker {
-    /// Visits the next few hundred channels; true if there are more. Calls `each` for those whose figures are `wanted`, once
-    /// the lock is released.
+    /// Visits the next few hundred channels; true if there are more. Calls `each` for those whose figures are `wanted`,
+    /// once the lock is released.
     pub fn list(
         &self,
         listing: &mut Listing,

@@ -218,11 +218,12 @@ impl Memory {
     /// Lays out a zone.
     ///
     /// # Safety
-    /// `base` points to `len` zeroed bytes, aligned to 64, mapped shared by all that will use the zone for as long as they do.
+    /// `base` points to `len` zeroed bytes, aligned to 64, mapped shared by all processes that will use the zone, as
+    /// long as they do.
     pub unsafe fn create(base: *mut u8, len: usize, slots: u16, now: super::Now) -> Result<Memory, ZoneError> {
         let division = Division::of(len, slots).ok_or(ZoneError::TooSmall(len))?;
         let header = base.cast::<Header>();
-        // SAFETY: the division fits into `len`, which the caller vouches for; nobody else uses the memory yet.
+        // SAFETY: the division fits into `len`, which the caller guarantees; no other process uses the memory yet.
         unsafe {
             (*header).version = LAYOUT_VERSION;
             (*header).slots = slots.into();
@@ -253,7 +254,8 @@ impl Memory {
     /// Adopts a zone.
     ///
     /// # Safety
-    /// `base` and `len` are as they were for [`Memory::create`] in this or another process, or point to other memory of that size.
+    /// `base` and `len` are as they were for [`Memory::create`] in this or another process, or name other memory of
+    /// that size.
     pub unsafe fn attach(base: *mut u8, len: usize) -> Result<Memory, ZoneError> {
         if len < size_of::<Header>() {
             return Err(ZoneError::TooSmall(len));
@@ -754,8 +756,9 @@ impl Locked<'_> {
 
     fn write<T: Word>(&mut self, at: usize, value: T) {
         debug_assert!(self.changing);
-        // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the undo log,
-        // and the undo log says so, before the new one is written: the fences around that keep the compiler to this order.
+        // SAFETY: every caller computes `at` from a bounds-checked record; the lock is held. The old value is in the
+        // undo log, and the undo log's state counts it, before the new one is written: the fences keep the compiler to
+        // this order.
         unsafe {
             let target = self.memory.base.add(at).cast::<T>();
             let entry = UndoEntry {

@@ -8,25 +8,25 @@
 //! ```text
 //! header │ slots │ undo log │ buckets │ buckets of ids │ kinds │ blocks of 128 bytes, numbered from 1 ...
 //!
-//! header    geometry, written once; the lock; the undo log's state; `hot`, what every mutation touches, and its copy;
-//!           counters outside of the lock
-//! slot      one per process: its liveness lock, its memberships, what it has reserved and what it is copying,
-//!           how its subscribers are connected
-//! undo log  old values of what the mutation in progress has written
+//! header    geometry, written once; the lock; the undo log's state; `hot`, the part that every mutation may write, and
+//!           its copy; counters outside of the lock
+//! slot      one per process: its liveness lock, memberships, reserved blocks and pinned messages, its subscribers'
+//!           connections
+//! undo log  old values of the words that the mutation in progress has written
 //! bucket    first channel of a hash chain
 //! kind      one byte per block: the type of its contents (channel, message, links, membership)
 //!
 //! channel   128 bytes: figures, ends of its queue, its members, the id (long ids go on in further blocks)
 //! ids       if the zone tracks event ids, one block per channel: newest and lost id, and the window of accepted ids,
 //!           four to a block
-//! message   head block: 32 bytes of what all its links share, the first link (32 bytes), 64 bytes of text;
+//! message   head block: 32 bytes shared by all its links, the first link (32 bytes), 64 bytes of text;
 //!           further blocks: 4 bytes of chain, 124 of text; further links: four to a block
 //! member    a worker's membership in a channel: how many subscribers, the first message it has not taken
 //! ```
 //!
 //! # When a process dies
 //!
-//! | it was | what happens |
+//! | the process was | what happens |
 //! |---|---|
 //! | changing the zone, at any instruction | the next lock holder (`EOWNERDEAD`) undoes the mutation ([`memory`]) |
 //! | filling a message it had reserved | the blocks are listed in its slot; reaping frees them |

@@ -21,8 +21,8 @@ impl Zone {
     /// Lays out a new zone. `slots`: the maximum number of processes using it at once.
     ///
     /// # Safety
-    /// `memory` points to `len` zeroed bytes, aligned to 64, shared between all processes that will use the zone and mapped
-    /// for as long as any of them does.
+    /// `memory` points to `len` zeroed bytes, aligned to 64, shared between all processes that will use the zone and
+    /// mapped for as long as any of them does.
     pub unsafe fn create(memory: *mut u8, len: usize, slots: u16, now: Now) -> Result<Zone, ZoneError> {
         // SAFETY: as the caller vouches.
         unsafe { Memory::create(memory, len, slots, now).map(|memory| Zone { memory }) }
@@ -82,8 +82,8 @@ impl Zone {
         self.memory.repairs()
     }
 
-    /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if all
-    /// are in use.
+    /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if
+    /// all are in use.
     pub fn claim(&self, limits: Rc<Limits>, now: Now) -> Option<Worker> {
         for slot in self.memory.all_slots() {
             let Tried::Taken(taken) = self.memory.try_alive(slot) else {
