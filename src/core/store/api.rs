@@ -46,8 +46,7 @@ pub enum OnFull {
     Evict,
 }
 
-/// The limits of the http block, as configured now. They are not part of the shared state: a reload changes them at
-/// once.
+/// The configured limits of the http block. They are not part of the shared state: a reload changes them at once.
 #[derive(Clone, Debug)]
 pub struct Limits {
     pub message_ttl_secs: u32,
@@ -205,7 +204,7 @@ pub struct Summary {
 /// Evictions since the zone was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evictions {
-    /// Trash: messages no longer readable, evicted before the end of the time for which they are kept for statistics.
+    /// Trash, evicted before the end of the time for which it is kept for statistics. No reader has lost it.
     pub trash: u64,
     /// Messages past their TTL that had not been removed yet.
     pub expired: u64,
@@ -297,8 +296,7 @@ pub struct Joined {
     /// The subscriber's membership for its client address, if that is limited; to be left like a channel when the
     /// subscriber goes.
     pub address: Option<Membership>,
-    /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above
-    /// it.
+    /// Zone sequence number at the moment of joining. A live message is for this subscriber only if its `seq` is above.
     pub seq: u64,
     /// Old messages to send first, if there are any.
     pub replay: Option<Replay>,
@@ -411,7 +409,7 @@ impl Replay {
     }
 }
 
-/// Type of a message.
+/// What a message means to its subscribers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MessageKind {
     Ordinary,

@@ -1,4 +1,4 @@
-//! Blocks: the free list and the never used memory.
+//! Blocks: the free list and the memory that was never used.
 
 use super::Stop;
 use super::layout::*;

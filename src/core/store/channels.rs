@@ -5,7 +5,7 @@ use super::lists::List;
 use super::memory::{BUCKET_FIRST, Locked};
 use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, eviction};
 
-/// Ticks from a channel's removal until its memory is freed.
+/// Ticks in the trash, from the removal of a channel or message until its memory is freed.
 pub const TRASH_TICKS: u32 = 100;
 /// Ticks for which a deleted channel counts as being deleted before it goes to the trash; its subscribers are notified
 /// at once. The C module does it in rounds of four seconds.
@@ -440,8 +440,7 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Makes a channel the events channel, or a normal one. Its messages count in the zone's figures only while it is
-    /// normal.
+    /// Makes a channel the events channel, or a normal one: only a normal one's messages count in the zone's figures.
     fn change_events_channel(&mut self, channel: ChannelRef, events: bool) {
         let Some(channel) = channel.some() else { return };
         self.set_flag(channel, channel_flag::EVENTS, events);

@@ -1,8 +1,6 @@
-//! Connection figures: how a worker's subscribers are connected. Each worker keeps them in its slot, outside of the
-//! lock.
+//! Connection figures: how a worker's subscribers are connected. Kept in the worker's slot, outside of the lock.
 //!
-//! Only the slot's own process writes them, one aligned word at a time, so any other process may read them at any
-//! moment.
+//! Only the slot's own process writes them, one aligned word at a time, so other processes may read them at any time.
 
 use std::time::Duration;
 

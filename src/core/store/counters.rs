@@ -189,8 +189,8 @@ impl Worker {
         self.memory().init(self.slot, slot::queued, bytes);
     }
 
-    /// Are there messages for this worker without a signal? The publisher died before it could send one, or will in a
-    /// moment.
+    /// Are there messages for this worker without a signal? The publisher died before the signal, or is about to send
+    /// it.
     pub fn is_overlooked(&self) -> bool {
         !self.is_woken() && self.memory().peek(self.slot, slot::dirty_first).some().is_some()
     }

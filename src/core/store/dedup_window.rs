@@ -1,5 +1,4 @@
-//! Deduplication windows: the last ids that each channel accepted. Publishing one of them again is answered as a
-//! duplicate.
+//! Deduplication windows: the last ids that each channel accepted. A publish with one of them is a duplicate.
 //!
 //! Each channel keeps the last ids that it accepted, oldest first, four to a block; all of them are chained in the
 //! zone's id table by their keyed hash, so that the cost of a look-up does not depend on the window's size.

@@ -10,7 +10,7 @@ use super::memory::Locked;
 use super::*;
 use crate::wire::event_id::OrderedId;
 
-/// Searches outside the lock that a join makes at most; after that it searches to the end inside.
+/// How often a join searches in bounded holds, outside its mutation; after that it searches to the end inside.
 const SEEKS: u32 = 16;
 
 impl Worker {

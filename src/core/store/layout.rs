@@ -21,8 +21,7 @@ pub const HEAD_ROOM: usize = BLOCK - HEAD_TEXT;
 pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
 /// Kinds of connection by which a worker counts its subscribers.
 pub const CONNECTION_COUNTS: usize = 16;
-/// Size of the counters outside of the lock: each [`super::Counter`] at its own number, and behind them
-/// [`super::Fanout`].
+/// Number of counters outside of the lock: each [`super::Counter`] at its own number, then [`super::Fanout`].
 pub const COUNTERS: usize = 64;
 /// Index of the fan-out's sum among the counters, and that of its first bucket.
 pub const FANOUT_SUM: usize = 48;
@@ -458,8 +457,8 @@ record! {
 }
 
 record! {
-    /// A channel's record of its messages' ids, in a block of its own. An ordered id is its groups and their number; 0
-    /// = no id.
+    /// A channel's record of its messages' ids, in a block of its own. An ordered id is its groups and their number (0:
+    /// no id).
     ids of IdsRef {
         newest: [u64; MAX_GROUPS],
         /// The highest id that it has lost; initially the zone's lost id.

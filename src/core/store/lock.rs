@@ -25,7 +25,7 @@ const _: () = assert!(size_of::<pthread_mutex_t>() <= size_of::<[u64; 5]>());
 /// # Safety
 /// `mutex` points to memory shared by all its users, aligned to 8, that is not in use as a lock yet.
 pub unsafe fn init(mutex: *mut pthread_mutex_t) -> Result<(), i32> {
-    // SAFETY: the attribute object lives through the calls that use it; the caller guarantees `mutex`.
+    // SAFETY: the attribute object lives through the calls that use it; the caller guarantees that `mutex` is valid.
     unsafe {
         let mut attributes: libc::pthread_mutexattr_t = std::mem::zeroed();
         check(libc::pthread_mutexattr_init(&mut attributes))?;
