@@ -1,10 +1,12 @@
-//! TLS to brokers: whom to trust, and who this worker is.
+//! TLS to brokers: trusted authorities and the worker's client certificate.
 //!
 //! ```toml
-//! posts = { type = "redis_streams", url = "rediss://redis.example.com:6379/0", ca_file = "ca.pem", cert_file = "worker.pem", key_file = "worker.key", … }
+//! posts = { type = "redis_streams", url = "rediss://redis.example.com:6379/0", ca_file = "ca.pem", cert_file =
+//! "worker.pem", key_file = "worker.key", … }
 //! ```
 //!
-//! Without `ca_file` the authorities of this machine are trusted; without `cert_file` and `key_file` the worker shows no certificate.
+//! Without `ca_file` the system's certificate authorities are trusted; without `cert_file` and `key_file` the worker
+//! presents no certificate.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::section::Section;
 
-/// A file that was there and good when the configuration was read.
+/// A file that existed and was valid when the configuration was read.
 #[derive(Clone, Debug)]
 pub struct Pem {
     pub path: PathBuf,
@@ -28,7 +30,7 @@ pub struct BrokerTls {
 }
 
 impl BrokerTls {
-    /// `scheme` is what a URL must begin with to speak TLS, `is_tls` whether it does.
+    /// `scheme` is the prefix of a TLS URL, `is_tls` whether this URL has it.
     pub fn read(section: &Section<'_>, scheme: &str, is_tls: bool) -> Self {
         for key in ["ca_file", "cert_file", "key_file"] {
             if section.has(key) && !is_tls {

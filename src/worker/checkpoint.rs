@@ -1,4 +1,4 @@
-//! Small state files that are either the old version or the new one, whatever happens in between.
+//! Small state files, replaced atomically: a crash leaves the old version or the new one.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,10 +12,10 @@ use serde::de::DeserializeOwned;
 
 use crate::credit::Permit;
 
-/// Pause between attempts to store a position on a disk that refuses it.
+/// Pause between attempts to store a position after a disk error.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Positions are not stored more often than this: an fsync per handful of events would wear a disk for nothing.
+/// Minimum time between two stores of a position: one fsync per few events would wear the disk for no gain.
 const MIN_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Writes `value` as JSON to `path`: temporary file, fsync, rename, fsync of the directory.
@@ -45,8 +45,8 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     serde_json::from_slice(&text).map(Some).map_err(invalid)
 }
 
-/// Stores positions on a thread of its own, always the newest one, and gives credit back only afterwards: what is not
-/// durably acknowledged counts as in flight, so a crash repeats at most `max_in_flight` events.
+/// Stores positions on its own thread, always the newest one, and returns credit only afterwards: what is not durably
+/// acknowledged counts as in flight, so a crash repeats at most `max_in_flight` events.
 #[derive(Debug)]
 pub struct Checkpointer<T> {
     positions: Option<mpsc::Sender<(T, Vec<Permit>)>>,
@@ -86,7 +86,7 @@ impl<T: Serialize + Send + 'static> Checkpointer<T> {
 
     pub fn submit(&self, position: T, permits: Vec<Permit>) {
         if let Some(positions) = &self.positions {
-            // The thread ends only when this sender is gone.
+            // The thread ends only when this sender is dropped.
             let _ = positions.send((position, permits));
         }
     }

@@ -30,10 +30,10 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// One end of a connection that takes one request at a time.
+/// The client end of a connection; it takes one request at a time.
 pub type Sender = SendRequest<Full<Bytes>>;
 
-/// Why there is no connection, or no answer.
+/// Connecting or the exchange failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot connect: {0}")]
@@ -45,7 +45,7 @@ pub enum Error {
 }
 
 impl Address {
-    /// What belongs into the `Host` header.
+    /// The value of the `Host` header.
     pub fn host_header(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),
@@ -82,7 +82,7 @@ impl Address {
     }
 }
 
-/// The port that is written there. [`Uri`] takes one that is out of range, and then has none.
+/// The port as written. [`Uri`] accepts one that is out of range, and then reports none.
 fn port_of(uri: &Uri) -> Result<Option<u16>, String> {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     let behind_host = authority.rsplit_once(']').map_or(authority, |(_, rest)| rest);
@@ -157,7 +157,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Whom to trust.
+/// Trusted certificate authorities.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
@@ -168,7 +168,7 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// The certificate authorities of this machine; read once.
+    /// The system's certificate authorities; read once.
     pub fn of_this_machine() -> Self {
         static SHARED: OnceLock<Tls> = OnceLock::new();
         let read = || {
@@ -183,7 +183,7 @@ impl Tls {
         SHARED.get_or_init(read).clone()
     }
 
-    /// The authorities in a PEM file, and no others.
+    /// Only the authorities in a PEM file.
     pub fn of_file(path: &Path) -> Result<Self, String> {
         let bad = |error: &dyn fmt::Display| format!("{}: {error}", path.display());
         let mut roots = RootCertStore::empty();
@@ -208,12 +208,12 @@ impl Tls {
     }
 }
 
-/// Opens a connection. To be called within a `LocalSet`.
+/// Opens a connection. Call within a `LocalSet`.
 pub async fn connect(address: &Address, tls: Option<&Tls>) -> Result<Sender, Error> {
     connect_watched(address, tls).await.map(|(sender, _)| sender)
 }
 
-/// Opens a connection; whoever waits for the second half hears when it has ended.
+/// Opens a connection; the second half of the result completes when the connection has ended.
 pub async fn connect_watched(address: &Address, tls: Option<&Tls>) -> Result<(Sender, Rc<Notify>), Error> {
     match address {
         Address::Unix(path) => handshake(UnixStream::connect(path).await.map_err(Error::Connect)?).await,
@@ -247,7 +247,7 @@ where
     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let ended = Rc::new(Notify::new());
     let end = Rc::clone(&ended);
-    // Ends with the sender; its error is also the sender's.
+    // The task ends with the sender, which gets the same error.
     tokio::task::spawn_local(async move {
         drop(connection.await);
         end.notify_one();
@@ -261,7 +261,7 @@ pub struct Pool {
     address: Address,
     tls: Option<Tls>,
     idle: RefCell<Vec<Sender>>,
-    /// Longest answer in bytes.
+    /// Longest response body in bytes.
     limit: usize,
 }
 
@@ -278,12 +278,13 @@ impl Pool {
     /// Sends on an idle connection, or on a new one.
     pub async fn request(&self, request: Request<Full<Bytes>>) -> Result<(Parts, Vec<u8>), Error> {
         while let Some(mut sender) = self.take_idle() {
-            // The server may have closed it since; then nothing was sent and the next one serves.
+            // The server may have closed it since; nothing was sent then, so try the next one.
             if sender.ready().await.is_err() {
                 continue;
             }
             match self.send(sender, request.clone()).await {
-                // A server may close a connection while a request is on its way there. That says nothing about the server.
+                // The server may have closed the idle connection while the request was in transit: no sign of a fault,
+                // retry.
                 Err(Error::Http(_)) => break,
                 other => return other,
             }
@@ -304,7 +305,7 @@ impl Pool {
     }
 }
 
-/// Reads an answer to its end, so that the connection can be used again.
+/// Reads a response body to its end, so that the connection can be reused.
 pub async fn read_body(response: Response<Incoming>, limit: usize) -> Result<(Parts, Vec<u8>), Error> {
     let (parts, mut body) = response.into_parts();
     let mut bytes = Vec::new();

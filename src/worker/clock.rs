@@ -15,7 +15,7 @@ impl Timestamp {
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Zero for a moment in the future: clocks differ.
+    /// Zero for a timestamp in the future: clocks differ.
     pub fn elapsed(self) -> Duration {
         Duration::from_millis(Self::now().0.saturating_sub(self.0))
     }
@@ -43,7 +43,7 @@ impl Timestamp {
         out
     }
 
-    /// The end of the year 9999 for what is later.
+    /// Timestamps after the year 9999 become its end.
     fn moment(self) -> UtcDateTime {
         UtcDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1_000_000).unwrap_or(UtcDateTime::MAX)
     }
@@ -66,7 +66,7 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Refuses codes that [`Timestamp::format`] does not know.
+/// Refuses conversion codes that [`Timestamp::format`] does not support.
 pub fn check_pattern(pattern: &str) -> Result<(), String> {
     let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
@@ -82,10 +82,10 @@ pub fn check_pattern(pattern: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Can a pattern that [`check_pattern`] likes stand for this path, now or later? Dates of the past do not come again.
+/// Can a pattern accepted by [`check_pattern`] produce this path, now or later? Past dates do not recur.
 pub fn may_name(pattern: &str, path: &str, now: Timestamp) -> bool {
     let mut rest = path;
-    // By code, in the order of their weight.
+    // By conversion code, most significant first.
     let (mut found, mut current) = ([0_u32; 6], [0_u32; 6]);
     let mut has_year = false;
     let mut chars = pattern.chars();

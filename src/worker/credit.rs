@@ -1,4 +1,4 @@
-//! Bounded in flight, by events and by bytes: no credit, no fetch.
+//! Credit: bounds events in flight by count and bytes; no credit, no fetch.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ pub struct Credit {
     max_bytes: usize,
 }
 
-/// The right to have one event in flight. Given back when dropped.
+/// The right to have one event in flight. Returned on drop.
 #[derive(Debug)]
 pub struct Permit {
     credit: Arc<Credit>,
@@ -21,7 +21,7 @@ pub struct Permit {
 }
 
 impl Credit {
-    /// Semaphores count in `u32`; nobody needs 4 GiB in flight.
+    /// Semaphores count in `u32`; 4 GiB in flight is more than any source needs.
     pub const MAX_BYTES: usize = u32::MAX as usize;
 
     pub fn new(max_events: usize, max_bytes: usize) -> Arc<Self> {
@@ -35,11 +35,11 @@ impl Credit {
         })
     }
 
-    /// Waits until an event of this size may enter. One that is larger than the whole bound enters alone.
+    /// Waits until an event of this size may enter. An event larger than the whole bound enters alone.
     pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Permit {
         let bytes = self.clamp(bytes);
-        // The semaphores are never closed, so both waits end in a permit. Until both are there, dropping this future
-        // gives the first one back.
+        // The semaphores are never closed, so both waits end in a permit. Dropping this future between the two returns
+        // the first one.
         let event_permit = self.events.acquire().await;
         let bytes_permit = self.bytes.acquire_many(bytes).await;
         event_permit
@@ -52,7 +52,7 @@ impl Credit {
         }
     }
 
-    /// Takes credit for several events at once, or nothing.
+    /// Takes credit for several events at once, or none.
     pub fn try_reserve(self: &Arc<Self>, sizes: impl Iterator<Item = usize>) -> Option<Vec<Permit>> {
         sizes.map(|bytes| self.try_reserve_one(bytes)).collect()
     }

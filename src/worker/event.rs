@@ -1,4 +1,4 @@
-//! What flows through a pipeline: an [`Event`] and its [`EventId`].
+//! An [`Event`], which flows through a pipeline, and its [`EventId`].
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use crate::clock::Timestamp;
 use crate::fence::Fence;
 use crate::json::{self, Digits};
 
-/// What nginx gets as `Event-Id`.
+/// An event's id, sent to nginx as `Event-Id`.
 ///
-/// The id is fixed when the source claims the event and is the same whenever that event is delivered again, by this
-/// process or the next one. nginx gets it as `Event-Id` and can drop what it has already stored.
+/// The id is fixed when the source claims the event and is the same in every delivery of that event, by this process or
+/// the next one, so that nginx can drop what it has already stored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum EventId {
-    /// `<epoch>-<seq>`, or `<epoch>-<seq>-<part>` for a piece of a split event. These have an order.
+    /// `<epoch>-<seq>`, or `<epoch>-<seq>-<part>` for a piece of a split event. These ids are ordered.
     Numbered {
-        /// Unix milliseconds at which the source started counting, or the first half of a stream's own id.
+        /// Unix milliseconds at which the source started counting, or the first half of a stream's id.
         epoch: u64,
-        /// Grows within the epoch.
+        /// Increases within the epoch.
         seq: u64,
         /// Set on the pieces of a split event, counting from 1.
         part: Option<u32>,
     },
-    /// The producer's own, such as the `message_id` of AMQP.
+    /// Set by the producer, such as the `message_id` of AMQP.
     Brought(Arc<str>),
-    /// The source has none to give: a redelivery cannot be told from a new event.
+    /// The source gives no id: a redelivery cannot be told from a new event.
     Unknown,
 }
 
@@ -37,7 +37,7 @@ impl EventId {
         Self::Numbered { epoch, seq, part: None }
     }
 
-    /// The id of a piece. A piece that is split again would repeat an id, so it keeps counting on.
+    /// The id of a piece. Splitting a piece again continues the numbering, since a restart would repeat ids.
     pub fn part(&self, number: u32) -> Self {
         match self {
             Self::Numbered { epoch, seq, part } => Self::Numbered {
@@ -71,7 +71,7 @@ impl fmt::Display for EventId {
     }
 }
 
-/// One to four numbers, compared from the left, as nodes compare them; a missing one comes first.
+/// One to four numbers, compared from the left, as nodes compare them; a missing number sorts first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct OrderedId(Vec<u64>);
 
@@ -83,7 +83,7 @@ impl OrderedId {
         numbers.map(Self).filter(|id| id.0.len() <= Self::MAX_NUMBERS)
     }
 
-    /// The one right behind it: below all that whoever counts in the first numbers gives out next.
+    /// The immediate successor: below every id that a source counting in the first numbers gives out next.
     pub fn next(&self) -> Self {
         let mut numbers = self.0.clone();
         if numbers.len() < Self::MAX_NUMBERS {
@@ -106,26 +106,26 @@ impl From<OrderedId> for EventId {
 #[derive(Clone, Debug)]
 pub struct Event {
     pub id: EventId,
-    /// When it was put into its queue, else when the source took it in. It is the `_event.time` of templates.
+    /// When it was put into its queue, else when the source took it in. `_event.time` in templates.
     pub received: Timestamp,
     /// When the source took it in: the start of `max_age`.
     pub received_at: Instant,
-    /// As it came, without the line end.
+    /// The input, without the line end.
     pub raw: Bytes,
     /// The parsed object; `None` before `parse_json`.
     pub fields: Option<Value>,
-    /// Of numbers in `fields`.
+    /// Exact digits of the numbers in `fields`.
     pub digits: Digits,
     /// The formatted bytes; `None` before `format`.
     pub body: Option<Bytes>,
-    /// Where it goes; empty before `route`.
+    /// Destination channels; empty before `route`.
     pub channels: Vec<String>,
     /// The EventSource event type.
     pub event_type: Option<String>,
-    /// The claim under which this worker holds it, where a source has such a thing.
+    /// The fence of the claim under which this worker holds it, for sources with claims.
     pub fence: Option<Arc<Fence>>,
-    /// How many recoveries of nodes its source had answered when it read this. A node that has recovered since gets it again, after what is
-    /// older. `u64::MAX`: its source publishes nothing again.
+    /// Number of node recoveries its source had answered when it read this event. A node that has recovered since gets
+    /// it again, after older events. `u64::MAX`: its source republishes nothing.
     pub recovery: u64,
 }
 
@@ -146,7 +146,7 @@ impl Event {
         }
     }
 
-    /// Has another worker the right to this event by now? Then this one must not send it any more.
+    /// May another worker have claimed this event by now? Then this worker must not send it.
     pub fn is_fenced(&self) -> bool {
         self.fence.as_ref().is_some_and(|fence| !fence.is_held())
     }

@@ -1,8 +1,8 @@
-//! The right to deliver what was claimed, and its end.
+//! The fence: until when a worker may deliver what it has claimed.
 //!
-//! A source with a lease holds its fence for as long as the lease is certain to be its own: a little less than it lasts at the
-//! broker, counted from *before* it was asked for. A worker that was paused, or that has lost its broker, finds the fence down before it
-//! sends anything; its successor may have begun.
+//! A source with a lease holds its fence while the lease is certainly its own: slightly shorter than the broker's
+//! lease, counted from *before* the request for it. A worker that was paused, or that has lost its broker, finds the
+//! fence down before it sends anything; its successor may have started.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 /// Shared by a source and all events of one claim.
 #[derive(Debug, Default)]
 pub struct Fence {
-    /// Milliseconds of [`now_ms`] until which the claim is certain; 0 is never. It stands alone, so relaxed.
+    /// Milliseconds of [`now_ms`] until which the claim is certain; 0 is never. Independent of other data, so relaxed.
     until_ms: AtomicU64,
 }
 
-/// Held until it is dropped, without a look at the clock.
+/// Held until dropped, regardless of the clock.
 const FOR_GOOD: u64 = u64::MAX;
 
 impl Fence {
-    /// Of a source without a lease: it falls when the source's work is given to another.
+    /// For a source without a lease: it falls when the source's work passes to a successor.
     pub fn standing() -> Self {
         Self {
             until_ms: AtomicU64::new(FOR_GOOD),

@@ -1,4 +1,4 @@
-//! Paths into an event's fields (`author.id`) and templates made of them (`user.{author.id}`).
+//! Paths into an event's fields (`author.id`) and templates built from them (`user.{author.id}`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::config::section::FromText;
 use crate::event::Event;
 
-/// `author.id`: keys of objects, or indexes of arrays, from the outside in.
+/// `author.id`: object keys or array indexes, outermost first.
 ///
-/// `_event.id`, `_event.time` and `_event.type` name the worker's own knowledge of the event instead.
+/// `_event.id`, `_event.time` and `_event.type` name the worker's metadata of the event instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldPath {
     text: String,
@@ -30,12 +30,12 @@ impl FieldPath {
         &self.parts
     }
 
-    /// Does it name something in the event's own JSON, as opposed to `_event`?
+    /// Does it name a field of the event's own JSON, as opposed to `_event`?
     pub fn is_stored(&self) -> bool {
         self.own.is_none()
     }
 
-    /// The value, if there is one that is not null.
+    /// The value, if present and not null.
     pub fn get<'e>(&self, event: &'e Event) -> Option<Cow<'e, Value>> {
         match self.own {
             None => self
@@ -56,7 +56,7 @@ impl FieldPath {
         })
     }
 
-    /// Takes the value out of its object. Elements of arrays become null, so that the others keep their index.
+    /// Takes the value out of its object. Array elements become null, so that the others keep their index.
     pub fn remove(&self, fields: &mut Value) -> Option<Value> {
         let (last, outer) = self.parts.split_last()?;
         let holder = Self {
@@ -71,7 +71,7 @@ impl FieldPath {
         }
     }
 
-    /// Puts a value there, in objects that are made as needed. Where something else than an object is in the way, nothing happens.
+    /// Sets a value, creating objects as needed. Does nothing where a non-object is in the way.
     pub fn set(&self, fields: &mut Value, value: Value) {
         let Some((last, outer)) = self.parts.split_last() else {
             return;
@@ -126,7 +126,7 @@ impl FromText for FieldPath {
     }
 }
 
-/// A string with fields in braces: `user.{author.id}`.
+/// A string with field paths in braces: `user.{author.id}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldTemplate {
     pieces: Vec<Piece>,

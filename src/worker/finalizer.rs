@@ -1,8 +1,8 @@
-//! Who is told when an event is done, and how it went.
+//! The finalizer: tells the source how an event went, once, over all its pipelines.
 //!
-//! Every pipeline that works on an event holds its own [`Handle`]; all handles of one event share one finaliser. When
-//! the last of them is gone the source hears the *worst* outcome, once. A handle that is dropped without a word counts
-//! as [`Outcome::Released`], so a lane that dies, a bug, or a shutdown can delay an acknowledgement but never fake one.
+//! Every pipeline that works on an event holds its own [`Handle`]; all handles of one event share one finalizer. When
+//! the last handle is gone the source gets the *worst* outcome, once. A handle dropped unresolved counts as
+//! [`Outcome::Released`], so a dying lane, a bug, or a shutdown can delay an acknowledgement but never fake one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,13 +16,13 @@ use crate::credit::Permit;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Outcome {
-    /// Every required sink took it.
+    /// Every required sink accepted it.
     Accepted = 0,
-    /// A stage left it out on purpose.
+    /// A stage dropped it on purpose.
     Dropped = 1,
-    /// It is durably with the dead letters, or its source will put it there.
+    /// Durably stored as a dead letter, or its source will store it.
     Parked = 2,
-    /// Nothing is known; it must be delivered again.
+    /// Outcome unknown; it must be delivered again.
     Released = 3,
 }
 
@@ -35,7 +35,7 @@ impl Outcome {
     }
 }
 
-/// The verdict on one event over all its pipelines.
+/// The combined outcome of one event over all its pipelines.
 #[derive(Debug)]
 pub struct Ack {
     /// The number the source gave at [`Handle::new`].
@@ -48,40 +48,40 @@ pub struct Ack {
 /// Why an event was parked, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parked {
-    /// Empty if it came that far.
+    /// Empty if the event reached no pipeline.
     pub pipeline: String,
-    /// The id it had.
+    /// The event's id.
     pub id: String,
-    /// The stage or sink, or `source`.
+    /// The stage or sink; or `source`.
     pub component: String,
     pub text: String,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
-/// Where the verdict goes.
+/// The receiver of the outcome.
 #[derive(Debug)]
 pub enum AckTo {
-    /// To a source that keeps order over its acknowledgements.
+    /// A source that keeps order over its acknowledgements.
     Queue(mpsc::UnboundedSender<Ack>),
-    /// To a source that stores what is parked itself, with its broker, before it acknowledges.
+    /// A source that stores parked events with its broker itself before it acknowledges.
     Broker(mpsc::UnboundedSender<Ack>),
-    /// To a source that first looks whether to try once more, and then stores and tells what is parked itself.
+    /// A source that first decides whether to retry, and then stores and logs parked events itself.
     Recorded(mpsc::UnboundedSender<Ack>),
-    /// To whoever keeps track of the event otherwise.
+    /// An observer that tracks the event by other means.
     Taker(Arc<dyn TakeAck>),
-    /// Nobody wants to know.
+    /// No receiver.
     Nobody,
-    /// Nobody wants to know, and there is room for so many of these.
+    /// No receiver; the permit bounds how many of these are in flight.
     Dark(OwnedSemaphorePermit),
 }
 
-/// Takes verdicts on any thread.
+/// Receives outcomes on any thread.
 pub trait TakeAck: std::fmt::Debug + Send + Sync {
     fn take(&self, ack: Ack);
 }
 
-/// One share in an event.
+/// One share in an event's outcome.
 #[derive(Debug)]
 pub struct Handle {
     shared: Arc<Shared>,
@@ -113,7 +113,7 @@ impl Handle {
         }
     }
 
-    /// A further share, to be resolved on its own.
+    /// A further share, resolved separately.
     pub fn share(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
@@ -126,18 +126,18 @@ impl Handle {
         self.resolved = true;
     }
 
-    /// [`Outcome::Parked`], with the reason for whoever waits.
+    /// [`Outcome::Parked`], with the reason for the receiver.
     pub fn resolve_parked(self, parked: Parked) {
         self.shared.parked.lock().get_or_insert_with(|| Box::new(parked));
         self.resolve(Outcome::Parked);
     }
 
-    /// Does the source itself store what is parked?
+    /// Does the source itself store parked events?
     pub fn is_parked_by_source(&self) -> bool {
         matches!(self.shared.to, AckTo::Broker(_) | AckTo::Recorded(_))
     }
 
-    /// And tells it?
+    /// Does the source also log them?
     pub fn is_told_by_source(&self) -> bool {
         matches!(self.shared.to, AckTo::Recorded(_))
     }
@@ -166,9 +166,9 @@ impl Drop for Shared {
             outcome,
             parked: self.parked.get_mut().take(),
         };
-        // Whoever is told may send the next one at once: there must be room for it.
+        // The receiver may send the next event at once: return its credit first.
         drop(self.permit.take());
-        // A receiver that is gone has stopped caring.
+        // A receiver that is gone needs no outcome.
         match std::mem::replace(&mut self.to, AckTo::Nobody) {
             AckTo::Queue(queue) | AckTo::Broker(queue) | AckTo::Recorded(queue) => drop(queue.send(ack)),
             AckTo::Taker(taker) => taker.take(ack),

@@ -1,10 +1,11 @@
-//! How JSON is read, wherever it comes from: as it was meant.
+//! Lenient, exact JSON reading, used for all input.
 //!
 //! * A byte order mark before the text is skipped (RFC 8259 §8.1).
-//! * Half of a surrogate pair, as a text that was cut inside an emoji has it (`"fun \ud83d"`), is U+FFFD, as it is in browsers.
-//! * Numbers keep their digits (`10.00`, `1E400`, integers of any length), though [`Value`] holds 64 bits: a number that is not an integer of that size is in the tree
-//!   as a float that stands for its text, and [`Digits`] knows the text of each. Numbers that differ in their text have floats that differ. Whoever writes
-//!   a value gives it to [`write`], and whoever wants its text to [`Digits::text`]; those that only compare or compute take the float.
+//! * A lone surrogate, as left by cutting a text inside an emoji (`"fun \ud83d"`), becomes U+FFFD, as in browsers.
+//! * Numbers keep their digits (`10.00`, `1E400`, integers of any length), though [`Value`] holds 64 bits: a number
+//!   that is not an integer of that size is in the tree as a float that stands for its text, and [`Digits`] maps each
+//!   such float to its text. Numbers with different texts have different floats. Write values with [`write`], get their
+//!   text with [`Digits::text`]; code that only compares or computes uses the float.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,11 +22,11 @@ use serde_json::{Map, Value};
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// `\ud83d`
 const ESCAPE_BYTES: usize = 6;
-/// As deep as `serde_json` goes.
+/// Nesting limit, as in `serde_json`.
 const MAX_DEPTH: usize = 127;
-/// So many texts of the same number, such as `10.0` and `10.00`, have floats next to it.
+/// Maximum number of texts of the same number, such as `10.0` and `10.00`, that get adjacent floats.
 const MOST_NEAR: usize = 64;
-/// How `serde_json` calls what it reads in another way. An object of somebody else may have such a key, too.
+/// Prefix of the keys that `serde_json` uses internally for raw values. Input objects may have such a key, too.
 const PRIVATE_KEY: &[u8] = b"$serde_json::private::";
 
 /// The texts of floats.
@@ -62,7 +63,7 @@ pub fn parse(text: &[u8]) -> serde_json::Result<(Value, Digits)> {
     let is_plain = memchr::memmem::find(&text, PRIVATE_KEY).is_none();
     match serde_json::from_slice::<Value>(&text) {
         Ok(value) if is_plain && !has_floats(&value) => Ok((value, Digits::default())),
-        // What is wrong besides is found again.
+        // Any other error is found again by the exact reader.
         Err(error) if is_plain && !error.to_string().starts_with("number out of range") => Err(error),
         _ => {
             let mut texts = Texts {
@@ -85,7 +86,7 @@ fn has_floats(value: &Value) -> bool {
     }
 }
 
-/// The value of a text that is known to be JSON.
+/// The value of a text that is known to be valid JSON.
 fn exact(raw: &RawValue, depth: usize, texts: &mut Texts) -> serde_json::Result<Value> {
     let text = raw.get();
     if depth > MAX_DEPTH {
@@ -110,7 +111,7 @@ fn exact(raw: &RawValue, depth: usize, texts: &mut Texts) -> serde_json::Result<
     }
 }
 
-/// Texts that were met, and how far it is counted down from the largest float.
+/// Number texts seen, and the countdown from the largest float.
 struct Texts {
     by_float: HashMap<u64, Box<str>>,
     far: f64,
@@ -120,17 +121,18 @@ fn number(text: &str, texts: &mut Texts) -> Value {
     if let Ok(number) = text.parse::<u64>() {
         return number.into();
     }
-    // "-0" is no integer: it would lose its sign.
+    // "-0" is not an integer: it would lose its sign.
     if let Some(number) = text.parse::<i64>().ok().filter(|&number| number != 0) {
         return number.into();
     }
-    // All that JSON calls a number is one for Rust; what is too large is infinite.
+    // Rust parses every JSON number; too large ones become infinite.
     let float: f64 = text.parse().unwrap_or(f64::MAX).clamp(f64::MIN, f64::MAX);
     let step = match (float.is_sign_positive(), float.abs() >= 1.0) {
         (true, true) | (false, false) => f64::next_down,
         (true, false) | (false, true) => f64::next_up,
     };
-    // The nearest float that stands for no other text; of very many for the same number, the others are far away.
+    // The nearest float that stands for no other text; with very many texts of the same number, later floats are far
+    // away.
     let near = std::iter::successors(Some(float), |&float| Some(step(float))).take(MOST_NEAR);
     let Texts { by_float, far } = texts;
     let far = std::iter::from_fn(|| {
@@ -143,7 +145,7 @@ fn number(text: &str, texts: &mut Texts) -> Value {
     float.into()
 }
 
-/// Writes a value with the digits it came with.
+/// Writes a value with its original digits.
 pub fn write(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized), digits: &Digits) -> serde_json::Result<()> {
     if digits.is_empty() {
         return serde_json::to_writer(out, value);
@@ -151,7 +153,7 @@ pub fn write(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized), digits: &Digi
     value.serialize(&mut serde_json::Serializer::with_formatter(out, Exact(digits)))
 }
 
-/// As [`write`], as a text.
+/// As [`write`], into a string.
 pub fn to_string(value: &(impl Serialize + ?Sized), digits: &Digits) -> serde_json::Result<String> {
     let mut out = Vec::new();
     write(&mut out, value, digits)?;
@@ -169,7 +171,7 @@ impl Formatter for Exact<'_> {
     }
 }
 
-/// The members of an object, their values as they were written.
+/// The members of an object, with their values as written.
 pub struct Members<'j>(pub Vec<(String, &'j RawValue)>);
 
 impl<'de: 'j, 'j> Deserialize<'de> for Members<'j> {
@@ -194,7 +196,8 @@ impl<'de: 'j, 'j> Deserialize<'de> for Members<'j> {
     }
 }
 
-/// The text as a strict reader takes it. Borrowed, unless a half had to be replaced; the length is the same but for the byte order mark.
+/// The text as a strict reader accepts it. Borrowed, unless a lone surrogate was replaced; the length is unchanged but
+/// for the byte order mark.
 pub fn mended(text: &[u8]) -> Cow<'_, [u8]> {
     let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
     let mut mended: Option<Vec<u8>> = None;
@@ -202,7 +205,7 @@ pub fn mended(text: &[u8]) -> Cow<'_, [u8]> {
     while let Some(found) = memchr::memchr(b'\\', &text[at..]) {
         let start = at + found;
         at = match (surrogate_at(text, start), surrogate_at(text, start + ESCAPE_BYTES)) {
-            // Not even that: `\n`, `\\`, `\u00e9`.
+            // Some other escape: `\n`, `\\`, `\u00e9`.
             (None, _) => (start + 2).min(text.len()),
             (Some(Half::High), Some(Half::Low)) => start + 2 * ESCAPE_BYTES,
             (Some(_), _) => {
@@ -221,7 +224,7 @@ enum Half {
     Low,
 }
 
-/// The half of a pair that is written there.
+/// The surrogate escaped at this offset.
 fn surrogate_at(text: &[u8], at: usize) -> Option<Half> {
     let [b'\\', b'u', digits @ ..] = text.get(at..at + ESCAPE_BYTES)? else {
         return None;
@@ -274,7 +277,7 @@ mod tests {
         }
     }
 
-    /// What comes out of a text.
+    /// Parses a text and writes it again.
     fn again(text: &str) -> String {
         let (value, digits) = parse(text.as_bytes()).unwrap_or_else(|error| panic!("{text}: {error}"));
         to_string(&value, &digits).unwrap()

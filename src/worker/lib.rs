@@ -1,20 +1,24 @@
-//! The worker: takes events from a source, runs them through a pipeline of stages once, and publishes the finished
-//! bytes to nginx. An event is acknowledged at its source only when every required sink has taken it.
+//! The worker: takes events from a source, runs them through a pipeline of stages once, and publishes the resulting
+//! bytes to nginx. An event is acknowledged at its source only when every required sink has accepted it.
 //!
 //! # Layout
 //!
 //! * [`cli`]: the commands. `main.rs` only calls it.
-//! * [`config`]: the TOML file, read with every mistake named. `section` is the typed reader, `value` how values are written.
-//! * What flows: [`event`] (an event and its id), [`field`] (paths into it and templates of them), [`json`] (how it is read), [`clock`].
-//! * Components, one file each, each with its configuration, its run and its tests, registered in the `KINDS` table of its directory:
-//!   [`source`], [`stage`], [`sink`].
-//! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `lane_thread` is what shares its thread, `order` finds the order key, `dead_letter` is the dead-letter file,
-//!   `pipeline` what a lane works through.
-//! * Delivery: [`finalizer`] (who is told how an event went), [`fence`] (who may still send it), [`credit`] (how much is in flight), [`watermark`] (how far all
-//!   is settled), [`checkpoint`] (durable positions), [`retry`] (back-off).
-//! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the client under sinks, alerts and
-//!   commands. [`switch`]: what can be turned on and off while it runs. [`test_servers`]: servers for `bench` and tests. [`pipeline_test`]: tests in the
-//!   configuration. [`broker_tls`]: certificates for brokers.
+//! * [`config`]: the TOML file; every mistake is reported. `section` is the typed reader, `value` parses single values.
+//! * Data: [`event`] (an event and its id), [`field`] (field paths and templates), [`json`] (lenient, exact JSON
+//!   reading), [`clock`].
+//! * Components, one file each, with configuration, execution and tests, registered in the `KINDS` table of their
+//!   directory: [`source`], [`stage`], [`sink`].
+//! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `lane_thread` is the thread a lane shares
+//!   with other tasks, `order` finds the order key, `dead_letter` is the dead-letter file, `pipeline` what all lanes
+//!   share of a pipeline.
+//! * Delivery: [`finalizer`] (reports an event's outcome to its source), [`fence`] (until when an event may be sent),
+//!   [`credit`] (bound on events in flight), [`watermark`] (position below which all events are settled),
+//!   [`checkpoint`] (durable positions), [`retry`] (back-off).
+//! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the
+//!   client under sinks, alerts and commands. [`switch`]: pipeline parts turned on and off at run time.
+//!   [`test_servers`]: servers for `bench` and tests. [`pipeline_test`]: tests in the configuration. [`broker_tls`]:
+//!   certificates for brokers.
 
 pub mod broker_tls;
 pub mod checkpoint;

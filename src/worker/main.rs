@@ -1,6 +1,6 @@
 use std::process::ExitCode;
 
-/// Events may be made on one thread and freed on another, which is what the C library's allocator is slowest at.
+/// Events are often allocated on one thread and freed on another, the slowest case for the C library's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,4 +1,4 @@
-//! `[test.*]`: what a pipeline makes of an event, written beside it and run by `push-stream-worker test`.
+//! `[test.*]`: expected results of a pipeline, kept in its configuration and run by `push-stream-worker test`.
 //!
 //! ```toml
 //! [test.scrubbed]
@@ -7,12 +7,12 @@
 //! switches = { secure-firehose = "on" }
 //! [test.scrubbed.expect]
 //! channels = ["thread.9"]               # exactly these, in any order
-//! body_json = { message = "hi" }        # these members, whatever else there is
+//! body_json = { message = "hi" }        # these members; others may be present
 //! body_lacks = ["192.0.2.7", "<script"]
 //! ```
 //!
-//! Also `body` (exactly), `body_has`, `type`, `events` (how many come out; default 1, or 0 if something is dropped or parked), `dropped` (the reason, or how
-//! many), `parked` (a part of the reason, or how many).
+//! Also `body` (exactly), `body_has`, `type`, `events` (number of output events; default 1, or 0 if an event is dropped
+//! or parked), `dropped` (the reason, or how many), `parked` (a part of the reason, or how many).
 
 use std::fmt::{self, Write as _};
 
@@ -31,7 +31,7 @@ pub struct PipelineTest {
     pub name: String,
     pipeline: String,
     input: String,
-    /// Name and what the live hash would say.
+    /// Switch name and its state in the live hash.
     switches: Vec<(String, String)>,
     expect: Expect,
 }
@@ -49,7 +49,7 @@ struct Expect {
     parked: Option<Ended>,
 }
 
-/// What is expected of events that do not come out.
+/// Expectation for events that do not come out.
 #[derive(Clone, Debug)]
 enum Ended {
     For(String),
@@ -129,7 +129,7 @@ impl PipelineTest {
         })
     }
 
-    /// What is not as expected; empty is good.
+    /// Differences from the expectation; empty on success.
     pub fn run(&self, config: &Config) -> Vec<String> {
         for (name, text) in &self.switches {
             let Some(switch) = config.switches.all.get(name) else {
@@ -200,7 +200,7 @@ impl Expect {
         if let Some(wanted) = self.parked.as_ref().filter(|wanted| !parked(wanted)) {
             wrong.push(difference("parked", &wanted.to_string(), &list_ends(&ended)));
         }
-        // None is expected where all are to end otherwise.
+        // No expectation is needed where all events end otherwise.
         let ends = |wanted: &Option<Ended>| !matches!(wanted, None | Some(Ended::Count(0)));
         let events = self
             .events
@@ -260,7 +260,7 @@ fn list_ends(ended: &[String]) -> String {
     }
 }
 
-/// Members of objects that are expected must be there; others may be.
+/// Expected object members must be present; others may be.
 fn compare_json(path: &str, expected: &Value, found: &Value, wrong: &mut Vec<String>) {
     match (expected, found) {
         (Value::Object(expected), Value::Object(found)) => {

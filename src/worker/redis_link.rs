@@ -1,4 +1,4 @@
-//! Redis: connections, scripts and leases for everything here that uses it.
+//! Redis: connections, scripts and leases, shared by all components that use it.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::config::cycle::Endpoint;
 use crate::config::section::{FromText, Section};
 use crate::ops::finding::Finding;
 
-/// A Redis that says nothing for so long is not there.
+/// A Redis server silent for this long is considered down.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A connection that is silent for so long is tried.
+/// Idle time before TCP keepalive probes a connection.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// `redis://[user:password@]host:port/database`, `rediss://` for TLS, or `unix:///socket`.
@@ -33,7 +33,7 @@ impl FromText for Server {
         {
             return Err(format!("\"{text}\": there is no port 0"));
         }
-        // What is asked for goes out at once, and a server that has gone without a word is noticed also where nothing is asked.
+        // Send requests at once (no Nagle delay), and detect a vanished server on idle connections, too.
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE / 3)
@@ -45,7 +45,7 @@ impl FromText for Server {
 }
 
 impl Server {
-    /// `url`, and with TLS the certificates.
+    /// Reads `url`, and with TLS the certificates.
     pub fn read(section: &Section<'_>) -> Option<Self> {
         let Self(client) = section.required("url")?;
         let address = client.get_connection_info().addr().clone();
@@ -71,7 +71,7 @@ impl Server {
         }
     }
 
-    /// A stream there, for a look whether somebody reads what he writes.
+    /// A stream on this server, for the check whether a source reads what a sink writes.
     pub fn stream_endpoint(&self, stream: &str) -> Endpoint {
         let info = self.0.get_connection_info();
         let address = info.addr().to_string().replace("localhost:", "127.0.0.1:");
@@ -88,7 +88,7 @@ impl Server {
         self.open(&config).await
     }
 
-    /// For commands that block: these need a connection of their own, and patience.
+    /// A dedicated connection without a response timeout, for blocking commands.
     pub async fn connect_patiently(&self) -> Result<MultiplexedConnection, String> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
@@ -113,7 +113,7 @@ impl Server {
         format!("no connection to Redis at {address}: {error}")
     }
 
-    /// Is it fit to hold what must not be lost?
+    /// Is it configured to hold events durably?
     pub async fn examine(&self, holds_events: bool) -> Vec<Finding> {
         let address = self.0.get_connection_info().addr().to_string();
         let mut connection = match self.connect().await {
@@ -145,7 +145,7 @@ impl Server {
     }
 }
 
-/// Farther apart than this, ages mislead.
+/// A larger clock difference makes ages misleading.
 const CLOCK_TOLERANCE_MILLIS: i128 = 2000;
 
 /// `ahead` in milliseconds.
@@ -159,7 +159,7 @@ pub fn clock(ahead: i128) -> Option<Finding> {
     })
 }
 
-/// Does what Redis has said yes to survive?
+/// Does acknowledged data survive?
 fn durability(info: &redis::InfoDict) -> Vec<Finding> {
     let is = |key: &str, value: &str| info.get::<String>(key).is_some_and(|is| is == value);
     let mut findings = Vec::new();
@@ -182,7 +182,7 @@ fn durability(info: &redis::InfoDict) -> Vec<Finding> {
         let text = format!(
             "with maxmemory-policy {policy} it throws away queues when its memory is full; set \"maxmemory-policy noeviction\""
         );
-        // The others throw away only what has an end of its own, such as leases.
+        // The other policies evict only keys with an expiry, such as leases.
         findings.push(if policy.starts_with("allkeys") {
             Finding::Bad(text)
         } else {
@@ -209,12 +209,12 @@ fn with_advice(error: &str) -> String {
     found.map_or_else(|| error.to_owned(), |(_, advice)| format!("{error}; {advice}"))
 }
 
-/// What went wrong, for people.
+/// The error as text for the log.
 pub fn describe_error(error: redis::RedisError) -> String {
     format!("Redis: {error}")
 }
 
-/// The right to be the active one: a key that holds a token and ends by itself.
+/// The lease of the active worker: a key that holds a token and expires by itself.
 #[derive(Clone, Debug)]
 pub struct Lease {
     pub key: String,
@@ -222,7 +222,7 @@ pub struct Lease {
     pub time: Duration,
 }
 
-/// Keeps what is ours, takes what is free. 2: kept, 1: taken, 0: somebody else's.
+/// Renews our own lease, takes a free one. 2: renewed, 1: taken, 0: held by another worker.
 const TAKE: &str = r"
 local holder = redis.call('GET', KEYS[1])
 if holder == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) return 2 end
@@ -240,7 +240,7 @@ impl Lease {
         Self { key, token, time }
     }
 
-    /// `None`: it is somebody else's; else whether it was ours already.
+    /// `None`: held by another worker; else whether it was ours already.
     pub async fn take(&self, connection: &mut MultiplexedConnection) -> Result<Option<bool>, String> {
         let millis = u64::try_from(self.time.as_millis()).unwrap_or(u64::MAX);
         let script = Script::new(TAKE);
@@ -263,7 +263,7 @@ pub async fn invoke<T: FromRedisValue>(
     call.invoke_async(connection).await.map_err(describe_error)
 }
 
-/// A name for this process among the consumers of a queue.
+/// This process's name among the consumers of a queue.
 pub fn process_name() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{}-{}-{:08x}", host.trim(), std::process::id(), fastrand::u32(..))

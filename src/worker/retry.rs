@@ -9,10 +9,10 @@ use crate::config::section::Section;
 pub struct Policy {
     /// The first pause.
     pub initial: Duration,
-    /// The longest pause; each is twice the one before up to here.
+    /// The longest pause; each pause doubles up to this.
     pub max: Duration,
-    /// An event that is older than this after a failed attempt is given up, that is, parked. Where events wait for each other, the
-    /// time of an event begins with its first attempt.
+    /// An event older than this after a failed attempt is parked. Where events wait for each other, an event's age
+    /// begins with its first attempt.
     pub max_age: Duration,
 }
 
@@ -44,7 +44,7 @@ impl Policy {
     }
 }
 
-/// The pauses of one event.
+/// The retry pauses of one event.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     next: Duration,
@@ -59,7 +59,7 @@ impl Backoff {
         }
     }
 
-    /// Between half and all of the nominal pause, so that those who failed together do not come back together.
+    /// Between half and all of the nominal pause, so that events that failed together are not retried together.
     pub fn pause(&mut self) -> Duration {
         let nominal = self.next;
         self.next = (nominal * 2).min(self.max);

@@ -1,7 +1,8 @@
 //! The small HTTP server under `http_in` and the admin address.
 //!
-//! A [`Front`] belongs to an address and outlives reloads: its listener, its connections and the requests whose body is still being read stay. What answers
-//! them, the [`Service`], belongs to one configuration; between two of them requests wait.
+//! A [`Front`] belongs to an address and outlives reloads: its listener, its connections and the requests whose body is
+//! still being read stay. The [`Service`] that answers them belongs to one configuration; requests wait between two
+//! services.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -28,23 +29,23 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-/// A client that dawdles over its request line and headers longer than this is dropped.
+/// A client that takes longer than this for its request line and headers is disconnected.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after the system refused a connection, most likely for want of descriptors.
+/// Pause after accept failed, most likely for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// When the address is closed, an answer has so long to be written. Half a head is cut off then, too.
+/// Time to write pending responses when the address is closed. Incomplete request heads are cut off then, too.
 const FLUSH: Duration = Duration::from_millis(100);
-/// How often a closed connection looks whether its request is answered.
+/// How often a closed connection checks whether its request is answered.
 const CLOSE_POLL: Duration = Duration::from_millis(5);
 
 pub type Answer = Response<Full<Bytes>>;
 
-/// Listeners by address, from before anything answers there until the address is given up.
+/// Listeners by address, from before their service starts until the address is given up.
 static HELD: Mutex<BTreeMap<SocketAddr, std::net::TcpListener>> = Mutex::new(BTreeMap::new());
-/// Fronts that still have connections.
+/// Number of fronts that still have connections.
 static SERVING: AtomicUsize = AtomicUsize::new(0);
 
-/// Binds the address unless that is done already. The error names it.
+/// Binds the address unless already bound. The error names it.
 pub fn hold(address: SocketAddr) -> io::Result<()> {
     if let Entry::Vacant(place) = HELD.lock().entry(address) {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
@@ -55,12 +56,12 @@ pub fn hold(address: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes all that are held but these.
+/// Closes all held listeners but these.
 pub fn hold_only(addresses: &[SocketAddr]) {
     HELD.lock().retain(|address, _| addresses.contains(address));
 }
 
-/// Waits until the last answers are written, or for so long.
+/// Waits until the last responses are written, or until `patience` runs out.
 pub async fn all_closed(patience: Duration) {
     let closed = async {
         while SERVING.load(Ordering::Acquire) > 0 {
@@ -70,19 +71,19 @@ pub async fn all_closed(patience: Duration) {
     let _ = tokio::time::timeout(patience, closed).await;
 }
 
-/// What answers the requests of an address under one configuration.
+/// The request handler of an address under one configuration.
 pub trait Service: Send + Sync + Sized + 'static {
-    /// What it leaves to its successor.
+    /// State handed to its successor.
     type Handed: Send;
     type Body: Body<Data = Bytes, Error = Infallible> + 'static;
 
-    /// The service is to be asked for ([`Front::current`]) when it is needed, and not to be held while a client is waited for.
+    /// Get the service ([`Front::current`]) only when it is needed, and do not hold it while waiting for a client.
     fn answer(front: Arc<Front<Self>>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>>;
 }
 
 enum Standing<S> {
     Open(Arc<S>),
-    /// The last service has been withdrawn, and the next one is not there yet.
+    /// The last service has been withdrawn, and the next one is not installed yet.
     Between,
     Closed,
 }
@@ -109,7 +110,7 @@ impl<S: Service> Fronts<S> {
         Self(Mutex::new(BTreeMap::new()))
     }
 
-    /// The front of this address. If there is none yet, `run` sees to it that it is served.
+    /// The front of this address. If there is none yet, `run` has it served.
     pub fn open(
         &self,
         address: SocketAddr,
@@ -119,7 +120,7 @@ impl<S: Service> Fronts<S> {
         let mut fronts = self.0.lock();
         if let Some(front) = fronts.get(&address) {
             front.max_connections.store(max_connections, Ordering::Relaxed);
-            // Who waits for room looks again.
+            // Connections waiting for a free place check the new limit.
             front.connections.send_modify(|_| ());
             return Ok(Arc::clone(front));
         }
@@ -136,7 +137,7 @@ impl<S: Service> Fronts<S> {
         Ok(front)
     }
 
-    /// Closes all but these: no further connection and no further request is taken; those in hand are answered.
+    /// Closes all fronts but these: no further connection or request is accepted; pending requests are answered.
     pub fn keep_only(&self, addresses: &[SocketAddr]) {
         self.0.lock().retain(|address, front| {
             let is_kept = addresses.contains(address);
@@ -150,12 +151,12 @@ impl<S: Service> Fronts<S> {
 }
 
 impl<S: Service> Front<S> {
-    /// From here on requests go to this one.
+    /// Requests go to this service from here on.
     pub fn install(&self, service: Arc<S>) {
         self.change(Standing::Open(service));
     }
 
-    /// Requests wait for the next one.
+    /// Requests wait for the next service.
     pub fn withdraw(&self) {
         self.change(Standing::Between);
     }
@@ -170,7 +171,7 @@ impl<S: Service> Front<S> {
         });
     }
 
-    /// Who answers now. `None`: nobody any more.
+    /// The current service. `None`: closed for good.
     pub async fn current(&self) -> Option<Arc<S>> {
         if let Standing::Open(service) = &*self.standing.borrow() {
             return Some(Arc::clone(service));
@@ -188,7 +189,7 @@ impl<S: Service> Front<S> {
         let _ = standing.wait_for(|standing| matches!(standing, Standing::Closed)).await;
     }
 
-    /// Leaves something to the next service.
+    /// Leaves items to the next service.
     pub fn hand_over(&self, items: impl Iterator<Item = S::Handed>) {
         if !matches!(&*self.standing.borrow(), Standing::Closed) {
             self.handed.lock().extend(items);
@@ -199,7 +200,7 @@ impl<S: Service> Front<S> {
         std::mem::take(&mut *self.handed.lock())
     }
 
-    /// Serves until the address is closed, then until the requests in hand are answered. To be called within a `LocalSet`.
+    /// Serves until the address is closed, then until the pending requests are answered. Call within a `LocalSet`.
     pub async fn serve(self: Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
         let _serving = Serving::begin();
         let listener = TcpListener::from_std(listener)?;
@@ -229,7 +230,7 @@ impl<S: Service> Front<S> {
     }
 }
 
-/// While a front has connections.
+/// Exists while a front has connections.
 struct Serving;
 
 impl Serving {
@@ -245,7 +246,7 @@ impl Drop for Serving {
     }
 }
 
-/// One connection's place among those that may be open.
+/// One connection's place within the connection limit.
 struct Place<S: Service>(Arc<Front<S>>);
 
 impl<S: Service> Place<S> {
@@ -262,7 +263,7 @@ impl<S: Service> Drop for Place<S> {
 }
 
 async fn serve_connection<S: Service>(stream: TcpStream, front: &Arc<Front<S>>) {
-    // Without it an answer may wait for the acknowledgement of the one before. Failure costs only that time.
+    // Without TCP_NODELAY a response may wait for the previous one's acknowledgement. Failure costs only that time.
     let _ = stream.set_nodelay(true);
     let in_hand = Rc::new(());
     let in_hand_of_service = Rc::clone(&in_hand);
@@ -279,13 +280,13 @@ async fn serve_connection<S: Service>(stream: TcpStream, front: &Arc<Front<S>>) 
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
-    // An error is the client's broken connection: there is nobody left to tell.
+    // An error is the client's broken connection: no one is left to report it to.
     tokio::select! {
         _ = connection.as_mut() => return,
         () = front.closed() => connection.as_mut().graceful_shutdown(),
     }
     let answered = async {
-        // The service has one, too.
+        // The service holds one reference, too.
         while Rc::strong_count(&in_hand) > 2 {
             tokio::time::sleep(CLOSE_POLL).await;
         }
@@ -297,7 +298,7 @@ async fn serve_connection<S: Service>(stream: TcpStream, front: &Arc<Front<S>>) 
     }
 }
 
-/// A whole answer.
+/// A complete response.
 pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;

@@ -30,19 +30,19 @@ use crate::event::Event;
 use crate::field::FieldPath;
 use crate::redis_link::{Server, describe_error};
 
-/// The hash is read again after this time even if nobody nudges.
+/// The hash is reread after this time even without a nudge.
 const REFRESH: Duration = Duration::from_secs(5);
 /// Percentages are exact to a hundredth.
 const STEPS: u64 = 10_000;
 
-/// How a switch stands.
+/// State of a switch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     pub status: Status,
     pub percent: f64,
     pub include: Vec<String>,
     pub exclude: Vec<String>,
-    /// For switches that stand for a word, such as `route.force`.
+    /// For switches that carry a value, such as `route.force`.
     pub value: Option<String>,
 }
 
@@ -58,7 +58,7 @@ pub enum Status {
 #[derive(Debug)]
 pub struct Switch {
     name: String,
-    /// Set once, by the file.
+    /// Set once, from the file.
     by: RwLock<Option<FieldPath>>,
     file: RwLock<State>,
     live: RwLock<Option<State>>,
@@ -83,7 +83,7 @@ impl Switch {
         *self.by.write() = by;
     }
 
-    /// What the hash says; `None` is to inherit from the file.
+    /// Sets the state from the hash; `None` inherits from the file.
     pub fn set_live(&self, state: Option<State>) {
         let before = std::mem::replace(&mut *self.live.write(), state.clone());
         if before != state {
@@ -126,7 +126,7 @@ impl Switch {
         state.include.iter().any(|one| *one == *key) || self.share_of(&key) < state.percent * 100.0
     }
 
-    /// From 0 to 9999, always the same for this switch and key, and independent of other switches.
+    /// From 0 to 9999, constant for a switch and key, and independent of other switches.
     fn share_of(&self, key: &str) -> f64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(self.name.as_bytes()).update(b"\0").update(key.as_bytes());
@@ -135,7 +135,7 @@ impl Switch {
         u32::try_from(u64::from_le_bytes(bytes) % STEPS).map_or(0.0, f64::from)
     }
 
-    /// One line for people.
+    /// A one-line summary for display.
     pub fn describe(&self) -> String {
         let State {
             status,
@@ -181,7 +181,7 @@ impl State {
         (state, by)
     }
 
-    /// What a field of the hash says: a word, a percentage, or JSON. `Ok(None)` is to inherit.
+    /// Parses a field of the hash: a word, a percentage, or JSON. `Ok(None)` inherits.
     pub fn parse(text: &str, base: &Self) -> Result<Option<Self>, String> {
         let status = match text.trim() {
             "" | "inherit" => return Ok(None),
@@ -233,7 +233,7 @@ impl State {
     }
 }
 
-/// All switches of a configuration, and where they can be turned live.
+/// All switches of a configuration, and the Redis hash that changes them live.
 #[derive(Debug, Default)]
 pub struct Switches {
     pub all: BTreeMap<String, Arc<Switch>>,
@@ -258,7 +258,7 @@ impl Live {
 }
 
 impl Switches {
-    /// Follows the hash for as long as it is polled.
+    /// Follows the hash while polled.
     pub async fn follow(self: Arc<Self>) {
         let Some(live) = &self.live else { return };
         let mut is_away = false;
@@ -285,7 +285,7 @@ impl Switches {
                 .await
                 .map_err(describe_error)?;
             self.apply(&fields);
-            // After a nudge, and from time to time without one, the hash is read again.
+            // Reread the hash after a nudge, and periodically without one.
             if let Ok(None) = tokio::time::timeout(REFRESH, nudges.next()).await {
                 return Err("the connection to Redis is lost".to_owned());
             }

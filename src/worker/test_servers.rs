@@ -1,5 +1,5 @@
-//! Servers of one's own on free loopback ports, for `bench` and for tests: Redis, RabbitMQ, NATS and nginx. They end with the thread that started
-//! them, however that ends.
+//! Private servers on free loopback ports, for `bench` and for tests: Redis, RabbitMQ, NATS and nginx. They end with
+//! the thread that started them, however that ends.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,11 +11,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Far beyond what any of them takes to start, also on a busy machine.
+/// Far longer than any of them takes to start, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(3);
 
-/// A directory that is gone when this is dropped.
+/// A directory that is removed on drop.
 #[derive(Debug)]
 pub struct Directory(PathBuf);
 
@@ -43,7 +43,7 @@ impl Drop for Directory {
     }
 }
 
-/// A program that gets this signal when the thread that starts it ends.
+/// A program that gets this signal when the thread that started it ends.
 pub fn mortal(signal: &str, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal]).arg(program);
@@ -51,15 +51,15 @@ pub fn mortal(signal: &str, program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// A port that was free a moment ago. Below those that the kernel gives to outgoing connections: whoever tries again and again to reach one of
-/// these while nobody listens there is in the end connected to himself, and has taken it.
+/// A port that was free a moment ago, below the kernel's ephemeral range: a client that keeps retrying a loopback port
+/// without a listener there can end up connected to itself and occupy the port.
 pub fn free_port() -> io::Result<u16> {
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     let mut some = std::iter::repeat_with(|| fastrand::u16(21_000..32_000)).take(100);
     some.find(is_free).ok_or_else(|| io::Error::other("no free port"))
 }
 
-/// Polls for what gives no notice.
+/// Polls a condition that sends no notification.
 fn wait(what: &str, child: &mut Child, mut is_there: impl FnMut() -> bool) -> io::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !is_there() {
@@ -93,11 +93,11 @@ fn terminate(child: &mut Child) -> io::Result<()> {
     child.wait().map(drop)
 }
 
-/// A broker on a port and in a directory of its own.
+/// A broker with its own port and directory.
 pub trait Broker {
     const PROGRAM: &'static str;
 
-    /// Starts it on what it left behind.
+    /// The command that starts it on its existing data.
     fn command(&self, port: u16) -> io::Result<Command>;
 
     fn is_up(&self, port: u16) -> bool {
@@ -105,7 +105,7 @@ pub trait Broker {
     }
 }
 
-/// A broker that runs, until this is dropped.
+/// A running broker; dropping it ends it.
 #[derive(Debug)]
 pub struct Running<B: Broker> {
     child: Child,
@@ -131,12 +131,12 @@ impl<B: Broker> Running<B> {
         kill(&mut self.child);
     }
 
-    /// SIGTERM, and waits for its end.
+    /// SIGTERM, then waits for the exit.
     pub fn stop(&mut self) -> io::Result<()> {
         terminate(&mut self.child)
     }
 
-    /// Up again on the same data.
+    /// Restarts on the same data.
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
         self.child = spawn(self.broker.command(self.port)?, B::PROGRAM)?;
@@ -177,7 +177,7 @@ impl Broker for RedisServer {
         Ok(command)
     }
 
-    /// It answers with an error while it reads its file.
+    /// Redis answers with an error while it loads its file.
     fn is_up(&self, port: u16) -> bool {
         let connection = redis::Client::open(redis_url(port)).and_then(|client| client.get_connection());
         connection.is_ok_and(|mut connection| redis::cmd("PING").query::<String>(&mut connection).is_ok())
@@ -185,7 +185,7 @@ impl Broker for RedisServer {
 }
 
 impl Redis {
-    /// `fsync` is `always`, `everysec` or `no`; further options as on its command line.
+    /// `fsync` is `always`, `everysec` or `no`; `options` are further command-line options.
     pub fn start(fsync: &str, options: &[&str]) -> io::Result<Self> {
         let always = [
             "--bind",
@@ -207,7 +207,7 @@ impl Redis {
     }
 }
 
-/// Debian's RabbitMQ, without the wrapper that wants to be another user, and with a name server of its own.
+/// Debian's RabbitMQ, without the wrapper that switches user, and with a private name server (epmd).
 #[derive(Debug)]
 pub struct RabbitMqServer {
     names: Child,
@@ -219,7 +219,7 @@ pub struct RabbitMqServer {
 pub type RabbitMq = Running<RabbitMqServer>;
 
 impl RabbitMqServer {
-    /// Where the package has its real scripts.
+    /// Directory of the package's real scripts.
     fn script() -> io::Result<PathBuf> {
         let list = Command::new("dpkg").args(["-L", "rabbitmq-server"]).output()?;
         let list = String::from_utf8_lossy(&list.stdout).into_owned();
@@ -250,9 +250,9 @@ impl Broker for RabbitMqServer {
             .env("RABBITMQ_CONFIG_FILE", directory.path("rabbit.conf"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", directory.path("enabled_plugins"))
             .env("RABBITMQ_PID_FILE", directory.path("pid"))
-            // It leaves files where it is when it is killed.
+            // RabbitMQ leaves files in its working directory when killed.
             .current_dir(&directory.0)
-            // The script then becomes the Erlang machine, and is not its parent.
+            // With this variable the script execs the Erlang VM instead of staying its parent.
             .env("RUNNING_UNDER_SYSTEMD", "1")
             .env(
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
@@ -274,7 +274,7 @@ impl Drop for RabbitMqServer {
 }
 
 impl RabbitMq {
-    /// Further lines of `rabbitmq.conf`.
+    /// `options` are further lines of `rabbitmq.conf`.
     pub fn start(options: &str) -> io::Result<Self> {
         let directory = Directory::new()?;
         let (port, names_port, distribution_port) = (free_port()?, free_port()?, free_port()?);
@@ -284,7 +284,7 @@ impl RabbitMq {
         let options = format!("listeners.tcp.1 = 127.0.0.1:{port}\ndisk_free_limit.absolute = 50MB\n{options}");
         fs::write(directory.path("rabbit.conf"), options)?;
         fs::write(directory.path("enabled_plugins"), "[].")?;
-        // Else the first Erlang program starts one, which outlives everybody.
+        // Otherwise the first Erlang program starts one that outlives the test.
         let mut names = mortal("KILL", "epmd");
         names.args(["-address", "127.0.0.1", "-port", &names_port.to_string()]);
         let names = spawn(names, "epmd")?;
@@ -324,7 +324,7 @@ impl Broker for NatsServer {
 }
 
 impl Nats {
-    /// With further options as on its command line.
+    /// `options` are further command-line options.
     pub fn start(options: &[&str]) -> io::Result<Self> {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let directory = Directory::new()?;
@@ -345,7 +345,7 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// `configuration` with `${MODULE}`, `${DIR}` and `${PORT}` in it.
+    /// `configuration` may use `${MODULE}`, `${DIR}` and `${PORT}`.
     pub fn start(program: &Path, module: &Path, configuration: &str) -> io::Result<Self> {
         let directory = Directory::new()?;
         let port = free_port()?;
@@ -357,7 +357,7 @@ impl Nginx {
         };
         let text = crate::config::value::substitute(configuration, value).map_err(io::Error::other)?;
         fs::write(directory.path("nginx.conf"), text)?;
-        // Its workers end with the master only if the master is asked.
+        // nginx's workers end with the master only if the master gets SIGTERM.
         let mut command = mortal("TERM", program);
         command
             .arg("-p")
@@ -371,12 +371,12 @@ impl Nginx {
         Ok(nginx)
     }
 
-    /// Where publishers connect.
+    /// The publisher address.
     pub fn publish_address(&self) -> String {
         format!("unix:{}", self.directory.path("publish.sock").display())
     }
 
-    /// The master.
+    /// The master's process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

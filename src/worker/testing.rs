@@ -1,9 +1,9 @@
-//! What unit tests of several files need.
+//! Helpers shared by unit tests of several files.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A directory that is removed with everything in it at the end of a test.
+/// A directory that is removed with its contents at the end of a test.
 pub struct TempDir(PathBuf);
 
 impl TempDir {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::credit::Permit;
 
-/// Follows events from claim to acknowledgement. `P` is the position behind an event.
+/// Follows events from claim to acknowledgement. `P` is the position after an event.
 #[derive(Debug)]
 pub struct Watermark<P> {
     first: u64,
@@ -18,12 +18,12 @@ struct Entry<P> {
     done: bool,
 }
 
-/// A prefix that has been finished since the last call.
+/// A prefix that has finished since the last call.
 #[derive(Debug)]
 pub struct Advance<P> {
-    /// Behind the last event of the prefix.
+    /// After the last event of the prefix.
     pub position: P,
-    /// Credit to give back once the position is stored.
+    /// Credit to return once the position is stored.
     pub permits: Vec<Permit>,
 }
 
@@ -62,7 +62,7 @@ impl<P> Watermark<P> {
         }
     }
 
-    /// Takes the finished prefix off, if there is one.
+    /// Takes off the finished prefix, if any.
     pub fn advance(&mut self) -> Option<Advance<P>> {
         let finished = self.open.iter().take_while(|entry| entry.done).count();
         self.first += finished as u64;
@@ -78,7 +78,7 @@ impl<P> Watermark<P> {
         })
     }
 
-    /// The positions of what is still under way.
+    /// The positions of unfinished events.
     pub fn unfinished(&self) -> impl Iterator<Item = &P> {
         self.open
             .iter()
