@@ -1,8 +1,7 @@
 //! TLS to brokers: trusted authorities and the worker's client certificate.
 //!
 //! ```toml
-//! posts = { type = "redis_streams", url = "rediss://redis.example.com:6379/0", ca_file = "ca.pem", cert_file =
-//! "worker.pem", key_file = "worker.key", … }
+//! posts = { type = "redis_streams", url = "rediss://redis.example.com:6379/0", ca_file = "ca.pem", cert_file = "worker.pem", key_file = "worker.key", … }
 //! ```
 //!
 //! Without `ca_file` the system's certificate authorities are trusted; without `cert_file` and `key_file` the worker

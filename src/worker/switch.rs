@@ -13,8 +13,9 @@
 //! key = "glue.switches"     # a hash: name -> on | off | inherit | percentage | JSON of the keys above
 //! ```
 //!
-//! The file says how a switch stands at the start. The hash, if there is one, has precedence; a message on the pub/sub channel of the same name is the nudge to
-//! read it again, and it is read every few seconds in any case. While Redis is away, the last known state counts.
+//! The file gives a switch's initial state. The hash, if configured, has precedence; a message on the pub/sub channel
+//! of the same name triggers a reread, which also happens every few seconds. While Redis is unreachable, the last known
+//! state applies.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

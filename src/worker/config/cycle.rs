@@ -1,6 +1,7 @@
-//! Does what a sink writes come back through a source?
+//! Does a sink's output come back through a source?
 //!
-//! Such an event would go round for ever. Sources and sinks tell their [`Endpoint`]; over several pipelines the way may be longer than one step.
+//! Such an event would circulate for ever. Sources and sinks report their [`Endpoint`]; the cycle may run over several
+//! pipelines.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -18,14 +19,14 @@ use crate::source::Source;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     File(PathBuf),
-    /// Files by date; a strftime pattern.
+    /// Dated files; a strftime pattern.
     Files(String),
-    /// Of one server and database.
+    /// A stream on one server and database.
     RedisStream {
         server: String,
         stream: String,
     },
-    /// Where this worker takes requests.
+    /// An address where this worker accepts requests.
     Listener(SocketAddr),
     Server(Address),
 }
@@ -43,7 +44,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Does what is written here appear there?
+    /// Does data written here appear at `read`?
     fn feeds(&self, read: &Self) -> bool {
         match (self, read) {
             (Self::Files(pattern), Self::File(path)) => {
@@ -62,7 +63,7 @@ impl Endpoint {
     }
 }
 
-/// Absolute, and through symbolic links as far as there is something.
+/// The absolute path, with symbolic links resolved as far as the path exists.
 fn resolved(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut rest = Vec::new();
@@ -79,22 +80,22 @@ fn resolved(path: &Path) -> PathBuf {
     }
 }
 
-/// Is a server that listens there the one that is meant by this host?
+/// Does this host name or address mean a server that listens there?
 fn is_reached_as(host: &str, listener: IpAddr) -> bool {
     let address = match host.parse::<IpAddr>() {
         Ok(address) => address,
         Err(_) if host.eq_ignore_ascii_case("localhost") => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        // Whom a name means may change; to ask would need the network.
+        // A name's address may change, and resolving it needs the network.
         Err(_) => return false,
     };
     let is_loopback_name = !host.starts_with(|c: char| c.is_ascii_digit()) && listener.is_loopback();
     address == listener
         || is_loopback_name
-        // An address of this machine is one that can be bound.
+        // An address that can be bound belongs to this machine.
         || (listener.is_unspecified() && UdpSocket::bind((address, 0)).is_ok())
 }
 
-/// Complains about each sink of a pipeline that feeds its own source, also by way of others.
+/// Reports each sink of a pipeline that feeds its own source, directly or through other pipelines.
 pub(super) fn refuse(
     pipelines: &[LocatedSpec],
     sources: &[Named<Box<dyn Source>>],
@@ -112,7 +113,7 @@ pub(super) fn refuse(
         fed.filter(|(_, place)| written.iter().any(|one| one.feeds(place)))
             .collect()
     };
-    // From source to source, over each sink of each pipeline.
+    // Steps from source to source, over each sink of each pipeline.
     let mut steps = Vec::new();
     for (pipeline, located) in pipelines.iter().enumerate() {
         for (position, &sink) in located.spec.sinks.iter().enumerate() {
@@ -151,7 +152,7 @@ pub(super) fn refuse(
     }
 }
 
-/// The pipelines that lead from one source to another; none if they are the same.
+/// The pipelines on the way from one source to another; none if they are the same.
 fn way_between(from: usize, to: usize, steps: &[(usize, usize, usize, usize, &Endpoint)]) -> Option<Vec<usize>> {
     let mut ways = vec![(from, Vec::new())];
     let mut seen = vec![from];

@@ -1,7 +1,7 @@
 //! The configuration file.
 //!
-//! Named `[source]`, `[stage]` and `[sink]` tables, and ordered `[pipeline]` lists of their names. [`load`] reads
-//! everything and answers with a [`Config`] that can run, or with every mistake it found.
+//! Named `[source]`, `[stage]` and `[sink]` tables, and ordered `[pipeline]` lists of their names. [`load`] reads the
+//! file and returns a [`Config`] that can run, or every mistake found.
 
 pub mod cycle;
 pub mod section;
@@ -25,22 +25,22 @@ use crate::stage::{self, Stage};
 use crate::switch::{Live, State, Switch, Switches};
 use section::{Located, Problem, Problems, Section};
 
-/// Lanes are threads; more than this is a slip of the finger.
+/// Lanes are threads; a larger number is a typing mistake.
 const MAX_LANES: usize = 256;
 
-/// A configuration that can run.
+/// A valid configuration.
 pub struct Config {
-    /// What it was read from.
+    /// The configuration text.
     pub text: String,
-    /// Where checkpoints, spools and the lock are: `state_dir = "state"`.
+    /// Directory of checkpoints, spools and the lock: `state_dir = "state"`.
     pub state_dir: PathBuf,
-    /// Threads that run stages and deliver: `[engine] lanes`. Default: one less than processors, at least 1.
+    /// Threads that run stages and deliver: `[engine] lanes`. Default: processors minus one, at least 1.
     pub lanes: usize,
-    /// Time to finish what is in flight at a stop: `[engine] drain = "10s"`.
+    /// Time to finish events in flight at a stop: `[engine] drain = "10s"`.
     pub drain: Duration,
     /// The dead-letter file: `[park] path`. Default: `parked.ndjson` in `state_dir`.
     pub park_path: PathBuf,
-    /// Where metrics are: `[admin] listen`. Default: nowhere.
+    /// Address of the metrics: `[admin] listen`. Default: none.
     pub admin: Option<SocketAddr>,
     /// `[statsd]`
     pub statsd: Option<Statsd>,
@@ -54,7 +54,7 @@ pub struct Config {
     pub stages: Vec<Named<Arc<dyn Stage>>>,
     pub sinks: Vec<Named<Arc<dyn Sink>>>,
     pub pipelines: Vec<PipelineSpec>,
-    /// What is legal and yet probably not meant.
+    /// Legal settings that are probably mistakes.
     pub warnings: Vec<String>,
 }
 
@@ -63,7 +63,7 @@ pub struct Named<T> {
     pub name: String,
     pub component_type: &'static str,
     pub component: T,
-    /// Where it begins in the file.
+    /// Byte position of its table in the file.
     pub at: usize,
 }
 
@@ -74,13 +74,13 @@ pub struct PipelineSpec {
     pub source: usize,
     pub stages: Vec<usize>,
     pub sinks: Vec<usize>,
-    /// Put before every channel: `prefix = "dark."`
+    /// Prefix of every channel: `prefix = "dark."`
     pub prefix: String,
     /// `mode = "dark"`: the source does not wait for it.
     pub is_dark: bool,
 }
 
-/// Why there is no configuration.
+/// Reading the configuration failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("cannot read {}: {error}", .path.display())]
@@ -118,7 +118,7 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
         problems.add(error.span().map_or(0, |span| span.start), "", told(error, text));
     }
     let root = Section::root(&problems, table.get_ref());
-    // After a syntax error keys may be missing that are there; what is there can still be checked.
+    // After a syntax error, keys may be missing from the parsed part; its other values can still be checked.
     let config = read(text, &root, &problems, errors.is_empty());
     match (config, problems.into_sorted()) {
         (Some(config), list) if list.is_empty() => Ok(config),
@@ -126,7 +126,7 @@ pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     }
 }
 
-/// What is wrong with the syntax. The parser does not name a key that is there twice.
+/// The syntax error as text. The parser does not name a duplicate key.
 fn told(error: &toml::de::Error, text: &str) -> String {
     let message = error.message().replace('\n', ", ");
     match error.span().and_then(|span| text.get(span)) {
@@ -298,7 +298,7 @@ fn read_all<T>(root: &Section<'_>, key: &'static str, read: impl Fn(&Section<'_>
     all.unwrap_or_default().into_iter().collect()
 }
 
-/// `[switch.*]` for what asked for them, and `[switches]`.
+/// `[switch.*]` for the components that use them, and `[switches]`.
 fn read_switches(root: &Section<'_>, problems: &Problems) -> Option<Switches> {
     let live = root.table("switches", Live::read).flatten();
     let mut all = BTreeMap::new();
@@ -330,15 +330,15 @@ struct Names {
     sinks: Vec<String>,
 }
 
-/// A pipeline and where its parts are named.
+/// A pipeline and the positions of its parts in the file.
 struct LocatedSpec {
     spec: PipelineSpec,
     from: Located<String>,
     stages: Vec<Located<String>>,
     sinks: Vec<Located<String>>,
-    /// Which events enter.
+    /// Switch that decides which events enter.
     gate: Option<Arc<Switch>>,
-    /// Must the source hear of each event only when it was published?
+    /// Must the source hear of each event only after it was published?
     end_to_end: Option<Located<bool>>,
 }
 
@@ -395,7 +395,7 @@ fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> O
     })
 }
 
-/// A gate stands as soon as the fields are known.
+/// Inserts a gate right after the stage that parses the fields.
 fn insert_gate(pipeline: &mut LocatedSpec, stages: &mut Vec<Named<Arc<dyn Stage>>>) {
     let Some(switch) = pipeline.gate.take() else { return };
     let parsed = pipeline
@@ -456,7 +456,7 @@ fn check_pipeline(
                 name.key.clone(),
                 format!("\"{}\" needs a parse_json stage before it", name.value),
             );
-            // Once is enough.
+            // Report it once.
             has_fields = true;
         }
         if stage.needs_ids() && !source.gives_ids() {
@@ -489,7 +489,7 @@ fn check_pipeline(
     }
 }
 
-/// Two that listen at one address would take each other's requests.
+/// Two listeners at one address would take each other's requests.
 fn check_addresses(sources: &[Named<Box<dyn Source>>], admin: Option<SocketAddr>, problems: &Problems) {
     let mut taken: Vec<(SocketAddr, String)> = admin
         .into_iter()
@@ -811,7 +811,7 @@ j = { type = "webhook", url = "http://127.0.0.1:80800/x" }
         ] {
             assert_eq!(config(source, sink, ""), Vec::<String>::new(), "{sink}");
         }
-        // Over two pipelines; a chain that ends somewhere is none.
+        // A cycle over two pipelines; a chain that ends is none.
         let chain = "[source.b]\ntype = \"file\"\npath = \"b\"\n[sink.c]\ntype = \"file\"\npath = \"c\"\n[pipeline.q]\nfrom = \"b\"\nto = [\"c\"]\n";
         let (source, sink) = ("type = \"file\", path = \"a\"", "type = \"file\", path = \"b\"");
         assert_eq!(config(source, sink, chain), Vec::<String>::new());

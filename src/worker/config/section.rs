@@ -1,8 +1,8 @@
-//! A typed reader over a TOML table that never stops at the first mistake.
+//! A typed reader over a TOML table that reports all mistakes.
 //!
-//! serde gives up at the first error and knows no line numbers for the ones after it. An operator wants the whole list
-//! at once, so configuration structs are read field by field from a [`Section`], every complaint goes to the shared
-//! [`Problems`] with its line and full key, and whatever key nobody asked for is a complaint, too.
+//! serde stops at the first error and has no line numbers for later ones. An operator wants the whole list at once, so
+//! configuration structs are read field by field from a [`Section`]; every mistake goes to the shared [`Problems`] with
+//! its line and full key, and so does every key that was never read.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,14 +28,14 @@ pub struct Problem {
     pub text: String,
 }
 
-/// A switch, and the place and key where it was asked for first.
+/// A switch, and the position and key of its first use.
 pub type Wanted = (Arc<Switch>, usize, String);
 
 /// Collects every mistake of one file.
 pub struct Problems {
     line_starts: Vec<usize>,
     list: RefCell<Vec<Problem>>,
-    /// Switches that something asked for, and where.
+    /// Switches in use, with the position of their first use.
     switches: RefCell<BTreeMap<String, Wanted>>,
 }
 
@@ -61,7 +61,7 @@ impl Problems {
         });
     }
 
-    /// The switches that were asked for.
+    /// The switches in use.
     pub fn switches(&self) -> Vec<Wanted> {
         self.switches.borrow().values().cloned().collect()
     }
@@ -74,14 +74,14 @@ impl Problems {
     }
 }
 
-/// One table of the file, and the record of which of its keys were asked for.
+/// One table of the file; records which of its keys were read.
 pub struct Section<'a> {
     problems: &'a Problems,
     path: String,
     at: usize,
     table: &'a DeTable<'a>,
     known: RefCell<BTreeSet<&'static str>>,
-    /// The keys are the user's own, and none is unknown.
+    /// The keys are user-defined; none is unknown.
     is_open: Cell<bool>,
 }
 
@@ -106,28 +106,28 @@ impl<'a> Section<'a> {
         &self.path
     }
 
-    /// The last part of the key: the name the user gave.
+    /// The last part of the key: the user-defined name.
     pub fn name(&self) -> &str {
         self.path.rsplit('.').next().unwrap_or_default()
     }
 
-    /// Complains about the table as a whole.
+    /// Reports a mistake of the whole table.
     pub fn complain(&self, text: impl Into<String>) {
         self.problems.add(self.at, self.path.clone(), text);
     }
 
-    /// Complains about one of its keys.
+    /// Reports a mistake of one of its keys.
     pub fn complain_at(&self, key: &str, text: impl Into<String>) {
         let at = self.find(key).map_or(self.at, |(key_at, _)| key_at);
         self.problems.add(at, self.key(key), text);
     }
 
-    /// Complains about a value that it has read.
+    /// Reports a mistake of a value already read.
     pub fn complain_about<T>(&self, value: &Located<T>, text: impl Into<String>) {
         self.problems.add(value.at, value.key.clone(), text);
     }
 
-    /// Where it begins.
+    /// Byte position of the table in the file.
     pub fn at(&self) -> usize {
         self.at
     }
@@ -136,7 +136,7 @@ impl<'a> Section<'a> {
         self.find(key).is_some()
     }
 
-    /// A key that may be missing. `None` also for a wrong value, which is recorded.
+    /// An optional key. `None` also for a wrong value, which is recorded.
     pub fn optional<T: FromItem>(&self, key: &'static str) -> Option<T> {
         self.known.borrow_mut().insert(key);
         let (_, value) = self.find(key)?;
@@ -148,7 +148,7 @@ impl<'a> Section<'a> {
         self.optional(key).unwrap_or(default)
     }
 
-    /// A key that must be there.
+    /// A mandatory key.
     pub fn required<T: FromItem>(&self, key: &'static str) -> Option<T> {
         if !self.has(key) {
             self.known.borrow_mut().insert(key);
@@ -158,7 +158,7 @@ impl<'a> Section<'a> {
         self.optional(key)
     }
 
-    /// A key whose value is one of a few words.
+    /// A key whose value is one of a fixed set of words.
     pub fn choice<T: Copy>(&self, key: &'static str, words: &[(&str, T)], default: T) -> T {
         let Some(word) = self.optional::<String>(key) else {
             return default;
@@ -193,14 +193,14 @@ impl<'a> Section<'a> {
         Some(out)
     }
 
-    /// The tables below this one, whatever the user named them.
+    /// The tables below this one, with user-defined names.
     pub fn named_tables(&self) -> Vec<Section<'a>> {
         self.entries()
             .filter_map(|(name, item)| item.section_named(&name))
             .collect()
     }
 
-    /// All entries of a table whose keys are the user's own.
+    /// All entries of a table with user-defined keys.
     pub fn entries(&self) -> impl Iterator<Item = (String, Item<'a>)> + '_ {
         self.is_open.set(true);
         self.table.iter().map(|(key, value)| {
@@ -211,7 +211,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// Records every key that nobody asked for.
+    /// Records every key that was never read.
     pub fn refuse_unknown(&self) {
         if self.is_open.get() {
             return;
@@ -257,7 +257,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// One value and where it stands.
+/// One value and its position.
 pub struct Item<'a> {
     problems: &'a Problems,
     path: String,
@@ -270,7 +270,7 @@ impl<'a> Item<'a> {
         self.problems.add(self.at, self.path.clone(), text);
     }
 
-    /// The number, if it is written as one.
+    /// The value as an integer, if it is one.
     pub fn integer(&self) -> Option<usize> {
         match self.value {
             DeValue::Integer(number) => usize::from_str_radix(number.as_str(), number.radix()).ok(),
@@ -278,7 +278,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// The value as JSON; `None` if it holds what JSON has not, such as a date.
+    /// The value as JSON; `None` if it holds a type without JSON equivalent, such as a date.
     pub fn to_json(&self) -> Option<serde_json::Value> {
         json_of(self.value)
     }
@@ -305,7 +305,7 @@ impl<'a> Item<'a> {
         self.section()
     }
 
-    /// The text of a string after environment substitution.
+    /// The string after environment substitution.
     fn text(&self) -> Option<String> {
         let DeValue::String(raw) = self.value else { return None };
         match value::substitute(raw, |name| std::env::var(name).ok()) {
@@ -341,7 +341,7 @@ impl<'a> Item<'a> {
     }
 }
 
-/// A type that can stand in a configuration file. Mistakes are recorded at the item; then the answer is `None`.
+/// A type that can be read from a configuration file. Mistakes are recorded at the item, which then reads as `None`.
 pub trait FromItem: Sized {
     fn from_item(item: &Item<'_>) -> Option<Self>;
 }
@@ -458,12 +458,12 @@ impl<T: FromItem> FromItem for Vec<T> {
                 value: value.get_ref(),
             })
         });
-        // All of them first, so that every bad element is named.
+        // Collect first, so that every bad element is reported.
         items.collect::<Vec<_>>().into_iter().collect()
     }
 }
 
-/// A value that remembers where it stood, for checks that need the whole file.
+/// A value with its position, for checks that need the whole file.
 #[derive(Clone, Debug)]
 pub struct Located<T> {
     pub value: T,
@@ -481,9 +481,9 @@ impl<T: FromItem> FromItem for Located<T> {
     }
 }
 
-/// A value that is parsed from a string by its own rules.
+/// A value parsed from a string.
 pub trait FromText: Sized {
-    /// What belongs here, with its article: "a field path such as \"author.id\"".
+    /// Expected value, with its article: "a field path such as \"author.id\"".
     const WANTED: &'static str;
     fn from_text(text: &str) -> Result<Self, String>;
 }
@@ -530,7 +530,7 @@ fn indefinite(kind: &str) -> String {
     format!("{article} {kind}")
 }
 
-/// The known key at the smallest edit distance, if it is close enough to be a slip of the finger.
+/// The known key at the smallest edit distance, if close enough for a typing mistake.
 fn nearest<'k>(name: &str, known: &BTreeSet<&'k str>) -> Option<&'k str> {
     let allowed = 1 + name.len() / 4;
     known

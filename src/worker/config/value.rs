@@ -1,4 +1,4 @@
-//! How single values are written: durations, sizes, and `${NAME}` from the environment.
+//! Syntax of single values: durations, sizes, and `${NAME}` from the environment.
 
 use std::time::Duration;
 

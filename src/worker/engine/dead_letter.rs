@@ -1,7 +1,8 @@
-//! The dead-letter file: what cannot go on is stored with its reason, and only then acknowledged.
+//! The dead-letter file: an event that cannot be delivered is stored with its reason, and only then acknowledged.
 //!
-//! Workers append to it, and commands take lines out of it, by writing a new file and renaming it over the old one. Both hold the lock of the file
-//! (`flock`) meanwhile, and look whether it is still the one of that name when they have it: no line is appended to a file that is gone.
+//! Workers append to the file; commands remove lines by writing a new file and renaming it over the old one. Both hold
+//! the file's lock (`flock`) meanwhile, and check after locking that the path still names this file: no line is
+//! appended to a replaced file.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -20,10 +21,10 @@ use crate::event::Event;
 use crate::finalizer::{Handle, Parked};
 use crate::ops::metrics::Metrics;
 
-/// Pause between attempts when the disk refuses the file.
+/// Pause between attempts after a disk error.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// So many parked events are told one by one in a second; a flood of them must not become a flood of lines.
+/// Parked events logged individually per second; limits the log output of a flood.
 const LOGGED_PER_SECOND: u32 = 10;
 
 /// Why an event was parked, and where.
@@ -32,12 +33,12 @@ pub struct Reason {
     /// The stage or sink, or `source`.
     pub component: String,
     pub text: String,
-    /// How often it was tried.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
-/// Takes in what cannot be delivered. It never refuses and never waits; the event stays unacknowledged until it lies on
-/// the disk. What a source stores with its broker is only told and counted here.
+/// Accepts events that cannot be delivered. It never refuses and never waits; the event stays unacknowledged until it
+/// is on the disk. Events that a source stores with its broker are only logged and counted here.
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     entries: mpsc::Sender<(Vec<u8>, Parked, Handle)>,
@@ -45,7 +46,7 @@ pub struct DeadLetters {
     logged: Arc<Mutex<Logged>>,
 }
 
-/// What has been told of late.
+/// Rate limit of the log.
 #[derive(Debug)]
 struct Logged {
     since: Instant,
@@ -54,7 +55,7 @@ struct Logged {
 }
 
 impl Logged {
-    /// May another line be written? If so, how many were not since the last one.
+    /// May another line be logged? If so, how many were suppressed since the last one.
     fn admit(&mut self) -> Option<u32> {
         if self.since.elapsed() >= Duration::from_secs(1) {
             (self.since, self.lines) = (Instant::now(), 0);
@@ -84,12 +85,12 @@ struct Line<'a> {
     /// The event as it came in, if it is UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<&'a str>,
-    /// Else in hexadecimal.
+    /// Otherwise its bytes in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw_hex: Option<String>,
 }
 
-/// The line, its end included.
+/// The line, with its line end.
 pub fn line(source: &str, parked: &Parked, received: Timestamp, channels: &[String], raw: &[u8]) -> Vec<u8> {
     let text = std::str::from_utf8(raw).ok();
     let line = Line {
@@ -107,14 +108,14 @@ pub fn line(source: &str, parked: &Parked, received: Timestamp, channels: &[Stri
             .is_none()
             .then(|| raw.iter().map(|byte| format!("{byte:02x}")).collect()),
     };
-    // Strings and numbers always serialise.
+    // Strings and numbers always serialize.
     let mut line = serde_json::to_vec(&line).unwrap_or_default();
     line.push(b'\n');
     line
 }
 
 impl DeadLetters {
-    /// Starts the writer. It ends when the last clone is gone and everything is written.
+    /// Starts the writer. It ends when the last clone is dropped and everything is written.
     pub fn open(path: &Path, metrics: Arc<Metrics>) -> io::Result<(Self, JoinHandle<()>)> {
         let mut writer = Writer {
             file: open_file(path)?,
@@ -124,7 +125,7 @@ impl DeadLetters {
         let (entries, receiver) = mpsc::channel::<(Vec<u8>, Parked, Handle)>();
         let thread = std::thread::Builder::new().name("park".to_owned()).spawn(move || {
             while let Ok(first) = receiver.recv() {
-                // Everything that has come meanwhile shares one fsync.
+                // All entries received meanwhile share one fsync.
                 let batch: Vec<_> = std::iter::once(first).chain(receiver.try_iter()).collect();
                 writer.append(batch.iter().map(|(line, ..)| line.as_slice()));
                 for (_, parked, handle) in batch {
@@ -147,7 +148,7 @@ impl DeadLetters {
         ))
     }
 
-    /// `pipeline` is empty for what did not come that far.
+    /// `pipeline` is empty for events that reached none.
     pub fn park(&self, source: &str, pipeline: &str, event: &Event, reason: &Reason, handle: Handle) {
         let Reason {
             component,
@@ -177,12 +178,12 @@ impl DeadLetters {
             return handle.resolve_parked(parked);
         }
         let entry = line(source, &parked, event.received, &event.channels, &event.raw);
-        // The writer outlives every clone of this sender; were it gone, the dropped handle would release the event.
+        // The writer outlives every clone of this sender; otherwise the dropped handle would release the event.
         let _ = self.entries.send((entry, parked, handle));
     }
 }
 
-/// What is parked is what came in, personal data included: for the owner's eyes only.
+/// Parked events are the original input with personal data: readable by the owner only.
 fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
@@ -191,25 +192,25 @@ fn is_same(there: &Metadata, ours: &Metadata) -> bool {
     (there.dev(), there.ino()) == (ours.dev(), ours.ino())
 }
 
-/// Is this still the file of that name?
+/// Does the path still name this file?
 fn is_current(file: &File, path: &Path) -> bool {
     let ours = file.metadata();
     std::fs::metadata(path).is_ok_and(|there| ours.is_ok_and(|ours| is_same(&there, &ours)))
 }
 
-/// Waits for the lock of the file of that name. `file` is that file, or was it.
+/// Waits for the lock of the file at `path`. `file` is that file, or was it.
 fn lock(file: &mut File, path: &Path) -> io::Result<()> {
     loop {
         file.lock()?;
         if is_current(file, path) {
             return Ok(());
         }
-        // Somebody has moved it away, or put another in its place.
+        // The file was moved away or replaced.
         *file = open_file(path)?;
     }
 }
 
-/// Adds lines, and returns when they are on the disk.
+/// Appends lines, and returns when they are on the disk.
 pub fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
     let mut file = open_file(path)?;
     append_to(&mut file, path, lines)
@@ -220,7 +221,7 @@ fn append_to(file: &mut File, path: &Path, lines: &[u8]) -> io::Result<()> {
     let written = file.metadata().and_then(|before| {
         let written = file.write_all(lines).and_then(|()| file.sync_data());
         if written.is_err() {
-            // Half a line must not spoil the next one.
+            // A partial line must not corrupt the next one.
             let _ = file.set_len(before.len());
         }
         written
@@ -228,15 +229,15 @@ fn append_to(file: &mut File, path: &Path, lines: &[u8]) -> io::Result<()> {
     file.unlock().and(written)
 }
 
-/// What becomes of a line.
+/// What to do with a line.
 pub enum Change {
     Keep,
-    /// It is gone, from the disk, too.
+    /// Remove it, also from the disk.
     Remove,
     Replace(String),
 }
 
-/// Changes lines, in one step: a crash leaves all of them as they were or as they shall be.
+/// Changes lines atomically: a crash leaves all old or all new lines.
 pub fn rewrite(path: &Path, mut change: impl FnMut(&str) -> Change) -> io::Result<()> {
     let mut file = match OpenOptions::new().read(true).append(true).open(path) {
         Ok(file) => file,
@@ -264,7 +265,7 @@ pub fn rewrite(path: &Path, mut change: impl FnMut(&str) -> Change) -> io::Resul
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let new_path = PathBuf::from(name);
-    // One that was left by a crash does not matter.
+    // A leftover from a crash is overwritten.
     let mut new = OpenOptions::new()
         .create(true)
         .write(true)
@@ -273,7 +274,7 @@ pub fn rewrite(path: &Path, mut change: impl FnMut(&str) -> Change) -> io::Resul
         .open(&new_path)?;
     let (theirs, ours) = (file.metadata()?, new.metadata()?);
     if (theirs.uid(), theirs.gid()) != (ours.uid(), ours.gid()) {
-        // An operator may be root; the worker, which is not, must be able to go on with it.
+        // The operator may be root; the unprivileged worker must still be able to use the file.
         std::os::unix::fs::fchown(&new, Some(theirs.uid()), Some(theirs.gid()))?;
     }
     new.write_all(kept.as_bytes())?;

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-/// Runs all futures at once and waits for all of them; the results are in the order given.
+/// Runs all futures concurrently and waits for all of them; results in the given order.
 pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
     let mut running: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
     let mut results: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
@@ -30,10 +30,10 @@ pub async fn join_all<F: Future>(futures: impl Iterator<Item = F>) -> Vec<F::Out
     results.into_iter().flatten().collect()
 }
 
-/// A panic of the future becomes an error with its message.
+/// Turns a panic of the future into an error with its message.
 pub async fn catch_panic<F: Future>(future: F) -> Result<F::Output, String> {
     let mut future = pin!(future);
-    // A future that panicked is not polled again, so nobody sees what it left half done.
+    // A panicked future is not polled again, so its broken state is never observed.
     poll_fn(
         |context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
             Ok(poll) => poll.map(Ok),
@@ -43,7 +43,7 @@ pub async fn catch_panic<F: Future>(future: F) -> Result<F::Output, String> {
     .await
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()

@@ -1,9 +1,9 @@
 //! A lane: one thread that runs all stages inline and delivers with its own connections.
 //!
-//! The order key has chosen the lane, so events that must not overtake each other meet here, in the order of the source. A
-//! lane runs the stages of an event as soon as it comes. If all sinks of its pipeline keep the order in which they are handed events, it goes
-//! there at once; else it waits for those before it with the same key: one in flight per key, others go on. There is no
-//! work stealing, and no lock but those of the sinks.
+//! The order key has chosen the lane, so events that must not overtake each other arrive here, in the order of the
+//! source. A lane runs the stages of an event as soon as it arrives. If all sinks of its pipeline keep the order in
+//! which they are handed events, the event goes there at once; else it waits for earlier events of the same key: one in
+//! flight per key, other keys continue. There is no work stealing, and no lock but those of the sinks.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -31,12 +31,12 @@ use crate::stage::{Flow, Stage};
 
 /// How often an event may panic a stage before it is parked.
 const PANIC_TRIES: u32 = 2;
-/// After so many events the rest of the thread has its turn: answers of nodes and brokers have come meanwhile, and while nobody reads them nginx and the broker
-/// have nothing to do.
+/// After this many events the lane yields to other tasks of its thread: while the answers of nodes and brokers stay
+/// unread, nginx and the broker are idle.
 const IN_A_ROW: u32 = 32;
-/// And after so long, however few they were: a lease is renewed on this thread, too.
+/// It also yields after this time, however few events it ran: leases are renewed on this thread, too.
 const SPELL: Duration = Duration::from_millis(2);
-/// How many events a lane keeps for sinks nobody waits for. Beyond it they miss that sink.
+/// Events that a lane queues for optional sinks. Further events miss that sink.
 const OPTIONAL_BACKLOG: usize = 1024;
 
 /// One event for one pipeline.
@@ -65,13 +65,13 @@ pub struct Lane {
     /// By the index of [`SinkSlot::sink`].
     sinks: Vec<Rc<dyn LaneSink>>,
     in_flight: Arc<InFlight>,
-    /// A key that is here has an event in flight; its queue holds those that wait for it.
+    /// A key in the map has an event in flight; its queue holds the events waiting for it.
     busy: RefCell<HashMap<(usize, OrderKey), VecDeque<Ready>>>,
     optional: Arc<Semaphore>,
 }
 
 impl Lane {
-    /// To be called on the lane's own thread.
+    /// Call on the lane's own thread.
     pub fn new(sinks: &[Arc<dyn RunningSink>], dead_letters: DeadLetters, metrics: Arc<Metrics>) -> Rc<Self> {
         Rc::new(Self {
             sinks: sinks.iter().map(|sink| sink.open()).collect(),
@@ -81,7 +81,7 @@ impl Lane {
         })
     }
 
-    /// Works until all senders are gone.
+    /// Works until all senders are dropped.
     pub async fn run(self: Rc<Self>, mut jobs: mpsc::UnboundedReceiver<Job>) {
         let (mut in_a_row, mut since) = (0, Instant::now());
         loop {
@@ -116,7 +116,7 @@ impl Lane {
                     reservations: reservations.clone(),
                 };
                 if keeps_order {
-                    // Nobody here waits for the end of it.
+                    // No later event waits for this one.
                     self.hand_over(ready)
                         .into_iter()
                         .for_each(|delivery| drop(spawn_local(delivery)));
@@ -124,14 +124,14 @@ impl Lane {
                     self.enqueue(slot, ready);
                 }
             });
-            // Whatever the stages made of it holds its own share.
+            // Every event the stages produced holds its own share.
             handle.resolve(Outcome::Accepted);
         }
         // Some sinks settle on threads of their own.
         self.in_flight.closed().await;
     }
 
-    /// Runs all stages. What comes out goes to `emit`; what does not is dropped or parked here.
+    /// Runs all stages. Resulting events go to `emit`; others are dropped or parked here.
     fn process(&self, pipeline: &Pipeline, event: Event, handle: &Handle, mut emit: impl FnMut(Event, Handle)) {
         let mut tries = 1;
         let original = event.clone();
@@ -206,7 +206,8 @@ impl Lane {
         next
     }
 
-    /// Hands the event to all sinks of the pipeline, at once. The futures see to those that need a task of this lane, to its end.
+    /// Hands the event to all sinks of the pipeline at once. The returned futures drive the sinks that need a task of
+    /// this lane.
     fn hand_over(&self, ready: Ready) -> Vec<Settling> {
         let Ready {
             pipeline,
@@ -230,7 +231,7 @@ impl Lane {
         settling
     }
 
-    /// For a sink that nobody waits for.
+    /// Delivers to an optional sink.
     fn deliver_aside(&self, slot: &SinkSlot, event: &Arc<Event>) {
         let metrics = Arc::clone(&slot.metrics);
         let Ok(room) = Arc::clone(&self.optional).try_acquire_owned() else {
@@ -265,7 +266,7 @@ fn settle(delivery: Delivery, sink_ack: SinkAck) -> Settling {
     Box::pin(async move { sink_ack.tell(delivery.await) })
 }
 
-/// Hands the event over. A panic is a refusal.
+/// Hands the event over. A panic counts as a refusal.
 fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, reservation: Option<Reservation>) -> Delivery {
     let refuse = |panic: &str| Verdict::Refused {
         reason: format!("the sink panicked: {panic}"),
@@ -280,7 +281,7 @@ fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, reservation: Option<Reservat
     })
 }
 
-/// How an event, or a piece of it, came out of the stages.
+/// How an event, or a piece of it, left the stages.
 #[derive(Debug)]
 pub enum Ending {
     Out(Box<Event>),
@@ -288,7 +289,7 @@ pub enum Ending {
     Parked { stage: String, reason: String },
 }
 
-/// Runs stages for their result alone: nothing is counted, nothing delivered.
+/// Runs stages for their result only: nothing is counted or delivered.
 pub fn try_stages(stages: &[(&str, &dyn Stage)], prefix: &str, mut event: Event) -> Vec<Ending> {
     for (index, (name, stage)) in stages.iter().enumerate() {
         let stage_name = (*name).to_owned();
@@ -331,7 +332,7 @@ fn number_parts(parts: Vec<Event>, whole: &EventId) -> impl Iterator<Item = Even
     })
 }
 
-/// From here on an event does not change any more.
+/// From here on an event is immutable.
 fn finish(event: &mut Event, prefix: &str) {
     event.seal();
     if !prefix.is_empty() {
@@ -348,7 +349,7 @@ enum StageResult {
     Parked(Event, Reason),
 }
 
-/// An event through the stages from `first` on.
+/// Runs an event through the stages from `first` on.
 fn run_stages(pipeline: &Pipeline, mut event: Event, first: usize) -> Vec<StageResult> {
     for (index, slot) in pipeline.stages.iter().enumerate().skip(first) {
         let mut running = Running {
@@ -425,7 +426,7 @@ mod tests {
     use crate::testing::TempDir;
 
     thread_local! {
-        /// What a [`Recorder`] on this thread has got.
+        /// What a [`Recorder`] on this thread has received.
         static RECORDED: Cell<u32> = const { Cell::new(0) };
     }
 
@@ -446,7 +447,7 @@ mod tests {
         }
     }
 
-    /// Records what it gets; the first delivery of each key is the slowest.
+    /// Records what it receives; the first delivery of each key is the slowest.
     #[derive(Default)]
     struct Recorder(Rc<RefCell<Vec<String>>>);
 
@@ -542,7 +543,7 @@ mod tests {
         (recorder.0.take(), acks, std::fs::read_to_string(parked).unwrap())
     }
 
-    /// Not a test but a figure; see the command in its output's first line.
+    /// A measurement, not a test; the command is in the first line of its output.
     #[test]
     #[ignore = "a measurement: cargo test --release -p push-stream-worker -- --ignored --nocapture posts_per_second"]
     fn posts_per_second_through_the_stages_of_a_public_pipeline() {

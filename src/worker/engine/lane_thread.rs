@@ -1,8 +1,9 @@
-//! The thread of a lane, and the tasks that share it: sources that never block, and the work of sinks beside the lanes.
+//! The thread of a lane, and the tasks that share it: sources that never block, and sinks' tasks outside the lanes.
 //!
-//! Every step of an event from one thread to the next costs a wake-up of the next one, which is most of what an event in a quiet worker waits for, and
-//! memory that is taken on one thread and given back on another. So the engine has as many threads as lanes, and deals out among them whatever can wait without
-//! blocking: with one lane an event stays on one thread from the claim to the acknowledgement.
+//! Every hand-over of an event between threads costs a wake-up, which is most of an event's latency in a quiet worker,
+//! and frees memory on another thread than it was allocated on. So the engine has as many threads as lanes, and
+//! distributes all non-blocking tasks among them: with one lane an event stays on one thread from the claim to the
+//! acknowledgement.
 
 use std::future::Future;
 use std::io;
@@ -16,10 +17,10 @@ use crate::engine::lane::{Job, Lane};
 use crate::ops::watchdog::Beat;
 use crate::source::Context;
 
-/// Something that is made on the thread where it runs.
+/// A future that is created on the thread where it runs.
 type Task = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
-/// What runs on one thread, beside its lane.
+/// The tasks of one thread, beside its lane.
 #[derive(Default)]
 pub struct LaneThread {
     sources: Vec<Task>,
@@ -27,7 +28,7 @@ pub struct LaneThread {
 }
 
 impl LaneThread {
-    /// Beats for as long as the task runs.
+    /// Keeps a watchdog beat for as long as the task runs.
     pub fn sink<F>(&mut self, work: impl FnOnce() -> F + Send + 'static, beat: Beat)
     where
         F: Future<Output = ()> + 'static,
@@ -43,7 +44,7 @@ impl LaneThread {
         }));
     }
 
-    /// Reports its end, also when it panics.
+    /// Reports its end, even after a panic.
     pub(super) fn source(
         &mut self,
         source: Succeeding,
@@ -83,23 +84,23 @@ impl LaneThread {
         }
         runtime.block_on(async {
             tokio::select! {
-                // Ends when all senders of jobs are gone, all deliveries are done, and the sinks have heard of it.
+                // Ends when all senders of jobs are dropped, all deliveries are done, and the sinks have been told.
                 () = local => {}
                 () = async {
                     stop.abandoned().await;
-                    // These have something to say to their brokers yet.
+                    // Sources still have to finish with their brokers.
                     while sources.join_next().await.is_some() {}
                 } => {}
                 () = beat.keep() => {}
             }
         });
-        // A look-up of a name that hangs is nothing to wait for.
+        // Do not wait for a hanging name resolution.
         runtime.shutdown_background();
         Ok(())
     }
 }
 
-/// The threads of all lanes, while tasks are dealt out to them.
+/// The threads of all lanes, while tasks are distributed among them.
 pub struct LaneThreads {
     threads: Vec<LaneThread>,
     next: usize,
@@ -113,7 +114,7 @@ impl LaneThreads {
         }
     }
 
-    /// The one whose turn it is.
+    /// The next thread, round robin.
     pub fn take_next(&mut self) -> &mut LaneThread {
         let place = self.next % self.threads.len();
         self.next += 1;

@@ -1,4 +1,4 @@
-//! The engine: lanes on their threads, sources and sinks' publishers beside them, and the order in which everything starts and ends.
+//! The engine: lanes, sources and sinks' publishers on their threads, and the order of start and stop.
 //!
 //! ```text
 //! source ──claim──▶ Feed ──hash(order key)──▶ lane: stages, then sinks ──▶ nginx
@@ -6,12 +6,13 @@
 //!    └──────────── Handle (worst outcome) ◀─────┘──▶ dead letters
 //! ```
 //!
-//! Nothing between source and lane is bounded by itself: [`Credit`] bounds it all at the entry. A stop goes the same way as the
-//! events: sources stop claiming, what is in flight gets its time, then lanes end, then the dead letters.
+//! No queue between source and lane has a bound of its own: [`Credit`] bounds them all at the entry. A stop follows the
+//! events: sources stop claiming, events in flight get time to finish, then lanes end, then the dead letters.
 //!
-//! A reload starts the new topology beside the old one. Each source of the new one begins when the source of that name in the old one has ended: so no source
-//! waits for another, and each keeps its order. What a source has in flight and cannot get rid of, because a node is away, it gives back to its queue, and
-//! its successor claims it again; its fence sees to it that the old topology sends nothing of it any more.
+//! A reload starts the new topology beside the old one. Each new source begins when the old source of the same name has
+//! ended: no source waits for another, and each keeps its order. Events in flight that a source cannot deliver, because
+//! a node is down, are given back to its queue and claimed again by its successor; the old topology's fence keeps it
+//! from sending them afterwards.
 
 pub mod dead_letter;
 pub mod join;
@@ -55,20 +56,20 @@ use crate::source::{Context, Guarantee, Source};
 use crate::stage::Order;
 use crate::switch::Switches;
 
-/// A thread that has not ended so long after everything it waits for has, is stuck.
+/// A thread still running this long after everything it waits for has ended is stuck.
 const STUCK: Duration = Duration::from_secs(5);
-/// When all sources are done, dark pipelines and optional sinks have so much longer.
+/// Extra time for dark pipelines and optional sinks once all sources have ended.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often a drain looks whether it is over, where no event tells.
+/// Polling interval of a drain's end condition, where no event signals it.
 const DRAIN_POLL: Duration = Duration::from_millis(5);
-/// At a reload a source that has got nothing done for so long while a node is away gives back what it has in flight.
+/// At a reload, a source without progress for this long while a node is down gives back its events in flight.
 const HELD_UP_BY_NODE: Duration = Duration::from_millis(100);
-/// The same if no node is known to be away, and at a stop, where nobody here would go on with it.
+/// The same if no node is known to be down, and at a stop, where no successor in this process continues.
 const HELD_UP: Duration = Duration::from_secs(1);
-/// For the last answers to be written.
+/// Time to write the last responses.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// Why a worker could not start or had to end.
+/// A worker could not start or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{what}: {error}")]
@@ -86,17 +87,17 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |error| Error::Io { what, error }
 }
 
-/// How far a stop has gone.
+/// Progress of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Running,
     /// Claim nothing more; finish what is in flight.
     Draining,
-    /// Let go of what is in flight.
+    /// Abandon the events in flight.
     Abandoning,
 }
 
-/// How everybody hears that the worker is to stop.
+/// Stop notification, shared by all tasks.
 #[derive(Clone, Debug)]
 pub struct Stop(watch::Receiver<Phase>);
 
@@ -115,17 +116,17 @@ impl Stop {
     }
 
     async fn reached(&mut self, phase: Phase) {
-        // If the sender is gone, so is the worker.
+        // If the sender is gone, the worker has ended.
         let _ = self.0.wait_for(|now| *now >= phase).await;
     }
 }
 
-/// A source's way to the lanes.
+/// A source's connection to the lanes.
 #[derive(Clone)]
 pub struct Feed {
-    /// As the configuration has it.
+    /// The configured name.
     source: Arc<str>,
-    /// All that read from this source.
+    /// All pipelines of this source.
     pipelines: Vec<Arc<Pipeline>>,
     lanes: Vec<mpsc::UnboundedSender<Job>>,
     credit: Arc<Credit>,
@@ -133,7 +134,7 @@ pub struct Feed {
     metrics: Arc<Component>,
     gauges: Arc<Gauges>,
     recoveries: watch::Receiver<u64>,
-    /// Of events that have none of their own. It falls when the source's work is given to another.
+    /// For events without a fence of their own. It falls when the source's work passes to a successor.
     fence: Arc<Fence>,
 }
 
@@ -146,7 +147,7 @@ impl Feed {
         &self.gauges
     }
 
-    /// Events that the queue has forgotten before they were read here. Nobody can bring them back.
+    /// Counts events that the queue dropped before they were read. They are lost.
     pub fn note_missed(&self, source: &str, events: u64) {
         if events > 0 {
             tracing::error!("source {source}: {events} events were trimmed away before they were read");
@@ -154,7 +155,7 @@ impl Feed {
         }
     }
 
-    /// Counts how often a node has come back. What it had in memory may be gone.
+    /// Number of node recoveries so far. A recovered node may have lost its memory.
     pub fn recoveries(&self) -> watch::Receiver<u64> {
         self.recoveries.clone()
     }
@@ -175,7 +176,7 @@ impl Feed {
         self.metrics.send(1);
     }
 
-    /// As [`Feed::emit`], unless the source itself knows why the event cannot even begin: then that is why it is parked.
+    /// As [`Feed::emit`], but parks an event that the source found unusable, with that reason.
     pub fn emit_usable(&self, event: Event, unusable: Option<String>, attempts: u32, handle: Handle) {
         let Some(text) = unusable else {
             return self.emit(event, handle);
@@ -189,14 +190,14 @@ impl Feed {
         self.park(&event, &reason, handle);
     }
 
-    /// For what is not even an event.
+    /// Parks input that cannot be made an event.
     pub fn park(&self, event: &Event, reason: &Reason, handle: Handle) {
         self.metrics.receive();
         self.dead_letters.park(&self.source, "", event, reason, handle);
         self.metrics.park();
     }
 
-    /// Until nothing of this source is in flight, or nobody wants to wait any more.
+    /// Waits until nothing of this source is in flight, or draining is abandoned.
     pub async fn drained(&self, stop: &mut Stop) {
         let empty = async {
             while self.credit.in_flight() > 0 {
@@ -212,7 +213,7 @@ impl Feed {
     fn send(&self, pipeline: &Arc<Pipeline>, event: Event, handle: Handle) {
         let handle = match &pipeline.dark {
             None => handle,
-            // What happens in the dark concerns nobody: the source hears at once that this share is done.
+            // Dark pipelines do not affect the source: their share is settled at once.
             Some(room) => {
                 handle.resolve(crate::finalizer::Outcome::Accepted);
                 match Arc::clone(room).try_acquire_owned() {
@@ -225,7 +226,7 @@ impl Feed {
         let lane = &self.lanes[key.lane(self.lanes.len())];
         let reservation = |(index, slot): (usize, &SinkSlot)| Some((index, slot.running.reserve()?));
         let reservations = pipeline.sinks.iter().enumerate().filter_map(reservation).collect();
-        // A lane that has died drops the job, and so releases the event.
+        // A dead lane drops the job, which releases the event.
         let _ = lane.send(Job {
             pipeline: Arc::clone(pipeline),
             event,
@@ -236,7 +237,7 @@ impl Feed {
     }
 }
 
-/// What a thread of the worker has to say at its end.
+/// A thread's final report.
 enum Ended {
     Source { name: String, result: io::Result<()> },
     Lane(usize),
@@ -245,14 +246,15 @@ enum Ended {
 /// The lock on a state directory.
 type Lock = Arc<(PathBuf, File)>;
 
-/// Runs the worker until its sources end or a signal comes. `Ok` also after a drain that ran out of time.
+/// Runs the worker until its sources end or a signal comes. Also `Ok` after a drain that ran out of time.
 ///
-/// SIGHUP reads `path` again. If the file is good and the new topology starts, the old one finishes what is in flight and ends; else it goes on.
+/// SIGHUP reads `path` again. If the file is valid and the new topology starts, the old one finishes its events in
+/// flight and ends; else the old one continues.
 pub fn run(path: &Path, config: Config) -> Result<(), Error> {
     run_reloading(Some(path), config)
 }
 
-/// Runs until its sources end. There is nothing to reload: a SIGHUP, as from a terminal that is closed, is a signal to stop.
+/// Runs until its sources end. Without a file to reload, SIGHUP, as from a closed terminal, means stop.
 pub fn run_once(config: Config) -> Result<(), Error> {
     run_reloading(None, config)
 }
@@ -275,14 +277,14 @@ fn run_reloading(path: Option<&Path>, config: Config) -> Result<(), Error> {
         worker.supervise(signals).await;
         worker.result
     });
-    // A look-up of a name that hangs is nothing to wait for.
+    // Do not wait for a hanging name resolution.
     runtime.shutdown_background();
     result
 }
 
-/// All topologies of the process: one, and during a reload those that are about to end.
+/// All topologies of the process: one, and during a reload also those about to end.
 struct Worker<'p> {
-    /// `None`: there is nothing to reload.
+    /// `None`: no reload.
     path: Option<&'p Path>,
     metrics: Arc<Metrics>,
     current: Topology,
@@ -292,7 +294,7 @@ struct Worker<'p> {
 }
 
 impl Worker<'_> {
-    /// Until everything has ended.
+    /// Runs until everything has ended.
     async fn supervise(&mut self, mut signals: Signals) {
         if let Err(error) = self.current.start_tasks() {
             self.fail(error);
@@ -326,7 +328,7 @@ impl Worker<'_> {
             if self.is_ending {
                 self.current.press();
             } else if self.current.sources.iter().all(|source| source.has_ended) {
-                // There is nothing more to read.
+                // All sources have ended.
                 self.end();
             }
             if self.is_ending && self.retiring.is_empty() && self.current.has_ended() {
@@ -353,7 +355,7 @@ impl Worker<'_> {
                 }
             }
             Ended::Lane(number) => {
-                // Its events will never be settled.
+                // The events of a dead lane will never be settled.
                 self.fail(Error::Lane(number));
                 self.topologies().for_each(Topology::abandon);
             }
@@ -371,7 +373,7 @@ impl Worker<'_> {
         self.end();
     }
 
-    /// A signal to stop. Whoever asks twice does not want to wait.
+    /// Handles a signal to stop. A second one skips the drain.
     fn stop(&mut self) {
         if self.is_ending {
             self.topologies().for_each(Topology::abandon);
@@ -386,7 +388,7 @@ impl Worker<'_> {
         if std::mem::replace(&mut self.is_ending, true) {
             return;
         }
-        // Nobody comes after this.
+        // No successor will use the addresses.
         crate::source::http_in::keep_only(&[]);
         admin::keep_only(&[]);
         crate::server::hold_only(&[]);
@@ -424,7 +426,7 @@ impl Worker<'_> {
         }
     }
 
-    /// A reload may move to another directory.
+    /// The state directory's lock; a reload may change the directory.
     fn lock_for(&mut self, directory: &Path) -> Result<Lock, Error> {
         let ours = self.topologies().find(|topology| topology.lock.0 == directory);
         match ours {
@@ -450,10 +452,10 @@ impl Signals {
     }
 }
 
-/// All that runs for one configuration.
+/// All threads and tasks of one configuration.
 struct Topology {
     metrics: Arc<Metrics>,
-    /// What lanes and sinks' publishers hear.
+    /// Phase as seen by lanes and sinks' publishers.
     phase: watch::Sender<Phase>,
     sources: Vec<RunningSource>,
     endings: mpsc::UnboundedReceiver<Ended>,
@@ -462,52 +464,52 @@ struct Topology {
     watchdog: Arc<Watchdog>,
     waiting_tasks: Option<Tasks>,
     tasks: JoinSet<()>,
-    /// Those that this configuration publishes to.
+    /// Nodes that this configuration publishes to.
     nodes: Vec<Arc<Node>>,
     listens: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
     drain: Duration,
-    /// When the time for draining is over.
+    /// End of the drain time.
     deadline: Option<Instant>,
-    /// It makes way for another one.
+    /// Another topology replaces it.
     is_replaced: bool,
-    /// All sources have ended.
+    /// When all sources had ended.
     quiet_since: Option<Instant>,
     lock: Lock,
 }
 
-/// What runs beside the supervisor.
+/// Tasks beside the supervisor.
 struct Tasks {
     statsd: Option<Statsd>,
     alerts: Vec<Alert>,
     switches: Arc<Switches>,
 }
 
-/// What the supervisor knows of a source.
+/// The supervisor's view of a source.
 struct RunningSource {
     name: String,
     phase: watch::Sender<Phase>,
     fence: Arc<Fence>,
     credit: Arc<Credit>,
-    /// Does what it gives back come again?
+    /// Do events that it gives back come again?
     gives_back: bool,
     has_ended: bool,
     /// Closed when the source has ended.
     presence: watch::Receiver<()>,
-    /// What was in flight, and since when it has been so much.
+    /// Number of events in flight, and since when it has not changed.
     progress: (usize, Instant),
 }
 
 impl RunningSource {
     fn abandon(&self) {
         if !self.has_ended {
-            // In this order: what comes back must not be under way from here any more.
+            // In this order: events given back must not be sent from here any more.
             self.fence.drop_now();
             self.phase.send_replace(Phase::Abandoning);
         }
     }
 
-    /// For how long it has got nothing done.
+    /// Time since its last progress.
     fn held_up(&mut self) -> Duration {
         let in_flight = self.credit.in_flight();
         if self.progress.0 != in_flight {
@@ -517,16 +519,16 @@ impl RunningSource {
     }
 }
 
-/// By name: the sources that ran before, to wait for.
+/// Earlier sources by name, to wait for.
 type Predecessors = Vec<(String, watch::Receiver<()>)>;
 
-/// Waits for the source of this name; a new name may be another one's work: then for all.
+/// Waits for the earlier source of this name; a new name may take over another source's work, so it waits for all.
 async fn wait_for_predecessors(name: &str, mut predecessors: Predecessors) {
     if predecessors.iter().any(|(known, _)| known == name) {
         predecessors.retain(|(known, _)| known == name);
     }
     for (_, mut presence) in predecessors {
-        // Nothing is ever sent: it ends when the source does.
+        // Nothing is ever sent: the wait ends with the source.
         while presence.changed().await.is_ok() {}
     }
 }
@@ -535,7 +537,7 @@ async fn wait_for_predecessors(name: &str, mut predecessors: Predecessors) {
 struct Succeeding {
     source: Box<dyn Source>,
     predecessors: Predecessors,
-    /// Dropped at the end, so that a successor can begin.
+    /// Dropped at the end, so that the successor can begin.
     presence: watch::Sender<()>,
 }
 
@@ -656,7 +658,7 @@ impl Topology {
         for ((number, jobs), lane_thread) in receivers.into_iter().enumerate().zip(threads.into_vec()) {
             let (sinks, dead_letters, metrics) = (sinks.clone(), dead_letters.clone(), Arc::clone(metrics));
             let (stop, beat) = (stop.clone(), watchdog.watch(format!("lane-{number}")));
-            // Couriers end when nobody can open their sink any more.
+            // Publishers end when no lane can open their sink any more.
             let open = move || Lane::new(&sinks, dead_letters, metrics);
             let body = move || lane_thread.run(open, jobs, stop, &beat);
             let report = Report::of_lane(number, ended.clone());
@@ -690,7 +692,7 @@ impl Topology {
         })
     }
 
-    /// What runs beside the supervisor, from the moment when this is the current topology.
+    /// Starts the tasks beside the supervisor, once this is the current topology.
     fn start_tasks(&mut self) -> Result<(), Error> {
         let Some(tasks) = self.waiting_tasks.take() else {
             return Ok(());
@@ -715,12 +717,12 @@ impl Topology {
         Ok(())
     }
 
-    /// Where it listens.
+    /// Listening addresses.
     fn addresses(&self) -> Vec<SocketAddr> {
         self.listens.iter().copied().chain(self.admin).collect()
     }
 
-    /// Sources claim nothing more, and what is in flight gets its time.
+    /// Stops claiming in all sources, and starts the drain time.
     fn retire(&mut self, is_replaced: bool) {
         self.is_replaced = is_replaced;
         self.deadline = Some(Instant::now() + self.drain);
@@ -730,12 +732,12 @@ impl Topology {
             source.progress = (source.credit.in_flight(), Instant::now());
         }
         if is_replaced {
-            // Figures and alerts are the new topology's now.
+            // Metrics and alerts belong to the new topology now.
             self.tasks.abort_all();
         }
     }
 
-    /// While it drains: whoever cannot get on, or has no more time, lets go.
+    /// During a drain: abandons sources that make no progress or are out of time.
     fn press(&mut self) {
         if self.deadline.is_some_and(|at| Instant::now() > at) && self.sources.iter().any(|source| !source.has_ended) {
             let drain = self.drain;
@@ -765,7 +767,7 @@ impl Topology {
         }
     }
 
-    /// Whatever is in flight is let go of.
+    /// Abandons all events in flight.
     fn abandon(&mut self) {
         self.deadline = None;
         self.sources.iter().for_each(RunningSource::abandon);
@@ -778,7 +780,7 @@ impl Topology {
         }
     }
 
-    /// For a successor to wait for.
+    /// Running sources, for a successor to wait for.
     fn sources_running(&self) -> Predecessors {
         let presences = self.sources.iter();
         presences
@@ -786,7 +788,7 @@ impl Topology {
             .collect()
     }
 
-    /// Have its sources ended, and then lanes and dead letters? What sinks do that nobody waits for gets a little time.
+    /// Have the sources ended, and then lanes and dead letters? Optional sinks get a little extra time.
     fn has_ended(&mut self) -> bool {
         if self.sources.iter().any(|source| !source.has_ended) {
             return false;
@@ -811,7 +813,7 @@ impl Topology {
     }
 }
 
-/// A configuration that can replace the running one.
+/// Reads a configuration that can replace the running one.
 fn reread(path: &Path, metrics: &Metrics) -> Option<Config> {
     match config::load(path) {
         Ok(config) => {
@@ -826,7 +828,7 @@ fn reread(path: &Path, metrics: &Metrics) -> Option<Config> {
     }
 }
 
-/// A worker that finds another one's lock would deliver everything twice.
+/// Locks the state directory: two workers on one directory would deliver everything twice.
 fn lock_state_dir(directory: &Path) -> Result<(PathBuf, File), Error> {
     let failed = |error| Error::Io {
         what: format!("state_dir {}", directory.display()),
@@ -867,7 +869,7 @@ fn start_sinks(
     config.sinks.iter().enumerate().map(start).collect()
 }
 
-/// Does every event that comes to this sink have an id?
+/// Does every event that reaches this sink have an id?
 fn has_ids(config: &Config, sink: usize) -> bool {
     let mut feeding = config.pipelines.iter().filter(|spec| spec.sinks.contains(&sink));
     feeding.all(|spec| config.sources[spec.source].component.gives_ids())
@@ -931,7 +933,7 @@ fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Starts a thread that reports its end, also when it panics.
+/// Starts a thread that reports its end, even after a panic.
 fn spawn(
     name: String,
     report: Report,
@@ -945,7 +947,7 @@ fn spawn(
     std::thread::Builder::new().name(name).spawn(run).map_err(failed)
 }
 
-/// Sends its message when dropped, that is, whatever happens.
+/// Sends its message when dropped, thus on every path.
 struct Report(Option<(mpsc::UnboundedSender<Ended>, Ended)>);
 
 impl Report {
@@ -958,11 +960,11 @@ impl Report {
         Self(Some((ended, Ended::Source { name, result })))
     }
 
-    /// It has come to its end by itself.
+    /// Reports a regular end.
     fn tell(mut self, result: io::Result<()>) {
         match (&mut self.0, result) {
             (Some((_, Ended::Source { result: reported, .. })), result) => *reported = result,
-            // A lane ends well when all sources have let go of it, which they may do before they report their own end.
+            // A lane ends well when all sources have dropped it, which may precede the report of their own end.
             (Some((_, Ended::Lane(_))), Ok(())) => self.0 = None,
             _ => {}
         }

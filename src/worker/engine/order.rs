@@ -1,7 +1,7 @@
-//! The order key: which lane an event goes to, and whom it has to wait for there.
+//! The order key: chooses an event's lane, and the earlier events it waits for there.
 //!
-//! The key must be known before a lane has parsed the event, so it is picked out of the raw JSON by a reader that skips
-//! everything else and stops as soon as it has it.
+//! The key must be known before a lane has parsed the event, so a reader extracts it from the raw JSON, skipping
+//! everything else and stopping as soon as it is found.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -17,7 +17,7 @@ use crate::event::Event;
 use crate::json::mended;
 use crate::stage::Order;
 
-/// Events with equal keys keep their order. A hash: two values that collide merely wait for each other.
+/// Events with equal keys keep their order. A hash: two colliding values merely wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OrderKey(pub u64);
 
@@ -44,7 +44,7 @@ fn find(json: &[u8], path: &[String]) -> Option<u64> {
     let found = Cell::new(None);
     let json = mended(json);
     let mut reader = serde_json::Deserializer::from_slice(&json);
-    // An error is either the early end after success or bad JSON, which the parser will complain about.
+    // An error is either the early end after success or bad JSON, which the parser will report.
     let _ = Finder { path, found: &found }.deserialize(&mut reader);
     found.get()
 }
@@ -61,7 +61,8 @@ struct Finder<'f> {
 }
 
 impl Finder<'_> {
-    /// Keeps a scalar, if this is where the path ends. The same text as string or number is the same key: that is what a channel is made of.
+    /// Keeps a scalar if the path ends here. The same text as string or number is the same key, as it gives the same
+    /// channel.
     fn keep(&self, raw: &RawValue) {
         let text = raw.get();
         self.found.set(match text.as_bytes().first() {
@@ -127,7 +128,7 @@ impl<'de> Visitor<'de> for Finder<'_> {
         Ok(())
     }
 
-    // The path goes on, and this does not.
+    // The path continues below a scalar.
 
     fn visit_str<E: Error>(self, _: &str) -> Result<(), E> {
         Ok(())

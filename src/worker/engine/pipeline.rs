@@ -1,4 +1,4 @@
-//! A pipeline as it runs: shared by all lanes, unchanging.
+//! A running pipeline: shared by all lanes, immutable.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,26 +9,26 @@ use crate::ops::metrics::Component;
 use crate::sink::RunningSink;
 use crate::stage::{Order, Stage};
 
-/// How many events a dark pipeline may have in flight. Beyond it they miss that pipeline: dark load never holds up the live one.
+/// Events in flight per dark pipeline. Further events miss that pipeline: dark load never delays the live one.
 pub const DARK_BACKLOG: usize = 4096;
 
 pub struct Pipeline {
     pub name: String,
-    /// Among all pipelines of the worker.
+    /// Index among all pipelines of the worker.
     pub index: usize,
     pub stages: Vec<StageSlot>,
     pub sinks: Vec<SinkSlot>,
     pub account: Arc<Account>,
     pub order: Order,
-    /// Put before every channel.
+    /// Prefix of every channel.
     pub prefix: String,
     /// In dark mode the source does not wait for this pipeline.
     pub dark: Option<Arc<Semaphore>>,
 }
 
-/// What is said and counted of a pipeline's deliveries.
+/// Names and counters for a pipeline's deliveries.
 pub struct Account {
-    /// Whose events they are.
+    /// Name of the source.
     pub source: String,
     pub pipeline: String,
     /// Name and counters of each sink.
@@ -64,7 +64,7 @@ pub struct SinkSlot {
 }
 
 impl Pipeline {
-    /// Do all its sinks settle events in the order they are given? Then nobody has to wait for anybody in a lane.
+    /// Do all its sinks settle events in the order they are given? Then no event has to wait in a lane.
     pub fn keeps_order(&self) -> bool {
         self.sinks
             .iter()

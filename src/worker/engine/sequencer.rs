@@ -1,8 +1,9 @@
-//! The sequencer: what several lanes finish in any order comes back into the order of the source.
+//! The sequencer: restores the order of the source after several lanes.
 //!
-//! An event that may reach an ordered sink takes a [`Reservation`] when it is claimed, before anybody knows what the stages will make of it.
-//! Whatever comes out of the stages is put under that reservation; one that nobody holds any more is complete, be it with one item, several (a split
-//! event) or none (dropped, parked, or lost with its lane). [`Sequencer::take`] gives out the items of complete reservations, in order.
+//! An event that may reach an ordered sink takes a [`Reservation`] when it is claimed, before the result of its stages
+//! is known. Events that the stages produce are put under that reservation; a reservation without holders is complete,
+//! with one item, several (a split event) or none (dropped, parked, or lost with its lane). [`Sequencer::take`] gives
+//! out the items of complete reservations, in order.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,7 +21,7 @@ struct Inner {
     keeper: Arc<dyn Keeper>,
 }
 
-/// Hears that a reservation is complete.
+/// Notified when a reservation is complete.
 pub trait Keeper: Send + Sync {
     fn complete(&self, number: u64);
 }
@@ -54,7 +55,7 @@ struct State<T> {
     /// The number of `open[0]`.
     head: u64,
     open: VecDeque<Slot<T>>,
-    /// Items of complete reservations that a consumer has not taken.
+    /// Items of complete reservations that a consumer has not taken yet.
     released: Vec<VecDeque<T>>,
     is_closed: bool,
 }
@@ -100,7 +101,7 @@ impl<T: Clone + Send + 'static> Sequencer<T> {
         }
     }
 
-    /// Moves up to `room` items over, as many as are due. `false`: closed, and nobody waits for anything any more.
+    /// Moves up to `room` due items over. `false`: closed, and no consumer waits any more.
     pub fn take(&self, consumer: usize, into: &mut VecDeque<T>, room: usize) -> bool {
         let mut state = self.state.lock();
         let released = &mut state.released[consumer];
@@ -118,7 +119,7 @@ impl<T: Clone + Send + 'static> Sequencer<T> {
         self.state.lock().is_closed
     }
 
-    /// The consumers are to end.
+    /// Ends the consumers.
     pub fn close(&self) {
         self.state.lock().is_closed = true;
         self.grown.iter().for_each(Notify::notify_one);

@@ -1,4 +1,4 @@
-//! How the deliveries of one event come together: each required sink owes a [`SinkAck`]; when the last of them is resolved, the finalizer is.
+//! Settlement: each required sink owes an event a [`SinkAck`]; when the last one is resolved, so is the finalizer.
 //!
 //! A sink may acknowledge from any thread, so a sink that settles many events at once does not wake a lane for each.
 
@@ -16,7 +16,8 @@ use crate::finalizer::{Handle, Outcome};
 use crate::ops::metrics::Metrics;
 use crate::sink::Verdict;
 
-/// Of one event in one pipeline. It does not keep the pipeline: a sink that holds this would hold itself.
+/// Settlement of one event in one pipeline. It holds no reference to the pipeline: a sink holding this would hold
+/// itself.
 struct Settlement {
     account: Arc<Account>,
     event: Arc<Event>,
@@ -26,22 +27,22 @@ struct Settlement {
 
 struct State {
     open: usize,
-    /// Another worker has it by now.
+    /// Another worker has claimed it by now.
     is_released: bool,
     refusal: Option<Reason>,
     handle: Option<Handle>,
 }
 
-/// A sink's part in it. Dropped without a word it counts as [`Verdict::Released`].
+/// A sink's share in it. Dropped unresolved it counts as [`Verdict::Released`].
 pub struct SinkAck {
     settlement: Arc<Settlement>,
-    /// Among the sinks of the pipeline.
+    /// Index among the sinks of the pipeline.
     sink: usize,
     start: Instant,
     is_told: bool,
 }
 
-/// Who waits for a sink's verdict.
+/// The receiver of a sink's verdict.
 pub enum Reply {
     SinkAck(SinkAck),
     Waiting(oneshot::Sender<Verdict>),
@@ -51,13 +52,13 @@ impl Reply {
     pub fn tell(self, verdict: Verdict) {
         match self {
             Self::SinkAck(sink_ack) => sink_ack.tell(verdict),
-            // A lane that has gone does not mind.
+            // The lane may have ended.
             Self::Waiting(waiting) => drop(waiting.send(verdict)),
         }
     }
 }
 
-/// All events of a lane that are in flight. When it is closed, what is open there is released.
+/// All events of a lane that are in flight. Closing it releases the unsettled ones.
 pub struct InFlight {
     pub dead_letters: DeadLetters,
     metrics: Arc<Metrics>,
@@ -75,10 +76,10 @@ impl InFlight {
         })
     }
 
-    /// A [`SinkAck`] for each required sink of the pipeline, with its place; counts the event in there.
+    /// A [`SinkAck`] for each required sink of the pipeline, with its place; counts the event as in flight.
     pub fn open(self: &Arc<Self>, pipeline: &Pipeline, event: &Arc<Event>, handle: Handle) -> Vec<SinkAck> {
         let required = pipeline.sinks.iter().filter(|slot| slot.required).count();
-        // Release, as in `close_one`: whoever sees none open sees what was done with them.
+        // Release, as in `close_one`: an observer of zero sees all effects of the settled events.
         self.open.fetch_add(1, Ordering::Release);
         let settlement = Arc::new(Settlement {
             account: Arc::clone(&pipeline.account),
@@ -108,7 +109,7 @@ impl InFlight {
         sinks.map(sink_ack).collect()
     }
 
-    /// Waits until nothing is open.
+    /// Waits until no event is in flight.
     pub async fn closed(&self) {
         while self.open.load(Ordering::Acquire) > 0 {
             self.idle.notified().await;
@@ -178,12 +179,12 @@ impl Settlement {
         let (handle, refusal, is_released) = (state.handle.take(), state.refusal.take(), state.is_released);
         drop(state);
         let Some(handle) = handle else { return };
-        // A lane that was abandoned has let go of everything.
+        // An abandoned lane has released everything.
         let Some(in_flight) = self.in_flight.upgrade() else {
             return;
         };
         match refusal {
-            // Whoever has the claim by now settles it.
+            // The worker that has the claim now settles it.
             _ if is_released => handle.resolve(Outcome::Released),
             None => {
                 in_flight.metrics.event_age.observe(self.event.received.elapsed());
