@@ -18,13 +18,13 @@ use crate::engine::Stop;
 use crate::server::{Front, Fronts, Service};
 use crate::switch::Switches;
 
-/// A scraper, a load balancer, an operator, and room for their mistakes.
+/// Enough for scrapers, load balancers, operators, and their mistakes.
 const MAX_CONNECTIONS: usize = 64;
 const PATHS: &str = "/metrics /stats /ready /health /switches /tap/NAME\n";
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// What the admin address can tell.
+/// The data behind the admin address.
 pub struct Desk {
     stop: Stop,
     metrics: Arc<Metrics>,
@@ -76,7 +76,7 @@ impl Desk {
                 "application/json",
                 self.metrics.snapshot().to_string() + "\n",
             ),
-            // Alive: all threads move. A supervisor may restart a worker that does not.
+            // Alive: all threads make progress. A supervisor may restart a worker that does not.
             "/health" => match self.watchdog.silent().as_slice() {
                 [] => text(StatusCode::OK, "ok\n".to_owned()),
                 silent => text(
@@ -105,7 +105,7 @@ impl Desk {
         }
     }
 
-    /// Events as they leave a component, as EventSource messages, until the client has enough.
+    /// Streams events leaving a component as EventSource messages, until the client disconnects.
     fn tap(&self, name: &str, raw: bool) -> Answer {
         let Some(events) = self.metrics.tap(name, raw) else {
             let known = self.metrics.component_names().join(", ");
@@ -126,7 +126,7 @@ impl Desk {
     }
 }
 
-/// Answers requests at this address from now on. To be called within a `LocalSet` that outlives reloads.
+/// Answers requests at this address from now on. Call within a `LocalSet` that outlives reloads.
 pub fn install(address: SocketAddr, desk: Desk) -> io::Result<()> {
     let front = FRONTS.open(address, MAX_CONNECTIONS, |front, listener| {
         tokio::task::spawn_local(async move {
@@ -140,7 +140,7 @@ pub fn install(address: SocketAddr, desk: Desk) -> io::Result<()> {
     Ok(())
 }
 
-/// A standby is ready, too: it says for which sources it waits.
+/// A standby is ready, too: the text names the sources it waits for.
 fn ready(standing_by: &[String]) -> String {
     match standing_by {
         [] => "ready\n".to_owned(),

@@ -1,4 +1,4 @@
-//! Alerts: rules over the worker's own figures.
+//! Alerts: rules over the worker's own metrics.
 //!
 //! ```toml
 //! [alert.flood]
@@ -8,8 +8,9 @@
 //! webhook = "http://127.0.0.1:9000/hook"
 //! ```
 //!
-//! What can be watched: `error_ratio` (parked and failed of all events, over the last second), `parked_total`, `oldest_seconds` (age of what waits in the queue),
-//! `lag` (events waiting), `nodes_down`, `silent_threads`, `invariant_broken`. An alert is told once when it begins and once when it is over.
+//! Values: `error_ratio` (parked and failed of all events, over the last second), `parked_total`, `oldest_seconds` (age
+//! of the oldest queued event), `lag` (events waiting), `nodes_down`, `silent_threads`, `invariant_broken`. An alert is
+//! reported once when it begins and once when it ends.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use crate::config::section::{FromText, Section};
 use crate::sink::webhook::Target;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// For one attempt to tell somebody.
+/// Timeout of one notification attempt.
 const TIMEOUT: Duration = Duration::from_secs(5);
 const FIGURES: [&str; 7] = [
     "error_ratio",
@@ -115,14 +116,14 @@ impl Alert {
     }
 }
 
-/// How an alert stands.
+/// State of an alert.
 #[derive(Default)]
 struct Standing {
     since: Option<Instant>,
     is_told: bool,
 }
 
-/// Looks every second.
+/// Evaluates the rules every second.
 pub async fn run(alerts: Vec<Alert>, metrics: Arc<Metrics>, watchdog: Arc<Watchdog>) {
     let mut standings: Vec<Standing> = alerts.iter().map(|_| Standing::default()).collect();
     let mut before = metrics.totals();
@@ -197,7 +198,7 @@ impl Alert {
     }
 }
 
-/// Somebody who does not answer must not hold up the next look.
+/// Sends in the background: a slow receiver must not delay the next evaluation.
 fn send(target: Target, content_type: &'static str, headers: Vec<(&'static str, String)>, body: String) {
     tokio::task::spawn_local(async move {
         let sent = tokio::time::timeout(TIMEOUT, target.post(content_type, &headers, body.into())).await;

@@ -1,10 +1,10 @@
-//! What a look at something has shown: `doctor` prints it.
+//! The result of a check, printed by `doctor`.
 
-/// With what to do about it, unless it is good.
+/// Not-good findings say what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Good(String),
-    /// It works, until something happens.
+    /// It works, but not under load or after a fault.
     Warning(String),
     /// It cannot work.
     Bad(String),

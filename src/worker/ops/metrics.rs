@@ -1,7 +1,7 @@
 //! Counters of every component, and their Prometheus text.
 //!
-//! Names are those dashboards of similar tools know, with the prefix `push_stream_worker_`. For each stage of each pipeline holds, at
-//! every moment: received = sent + discarded + parked + in flight (a split counts one received and n sent).
+//! Names follow those of similar tools, with the prefix `push_stream_worker_`. For each stage of each pipeline at every
+//! moment: received = sent + discarded + parked + in flight (a split counts one received and n sent).
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -17,11 +17,11 @@ use super::tap::Tap;
 use crate::clock::Timestamp;
 use crate::credit::Credit;
 
-/// Of all names here. nginx's own metrics of its workers (`push_stream_worker_restarts`, `_subscribers`, `_queue_bytes`, `_start_time_seconds` and
-/// the stall of its event loop) begin alike; no name may be in both.
+/// Prefix of all names here. nginx's own metrics of its workers (`push_stream_worker_restarts`, `_subscribers`,
+/// `_queue_bytes`, `_start_time_seconds` and the stall of its event loop) share it; no name may be in both.
 pub const PREFIX: &str = "push_stream_worker_";
 
-/// Upper bounds of the histogram buckets in microseconds: what "fast" and "late" mean for a live comment.
+/// Upper bounds of the histogram buckets in microseconds, chosen for the latency of live comments.
 const BUCKETS_US: [u64; 12] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 1_000_000, 10_000_000, 60_000_000,
 ];
@@ -39,7 +39,7 @@ pub struct Component {
     parked: AtomicU64,
     /// By kind of error.
     errors: Mutex<BTreeMap<&'static str, u64>>,
-    /// Events that went out, were dropped or parked.
+    /// Events that were sent, dropped or parked.
     done: AtomicU64,
     pub tap: Tap,
 }
@@ -68,12 +68,12 @@ impl Component {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Something that passed by and never came in.
+    /// Counts an event that bypassed the component.
     pub fn miss(&self, reason: &'static str) {
         *self.discarded.lock().entry((false, reason)).or_default() += 1;
     }
 
-    /// Does what went in differ from what went out and what is here?
+    /// Received minus sent, discarded, parked and in flight; 0 if balanced.
     fn imbalance(&self) -> i64 {
         let count = |counter: &AtomicU64| i64::try_from(counter.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         count(&self.received) - count(&self.done) - self.in_flight.load(Ordering::Relaxed)
@@ -116,52 +116,52 @@ pub struct Source {
     redelivered: AtomicU64,
     lost_claims: AtomicU64,
     missed: AtomicU64,
-    /// The recovery of a node after which its memory was filled again; unknown if this source does not do that.
+    /// The node recovery up to which this source has refilled node memory; unknown if it does not refill.
     refilled: AtomicU64,
 }
 
-/// A source that has not told its lag, or has none.
+/// The value is not reported, or does not exist for this source.
 const UNKNOWN: u64 = u64::MAX;
 
 impl Source {
-    /// Bytes that are there and have not been claimed. Relaxed: the figure stands alone.
+    /// Sets the number of bytes available and not claimed. Relaxed: the gauge is independent of other data.
     pub fn set_lag_bytes(&self, bytes: u64) {
         self.lag_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// Events that are there and have not been claimed, and since when the oldest is open, if one is.
+    /// Sets the number of events available and not claimed, and when the oldest unfinished one was queued.
     pub fn set_lag(&self, events: u64, oldest: Option<Timestamp>) {
         self.lag_events.store(events, Ordering::Relaxed);
         self.oldest
             .store(oldest.map_or(UNKNOWN, |time| time.0), Ordering::Relaxed);
     }
 
-    /// Is the source connected, and are events of the present coming?
+    /// Is the source connected and caught up with the present?
     pub fn set_ready(&self, is_ready: bool) {
         self.is_ready.store(is_ready, Ordering::Relaxed);
     }
 
-    /// Does this worker do the work, or does it stand by for another?
+    /// Is this worker active, or on standby for another?
     pub fn set_active(&self, is_active: bool) {
         self.is_active.store(is_active, Ordering::Relaxed);
     }
 
-    /// Everything is published again that nodes may have lost up to this recovery.
+    /// All events that nodes may have lost up to this recovery are published again.
     pub fn set_refilled(&self, recovery: u64) {
         self.refilled.store(recovery, Ordering::Relaxed);
     }
 
-    /// Events that came a second time.
+    /// Counts redelivered events.
     pub fn count_redelivered(&self, events: u64) {
         self.redelivered.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Events that were somebody else's by the time they were done here.
+    /// Counts events that another worker had claimed by the time they were finished here.
     pub fn count_lost_claims(&self, events: u64) {
         self.lost_claims.fetch_add(events, Ordering::Relaxed);
     }
 
-    /// Events that the queue has forgotten before they were read.
+    /// Counts events that the queue dropped before they were read.
     pub fn count_missed(&self, events: u64) {
         self.missed.fetch_add(events, Ordering::Relaxed);
     }
@@ -186,11 +186,11 @@ pub struct Node {
     missed: AtomicU64,
     accepted: AtomicU64,
     delta: AtomicI64,
-    /// Of the whole worker.
+    /// The recovery counter of the whole worker.
     recoveries: watch::Sender<u64>,
 }
 
-/// How much of a node's traffic gets through.
+/// State of a node's circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breaker {
     Closed = 0,
@@ -199,7 +199,7 @@ pub enum Breaker {
     HalfOpen = 2,
 }
 
-/// How a request ended.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Code {
     Status(u16),
@@ -212,27 +212,27 @@ impl Node {
         *self.requests.lock().entry(code).or_default() += 1;
     }
 
-    /// Channels in which the node had an event already.
+    /// Counts channels in which the node already had an event.
     pub fn count_duplicates(&self, channels: u64) {
         self.duplicates.fetch_add(channels, Ordering::Relaxed);
     }
 
-    /// An event that others have and this node will not.
+    /// Counts an event that other nodes have and this node will not get.
     pub fn miss(&self) {
         self.missed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// An event that the node took, for so many channels.
+    /// Counts an event that the node accepted, for this many channels.
     pub fn accept(&self, channels: u64) {
         self.accepted.fetch_add(channels, Ordering::Relaxed);
     }
 
-    /// What was accepted, once for each channel, as the node counts.
+    /// Accepted messages, one per channel, as the node counts them.
     pub fn accepted_messages(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// How many more the node counts than it accepted from here.
+    /// Sets how many more messages the node counts than it accepted from here.
     pub fn set_delta(&self, delta: i64) {
         self.delta.store(delta, Ordering::Relaxed);
     }
@@ -241,12 +241,12 @@ impl Node {
         self.takes_batches.store(takes_batches, Ordering::Relaxed);
     }
 
-    /// Relaxed, as all here: the state stands alone.
+    /// Relaxed, as all here: the state is independent of other data.
     pub fn set_breaker(&self, breaker: Breaker) {
         self.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
-    /// The node was away and is back. Returns the number of this recovery.
+    /// Counts a recovery of the node. Returns its number.
     pub fn recovered(&self) -> u64 {
         let mut recovery = 0;
         self.recoveries.send_modify(|count| {
@@ -278,37 +278,37 @@ impl fmt::Display for Code {
     }
 }
 
-/// What a component is called in labels.
+/// A component's labels.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Labels {
     /// `source`, `stage` or `sink`.
     pub kind: &'static str,
     /// Its type, such as `http_push`.
     pub component_type: &'static str,
-    /// The name the user gave.
+    /// The configured name.
     pub id: String,
     /// Empty for sources.
     pub pipeline: String,
 }
 
-/// All there is to count. One per running worker.
+/// All metrics. One instance per running worker.
 #[derive(Debug, Default)]
 pub struct Metrics {
     start: Start,
     components: Mutex<BTreeMap<Labels, Arc<Component>>>,
     sources: Mutex<Vec<Arc<Source>>>,
     nodes: Mutex<Vec<Arc<Node>>>,
-    /// By sink: how many nodes must answer.
+    /// By sink: number of nodes that must answer.
     needed: Mutex<BTreeMap<String, usize>>,
     recoveries: watch::Sender<u64>,
     /// Failed and successful.
     reloads: [AtomicU64; 2],
-    /// Components out of balance when last looked, and by how much.
+    /// Components out of balance at the last check, and by how much.
     unbalanced: Mutex<BTreeMap<Labels, i64>>,
     /// From the source's claim to the last required sink.
     pub event_age: Histogram,
     pub parked_total: AtomicU64,
-    /// Looks at all threads that found none of them silent.
+    /// Watchdog checks that found no silent thread.
     pub watchdog_beats: AtomicU64,
 }
 
@@ -317,7 +317,7 @@ impl Metrics {
         Arc::clone(self.components.lock().entry(labels).or_default())
     }
 
-    /// Replaces the gauges of an earlier configuration.
+    /// Adds a source; replaces the gauges of an earlier configuration.
     pub fn source(&self, name: &str, credit: &Arc<Credit>, is_ready: bool) -> Arc<Source> {
         let source = Arc::new(Source {
             name: name.to_owned(),
@@ -338,7 +338,7 @@ impl Metrics {
         source
     }
 
-    /// Replaces the node of an earlier configuration.
+    /// Adds a node; replaces that of an earlier configuration.
     pub fn node(&self, sink: &str, node: &str) -> Arc<Node> {
         let node = Arc::new(Node {
             sink: sink.to_owned(),
@@ -358,7 +358,7 @@ impl Metrics {
         node
     }
 
-    /// So many of the last `count` nodes of a sink must answer.
+    /// `needed` of the last `count` nodes of a sink must answer.
     pub fn require_nodes(&self, sink: &str, needed: usize, count: usize) {
         let mut nodes = self.nodes.lock();
         let of_sink = nodes.iter().filter(|node| node.sink == sink).count();
@@ -371,7 +371,7 @@ impl Metrics {
         self.needed.lock().insert(sink.to_owned(), needed);
     }
 
-    /// Those of the configuration that was started last.
+    /// Nodes of the configuration started last.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
         self.nodes.lock().clone()
     }
@@ -384,14 +384,14 @@ impl Metrics {
         self.reloads[usize::from(is_good)].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The nodes that do not answer now.
+    /// Nodes that do not answer at present.
     pub fn nodes_down(&self) -> Vec<String> {
         let nodes = self.nodes.lock();
         let down = nodes.iter().filter(|node| !node.is_up());
         down.map(|node| format!("{} {}", node.sink, node.node)).collect()
     }
 
-    /// Why events do not get through now.
+    /// Reasons why events do not get through at present.
     pub fn not_ready(&self) -> Vec<String> {
         let sources = self.sources.lock();
         let recovery = *self.recoveries.borrow();
@@ -417,7 +417,7 @@ impl Metrics {
         reasons
     }
 
-    /// Sources whose work another worker does.
+    /// Sources for which another worker is active.
     pub fn standing_by(&self) -> Vec<String> {
         let sources = self.sources.lock();
         let passive = sources
@@ -426,7 +426,7 @@ impl Metrics {
         passive.map(|source| source.name.clone()).collect()
     }
 
-    /// Looks at what leaves a component; `None` if there is no such component.
+    /// Taps a component's output; `None` if there is no such component.
     pub fn tap(&self, name: &str, raw: bool) -> Option<mpsc::Receiver<String>> {
         let components = self.components.lock();
         let (_, component) = components.iter().find(|(labels, _)| labels.id == name)?;
@@ -439,7 +439,7 @@ impl Metrics {
         names
     }
 
-    /// The figures that `top` shows.
+    /// The values that `top` shows.
     pub fn snapshot(&self) -> serde_json::Value {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let known = |counter: &AtomicU64| Some(load(counter)).filter(|&value| value != UNKNOWN);
@@ -520,7 +520,8 @@ impl Metrics {
         }
     }
 
-    /// Components whose counts have not added up since the last call, and by the same amount. A single look may fall between two counters.
+    /// Components out of balance by the same amount as at the last call. A single reading may fall between two
+    /// counters.
     pub fn check_invariant(&self) -> Vec<String> {
         let components = self.components.lock();
         let off = components
@@ -796,7 +797,7 @@ impl Metrics {
     }
 }
 
-/// When the worker began.
+/// Start time of the worker.
 #[derive(Debug)]
 struct Start(Instant);
 

@@ -1,4 +1,4 @@
-//! What operators look at.
+//! Operation: metrics, health, alerts, taps.
 
 pub mod admin;
 pub mod alert;

@@ -49,7 +49,7 @@ impl Dsn {
         &self.target
     }
 
-    /// What to send along.
+    /// Headers of the request.
     pub fn headers(&self) -> Vec<(&'static str, String)> {
         let agent = concat!("push-stream-worker/", env!("CARGO_PKG_VERSION"));
         vec![(

@@ -1,4 +1,4 @@
-//! StatsD: the same figures as `/metrics`, as increments, by UDP.
+//! StatsD: the metrics of `/metrics`, as increments, by UDP.
 //!
 //! ```toml
 //! [statsd]
@@ -7,8 +7,9 @@
 //! interval = "1s"
 //! ```
 //!
-//! Names are those of Prometheus, with a dot behind `push_stream_worker`, then the labels' values. Counters are sent as what came on top since the last
-//! time, gauges as they are, histograms as count and sum. Fire and forget, several lines to a datagram.
+//! Names are those of Prometheus, with a dot after `push_stream_worker`, then the label values. Counters are sent as
+//! increments since the last report, gauges as they are, histograms as count and sum. Fire and forget, several lines
+//! per datagram.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -53,7 +54,7 @@ impl Statsd {
         let mut before = HashMap::new();
         loop {
             for datagram in datagrams(&lines(&metrics.render(), &self.prefix, &mut before)) {
-                // Nobody may be listening; that is what UDP is for.
+                // Errors are ignored: UDP needs no listener.
                 let _ = socket.send_to(datagram.as_bytes(), self.address).await;
             }
             tokio::time::sleep(self.interval).await;
@@ -97,7 +98,7 @@ fn dotted(series: &str) -> String {
         Some(rest) => format!("{}.{rest}", PREFIX.trim_end_matches('_')),
         None => name.to_owned(),
     };
-    // Values are every second piece between quotes; escaped quotes do not occur in names that `validate` accepts.
+    // Label values are every second piece between quotes; names that `validate` accepts contain no escaped quotes.
     for value in labels.split('"').skip(1).step_by(2).filter(|value| !value.is_empty()) {
         out.push('.');
         out.extend(

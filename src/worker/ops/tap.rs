@@ -1,7 +1,7 @@
-//! Taps: look at events as they leave a component, while the worker runs.
+//! Taps: show events as they leave a component, while the worker runs.
 //!
-//! A tap costs one relaxed load per event while nobody looks. Who looks gets what the connection can take and misses the rest: a
-//! tap never holds anything up.
+//! Without a client a tap costs one relaxed load per event. A client gets what its connection can take and misses the
+//! rest: a tap never delays the worker.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use crate::event::Event;
 use crate::json::{self, Digits};
 
-/// Events that a slow looker may have waiting.
+/// Events queued for a slow client.
 pub const BACKLOG: usize = 256;
 
 #[derive(Debug, Default)]
 pub struct Tap {
-    /// A hint, so relaxed: an event more or less does not matter.
+    /// A hint, so relaxed: one event more or less does not matter.
     is_open: AtomicBool,
     lookers: Mutex<Vec<Looker>>,
 }
@@ -49,7 +49,7 @@ impl Tap {
         lookers.retain(|looker| !looker.events.is_closed());
         self.is_open.store(!lookers.is_empty(), Ordering::Relaxed);
         for looker in lookers.iter() {
-            // Full means that this one is missed.
+            // If the queue is full, the client misses this event.
             let _ = looker.events.try_send(line(event, looker.raw));
         }
     }
@@ -76,7 +76,7 @@ fn line(event: &Event, raw: bool) -> String {
     format!("{{\"id\":{id},\"channels\":{channels},\"type\":{kind},\"fields\":{fields},\"body\":{body}}}")
 }
 
-/// Keeps the shape: names of keys, and of each value what it is.
+/// Keeps the structure: key names, and the type of each value.
 fn redact(value: Value) -> Value {
     match value {
         Value::Object(map) => map.into_iter().map(|(key, value)| (key, redact(value))).collect(),

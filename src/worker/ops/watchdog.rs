@@ -1,8 +1,8 @@
-//! Does every thread still move?
+//! Watchdog: detects threads that make no progress.
 //!
-//! Each thread, and each source and publisher on it, keeps a [`Beat`]. One that is silent for 5 s is told in the log and makes `/health` say 503; after 30 s the process
-//! aborts, so that a supervisor starts a new one and the claims go to a successor. Under systemd with `WatchdogSec=` the supervisor is
-//! told as long as all is well.
+//! Each thread, and each source and publisher on it, keeps a [`Beat`]. A thread silent for 5 s is logged and makes
+//! `/health` answer 503; after 30 s the process aborts, so that a supervisor starts a new one and a successor takes
+//! over the claims. Under systemd with `WatchdogSec=` the supervisor is notified as long as no thread is silent.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How often each thread says that it lives.
+/// Interval of each thread's beats.
 const BEAT_INTERVAL: Duration = Duration::from_secs(1);
-/// A thread that has been silent for so long is stuck.
+/// A thread silent for this long is stuck.
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
-/// One that has been silent for so long will not come back.
+/// A thread silent for this long will not recover.
 const ABORT_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -33,12 +33,12 @@ struct Watched {
     last_ms: AtomicU64,
 }
 
-/// One thread's sign of life. Dropped, the thread is no longer watched.
+/// One thread's watchdog beat. Once dropped, the thread is no longer watched.
 #[derive(Debug)]
 pub struct Beat(Arc<Watched>);
 
 impl Beat {
-    /// Beats for as long as the future is polled, that is, never ends.
+    /// Beats for as long as the future is polled; it never completes.
     pub async fn keep(&self) {
         loop {
             self.0.last_ms.store(millis(self.0.start), Ordering::Relaxed);
@@ -67,7 +67,7 @@ impl Watchdog {
         Beat(watched)
     }
 
-    /// Threads that have not shown a sign of life lately.
+    /// Threads without a recent beat.
     pub fn silent(&self) -> Vec<String> {
         self.silent_for(SILENCE_LIMIT)
     }
@@ -80,7 +80,7 @@ impl Watchdog {
         silent.map(|one| one.name.clone()).collect()
     }
 
-    /// Looks every second.
+    /// Checks every second.
     pub async fn run(self: Arc<Self>) {
         let supervisor = Supervisor::find();
         supervisor.tell("READY=1");
@@ -128,7 +128,7 @@ impl Supervisor {
 
     fn tell(&self, state: &str) {
         if let Some((socket, address)) = &self.0 {
-            // A supervisor that does not listen will notice by itself.
+            // A supervisor that does not listen will notice the missing notifications by itself.
             let _ = socket.send_to_addr(state.as_bytes(), address);
         }
     }

@@ -4,12 +4,12 @@
 //! archive = { type = "file", path = "archive/%Y-%m-%d.ndjson", fsync = true, required = false }
 //! ```
 //!
-//! The name is a strftime pattern (`%Y %m %d %H %M %S`, UTC) over the time the event came in; directories are made as
-//! needed. One line per event: a body that is JSON over several lines is put on one, and a body that is no JSON and has line
-//! ends becomes a JSON string.
+//! The path is a strftime pattern (`%Y %m %d %H %M %S`, UTC) over the event's time of arrival; directories are created
+//! as needed. One line per event: a multi-line JSON body is put on one line, and a non-JSON body with line ends becomes
+//! a JSON string.
 //!
-//! All lanes hand their events to one writer thread, which writes what has gathered and, with `fsync`, makes it durable
-//! before it says so. With `required = false` the source does not wait for this sink.
+//! All lanes hand their events to one writer thread, which writes batches and, with `fsync`, makes them durable before
+//! it acknowledges. With `required = false` the source does not wait for this sink.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -37,16 +37,16 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// Pause between attempts when the disk refuses the file.
+/// Pause between attempts after a disk error.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// A pattern with hours rarely needs more than two files at a time; old ones are closed.
+/// A pattern with hours rarely needs more than two files at a time; the oldest are closed.
 const MAX_OPEN_FILES: usize = 8;
 
 #[derive(Clone, Debug)]
 pub struct FileSink {
     /// strftime pattern.
     path: Pattern,
-    /// Is an event accepted only when it is on the disk, or already when the kernel has it?
+    /// Is an event accepted only when it is on the disk, or already when written to the kernel?
     fsync: bool,
     required: bool,
 }
@@ -126,7 +126,7 @@ struct Lane(mpsc::Sender<Line>);
 impl LaneSink for Lane {
     fn deliver(&self, event: Arc<Event>, _reservation: Option<Reservation>) -> Delivery {
         let (written, wait) = oneshot::channel();
-        // The writer thread lives until this sender is gone, and answers every line.
+        // The writer thread lives until this sender is dropped, and answers every line.
         let _ = self.0.send(Line {
             received: event.received,
             body: event.payload(),
@@ -152,7 +152,7 @@ struct Writer {
 
 impl Writer {
     fn write(&mut self, lines: Vec<Line>) {
-        // Lines of one file together, in the order they came.
+        // Group lines by file, keeping their order.
         let mut by_file: Vec<(String, Vec<u8>)> = Vec::new();
         for line in &lines {
             let name = line.received.format(&self.config.path.0);
@@ -170,7 +170,7 @@ impl Writer {
             }
         }
         for line in lines {
-            // A lane that has stopped waiting does not mind.
+            // The lane may have stopped waiting.
             let _ = line.written.send(());
         }
     }
@@ -190,7 +190,7 @@ impl Writer {
             .write_all(text)
             .and_then(|()| if self.config.fsync { file.sync_data() } else { Ok(()) });
         if written.is_err() {
-            // Half a line must not spoil the next attempt.
+            // A partial line must not corrupt the next attempt.
             let _ = file.set_len(before);
         }
         written
@@ -204,13 +204,13 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// One body, one line.
+/// Appends a body as one line.
 fn push_line(out: &mut Vec<u8>, body: &[u8]) {
     if memchr::memchr2(b'\n', b'\r', body).is_none() {
         out.extend_from_slice(body);
     } else {
         match serde_json::from_slice::<&RawValue>(body) {
-            // Line ends within JSON strings are escaped; those between them are as good as blanks.
+            // Line ends within JSON strings are escaped; others are whitespace and become blanks.
             Ok(_) => out.extend(
                 body.iter()
                     .map(|&byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }),

@@ -1,12 +1,13 @@
-//! Sinks: where events end.
+//! Sinks: the outputs of a worker.
 //!
-//! A sink is configured once, started once ([`Sink::start`]: sinks' publishers, health shared by all lanes) and opened by every
-//! lane ([`RunningSink::open`]: connections of that lane's own). [`LaneSink::deliver`] takes the event at once, and its future ends when the event is
-//! settled there, all retries included. A sink that keeps the order of these calls says so ([`RunningSink::keeps_order`]) and may then group events as
-//! it likes; for any other, the lane keeps events of one key from overtaking each other. A sink that wants the order of the source over all
-//! lanes gives out reservations ([`RunningSink::reserve`]).
+//! A sink is configured once, started once ([`Sink::start`]: sinks' publishers, health shared by all lanes) and opened
+//! by every lane ([`RunningSink::open`]: that lane's own connections). [`LaneSink::deliver`] takes the event at once,
+//! and its future ends when the event is settled there, all retries included. A sink that keeps the order of these
+//! calls declares it ([`RunningSink::keeps_order`]) and may then group events freely; for any other, the lane keeps
+//! events of one key from overtaking each other. A sink that wants the order of the source over all lanes gives out
+//! reservations ([`RunningSink::reserve`]).
 //!
-//! Each sink is one file. [`KINDS`] is the table of them.
+//! Each sink is one file. [`KINDS`] lists them.
 
 pub mod file;
 pub mod http_push;
@@ -31,13 +32,13 @@ use crate::ops::metrics::Metrics;
 use crate::ops::watchdog::Watchdog;
 use crate::source::{Examination, Operation};
 
-/// How a delivery ended.
+/// Outcome of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Accepted,
-    /// Another worker has the claim by now: nothing more was sent, and nothing is known.
+    /// Another worker has the claim by now: nothing more was sent; the outcome is unknown.
     Released,
-    /// No further attempt will be made; the event is to be parked.
+    /// No further attempt is made; the event must be parked.
     Refused {
         reason: String,
         attempts: u32,
@@ -46,9 +47,9 @@ pub enum Verdict {
 
 pub type Delivery = Pin<Box<dyn Future<Output = Verdict>>>;
 
-/// A sink as configured.
+/// A configured sink.
 pub trait Sink: Send + Sync {
-    /// Must it accept an event before the source may forget it?
+    /// Must it accept an event before the source may discard it?
     fn is_required(&self) -> bool {
         true
     }
@@ -58,22 +59,22 @@ pub trait Sink: Send + Sync {
         false
     }
 
-    /// Is it of no use without ids that are the same in every delivery? Then `validate` refuses a source that has none.
+    /// Does it need ids that are the same in every delivery? Then `validate` refuses a source without them.
     fn needs_ids(&self) -> bool {
         false
     }
 
-    /// Whom it talks to, for a look whether they are there.
+    /// Its servers, for connectivity checks.
     fn addresses(&self) -> Vec<(Address, Option<Tls>)> {
         Vec::new()
     }
 
-    /// Where events go that a source of this worker might read.
+    /// Where it writes, if a source of this worker might read there.
     fn writes(&self) -> Vec<Endpoint> {
         Vec::new()
     }
 
-    /// More than whether they are there, if that can be asked.
+    /// Checks beyond connectivity, if available.
     fn examine(&self) -> Option<Examination<'_>> {
         None
     }
@@ -83,7 +84,7 @@ pub trait Sink: Send + Sync {
         None
     }
 
-    /// The same sink, for which an event that comes too late is not as good as one that was taken; if it may have thought so.
+    /// The same sink with stale events refused instead of accepted; `None` if it never accepts stale events.
     fn refusing_stale(&self) -> Option<Arc<dyn Sink>> {
         None
     }
@@ -91,19 +92,19 @@ pub trait Sink: Send + Sync {
     fn start(&self, scene: &mut Scene<'_>) -> io::Result<Arc<dyn RunningSink>>;
 }
 
-/// What a sink starts with.
+/// Everything a sink needs to start.
 pub struct Scene<'a> {
-    /// The name the user gave.
+    /// The configured name.
     pub name: &'a str,
     pub metrics: &'a Metrics,
     pub watchdog: &'a Arc<Watchdog>,
-    /// Does every event that comes here have an id?
+    /// Does every event that reaches this sink have an id?
     pub has_ids: bool,
     pub threads: &'a mut LaneThreads,
 }
 
 impl Scene<'_> {
-    /// Has one of the engine's threads do this, watched under this name.
+    /// Runs this task on one of the engine's threads, watched under this name.
     pub fn run<F>(&mut self, name: String, work: impl FnOnce() -> F + Send + 'static)
     where
         F: Future<Output = ()> + 'static,
@@ -113,39 +114,39 @@ impl Scene<'_> {
     }
 }
 
-/// A sink that has what all lanes share.
+/// The part of a running sink that all lanes share.
 pub trait RunningSink: Send + Sync {
     fn open(&self) -> Rc<dyn LaneSink>;
 
-    /// Are events settled there in the order in which they are handed over?
+    /// Are events settled in the order in which they are handed over?
     fn keeps_order(&self) -> bool {
         false
     }
 
-    /// A place in the order of the source, if it wants one. Called for each event before any lane has it.
+    /// A place in the order of the source, if the sink uses it. Called for each event before it goes to a lane.
     fn reserve(&self) -> Option<Reservation> {
         None
     }
 }
 
-/// One lane's end of a sink.
+/// One lane's part of a sink.
 pub trait LaneSink {
-    /// The event is sealed: its body is what is sent, however often.
+    /// The event is sealed: every attempt sends the same body.
     fn deliver(&self, event: Arc<Event>, reservation: Option<Reservation>) -> Delivery;
 
-    /// Does it need no task of the lane to settle an event?
+    /// Can it settle events without a task of the lane?
     fn direct(&self) -> Option<&dyn DirectSink> {
         None
     }
 }
 
-/// A sink that settles events in a task of its own.
+/// A sink that settles events in its own task.
 pub trait DirectSink {
     /// As [`LaneSink::deliver`]; the verdict goes to `sink_ack`.
     fn hand_over(&self, event: Arc<Event>, reservation: Option<Reservation>, sink_ack: SinkAck);
 }
 
-/// One line of the table of sinks.
+/// An entry of the table of sinks.
 pub struct Kind {
     pub name: &'static str,
     pub about: &'static str,

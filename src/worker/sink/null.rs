@@ -1,4 +1,4 @@
-//! `null`: takes everything and keeps nothing, for dark pipelines and measurements.
+//! `null`: accepts and discards all events, for dark pipelines and measurements.
 //!
 //! ```toml
 //! nowhere = { type = "null" }

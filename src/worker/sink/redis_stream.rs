@@ -1,13 +1,14 @@
-//! `redis_stream`: appends finished events to a Redis Stream, the log that the workers beside the nodes read.
+//! `redis_stream`: appends finished events to a Redis Stream, the log read by the workers beside the nodes.
 //!
 //! ```toml
 //! log = { type = "redis_stream", url = "redis://127.0.0.1:6379/0", stream = "out", keep = "1h" }
 //! ```
 //!
-//! An entry has the fields `id` (the event's), `channels` (a JSON list), `type` (if there is one) and `body`; a `redis_streams` source with
-//! `envelope = true` makes events of it again. The entry's own id is what nginx gets as `Event-Id`, so it is the same on every node. `keep` trims by age,
-//! `max_length` by number. All lanes share one connection and keep the order in which the source gave them the events. An append is repeated until Redis
-//! has said that it is there; one whose answer was lost is there twice, and readers drop the second by its `id`.
+//! An entry has the fields `id` (the event's), `channels` (a JSON list), `type` (optional) and `body`; a
+//! `redis_streams` source with `envelope = true` turns them back into events. The entry's own id becomes nginx's
+//! `Event-Id`, so it is the same on every node. `keep` trims by age, `max_length` by number. All lanes share one
+//! connection and keep the order of the source. An append is repeated until Redis confirms it; if a confirmation is
+//! lost, the entry is there twice, and readers drop the second by its `id`.
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,16 +37,16 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// Appends to one round trip.
+/// Maximum appends per round trip.
 const BATCH: usize = 256;
 
 #[derive(Clone)]
 pub struct RedisStream {
     server: Server,
     stream: String,
-    /// Entries older than this may go.
+    /// Entries older than this may be trimmed.
     keep: Option<Duration>,
-    /// No more entries than about this.
+    /// Approximate maximum number of entries.
     max_length: Option<usize>,
 }
 
@@ -94,7 +95,7 @@ impl Sink for RedisStream {
     }
 }
 
-/// An event to append, and who waits for it.
+/// An event to append, and the receiver of its verdict.
 #[derive(Clone)]
 struct Append {
     event: Arc<Event>,
@@ -160,7 +161,7 @@ impl Lane {
     }
 }
 
-/// Who appends.
+/// The task that appends.
 struct Writer {
     name: String,
     config: RedisStream,

@@ -1,4 +1,4 @@
-//! `webhook`: one signed POST per event to somebody else's server.
+//! `webhook`: one signed POST per event to an external server.
 //!
 //! ```toml
 //! partner = { type = "webhook", url = "https://example.com/hook", secret = { file = "keys/partner.key" } }
@@ -39,13 +39,13 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// Nobody reads what a hook answers.
+/// The body of a webhook's answer is not used.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
-/// 192 bits, as the specification wants at least.
+/// 192 bits, the minimum of the specification.
 const SECRET_BYTES: usize = 24;
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("push-stream-worker/", env!("CARGO_PKG_VERSION")));
 
-/// Somebody who takes POSTs.
+/// The target of POSTs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     address: Address,
@@ -92,7 +92,7 @@ impl Target {
         Ok(request)
     }
 
-    /// One POST on a connection of its own.
+    /// Sends one POST on its own connection.
     pub async fn post(
         &self,
         content_type: &str,
@@ -109,7 +109,7 @@ impl Target {
 #[derive(Clone)]
 pub struct Webhook {
     target: Target,
-    /// Without it nothing is signed.
+    /// `None`: requests are not signed.
     secret: Option<Arc<[u8]>>,
     content_type: String,
     /// For one attempt, connecting included.

@@ -5,19 +5,23 @@
 //! log   = { type = "amqp", url = "amqp://127.0.0.1:5672/%2f", queue = "out", kind = "stream" }
 //! ```
 //!
-//! **Quorum queues** (`kind = "quorum"`, default; `"classic"` likewise): messages are acknowledged when they are published, and come again if not. With `consumers = "one"`
-//! (default) the queue is declared with a single active consumer: others stand by, and get what the active one leaves, in order. A queue has no ids
-//! of its own: `ids = "message_id"` (default) takes the publisher's `message_id` and parks a message without one; `ids = "none"` goes without, so that a redelivery
-//! may be a duplicate in the browser. What is parked is published to `<queue>.parked`, with reason, confirmed by the broker, and only then acknowledged. There
-//! is no delivery limit: a broker that counts would park whatever happened to be in flight when a worker died.
+//! **Quorum queues** (`kind = "quorum"`, default; `"classic"` likewise): messages are acknowledged when they are
+//! published, and redelivered otherwise. With `consumers = "one"` (default) the queue is declared with a single active
+//! consumer: others stand by, and get the active one's unacknowledged messages, in order. A queue has no ids of its
+//! own: `ids = "message_id"` (default) takes the publisher's `message_id` and parks a message without one;
+//! `ids = "none"` does without, so that a redelivery may be a duplicate in the browser. Parked messages are published to
+//! `<queue>.parked`, with reason, confirmed by the broker, and only then acknowledged. There is no delivery limit: a
+//! counting broker would park the messages that happened to be in flight when a worker died.
 //!
-//! **Stream queues** (`kind = "stream"`): every worker reads everything, from an offset of its own that is stored in `state_dir`. The id is `EPOCH-OFFSET`; raise `epoch` when the
-//! stream was made anew.
+//! **Stream queues** (`kind = "stream"`): every worker reads all messages, from its own offset stored in `state_dir`.
+//! The id is `EPOCH-OFFSET`; raise `epoch` after recreating the stream.
 //!
-//! `heartbeat = "3s"` decides how soon another worker takes over from one that has gone without a word, such as a machine without power or network: the broker
-//! gives it up after two to three heartbeats. One whose process dies is given up at once.
+//! `heartbeat = "3s"` decides how soon another worker takes over from one that vanished silently, such as a machine
+//! without power or network: the broker gives it up after two to three heartbeats. A worker whose process dies is given
+//! up at once.
 //!
-//! A connection is given up and made again when the broker closes it, when it says nothing for three heartbeats, or when the queue cannot be asked for its length.
+//! A connection is closed and reopened when the broker closes it, when it is silent for three heartbeats, or when the
+//! query for the queue's length fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -60,19 +64,19 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// The broker notices within three of them that a worker has gone without a word, and only then gives its messages to the next.
+/// The broker detects a silently vanished worker within three heartbeats, and only then redelivers its messages.
 const HEARTBEAT: Duration = Duration::from_secs(3);
-/// The shortest and longest that AMQP and [`TICK`] allow.
+/// Range allowed by AMQP and [`TICK`].
 const HEARTBEATS: RangeInclusive<u64> = 2..=u16::MAX as u64;
-/// A broker that does not answer for so long is not there.
+/// A broker that does not answer for this long is considered down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the queue is asked how long it is, which also shows that the broker is there.
+/// Interval of queue length queries, which also show that the broker is reachable.
 const TICK: Duration = Duration::from_secs(1);
-/// Messages that the broker sends ahead. It must cover the way of a message to nginx and of its acknowledgement back.
+/// Messages that the broker sends ahead. Must cover a message's round trip to nginx and that of its acknowledgement.
 pub const DEFAULT_PREFETCH: u16 = 1024;
-/// So many messages that are there already are taken in one go, before others on this thread have their turn.
+/// Messages already received that are taken in one go, before other tasks of this thread run.
 const AT_ONCE: usize = 64;
-/// After a first word on how events went, others are let come for so long, and all are acknowledged together.
+/// After a first outcome, others may arrive for this time, so that all are acknowledged together.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
 const HELD_UP: &str = "this worker was held up for so long that the broker may have given its messages to another";
 const REASON_HEADER: &str = "x-parked";
@@ -88,7 +92,7 @@ pub struct Amqp {
     exclusive: bool,
     declare: bool,
     prefetch: u16,
-    /// Of the ids of a stream.
+    /// Epoch of a stream's ids.
     epoch: u64,
     from_end: bool,
     limits: Limits,
@@ -174,7 +178,7 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     }))
 }
 
-/// What stands in the URL, too, is a contradiction.
+/// A heartbeat in the URL, too, is a contradiction.
 fn set_heartbeat(section: &Section<'_>, uri: &mut AMQPUri, heartbeat: Option<Duration>) {
     let (place, seconds) = match (heartbeat, uri.query.heartbeat) {
         (Some(_), Some(_)) => return section.complain_at("heartbeat", "stands in the URL, too"),
@@ -227,7 +231,7 @@ impl Source for Amqp {
     }
 
     fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, super::Open>> {
-        // RabbitMQ does not tell how old a message is; what is in the queue is open.
+        // RabbitMQ does not report a message's age; all messages in the queue are open.
         (self.kind != QueueKind::Stream).then(|| -> Operation<'_, super::Open> {
             Box::pin(async move {
                 let (_connection, channel) = self.connect().await?;
@@ -254,7 +258,7 @@ fn passive() -> QueueDeclareOptions {
     }
 }
 
-/// Waits for the broker, but not for ever.
+/// Waits for the broker, with a timeout.
 async fn answer<T>(question: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
     match tokio::time::timeout(ANSWER_TIMEOUT, question).await {
         Ok(answer) => answer.map_err(|error| format!("RabbitMQ: {error}")),
@@ -279,8 +283,8 @@ impl Amqp {
         Ok((connection, channel))
     }
 
-    /// How long a worker may believe that its messages are its own after it was last seen to run: less than it takes the broker to give up on it, which is
-    /// two heartbeats after the last one, and that was sent up to half of one before.
+    /// How long a worker may assume that its messages are its own after it last ran: shorter than the broker's
+    /// time-out, which is two heartbeats after the last one, itself sent up to half a heartbeat earlier.
     fn fence_time(&self) -> Duration {
         let heartbeat = self
             .url
@@ -344,7 +348,7 @@ fn offset_of(delivery: &Delivery) -> Option<u64> {
     }
 }
 
-/// How far a stream is settled.
+/// The position up to which a stream is settled.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Position {
     queue: String,
@@ -359,39 +363,40 @@ struct Work {
     stop: Stop,
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
-    /// With the lanes; the session tells whether the tag still means anything.
+    /// Messages with the lanes; the session tells whether a tag is still valid.
     open: Open<Claim>,
     session: u64,
     done: Done,
     fence: Arc<Fence>,
-    /// Does the broker give messages to this worker? It does not tell a consumer that another one is active: until the first message nobody knows.
+    /// Does the broker deliver to this worker? It does not tell a consumer that another one is active, so this is
+    /// unknown until the first message.
     is_active: bool,
     stream: Option<StreamPosition>,
 }
 
 struct Claim {
     session: u64,
-    /// Without its data.
+    /// The delivery, without its data.
     delivery: Delivery,
     raw: Bytes,
     permit: Option<Permit>,
-    /// Of the watermark, for streams.
+    /// Ticket of the watermark, for streams.
     mark: Option<u64>,
 }
 
-/// What is done and has to be acknowledged.
+/// Finished messages to be acknowledged.
 #[derive(Default)]
 struct Done {
     /// By tag.
     ready: BTreeMap<u64, Option<Permit>>,
-    /// Acknowledged one by one, with something open before them.
+    /// Acknowledged individually, with an open message before them.
     alone: BTreeSet<u64>,
     /// All up to this tag are acknowledged.
     upto: u64,
 }
 
 impl Done {
-    /// All that has nothing open before it in one go, the rest one by one.
+    /// Acknowledges all messages before the first open one together, the rest individually.
     async fn acknowledge(&mut self, channel: &Channel) -> Result<(), String> {
         if let Some((last, permits)) = self.take_prefix() {
             answer(channel.basic_ack(last, BasicAckOptions { multiple: true })).await?;
@@ -405,7 +410,7 @@ impl Done {
         Ok(())
     }
 
-    /// The last tag of those that can go together, and their permits.
+    /// The last tag that can be acknowledged together with all before it, and their permits.
     fn take_prefix(&mut self) -> Option<(u64, Vec<Option<Permit>>)> {
         let (mut last, mut permits) = (None, Vec::new());
         loop {
@@ -423,7 +428,7 @@ impl Done {
 
 struct StreamPosition {
     marks: Watermark<u64>,
-    /// Of the last message that was handed out.
+    /// Position of the last message handed out.
     last: Option<u64>,
     checkpointer: Checkpointer<Position>,
 }
@@ -466,7 +471,7 @@ impl Work {
         })
     }
 
-    /// One session after the other.
+    /// Runs sessions one after the other.
     async fn run(mut self) -> io::Result<()> {
         let policy = Policy {
             initial: Duration::from_millis(100),
@@ -481,7 +486,7 @@ impl Work {
             let Err(error) = self.session(&mut trouble).await else {
                 return Ok(());
             };
-            // What is under way belongs to nobody now: the broker gives it out again.
+            // The broker redelivers the messages in flight.
             self.fence.drop_now();
             self.feed.gauges().set_ready(false);
             trouble.tell(&self.name, error, "connecting again");
@@ -499,7 +504,7 @@ impl Work {
         }
     }
 
-    /// Until the lanes have let go of all that the last session had claimed.
+    /// Waits until the lanes have dropped all messages of the last session.
     async fn forget(&mut self, stop: &mut Stop) {
         while self.config.kind != QueueKind::Stream && !self.open.is_empty() {
             tokio::select! {
@@ -509,7 +514,7 @@ impl Work {
         }
     }
 
-    /// From connect to a stop, or to an error.
+    /// Runs from connect to a stop, or to an error.
     async fn session(&mut self, trouble: &mut Trouble) -> Result<(), String> {
         let (connection, channel) = self.config.connect().await?;
         self.config.declare(&channel).await?;
@@ -592,7 +597,7 @@ impl Work {
         .await
     }
 
-    /// Takes this message and those that are there already. The answer is the one there is no credit for.
+    /// Takes this message and those already received. Returns the one without credit.
     fn take(
         &mut self,
         first: Option<lapin::Result<Delivery>>,
@@ -611,7 +616,7 @@ impl Work {
             if left == 0 {
                 break;
             }
-            // Whatever this gives out must be taken.
+            // A message polled here must be taken.
             match consumer.next().now_or_never() {
                 Some(more) => next = more,
                 None => break,
@@ -658,7 +663,7 @@ impl Work {
         self.feed.emit_usable(event, unusable, attempts, handle);
     }
 
-    /// All that is done by now.
+    /// Settles everything finished so far.
     async fn settle_all(&mut self, channel: &Channel, parking: &Channel) -> Result<(), String> {
         while let Ok(ack) = self.acks.try_recv() {
             self.settle(ack, parking).await?;
@@ -666,13 +671,13 @@ impl Work {
         self.done.acknowledge(channel).await
     }
 
-    /// Notes it; what is to be parked is stored first.
+    /// Records an outcome; a message to be parked is stored first.
     async fn settle(&mut self, ack: Ack, parking: &Channel) -> Result<(), String> {
         let Some(claim) = self.open.remove(ack.ticket) else {
             return Ok(());
         };
         if !ack.outcome.is_settled() {
-            // What comes after it must not go on before it: the broker gives out everything again, in order.
+            // Later messages must not overtake it: the broker redelivers everything, in order.
             let is_hole = claim.session == self.session && claim.mark.is_none() && !self.stop.is_requested();
             return if is_hole { Err(HELD_UP.to_owned()) } else { Ok(()) };
         }
@@ -688,7 +693,7 @@ impl Work {
             }
         }
         if claim.session != self.session {
-            // The broker has taken it back long since.
+            // The broker has requeued it long ago.
             self.feed.gauges().count_lost_claims(1);
             return Ok(());
         }
@@ -722,10 +727,10 @@ impl Work {
         Ok(())
     }
 
-    /// Finishes what is in flight; the rest goes back to the broker with the connection.
+    /// Finishes the messages in flight; the broker requeues the rest when the connection closes.
     async fn leave(&mut self, connection: Connection, channel: &Channel, parking: &Channel) -> Result<(), String> {
         let mut stop = self.stop.clone();
-        // What is done may still wait for company.
+        // Finished messages may still wait to be acknowledged together.
         self.settle_all(channel, parking).await?;
         while !self.open.is_empty() {
             tokio::select! {
@@ -738,7 +743,7 @@ impl Work {
             }
         }
         self.fence.drop_now();
-        // Whoever closes at once may close before the broker has passed the last acknowledgements on.
+        // A query first: an immediate close may precede the broker's processing of the last acknowledgements.
         self.tell_lag(channel).await?;
         answer(connection.close(200, "bye".into())).await
     }
@@ -757,7 +762,7 @@ async fn publish(channel: &Channel, queue: &str, body: &[u8], properties: BasicP
     }
 }
 
-/// Takes messages off the queue of dead letters one by one; those that are not wanted go back at the end.
+/// Takes dead letters off their queue one by one; those not selected go back to its end.
 impl ParkedEvents for Amqp {
     fn list(&self) -> Operation<'_, Vec<ParkedEvent>> {
         Box::pin(async move {
@@ -767,7 +772,7 @@ impl ParkedEvents for Amqp {
             while let Some(message) = get(&channel, &self.parked_queue()).await? {
                 events.push(parked_event(&message));
             }
-            // Nothing was acknowledged: the broker takes it all back, where it was.
+            // Nothing was acknowledged: the broker requeues all of them in place.
             answer(connection.close(200, "bye".into())).await?;
             Ok(events)
         })
@@ -788,7 +793,7 @@ impl Amqp {
         self.declare(&channel).await?;
         answer(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let parked = self.parked_queue();
-        // No more than there are now: what is tried again may be back before this is through.
+        // No more than the present number: retried messages may be parked again before the end.
         let there = answer(channel.queue_declare(parked.as_str().into(), passive(), FieldTable::default())).await?;
         let mut count = 0;
         for _ in 0..there.message_count() {
@@ -828,7 +833,7 @@ async fn get(channel: &Channel, queue: &str) -> Result<Option<Delivery>, String>
     Ok(message.map(|message| message.delivery))
 }
 
-/// Without an id of its own a message is known by what it says.
+/// A message without an id is identified by its content.
 fn parked_event(message: &Delivery) -> ParkedEvent {
     let reason = message
         .properties
@@ -863,7 +868,7 @@ mod tests {
         let prefix = |done: &mut Done| done.take_prefix().map(|(last, permits)| (last, permits.len()));
         add(&mut done, &[2, 3]);
         assert_eq!(prefix(&mut done), None, "the first is open");
-        // These go one by one.
+        // Acknowledged individually.
         done.ready.clear();
         done.alone.extend([2, 3]);
         add(&mut done, &[1]);

@@ -4,9 +4,9 @@
 //! comments = { type = "file", path = "/var/log/app/comments.ndjson", start = "beginning" }
 //! ```
 //!
-//! At least once: the place up to which every event is settled is stored durably, and only then counts an event as no
-//! longer in flight. After a crash at most `max_in_flight` events come again, with the same ids. How rotation, truncation and
-//! unfinished lines are dealt with is told in [`follow`](super::follow).
+//! At least once: the position up to which every event is settled is stored durably, and only then does an event cease
+//! to be in flight. After a crash at most `max_in_flight` events come again, with the same ids. For rotation,
+//! truncation and unfinished lines see [`follow`](super::follow).
 
 use std::io;
 use std::path::PathBuf;
@@ -37,7 +37,7 @@ pub const KIND: Kind = Kind {
 
 /// Pause after a read error.
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
-/// Lines between two looks at the acknowledgements.
+/// Lines between two checks for acknowledgements.
 const BURST: usize = 64;
 
 pub struct FileSource {
@@ -45,11 +45,11 @@ pub struct FileSource {
     path: PathBuf,
     /// Where a worker without a checkpoint starts: `"beginning"` (default) or `"end"`.
     start: Start,
-    /// How often a quiet file is looked at.
+    /// Polling interval of a quiet file.
     poll: Duration,
     /// How long a rotated file must be quiet before its successor is read.
     rotate_wait: Duration,
-    /// A longer line is parked with its beginning.
+    /// A longer line is parked, truncated.
     max_line: usize,
     limits: Limits,
 }
@@ -84,16 +84,16 @@ fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
 /// What survives a restart.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Checkpoint {
-    /// Of all ids of this source.
+    /// Epoch of all ids of this source.
     epoch: u64,
-    /// The last event that is settled together with all before it.
+    /// Number of the last event that is settled together with all before it.
     seq: u64,
     path: PathBuf,
-    /// `None` until a file is there.
+    /// `None` until the file exists.
     position: Option<Position>,
 }
 
-/// A [`Checkpoint`] in the making: hashing is left to the few that are stored.
+/// A [`Checkpoint`] before hashing: only the few that are stored are hashed.
 #[derive(Clone, Debug)]
 struct Mark {
     seq: u64,
@@ -127,7 +127,7 @@ impl Source for FileSource {
 struct Running {
     name: String,
     epoch: u64,
-    /// Of the last event claimed.
+    /// Number of the last event claimed.
     seq: u64,
     follower: Follower,
     feed: Feed,
@@ -218,8 +218,8 @@ impl Running {
         }
     }
 
-    /// Sends what credit allows. A line for which there is none is left in `waiting`; else the answer is how long to
-    /// wait before the next look.
+    /// Sends as many lines as credit allows. A line without credit stays in `waiting`; otherwise the result is the
+    /// pause before the next poll.
     fn read_burst(&mut self, waiting: &mut Option<Line>, poll: Duration) -> Duration {
         for _ in 0..BURST {
             let line = match waiting.take().map_or_else(|| self.next_line(), |line| Ok(Some(line))) {
@@ -297,7 +297,7 @@ impl Running {
         }
     }
 
-    /// Moves the checkpoint over what is settled.
+    /// Moves the checkpoint to the end of the settled prefix.
     fn settle(&mut self) {
         while let Ok(ack) = self.acks.try_recv() {
             self.note(ack);
@@ -314,7 +314,7 @@ impl Running {
         }
     }
 
-    /// Until all that was claimed is settled, or nobody wants to wait any more.
+    /// Waits until all claimed events are settled, or draining is abandoned.
     async fn drain(&mut self, stop: &mut Stop) {
         self.settle();
         while !self.marks.is_empty() {

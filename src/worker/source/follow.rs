@@ -1,14 +1,15 @@
-//! Follows a growing file through everything that log files go through.
+//! Follows a growing file through rotation, truncation and restarts.
 //!
-//! * **Rename** (`comments.ndjson` → `comments.ndjson.1`, a new `comments.ndjson`): the old file stays open; when it is at its
-//!   end, has been quiet for a while, and its successor has something to say, reading goes on there. If the
-//!   name changed hands several times, the files in between (`comments.ndjson.1`, by age) come first.
-//! * **Truncation** (`copytruncate`, `> file`): noticed by a size below what has been read, or by bytes that are no longer
-//!   what was read there. The unread rest is looked for in a copy beside it; then reading starts over.
-//! * **A restart** at any of these points: a [`Position`] knows its file by inode *and* by content, and finds it under its new name.
-//! * **A last line without its end** is not an event yet. In a file that has been rotated away it is one.
+//! * **Rename** (`comments.ndjson` → `comments.ndjson.1`, a new `comments.ndjson`): the old file stays open; once it is
+//!   read to its end, has been quiet for a while, and its successor has data, reading continues there. After several
+//!   renames, the files in between (`comments.ndjson.1`, by age) come first.
+//! * **Truncation** (`copytruncate`, `> file`): detected by a size below the read offset, or by changed bytes before
+//!   it. The unread rest is looked for in a copy beside it; then reading starts over.
+//! * **A restart** at any of these points: a [`Position`] identifies its file by inode *and* by content, and finds it
+//!   under its new name.
+//! * **A last line without line end** is not an event yet. In a file that has been rotated away it is one.
 //!
-//! Nothing here waits: [`Follower::poll`] says what is there now.
+//! Nothing here waits for data: [`Follower::poll`] returns what is there now.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
@@ -22,27 +23,27 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-/// One read. Large enough that the system call is no cost per line, small enough to stay in the cache.
+/// Bytes per read. Large enough that the system call's cost per line is negligible, small enough to stay in the cache.
 const CHUNK_BYTES: usize = 128 * 1024;
-/// How much of a file's start identifies it. Beyond the first lines, files of one application differ.
+/// Bytes at a file's start that identify it. Files of one application differ after the first lines.
 const HEAD_BYTES: usize = 1024;
-/// How much of the last line identifies the place.
+/// Bytes at the end of the last line that identify the position.
 const TAIL_BYTES: usize = 64;
-/// Files finished in this run, so that a late write to one does not bring it back. Rotations within one delay are few.
+/// Files finished in this run, so that a late write does not reopen one. Rotations within one delay are few.
 const REMEMBERED_FILES: usize = 16;
 
-/// A place in a file that can be found again after the file was renamed, copied or replaced.
+/// A position that can be found again after the file was renamed, copied or replaced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     pub device: u64,
     pub inode: u64,
-    /// Behind the last line that is done.
+    /// After the last finished line.
     pub offset: u64,
     head: Fingerprint,
     tail: Fingerprint,
 }
 
-/// What some bytes of a file were.
+/// Hash of some bytes of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Fingerprint {
     start: u64,
@@ -66,23 +67,23 @@ impl Fingerprint {
 }
 
 impl Position {
-    /// Is this the same content up to the same place?
+    /// Does the file have the same content up to the same position?
     fn matches(&self, file: &File) -> bool {
         self.head.matches(file) && self.tail.matches(file)
     }
 }
 
-/// [`Position`] before the hashing: cheap enough to make one for each line.
+/// [`Position`] before hashing: cheap enough to create for each line.
 #[derive(Clone, Debug)]
 pub struct Place {
     file: Arc<Known>,
     offset: u64,
-    /// The last line and where it starts.
+    /// The last line and its offset.
     line: Bytes,
     line_start: u64,
 }
 
-/// What is known of an open file.
+/// State of an open file.
 #[derive(Debug)]
 struct Known {
     device: u64,
@@ -105,18 +106,18 @@ impl Place {
     }
 }
 
-/// What [`Follower::poll`] found.
+/// Result of [`Follower::poll`].
 #[derive(Debug)]
 pub enum Step {
     Line {
         text: Bytes,
-        /// Only the first `max_line` bytes are here.
+        /// Only the first `max_line` bytes are included.
         too_long: bool,
         place: Place,
     },
-    /// Reading goes on at the start of another file.
+    /// Reading continues at the start of another file.
     Moved(Place),
-    /// Nothing now.
+    /// No news.
     Idle,
 }
 
@@ -132,7 +133,7 @@ pub struct Follower {
     max_line: usize,
     rotate_wait: Duration,
     current: Option<Open>,
-    /// Applies to a file that is there at the very start; one that appears later is new from its beginning.
+    /// Applies to a file that exists at the very start; one that appears later is read from its beginning.
     start: Start,
     finished: Vec<(u64, u64)>,
 }
@@ -140,19 +141,19 @@ pub struct Follower {
 struct Open {
     file: File,
     known: Arc<Known>,
-    /// What was read last; given out up to `begin`.
+    /// The last bytes read; given out up to `begin`.
     buffer: Vec<u8>,
     begin: usize,
-    /// From `begin` up to here there is no line end.
+    /// No line end between `begin` and here.
     searched: usize,
-    /// Place of `begin` in the file.
+    /// File offset of `begin`.
     consumed: u64,
-    /// The beginning of a line that is longer than `max_line`, while its rest is being skipped.
+    /// The start of a line longer than `max_line`, while the rest is skipped.
     long_line: Option<(Bytes, u64)>,
     last: (Bytes, u64),
-    /// The file's modification time at the last look.
+    /// The file's modification time at the last poll.
     modified: Option<SystemTime>,
-    /// When data last came, or the successor was first seen.
+    /// When data last arrived, or the successor was first seen.
     quiet_since: Instant,
     has_successor: bool,
 }
@@ -204,7 +205,7 @@ impl Open {
         self.buffer.len() - self.begin
     }
 
-    /// Reads what has come. `false`: nothing.
+    /// Reads new data. `false`: none.
     fn fill(&mut self) -> io::Result<bool> {
         self.buffer.drain(..self.begin);
         self.searched -= self.begin;
@@ -226,7 +227,7 @@ impl Open {
         Ok(true)
     }
 
-    /// Are the bytes that were read still those in the file?
+    /// Are the bytes already read still those in the file?
     fn is_unchanged(&self, size: u64) -> bool {
         if size < self.read_offset() {
             return false;
@@ -250,7 +251,7 @@ impl Open {
         (text, start)
     }
 
-    /// The next whole line, if it is in the buffer. Empty lines are passed over.
+    /// The next complete line in the buffer. Empty lines are skipped.
     fn next_line(&mut self, max_line: usize) -> Option<Step> {
         loop {
             let Some(end) = memchr::memchr(b'\n', &self.buffer[self.searched..]).map(|i| i + self.searched) else {
@@ -269,7 +270,7 @@ impl Open {
         }
     }
 
-    /// What is left of a file that will not grow any more.
+    /// The rest of a file that will not grow any more.
     fn last_line(&mut self, max_line: usize) -> Option<Step> {
         if self.unread() == 0 && self.long_line.is_none() {
             return None;
@@ -295,7 +296,7 @@ impl Open {
 }
 
 impl Follower {
-    /// Goes on at `position`, or starts afresh.
+    /// Continues at `position`, or starts afresh.
     pub fn new(
         path: PathBuf,
         position: Option<&Position>,
@@ -318,7 +319,7 @@ impl Follower {
         follower
     }
 
-    /// The next thing that has happened, if anything has.
+    /// The next event of the file, if any.
     pub fn poll(&mut self) -> io::Result<Step> {
         let Some(open) = &mut self.current else {
             return self.open_path();
@@ -327,7 +328,7 @@ impl Follower {
             return Ok(step);
         }
         let metadata = open.file.metadata()?;
-        // The time as well: a file can be overwritten to the same size.
+        // Check the time as well: a file can be overwritten with the same size.
         let modified = metadata.modified().ok();
         if metadata.len() != open.read_offset() || modified != open.modified {
             open.modified = modified;
@@ -343,12 +344,12 @@ impl Follower {
         self.look_for_successor()
     }
 
-    /// The name that is followed.
+    /// The followed path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes between what has been given out and the end of the file.
+    /// Bytes from the last line given out to the end of the file.
     pub fn lag_bytes(&self) -> u64 {
         let size = |open: &Open| open.file.metadata().map_or(0, |metadata| metadata.len());
         self.current
@@ -410,7 +411,7 @@ impl Follower {
         }
     }
 
-    /// At the end of the current file: has the name gone to another one?
+    /// At the end of the current file: does the path name another file now?
     fn look_for_successor(&mut self) -> io::Result<Step> {
         let Some(open) = &mut self.current else {
             return Ok(Step::Idle);
@@ -439,7 +440,7 @@ impl Follower {
         self.switch_to(Open::new(next, 0)?)
     }
 
-    /// The oldest file that had the name after the current one and has lost it since.
+    /// The oldest file that had the name after the current one and has been renamed since.
     fn between(&self, current: Metadata) -> Option<PathBuf> {
         let current_id = (current.dev(), current.ino());
         let changed = current.modified().ok()?;
@@ -450,7 +451,7 @@ impl Follower {
         newer.into_iter().map(|(path, _)| path).next()
     }
 
-    /// Files beside the path that rotation may have made of it, oldest change first.
+    /// Files beside the path that rotation may have created, oldest change first.
     fn siblings(&self) -> Vec<(PathBuf, Metadata)> {
         let directory = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -484,7 +485,7 @@ impl Follower {
         let has_inode =
             |path: &PathBuf| fs::metadata(path).is_ok_and(|m| (m.dev(), m.ino()) == (position.device, position.inode));
         candidates.sort_by_key(|path| !has_inode(path));
-        // At offset 0 there is no content to know the file by.
+        // At offset 0 there is no content to identify the file by.
         candidates.retain(|path| position.offset > 0 || has_inode(path));
         let found = candidates.iter().find_map(|path| open_matching(path, position));
         match found.map(|file| Open::new(file, position.offset)) {
@@ -515,7 +516,7 @@ fn open_metadata(open: &Option<Open>) -> io::Result<Metadata> {
     open.as_ref().ok_or(io::ErrorKind::NotFound)?.file.metadata()
 }
 
-/// `base.1`, `base-20260101`, `base.2026-01-01`: the base, a separator, digits. Compressed files are not for reading.
+/// `base.1`, `base-20260101`, `base.2026-01-01`: the base, a separator, digits. Compressed files are not read.
 fn is_rotated_name(base: &str, name: &str) -> bool {
     let Some(suffix) = name
         .strip_prefix(base)
@@ -529,7 +530,7 @@ fn is_rotated_name(base: &str, name: &str) -> bool {
             .all(|b| b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.' | b':' | b'T' | b'Z'))
 }
 
-/// Where the first line that is not there yet will start.
+/// Offset at which the first incomplete line starts.
 fn end_of_last_line(file: &File) -> io::Result<u64> {
     let mut end = file.metadata()?.len();
     let mut chunk = vec![0; CHUNK_BYTES];
@@ -589,7 +590,7 @@ mod tests {
             fs::rename(self.path(from), self.path(to)).unwrap();
         }
 
-        /// All lines there are now.
+        /// All lines available now.
         fn lines(&mut self) -> Vec<String> {
             let mut lines = Vec::new();
             loop {
@@ -608,7 +609,7 @@ mod tests {
             }
         }
 
-        /// As if killed and started again at the last line given out.
+        /// Simulates a kill and a restart at the last line given out.
         fn restart(&mut self) {
             let stored = serde_json::to_string(&self.last.as_ref().unwrap().position()).unwrap();
             let position = serde_json::from_str(&stored).unwrap();
@@ -616,7 +617,7 @@ mod tests {
         }
     }
 
-    /// Modification times must differ for "newer" to mean something.
+    /// Lets modification times differ.
     fn tick() {
         std::thread::sleep(Duration::from_millis(15));
     }
@@ -670,7 +671,7 @@ mod tests {
         case.rename("log", "log.1");
         case.append("log", "d\n");
         assert_eq!(case.lines(), ["b", "c", "d"]);
-        // Late writing to a file that is done does not bring it back.
+        // A late write to a finished file does not reopen it.
         tick();
         case.append("log.2", "z\n");
         case.rename("log", "log.0");
@@ -727,7 +728,7 @@ mod tests {
         case.restart();
         assert_eq!(case.lines(), ["g", "h"]);
 
-        // Gone altogether.
+        // Removed altogether.
         fs::write(case.path("log"), "i\n").unwrap();
         fs::remove_file(case.path("log.3")).unwrap();
         case.restart();

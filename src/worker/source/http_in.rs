@@ -4,8 +4,9 @@
 //! comments = { type = "http_in", listen = "127.0.0.1:8081", path = "/comments", stamp = { id = "id", time = "created" } }
 //! ```
 //!
-//! A 2xx is a promise. With `ack = "published"` (default) it means that every required sink has taken the event: 200. With `ack = "spooled"`
-//! it means that the event is on this machine's disk and will be published, also after a crash: 202, and nginx may be down.
+//! A 2xx is a promise. With `ack = "published"` (default): every required sink has accepted the event: 200. With
+//! `ack = "spooled"`: the event is on this machine's disk and will be published, also after a crash: 202, and nginx may be
+//! down.
 //!
 //! | answer | meaning |
 //! |---|---|
@@ -17,11 +18,11 @@
 //! | 503 + `Retry-After` | no room now, or the worker is stopping; nothing was taken |
 //! | 504 | not published in time; it may still be |
 //!
-//! A reload loses no request: listener and connections stay, a request that is being read goes to the new configuration, and one whose events cannot be
-//! published just now is handed over to it with its ids.
+//! A reload loses no request: listener and connections stay, a request that is being read goes to the new
+//! configuration, and one whose events cannot be published at present is handed over to it with its ids.
 //!
-//! `stamp` adds the event's id and time to the object under the given names, over whatever the client wrote there.
-//! `GET /health` answers 200 as long as events are taken.
+//! `stamp` adds the event's id and time to the object under the given names, overwriting any client values.
+//! `GET /health` answers 200 as long as events are accepted.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -63,31 +64,31 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// What 503 suggests. Room comes back within milliseconds unless nginx is down.
+/// Value in a 503. Room comes back within milliseconds unless nginx is down.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
-/// How long a browser may remember that it may post here.
+/// How long a browser may cache the preflight's permission.
 const PREFLIGHT_SECONDS: HeaderValue = HeaderValue::from_static("600");
-/// How often a source that is to end looks whether somebody is still handing something in.
+/// Polling interval of an ending source for requests that are still handing in events.
 const HAND_IN_POLL: Duration = Duration::from_millis(1);
-/// A segment is deleted as a whole; smaller ones free space sooner, larger ones cost fewer files.
+/// A segment is deleted as a whole; smaller ones free space sooner, larger ones need fewer files.
 const MAX_SEGMENT_BYTES: u64 = 16 << 20;
-/// So much of `spool_max` may lie on the disk although it is settled.
+/// The settled part of the spool may take one part in this many of `spool_max`.
 const SEGMENTS: u64 = 16;
 
 #[derive(Clone, Debug)]
 pub struct HttpIn {
     listen: SocketAddr,
-    /// The path to post to.
+    /// The path for POSTs.
     path: String,
     ack: AckMode,
-    /// Origins of pages that may post: `["https://example.com"]`, or `["*"]`. Without it there are no CORS headers.
+    /// Origins of pages that may post: `["https://example.com"]`, or `["*"]`. Without a list no CORS headers are sent.
     cors: Option<Vec<String>>,
     /// Largest body.
     max_body: usize,
-    /// For reading a body, and for publishing with `ack = "published"`.
+    /// Time limit for reading a body, and for publishing with `ack = "published"`.
     timeout: Duration,
     max_connections: usize,
-    /// Most bytes that wait with `ack = "spooled"`. The disk may hold a sixteenth more, which is settled.
+    /// Maximum unsettled bytes with `ack = "spooled"`. The disk may hold a sixteenth more, which is settled.
     spool_max: u64,
     stamp: Stamp,
     limits: Limits,
@@ -206,7 +207,7 @@ impl Source for HttpIn {
                 let mut stop = context.stop.clone();
                 stop.requested().await;
                 front.withdraw();
-                // Who has it just now is about to hand something in.
+                // A request that holds it is about to hand in events.
                 while Arc::strong_count(&desk) > 1 {
                     tokio::time::sleep(HAND_IN_POLL).await;
                 }
@@ -217,7 +218,7 @@ impl Source for HttpIn {
                     tokio::join!(withdrawn, pump.run(&mut stop));
                 }
             }
-            // In published mode everything in flight has a client waiting; in spooled mode the pump has seen to it.
+            // In published mode everything in flight has a waiting client; in spooled mode the pump has waited for it.
             context.feed.drained(&mut stop).await;
             front.hand_over(desk.waiting.take().into_iter());
             Ok(())
@@ -232,7 +233,7 @@ pub fn keep_only(addresses: &[SocketAddr]) {
     FRONTS.keep_only(addresses);
 }
 
-/// A thread of its own, which outlives the source.
+/// Starts a thread that outlives the source.
 fn serve_front(front: Arc<Front<Desk>>, listener: std::net::TcpListener) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let serve = move || {
@@ -289,13 +290,13 @@ impl HttpIn {
     }
 }
 
-/// Where accepted events go.
+/// Destination of accepted events.
 enum Intake {
     Direct { epoch: u64, seq: AtomicU64 },
     Spool { epoch: u64, spool: Spool },
 }
 
-/// Takes what requests bring, under one configuration.
+/// Takes in the events of requests, under one configuration.
 struct Desk {
     config: Arc<HttpIn>,
     feed: Feed,
@@ -303,10 +304,10 @@ struct Desk {
     waiting: Arc<Waiting>,
 }
 
-/// An event, and who waits for what becomes of it.
+/// An event, and the receiver of its outcome.
 type Handed = (Event, oneshot::Sender<Ack>);
 
-/// Events in flight with clients that wait for them, by ticket.
+/// Events in flight with waiting clients, by ticket.
 #[derive(Debug, Default)]
 struct Waiting(Mutex<(u64, BTreeMap<u64, Handed>)>);
 
@@ -318,7 +319,7 @@ impl Waiting {
         *next
     }
 
-    /// All, in the order in which they came.
+    /// Takes all events, in the order of arrival.
     fn take(&self) -> Vec<Handed> {
         std::mem::take(&mut self.0.lock().1).into_values().collect()
     }
@@ -327,14 +328,14 @@ impl Waiting {
 impl TakeAck for Waiting {
     fn take(&self, ack: Ack) {
         let waiting = self.0.lock().1.remove(&ack.ticket);
-        // A client that has gone does not mind; what was handed over is not here any more.
+        // The client may have disconnected; handed-over events are no longer here.
         if let Some((_, reply)) = waiting {
             let _ = reply.send(ack);
         }
     }
 }
 
-/// Why nothing was taken.
+/// A refusal; nothing was accepted.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("{0}")]
@@ -445,7 +446,7 @@ impl HttpIn {
                 texts = self.read(body) => texts?,
                 () = front.closed() => return Err(Refusal::Stopping),
             };
-            // Another one than before, if there was a reload meanwhile.
+            // A new one, if there was a reload meanwhile.
             let desk = front.current().await.ok_or(Refusal::Stopping)?;
             match &desk.intake {
                 Intake::Direct { epoch, seq } => {
@@ -480,7 +481,7 @@ impl HttpIn {
         Ok(texts)
     }
 
-    /// What became of events, when it is known.
+    /// Waits for the outcomes of the events.
     async fn published(&self, waiting: Vec<Promise>, received: Timestamp) -> Answer {
         let settled = async {
             let mut acks = Vec::with_capacity(waiting.len());
@@ -499,7 +500,7 @@ impl HttpIn {
     }
 }
 
-/// An event's id, and what will have become of it.
+/// An event's id, and its future outcome.
 type Promise = (EventId, oneshot::Receiver<Ack>);
 
 impl Desk {
@@ -528,7 +529,7 @@ impl Desk {
         self.feed.emit(event, Handle::new(ticket, to, Some(permit)));
     }
 
-    /// Takes what the last configuration could not publish, before anything newer. `false`: stopped first.
+    /// Takes over events that the last configuration could not publish, before newer ones. `false`: stopped first.
     async fn take_over(&self, front: &Front<Self>, stop: &mut Stop) -> bool {
         let mut handed = front.take_handed().into_iter();
         while let Some(one) = handed.next() {
@@ -589,7 +590,7 @@ fn ids_body(ids: &[EventId], received: Timestamp) -> Value {
     }
 }
 
-/// What became of events that were handed to the pipelines; `None` if that will never be known.
+/// Answers with the outcomes of the events; `None` if one will never be known.
 fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answer {
     let outcome = |ack: &Option<Ack>| ack.as_ref().map_or(Outcome::Released, |ack| ack.outcome);
     let worst = acks
@@ -626,7 +627,7 @@ fn answer_settled(acks: &[(EventId, Option<Ack>)], received: Timestamp) -> Answe
     json_answer(status, &json!({"error": error, "results": results}))
 }
 
-/// Splits a body into JSON objects, each on one line: one object over many lines, or one per line, or both.
+/// Splits a body into JSON objects, each on one line: one multi-line object, one object per line, or both.
 fn split_objects(body: &[u8]) -> Result<Vec<Bytes>, String> {
     let body = mended(body);
     let mut texts = Vec::new();
@@ -642,7 +643,7 @@ fn split_objects(body: &[u8]) -> Result<Vec<Bytes>, String> {
         if !text.starts_with('{') {
             return Err(format!("object {number} is not a JSON object"));
         }
-        // Line ends within JSON strings are escaped; those between them are as good as blanks.
+        // Line ends within JSON strings are escaped; others are whitespace and become blanks.
         let line = text.bytes().map(|byte| match byte {
             b'\n' | b'\r' => b' ',
             other => other,
@@ -678,7 +679,7 @@ impl Stamp {
                 out.extend_from_slice(value.get().as_bytes());
                 out.push(b',');
             }
-            // What is left is set at the end.
+            // Remaining fields are set at the end.
             if out.last() == Some(&b',') {
                 out.pop();
             }
@@ -688,7 +689,7 @@ impl Stamp {
         self.append(text, &fields)
     }
 
-    /// Sets fields that are not there.
+    /// Appends fields that are missing.
     fn append(&self, text: Bytes, fields: &[(&String, String)]) -> Bytes {
         let mut out = Vec::with_capacity(text.len() + 96);
         out.extend_from_slice(text.trim_ascii_end());
@@ -707,12 +708,12 @@ impl Stamp {
     }
 }
 
-/// What is settled of a spool.
+/// The settled part of a spool.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct SpoolCheckpoint {
     epoch: u64,
     settled: u64,
-    /// The position in the spool behind it, in this process.
+    /// The spool position after it, in this process.
     #[serde(skip)]
     end: u64,
 }
@@ -723,7 +724,7 @@ struct Pump {
     stamp: Stamp,
     reader: spool::Reader,
     feed: Feed,
-    /// Sequence numbers and the positions behind their lines.
+    /// Sequence numbers and the positions after their lines.
     marks: Watermark<(u64, u64)>,
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
@@ -760,7 +761,7 @@ impl Pump {
         }
     }
 
-    /// Sends what is there and what credit allows. An entry for which there is none is left in `waiting`.
+    /// Sends available entries as credit allows. An entry without credit stays in `waiting`.
     async fn send_burst(&mut self, waiting: &mut Option<Entry>) {
         loop {
             let entry = match waiting

@@ -1,10 +1,11 @@
-//! Sources: where events come from.
+//! Sources: the inputs of a worker.
 //!
-//! A source runs on a thread of its own, claims as much as its [`Credit`] allows, gives each event its id and hands it to
-//! its [`Feed`]. It learns through the event's [`Handle`](crate::finalizer::Handle) how it went, and acknowledges where that is possible. A queue
-//! fits the same shape: claim a batch where `file` reads lines, finish a batch where `file` moves its checkpoint.
+//! A source runs as a task of its own, claims as many events as its [`Credit`] allows, gives each an id and hands it to
+//! its [`Feed`]. The event's [`Handle`](crate::finalizer::Handle) reports the outcome, which the source acknowledges
+//! where that is possible. A queue fits the same shape: it claims a batch where `file` reads lines, and finishes a
+//! batch where `file` moves its checkpoint.
 //!
-//! Each source is one file. [`KINDS`] is the table of them.
+//! Each source is one file. [`KINDS`] lists them.
 
 pub mod amqp;
 pub mod file;
@@ -38,23 +39,23 @@ use crate::engine::{Feed, Stop};
 use crate::finalizer::Parked;
 use crate::ops::finding::Finding;
 
-/// What a source promises.
+/// Delivery guarantee of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guarantee {
-    /// An event is repeated until it is accepted, also over crashes.
+    /// An event is repeated until it is accepted, also across crashes.
     AtLeastOnce,
-    /// A crash loses what is in flight, and whoever sent it has not been told that it is safe.
+    /// A crash loses events in flight, whose senders have had no acknowledgement yet.
     Unacknowledged,
-    /// A crash loses what is in flight.
+    /// A crash loses events in flight.
     BestEffort,
 }
 
-/// How much may be in flight.
+/// Bounds on events in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// `max_in_flight = 1024`: events claimed and not yet durably acknowledged.
     pub events: usize,
-    /// `max_bytes = "32MiB"`: their raw size.
+    /// `max_bytes = "32MiB"`: their total raw size.
     pub bytes: usize,
 }
 
@@ -72,9 +73,9 @@ impl Limits {
     }
 }
 
-/// What a running source works with.
+/// Everything a running source needs.
 pub struct Context {
-    /// As the configuration has it.
+    /// The configured name.
     pub name: String,
     /// A directory that survives restarts.
     pub state_dir: PathBuf,
@@ -84,7 +85,7 @@ pub struct Context {
 
 pub type Run = Pin<Box<dyn Future<Output = io::Result<()>>>>;
 
-/// A source as configured.
+/// A configured source.
 pub trait Source: Send {
     fn limits(&self) -> Limits;
 
@@ -95,52 +96,52 @@ pub trait Source: Send {
         true
     }
 
-    /// Do events come in an order that holds over crashes and hand-overs?
+    /// Do events come in an order that holds across crashes and hand-overs?
     fn keeps_order(&self) -> bool {
         true
     }
 
-    /// Do events bring their channels?
+    /// Do events carry their channels?
     fn gives_channels(&self) -> bool {
         false
     }
 
-    /// Is it ready as soon as it runs, or will it say when?
+    /// Is it ready as soon as it runs, or does it report readiness itself?
     fn starts_ready(&self) -> bool {
         true
     }
 
-    /// May it hold up its thread, as reading and writing files does? Then it gets one of its own.
+    /// May it block its thread, as file I/O does? Then it gets a thread of its own.
     fn may_block(&self) -> bool {
         true
     }
 
-    /// Where it takes connections, if it does: that stays open over a reload.
+    /// Its listening address, if any: the listener stays open over a reload.
     fn listens(&self) -> Option<SocketAddr> {
         None
     }
 
-    /// From where, if a sink of this worker might write there.
+    /// What it reads from, if a sink of this worker might write there.
     fn reads(&self) -> Option<Endpoint> {
         None
     }
 
-    /// How what it reads from is set up, if that can be asked.
+    /// Checks the setup of its input, if that can be queried.
     fn examine(&self) -> Option<Examination<'_>> {
         None
     }
 
-    /// What was put in up to a moment and is not done, if the queue can be asked.
+    /// Events queued up to a moment and not finished, if the queue can be queried.
     fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
         None
     }
 
-    /// What it has parked with its broker, if it does that.
+    /// Its dead letters at the broker, if it stores any there.
     fn parked(&self) -> Option<Box<dyn ParkedEvents>> {
         None
     }
 
-    /// Claims until it is told to stop or there is nothing more, then sees what is in flight to its end.
+    /// Claims until told to stop or the input ends, then waits for the events in flight.
     fn run(self: Box<Self>, context: Context) -> Run;
 }
 
@@ -148,10 +149,10 @@ pub trait Source: Send {
 pub trait ParkedEvents {
     fn list(&self) -> Operation<'_, Vec<ParkedEvent>>;
 
-    /// Queues them again, as new events, and returns how many there were.
+    /// Queues them again, as new events, and returns their number.
     fn retry(&self, ids: Vec<String>) -> Operation<'_, u64>;
 
-    /// Forgets them, and returns how many there were.
+    /// Deletes them, and returns their number.
     fn forget(&self, ids: Vec<String>) -> Operation<'_, u64>;
 }
 
@@ -159,27 +160,27 @@ pub type Examination<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
 
 pub type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
 
-/// What is open in a queue.
+/// Unfinished events of a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Open {
-    /// Up to the moment that was asked for.
+    /// Number of events queued up to the requested moment.
     pub events: u64,
-    /// When the oldest of them was put in.
+    /// When the oldest of them was queued.
     pub oldest: Option<Timestamp>,
 }
 
 /// One dead letter.
 #[derive(Clone, Debug)]
 pub struct ParkedEvent {
-    /// what `retry` and `forget` know it by.
+    /// Id for `retry` and `forget`.
     pub id: String,
     /// JSON, as [`reason_json`] makes it.
     pub reason: String,
-    /// The event as it came in.
+    /// The original input.
     pub raw: Vec<u8>,
 }
 
-/// Why an event was parked, for those who find it with the broker.
+/// The reason for parking, as stored with the broker.
 fn reason_json(parked: &Parked) -> String {
     serde_json::json!({
         "reason": parked.text,
@@ -192,7 +193,7 @@ fn reason_json(parked: &Parked) -> String {
     .to_string()
 }
 
-/// One line of the table of sources.
+/// An entry of the table of sources.
 pub struct Kind {
     pub name: &'static str,
     pub about: &'static str,
@@ -210,7 +211,7 @@ pub const KINDS: &[Kind] = &[
     stdin::KIND,
 ];
 
-/// An epoch for ids that restart with every process: now, and in any case later than the last one.
+/// An epoch for ids that restart with every process: the current time, but always later than the last epoch.
 fn next_epoch(context: &Context) -> io::Result<u64> {
     let path = context.state_dir.join(format!("{}.epoch.json", context.name));
     let last: Option<u64> = checkpoint::load(&path)?;

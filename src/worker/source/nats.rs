@@ -4,15 +4,18 @@
 //! posts = { type = "nats", url = "nats://127.0.0.1:4222", stream = "POSTS", consumer = "push" }
 //! ```
 //!
-//! The stream must be there; the consumer is made as needed. Messages are acknowledged when they are published, and come again if not, after `lease`. The id
-//! is `EPOCH-SEQUENCE`: the epoch is the millisecond in which the stream was created.
+//! The stream must exist; the consumer is created as needed. Messages are acknowledged when they are published, and
+//! redelivered otherwise, after `lease`. The id is `EPOCH-SEQUENCE`: the epoch is the millisecond in which the stream
+//! was created.
 //!
-//! `consumers = "one"` (default) keeps the order: one worker holds a lease in the key-value bucket `glue_leases`, others stand by. Whoever takes over, and after each lost
-//! connection whoever goes on, begins with a consumer made anew behind the last message up to which all were acknowledged: what the predecessor had claimed comes first, in order,
-//! and what it had finished out of turn comes again and is dropped by its id. With `"many"` all share one consumer, and order is lost.
+//! `consumers = "one"` (default) keeps the order: one worker holds a lease in the key-value bucket `glue_leases`,
+//! others stand by. A worker that takes over, or reconnects, recreates the consumer after the last message up to which
+//! all were acknowledged: messages claimed by the predecessor come first, in order, and those it finished out of turn
+//! come again and are dropped by their ids. With `"many"` all workers share one consumer, and order is lost.
 //!
-//! What is parked is copied to the stream `<stream>_parked`, with reason, and only then acknowledged. There is no `max_deliver`: it would park whatever happened to
-//! be in flight when a worker died. Written for servers from 2.9 on.
+//! Parked messages are copied to the stream `<stream>_parked`, with reason, and only then acknowledged. There is no
+//! `max_deliver`: it would park messages that happened to be in flight when a worker died. Written for servers from 2.9
+//! on.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -44,9 +47,9 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// A server that does not answer for so long is not there.
+/// A server that does not answer for this long is considered down.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// A request for the next message is made anew after this time.
+/// A request for the next message is renewed after this time.
 const WAIT: Duration = Duration::from_secs(5);
 const LEASES: &str = "glue_leases";
 const REASON_HEADER: &str = "Parked";
@@ -57,7 +60,7 @@ pub struct Nats {
     tls: BrokerTls,
     stream: String,
     consumer: String,
-    /// Only these of the stream's subjects.
+    /// Only these subjects of the stream.
     subject: Option<String>,
     terms: Terms,
     limits: Limits,
@@ -127,7 +130,7 @@ impl Source for Nats {
     }
 
     fn open_since(&self, _until: Timestamp) -> Option<Operation<'_, Open>> {
-        // JetStream counts, and does not tell ages; what is pending is open.
+        // JetStream reports counts, no ages; pending messages are open.
         Some(Box::pin(async move {
             let stream = self.stream().await?;
             let Ok(info) = stream.consumer_info(&self.consumer).await else {
@@ -149,7 +152,7 @@ impl Source for Nats {
     }
 }
 
-/// Waits for the server, but not for ever.
+/// Waits for the server, with a timeout.
 async fn answer<T, E: std::fmt::Display>(question: impl Future<Output = Result<T, E>>) -> Result<T, String> {
     match tokio::time::timeout(ANSWER_TIMEOUT, question).await {
         Ok(answer) => answer.map_err(|error| format!("NATS: {error}")),
@@ -236,7 +239,8 @@ fn parked_config(name: &str) -> jetstream::stream::Config {
     }
 }
 
-/// The stream under a key-value bucket. Made by hand, because the client's own way asks for account figures that servers before 2.10 do not give.
+/// The stream under a key-value bucket. Created directly, because the client's own method needs account figures that
+/// servers before 2.10 do not report.
 fn leases_config() -> jetstream::stream::Config {
     jetstream::stream::Config {
         name: format!("KV_{LEASES}"),
@@ -256,15 +260,15 @@ struct Pull {
     name: String,
     token: String,
     link: Option<Link>,
-    /// The revision of our lease.
+    /// The revision of the lease held.
     lease: Option<u64>,
-    /// How often the present beginning of the queue was taken over, for what is behind it.
+    /// How often the queue's present head was taken over; counts for the messages after it.
     deaths: u32,
-    /// The last message that a predecessor had been given.
+    /// The last message delivered to a predecessor.
     inherited: u64,
-    /// Claimed, by their sequence.
+    /// Claimed messages by sequence.
     open: HashMap<u64, Message>,
-    /// What a wait for more has brought.
+    /// Messages received while waiting for more.
     found: Rc<RefCell<VecDeque<Message>>>,
     watches: Watches,
 }
@@ -314,7 +318,7 @@ impl Pull {
         }
     }
 
-    /// Makes the consumer anew behind what is finished without a gap, and with it the old holder's claims void.
+    /// Recreates the consumer after the last message finished without a gap, which voids the old holder's claims.
     async fn take_over(&mut self) -> Result<(), String> {
         let consumer = self.config.consumer.clone();
         let floor_key = self.key("floor");
@@ -389,8 +393,8 @@ impl Pull {
             .collect())
     }
 
-    /// An acknowledgement that was only written to the connection dies with this process, and its message comes again. The server takes them in order, so when
-    /// it has confirmed the last one it has them all.
+    /// An acknowledgement merely written to the connection is lost if this process dies, and its message comes again.
+    /// The server takes acknowledgements in order, so its confirmation of the last one covers all.
     async fn acknowledge(&mut self, sequences: &[u64]) -> Result<(), String> {
         let messages: Vec<Message> = sequences.iter().filter_map(|one| self.open.remove(one)).collect();
         let Some((last, others)) = messages.split_last() else {
@@ -438,7 +442,7 @@ impl Queue for Pull {
             consumer,
             epoch: u64::try_from(created).unwrap_or_default(),
         });
-        // What was claimed over the old connection is not certain any more.
+        // Claims over the old connection are no longer certain.
         self.lease = None;
         tracing::info!(
             "source {}: consuming stream {} as {}",
@@ -449,8 +453,8 @@ impl Queue for Pull {
         Ok(())
     }
 
-    /// The bucket has no expiry of its own: the holder writes the time until which it holds, and whoever comes later takes what has run out, by a write that
-    /// only one can make.
+    /// The bucket has no expiry of its own: the holder writes the end of its lease, and a later worker takes an expired
+    /// one by a write that only one worker can make.
     async fn take_lease(&mut self) -> Result<Option<bool>, String> {
         let (key, token, lease) = (self.key("lease"), self.token.clone(), self.config.terms.lease);
         let revision = self.lease;
@@ -503,7 +507,7 @@ impl Queue for Pull {
     }
 
     async fn recover(&mut self, _count: usize) -> Result<Grant<(Vec<Claimed<u64>>, bool)>, String> {
-        // The consumer begins with what was left behind.
+        // The recreated consumer starts with the predecessor's open messages.
         Ok(Grant::Granted((Vec::new(), true)))
     }
 
@@ -549,7 +553,7 @@ impl Queue for Pull {
     }
 
     async fn give_back(&mut self, claims: Vec<u64>) -> Result<(), String> {
-        // With a lease, whoever comes next begins with them anyway.
+        // With a lease, the next holder starts with them anyway.
         if !self.config.terms.exclusive {
             for sequence in claims {
                 if let Some(message) = self.open.remove(&sequence) {

@@ -1,10 +1,10 @@
-//! What is with the lanes, by ticket. Tickets are given out in turn and mostly come back so.
+//! Events with the lanes, by ticket. Tickets are assigned in sequence and mostly return in that order.
 
 use std::collections::VecDeque;
 
 #[derive(Debug)]
 pub struct Open<T> {
-    /// The ticket of the first place.
+    /// Ticket of the first slot.
     first: u64,
     places: VecDeque<Option<T>>,
     count: usize,

@@ -1,13 +1,14 @@
-//! The driver of sources that are queues: claim a batch, hand it to the lanes, finish what is done, store and finish what is parked, keep
-//! the rest alive, and let go of it properly.
+//! The driver of sources that are queues: claims a batch, hands it to the lanes, finishes settled events, stores and
+//! finishes parked ones, keeps the other claims alive, and gives the rest back at the end.
 //!
-//! A source that promises order is *exclusive*: several workers may be configured for one queue, one holds its lease and works, the others stand by. Who wins
-//! the lease first takes over whatever its predecessor had claimed, in order, and only then claims more; whoever has lost it finds its fence
-//! down before it sends anything further, and its scripts refused.
+//! A source that promises order is *exclusive*: several workers may be configured for one queue; one holds its lease
+//! and works, the others stand by. A worker that wins the lease first takes over its predecessor's claims, in order,
+//! and only then claims more; a worker that has lost it finds its fence down before it sends anything further, and its
+//! scripts refused.
 //!
-//! After a crash the first deliveries come again in bulk. What has come again and again without ever being finished may be what
-//! kills the worker: it goes alone, one suspect at a time, with a mark in the queue. Only a death under that mark counts against an event, so
-//! that a worker that is killed at random parks nobody.
+//! After a crash the first deliveries come again in bulk. An event delivered again and again without ever being
+//! finished may be what kills the worker: it is delivered alone, one suspect at a time, with a mark in the queue. Only
+//! a death under that mark counts against an event, so that a worker killed at random parks nothing.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,40 +28,41 @@ use crate::fence::Fence;
 use crate::finalizer::{Ack, AckTo, Handle, Outcome, Parked};
 use crate::retry::{Backoff, Policy};
 
-/// What is done waits so long for company before it is finished.
+/// Settled events wait this long for more before they are finished.
 const SETTLE_WAIT: Duration = Duration::from_millis(5);
-/// With so much company it does not wait.
+/// This many settled events do not wait.
 const SETTLE_BATCH: usize = 100;
-/// After a first word on how events went, others are let come for so long: each of them alone would wake this thread.
+/// After a first outcome, others may arrive for this time: each alone would wake this thread.
 const ACK_PAUSE: Duration = Duration::from_millis(1);
-/// A queue that was emptied is asked again after this time, and only if there is nothing then, watched: so a steady trickle comes in small
-/// batches. An event that comes to a quiet queue does not wait.
+/// An emptied queue is asked again after this time, and watched only if it is still empty: so a steady trickle comes in
+/// small batches. An event that comes to a quiet queue does not wait.
 const LINGER: Duration = Duration::from_millis(2);
-/// An event that was handed out more often than this and never finished is suspected.
+/// An event delivered more often than this and never finished is a suspect.
 const INNOCENT_DELIVERIES: u32 = 3;
-/// A standby worker asks at least so often.
+/// Maximum interval of a standby worker's attempts.
 const STANDBY_ASKS: Duration = Duration::from_millis(500);
-/// How often the queue is asked how long it is.
+/// Interval of queue length queries.
 const LAG_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How a queue is worked on.
+/// Parameters of work on a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Events to a claim at most.
+    /// Maximum events per claim.
     pub batch: usize,
-    /// A claim that is not renewed for so long is anybody's.
+    /// A claim not renewed for this long is free for others.
     pub lease: Duration,
-    /// Is one worker active and others stand by?
+    /// Is one worker active while others stand by?
     pub exclusive: bool,
-    /// An event that has killed the worker so often is parked.
+    /// An event that has killed the worker this often is parked.
     pub max_deaths: u32,
 }
 
-/// Below this a pause of the machine loses the lease.
+/// With a shorter lease, a brief pause of the machine loses it.
 const MIN_LEASE: Duration = Duration::from_millis(300);
 
 impl Terms {
-    /// `batch`, `consumers`, `lease` and `max_deaths`; `batch` and `lease` are the defaults of this kind of queue, `max_batch` is what it can give at once.
+    /// Reads `batch`, `consumers`, `lease` and `max_deaths`; the parameters `batch` and `lease` are the defaults of
+    /// this kind of queue, `max_batch` is its maximum per claim.
     pub fn read(section: &Section<'_>, batch: usize, max_batch: usize, lease: Duration) -> Self {
         let exclusive = section.choice("consumers", &[("one", true), ("many", false)], true);
         let batch = section.or("batch", batch);
@@ -83,25 +85,25 @@ impl Terms {
     }
 }
 
-/// One event as claimed. `C` is what the queue knows it by.
+/// A claimed event. `C` identifies it in the queue.
 pub struct Claimed<C> {
     pub claim: C,
     pub event: Event,
-    /// How often it was handed out, this time included.
+    /// Number of deliveries, this one included.
     pub deliveries: u32,
-    /// Why it cannot even begin.
+    /// Reason why it cannot be processed at all.
     pub unusable: Option<String>,
 }
 
-/// The answer to an attempt to work on the queue.
+/// The result of a queue operation under the lease.
 pub enum Grant<T> {
     Granted(T),
-    /// The lease is somebody else's.
+    /// Another worker holds the lease.
     Lost,
 }
 
 impl Grant<u64> {
-    /// How many of the settled were not ours any more; `ours` is `None` if the lease is somebody else's.
+    /// Number of settled events that were no longer ours; `ours` is `None` if another worker holds the lease.
     pub fn lost_of(ours: Option<u64>, settled: usize) -> Self {
         match ours {
             None => Self::Lost,
@@ -110,40 +112,41 @@ impl Grant<u64> {
     }
 }
 
-/// A queue with its connections. An error is a lost connection; the queue is then connected anew.
+/// A queue with its connections. An error means a lost connection; the driver then reconnects.
 pub trait Queue {
     type Claim: Clone;
 
     fn name(&self) -> &str;
 
-    /// Connects, and creates at the broker what must be there.
+    /// Connects, and creates missing objects at the broker.
     async fn connect(&mut self) -> Result<(), String>;
 
-    /// Takes the lease, or keeps it. `Some(true)`: it was ours already.
+    /// Takes or renews the lease. `Some(true)`: it was ours already.
     async fn take_lease(&mut self) -> Result<Option<bool>, String>;
 
     async fn release_lease(&mut self) -> Result<(), String>;
 
-    /// Claims what is waiting, oldest first.
+    /// Claims waiting events, oldest first.
     async fn claim(&mut self, count: usize) -> Result<Grant<Vec<Claimed<Self::Claim>>>, String>;
 
-    /// The lease is ours, and was not at every moment since it was last taken: what is claimed is to be recovered from its beginning.
+    /// The lease is ours, but not continuously since it was last taken: claims must be recovered from the beginning.
     async fn start_over(&mut self) -> Result<(), String>;
 
-    /// Takes over claims of others that are dead or idle, oldest first, in slices. The flag says that this was the last.
+    /// Takes over claims of dead or idle workers, oldest first, in slices. The flag marks the last slice.
     async fn recover(&mut self, count: usize) -> Result<Grant<(Vec<Claimed<Self::Claim>>, bool)>, String>;
 
-    /// Notes durably that a suspect is about to be worked on, and returns how often that was noted.
+    /// Records durably that a suspect is about to be processed, and returns how often that was recorded.
     async fn mark_suspect(&mut self, claim: &Self::Claim) -> Result<u32, String>;
 
-    /// Finishes and parks, and returns how many of them were no longer ours.
+    /// Finishes and parks events, and returns how many of them were no longer ours.
     async fn settle(
         &mut self,
         finished: &[Self::Claim],
         parked: &[(Self::Claim, Parked)],
     ) -> Result<Grant<u64>, String>;
 
-    /// Both in one go, where that saves time. The first answer is `None` if nothing was settled, because there was something to be given out at once.
+    /// Both in one round trip, where possible. The first result is `None` if nothing was settled, because events were
+    /// ready to be given out at once.
     async fn settle_and_claim(
         &mut self,
         finished: &[Self::Claim],
@@ -156,13 +159,14 @@ pub trait Queue {
         Ok((Some(Grant::Granted(lost)), self.claim(count).await?))
     }
 
-    /// Keeps claims alive; called every third of the lease. An exclusive queue sweeps here, too.
+    /// Keeps claims alive; called every third of the lease. An exclusive queue also sweeps here.
     async fn renew(&mut self, claims: Vec<Self::Claim>) -> Result<(), String>;
 
-    /// Gives back what will not be worked on, in the order of the source.
+    /// Gives back claims that will not be processed, in the order of the source.
     async fn give_back(&mut self, claims: Vec<Self::Claim>) -> Result<(), String>;
 
-    /// Starts to wait for more; tells once. `true`: what comes is claimed at once, up to so many, and the next claim gives it out.
+    /// Starts to wait for more; notifies once. `true`: up to `count` new events are claimed at once, and the next claim
+    /// returns them.
     fn wait_for_more(&mut self, count: usize, more: Arc<Notify>) -> bool;
 
     /// Sets the gauges.
@@ -211,25 +215,25 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
     }
 }
 
-/// What is going on, independent of connections.
+/// State that is independent of connections.
 struct Work<C> {
     terms: Terms,
     feed: Feed,
     acks: mpsc::UnboundedReceiver<Ack>,
     ack_to: mpsc::UnboundedSender<Ack>,
     fence: Option<Arc<Fence>>,
-    /// With the lanes.
+    /// Events with the lanes.
     open: Open<(C, Permit)>,
     finished: Vec<(C, Permit)>,
     parked: Vec<(C, Parked, Permit)>,
-    /// Since when something waits to be settled.
+    /// When the oldest unsettled outcome arrived.
     unsettled_since: Option<Instant>,
-    /// Claimed, and waiting for credit.
+    /// Claimed events waiting for credit.
     pending: VecDeque<Claimed<C>>,
     trouble: Trouble,
-    /// Something was let go of because the lease was not certain: what comes after it must not go on before it.
+    /// An event was released because the lease was not certain: later ones must not overtake it.
     has_hole: bool,
-    /// The queue may have given out something that has not arrived here.
+    /// The queue may have given out events that have not arrived here.
     is_asking: bool,
 }
 
@@ -240,7 +244,7 @@ enum LeaseEnd {
 }
 
 impl<C: Clone> Work<C> {
-    /// From connect to a stop, or to an error.
+    /// Runs from connect to a stop, or to an error.
     async fn session<Q: Queue<Claim = C>>(
         &mut self,
         queue: &mut Q,
@@ -259,10 +263,10 @@ impl<C: Clone> Work<C> {
                 true
             };
             if !kept {
-                // What is still on its way under the old lease is fenced; it must be gone before it can be taken over again.
+                // Events in flight under the old lease are fenced; they must be gone before they are taken over again.
                 self.forget(stop).await;
                 if !self.is_certain() && !stop.is_requested() {
-                    // That has taken longer than the lease.
+                    // This took longer than the lease.
                     continue;
                 }
                 self.is_asking = true;
@@ -294,7 +298,7 @@ impl<C: Clone> Work<C> {
         loop {
             let asked = Instant::now();
             if let Some(kept) = queue.take_lease().await? {
-                // A claim that was certain at every moment since the last one is the same claim.
+                // A lease that was certain at every moment since the last one is the same claim.
                 let kept = kept && self.is_certain() && !self.is_asking;
                 if !kept {
                     self.drop_fence();
@@ -307,7 +311,7 @@ impl<C: Clone> Work<C> {
                 }
                 return Ok(Some(kept));
             }
-            // Standing by is being ready: another worker does the work.
+            // A standby worker is ready: another worker is active.
             self.feed.gauges().set_ready(true);
             self.feed.gauges().set_active(false);
             if !std::mem::replace(&mut is_told, true) {
@@ -322,12 +326,12 @@ impl<C: Clone> Work<C> {
 
     fn hold_fence(&self, asked: Instant) {
         if let Some(fence) = &self.fence {
-            // Clocks may run at different speeds, and a POST that has begun takes its time.
+            // Margin for clock drift and for a POST already under way.
             fence.hold(asked, self.terms.lease * 9 / 10);
         }
     }
 
-    /// Was the lease certain at every moment, and is everything that was claimed under it still on its way?
+    /// Was the lease certain at every moment, and is every claim under it still in flight?
     fn is_certain(&self) -> bool {
         !self.has_hole && self.fence.as_ref().is_some_and(|fence| fence.is_held())
     }
@@ -338,7 +342,7 @@ impl<C: Clone> Work<C> {
         }
     }
 
-    /// Until nothing is on its way any more; none of it is ours.
+    /// Waits until nothing is in flight any more; all of it is lost to this worker.
     async fn forget(&mut self, stop: &mut Stop) {
         let lost = self.open.len() + self.finished.len() + self.parked.len() + self.pending.len();
         self.feed.gauges().count_lost_claims(lost as u64);
@@ -355,7 +359,7 @@ impl<C: Clone> Work<C> {
         (self.has_hole, self.is_asking) = (false, false);
     }
 
-    /// Works with the lease in hand.
+    /// Works while holding the lease.
     async fn work_lease<Q: Queue<Claim = C>>(
         &mut self,
         queue: &mut Q,
@@ -369,7 +373,7 @@ impl<C: Clone> Work<C> {
         let more = Arc::new(Notify::new());
         let mut is_waiting = false;
         let mut is_dry = false;
-        // Until then the queue is not asked for more, and nobody wakes for what was done.
+        // Until then the queue is not asked for more, and outcomes do not wake this task.
         let (mut claim_at, mut ack_at) = (None, None);
         loop {
             self.note_all();
@@ -381,14 +385,14 @@ impl<C: Clone> Work<C> {
             ack_at = ack_at.filter(|at| *at > now);
             let has_room = self.pending.is_empty() && self.feed.credit().room() > 0;
             let is_claiming = has_room && !stop.is_requested() && !is_recovering && !is_dry && claim_at.is_none();
-            // What is done goes with the next claim, if there is one soon.
+            // Settle together with the next claim, if one is due soon.
             let has_company = is_claiming || claim_at.is_some();
             if !is_claiming && self.is_settling_due(stop, has_company) {
                 if !self.settle(queue).await? {
                     return Ok(LeaseEnd::LostLease);
                 }
                 if !has_room {
-                    // What is settled has made some.
+                    // Settling has freed credit.
                     continue;
                 }
             }
@@ -397,7 +401,7 @@ impl<C: Clone> Work<C> {
                 if !self.renew(queue).await? {
                     return Ok(LeaseEnd::LostLease);
                 }
-                // Others may have died since.
+                // Other workers may have died since.
                 is_recovering |= !self.terms.exclusive;
             }
             if now >= lag_at {
@@ -437,7 +441,7 @@ impl<C: Clone> Work<C> {
             let was_pending = self.pending.len();
             self.emit_pending(queue, stop).await?;
             if was_pending > self.pending.len() {
-                // Whatever there is goes on at once, but not without a look at what has been done.
+                // Continue at once while there is more, but check for outcomes first.
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -449,7 +453,7 @@ impl<C: Clone> Work<C> {
             let settle_at = self.unsettled_since.map(|since| since + SETTLE_WAIT);
             let times = [settle_at, claim_at, ack_at, Some(renew_at), Some(lag_at)];
             let wake_at = times.into_iter().flatten().min().unwrap_or(lag_at);
-            // A suspect waits for what is in flight, and not for credit.
+            // A suspect waits for the events in flight, not for credit.
             let innocent = self
                 .pending
                 .front()
@@ -457,7 +461,7 @@ impl<C: Clone> Work<C> {
             let wanted = innocent.map(|claimed| claimed.event.raw.len());
             let credit = Arc::clone(self.feed.credit());
             let stopping = stop.is_requested();
-            // What is done can wait for a claim that comes soon, unless it makes room for what waits here.
+            // Outcomes can wait for a claim that is due soon, unless they free credit for waiting events.
             let is_listening = ack_at.is_none() && (claim_at.is_none() || wanted.is_some());
             let mut last_word = stop.clone();
             tokio::select! {
@@ -479,7 +483,7 @@ impl<C: Clone> Work<C> {
         }
     }
 
-    /// Hands over what credit allows; a suspect goes alone.
+    /// Hands over events as credit allows; a suspect is delivered alone.
     async fn emit_pending<Q: Queue<Claim = C>>(&mut self, queue: &mut Q, stop: &Stop) -> Result<(), String> {
         while let Some(next) = self.pending.front() {
             if stop.is_requested() {
@@ -537,7 +541,7 @@ impl<C: Clone> Work<C> {
         match (ack.outcome, ack.parked) {
             (Outcome::Accepted | Outcome::Dropped, _) => self.finished.push((claim, permit)),
             (Outcome::Parked, Some(parked)) => self.parked.push((claim, *parked, permit)),
-            // The claim stays as it is, and ends with its lease.
+            // The claim stays, and ends with its lease.
             (Outcome::Parked | Outcome::Released, _) => {
                 self.has_hole = true;
                 return;
@@ -550,7 +554,7 @@ impl<C: Clone> Work<C> {
         self.unsettled_since.is_some()
     }
 
-    /// With company on the way it waits for that.
+    /// Settling waits for a claim that is due.
     fn is_settling_due(&self, stop: &Stop, has_company: bool) -> bool {
         let Some(since) = self.unsettled_since else {
             return false;
@@ -568,7 +572,7 @@ impl<C: Clone> Work<C> {
         Ok(self.note_settled(&settled))
     }
 
-    /// Claims, and settles what is done by the way.
+    /// Claims, and settles finished events in the same round trip.
     async fn claim<Q: Queue<Claim = C>>(
         &mut self,
         queue: &mut Q,
@@ -583,7 +587,7 @@ impl<C: Clone> Work<C> {
         Ok(if is_kept { claimed } else { Grant::Lost })
     }
 
-    /// What the queue is to be told.
+    /// Outcomes to report to the queue.
     fn unsettled(&self) -> (Vec<C>, Vec<(C, Parked)>) {
         let finished = self.finished.iter().map(|(claim, _)| claim.clone());
         let parked = self
@@ -593,7 +597,7 @@ impl<C: Clone> Work<C> {
         (finished.collect(), parked.collect())
     }
 
-    /// The queue's answer. `false`: the lease is lost.
+    /// Handles the queue's answer. `false`: the lease is lost.
     fn note_settled(&mut self, settled: &Grant<u64>) -> bool {
         let Grant::Granted(lost) = settled else { return false };
         self.feed.gauges().count_lost_claims(*lost);
@@ -615,7 +619,7 @@ impl<C: Clone> Work<C> {
         Ok(true)
     }
 
-    /// All that is claimed, in the order of the source.
+    /// All claims, in the order of the source.
     fn claims(&self) -> Vec<C> {
         let open = self.open.iter().map(|(claim, _)| claim.clone());
         let done = self.finished.iter().map(|(claim, _)| claim.clone());
@@ -626,7 +630,7 @@ impl<C: Clone> Work<C> {
             .collect()
     }
 
-    /// The end: nothing is done here any more.
+    /// Ends the work: settles and gives back all claims.
     async fn leave<Q: Queue<Claim = C>>(&mut self, queue: &mut Q) -> Result<(), String> {
         self.drop_fence();
         let rest = self.claims();

@@ -1,8 +1,9 @@
-//! Recorded events, for `replay` and `park retry`; no source of a configuration.
+//! Recorded events, for `replay` and `park retry`; not a configurable source.
 //!
-//! An event gets its id when it is sent. A channel refuses an id that is not above its newest, and one that is above what the source beside it will give
-//! out next would have that source refused; so the id is put right behind the newest of the event's channels, as the nodes tell it
-//! (`7-5`, `7-5-1`, `7-6`). Whoever was overtaken by a live event meanwhile is sent again.
+//! An event gets its id when it is sent. A channel refuses an id that is not above its newest, and an id above the next
+//! one of the live source would get that source refused; so the id is the successor of the newest in the event's
+//! channels, as reported by the nodes (`7-5`, `7-5-1`, `7-6`). An event overtaken by a live one meanwhile is sent
+//! again.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, IsTerminal};
@@ -19,44 +20,44 @@ use crate::event::{Event, EventId, OrderedId};
 use crate::finalizer::{Ack, AckTo, Handle, Outcome, Parked};
 use crate::sink::http_push::is_stale;
 
-/// How often a long replay says how far it is.
+/// Interval of a long replay's progress reports.
 const PROGRESS: Duration = Duration::from_secs(1);
-/// For so long nothing may be taken because live events are faster. Then it is parked.
+/// If live events overtake for this long without any event accepted, the event is parked.
 const OVERTAKEN: Duration = Duration::from_secs(10);
-/// Before what was overtaken is sent again.
+/// Pause before overtaken events are sent again.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(1);
-/// What was heard is noted at least as often as this.
+/// Maximum interval between two saves of the outcomes.
 const REST: Duration = Duration::from_millis(50);
 
 /// One recorded event.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The one it had, if it had one. Good as long as nothing else has come into its channels.
+    /// The event's original id, if any. Valid as long as nothing else has come into its channels.
     pub id: Option<EventId>,
     pub raw: Bytes,
 }
 
-/// Who knows where an event goes and what is there.
+/// Knows an event's channels and their newest ids.
 pub trait Channels: Send {
-    /// An id right behind the newest of the channels that the event goes to, if they have ordered ones.
+    /// The id right after the newest in the event's channels, if they have ordered ids.
     fn next_id<'a>(&'a mut self, event: &'a Event) -> Operation<'a, Option<OrderedId>>;
 
-    /// What was seen so far is no longer true.
+    /// Drops all cached ids.
     fn forget(&mut self);
 }
 
-/// Who wants to know how it went.
+/// Receiver of the outcomes.
 pub trait Ledger: Send {
-    /// Done with, or parked.
+    /// A record is published or parked.
     fn settled(&mut self, record: usize, parked: Option<&Parked>);
 
-    /// Called every now and then, and at the end: to note what was heard.
+    /// Called periodically, and at the end: saves the outcomes.
     fn rest(&mut self);
 }
 
 pub struct Recorded {
     records: Vec<Record>,
-    /// From one to the next.
+    /// Pause between two events.
     pause: Option<Duration>,
     channels: Box<dyn Channels>,
     ledger: Box<dyn Ledger>,
@@ -119,13 +120,13 @@ struct Running {
     ack_to: mpsc::UnboundedSender<Ack>,
     /// Indexes of records.
     waiting: VecDeque<usize>,
-    /// Which were overtaken before.
+    /// Records that were overtaken before.
     was_overtaken: Vec<bool>,
-    /// By ticket.
+    /// Records in flight, by ticket.
     open: HashMap<u64, usize>,
-    /// Those that are to be sent again when nothing is open.
+    /// Records to be sent again when nothing is in flight.
     overtaken: BTreeSet<usize>,
-    /// When the last one was taken.
+    /// When an event was last accepted.
     taken: Instant,
     sent: u64,
 }
@@ -138,7 +139,7 @@ impl Running {
         let count = self.recorded.records.len();
         while self.has_work() && !stop.is_requested() {
             if !self.overtaken.is_empty() && self.open.is_empty() {
-                // In their order, and before what comes after them.
+                // In their order, and before later records.
                 tokio::time::sleep(OVERTAKEN_PAUSE).await;
                 self.recorded.channels.forget();
                 for index in std::mem::take(&mut self.overtaken).into_iter().rev() {
@@ -192,17 +193,17 @@ impl Running {
         !(self.waiting.is_empty() && self.overtaken.is_empty() && self.open.is_empty())
     }
 
-    /// The event of a record, with the id under which it is sent now.
+    /// The event of a record, with the id for this attempt.
     async fn event(&mut self, index: usize) -> Event {
         let Record { id, raw } = self.recorded.records[index].clone();
         let mut event = Event::new(EventId::Unknown, Timestamp::now(), raw);
         let behind = self.recorded.channels.next_id(&event).await;
         event.id = match (behind, id) {
             (Ok(Some(behind)), _) => behind.into(),
-            // A node that does not tell its ids has refused the one below.
+            // A node that does not report its ids has refused the id below.
             _ if self.was_overtaken[index] => EventId::new(event.received.0, self.sent + 1),
             (_, Some(id)) => id,
-            // Below all that a source gives out.
+            // Below all ids that a source gives out.
             (_, None) => EventId::Numbered {
                 epoch: 0,
                 seq: event.received.0,

@@ -1,11 +1,12 @@
-//! `redis_pubsub`: messages of Redis channels, as far as they come.
+//! `redis_pubsub`: Redis pub/sub, at most once.
 //!
 //! ```toml
 //! live = { type = "redis_pubsub", url = "redis://127.0.0.1:6379/0", channels = ["posts"], patterns = ["forum.*"] }
 //! ```
 //!
-//! Best effort: Redis keeps nothing. What is said while nobody listens, or faster than it is published, is lost; there are no acknowledgements, and ids
-//! begin anew with each start. Good for what is worthless a second later.
+//! Best effort: Redis stores nothing. Messages sent while the worker is not subscribed, or faster than they are
+//! published, are lost; there are no acknowledgements, and ids begin anew with each start. For data that is worthless a
+//! second later.
 
 use std::time::Duration;
 

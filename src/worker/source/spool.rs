@@ -1,11 +1,12 @@
-//! A queue on disk: what `http_in` has promised to publish and has not published yet.
+//! A queue on disk: events that `http_in` has promised to publish and has not published yet.
 //!
 //! A directory of segments, each named by its first sequence number, with lines `<seq> <unix ms> <json>`. One thread
-//! appends; all requests that come while it is in fsync share the next one. A reader follows it as far as it is durable. A segment goes when
-//! all its events are settled. A torn last line, which a crash leaves, was never promised to anybody and is cut off.
+//! appends; all requests that arrive during its fsync share the next one. A reader follows up to the durable position.
+//! A segment is deleted when all its events are settled. A torn last line, left by a crash, was never acknowledged and
+//! is cut off.
 //!
-//! What is settled takes no room: positions count the bytes of all lines since the oldest segment that was found at the start, so what waits
-//! is the difference of two positions, wherever segments begin.
+//! Settled events take no room: positions count the bytes of all lines since the oldest segment found at the start, so
+//! the waiting bytes are the difference of two positions, wherever segments begin.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -22,7 +23,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock::Timestamp;
 
-/// One read.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 128 * 1024;
 
 /// The writing end.
@@ -36,22 +37,22 @@ pub struct Spool {
 pub struct Reader {
     shared: Arc<Shared>,
     open: Option<(u64, File)>,
-    /// Place of `buffer` in the open segment.
+    /// Offset of `buffer` in the open segment.
     offset: u64,
     buffer: VecDeque<Entry>,
-    /// Position behind what was read.
+    /// Position after the bytes read.
     position: u64,
-    /// Smaller ones are settled.
+    /// Smaller sequence numbers are settled.
     from: u64,
 }
 
-/// What came in, and when.
+/// An event, and its time of arrival.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub seq: u64,
     pub received: Timestamp,
     pub text: Bytes,
-    /// The position behind it.
+    /// The position after it.
     pub end: u64,
 }
 
@@ -73,9 +74,9 @@ struct Shared {
     segments: Mutex<VecDeque<Segment>>,
     /// Bytes of appends under way.
     pending: AtomicU64,
-    /// Position behind the last durable line.
+    /// Position after the last durable line.
     written: AtomicU64,
-    /// Position up to which all is settled.
+    /// Position up to which all events are settled.
     settled: AtomicU64,
     grown: Notify,
 }
@@ -83,7 +84,7 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Segment {
     first: u64,
-    /// This much is on the disk.
+    /// Durable length.
     durable: u64,
 }
 
@@ -93,7 +94,7 @@ impl Shared {
     }
 }
 
-/// Why texts were not stored.
+/// The texts were not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the spool is full")]
@@ -102,7 +103,7 @@ pub enum Error {
     Io(#[from] io::Error),
 }
 
-/// Opens the queue. Events up to `settled` are done and do not come again.
+/// Opens the queue. Events up to `settled` do not come again.
 pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(Spool, Reader, Cleaner)> {
     fs::create_dir_all(directory)?;
     let mut firsts: Vec<u64> = fs::read_dir(directory)?
@@ -151,7 +152,7 @@ pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(S
         from: settled + 1,
     };
     let cleaner = Cleaner(Arc::clone(&shared));
-    // The reader counts from the oldest segment that is left.
+    // The reader counts from the oldest segment left.
     reader.position = cleaner.remove_segments(settled);
     Ok((
         Spool {
@@ -164,16 +165,16 @@ pub fn open(directory: &Path, settled: u64, segment_bytes: u64) -> io::Result<(S
     ))
 }
 
-/// What a segment holds.
+/// Contents of a segment.
 struct Found {
     durable: u64,
-    /// Bytes of the lines that are settled.
+    /// Bytes of the settled lines.
     settled: u64,
     /// The last sequence number.
     last: Option<u64>,
 }
 
-/// Looks through a segment; cuts a torn end off the last one.
+/// Scans a segment; cuts a torn end off the last one.
 fn recover(path: &Path, is_last: bool, settled: u64) -> io::Result<Found> {
     let text = fs::read(path)?;
     let whole = memchr::memrchr(b'\n', &text).map_or(0, |end| end + 1);
@@ -217,8 +218,8 @@ fn parse(line: &[u8]) -> Option<(u64, Timestamp, &[u8])> {
 }
 
 impl Spool {
-    /// Makes the texts durable, then answers with the first of their consecutive sequence numbers. They must not
-    /// hold line ends. At most about `max` bytes wait; what is larger than that goes in alone.
+    /// Makes the texts durable, then returns the first of their consecutive sequence numbers. They must not contain
+    /// line ends. At most about `max` bytes wait; larger appends enter alone.
     pub async fn append(&self, texts: Vec<Bytes>, received: Timestamp, max: u64) -> Result<u64, Error> {
         let size: u64 = texts.iter().map(|text| text.len() as u64).sum();
         let waiting = self.waiting();
@@ -239,7 +240,7 @@ impl Spool {
         Ok(wait.await.map_err(|_| gone())??)
     }
 
-    /// Bytes that are not settled, and those on their way to the disk.
+    /// Unsettled bytes, and those on their way to the disk.
     pub fn waiting(&self) -> u64 {
         let Shared {
             pending,
@@ -247,7 +248,8 @@ impl Spool {
             settled,
             ..
         } = &*self.shared;
-        // In this order, so that nothing is missed: what is written was counted as pending first, and what is settled is written.
+        // In this order, so that nothing is missed: written bytes were counted as pending first, and settled bytes are
+        // written.
         let (pending, settled) = (pending.load(Ordering::Acquire), settled.load(Ordering::Acquire));
         pending + written.load(Ordering::Acquire).saturating_sub(settled)
     }
@@ -287,13 +289,13 @@ impl Writer {
         }
         let written = self.write(&text);
         let size = batch.iter().map(|append| append.size).sum();
-        // Release: whoever sees it gone sees it in `written`.
+        // Release: an observer of the decrement also sees the new `written`.
         self.shared.pending.fetch_sub(size, Ordering::Release);
         match written {
             Ok(()) => {
                 self.next = next;
                 for (append, first) in batch.into_iter().zip(firsts) {
-                    // A client that has gone does not mind.
+                    // The client may have disconnected.
                     let _ = append.done.send(Ok(first));
                 }
             }
@@ -314,7 +316,7 @@ impl Writer {
             return Err(io::ErrorKind::NotFound.into());
         };
         if let Err(error) = file.write_all(text).and_then(|()| file.sync_data()) {
-            // Nobody was promised this; half of it must not stay before what comes next.
+            // These lines were never acknowledged; a partial one must not precede the next.
             file.set_len(self.length)?;
             return Err(error);
         }
@@ -329,7 +331,7 @@ impl Writer {
 
     fn start_segment(&mut self) -> io::Result<()> {
         let path = self.shared.path(self.next);
-        // A segment of that name is one that has stayed empty. What people wrote is for the owner's eyes only.
+        // An existing segment of that name is empty. User input is readable by the owner only.
         let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
         File::open(&self.shared.directory)?.sync_all()?;
         let mut segments = self.shared.segments.lock();
@@ -358,12 +360,12 @@ impl Reader {
         }
     }
 
-    /// Waits until there may be more.
+    /// Waits until there may be more entries.
     pub async fn grown(&self) {
         self.shared.grown.notified().await;
     }
 
-    /// Reads a chunk of whole lines. `false`: nothing there.
+    /// Reads a chunk of whole lines. `false`: no data.
     fn fill(&mut self) -> io::Result<bool> {
         loop {
             let segments = self.shared.segments.lock().clone();
@@ -390,7 +392,7 @@ impl Reader {
     }
 }
 
-/// Reads about a chunk, at least one line, and returns how many bytes. The chunk begins at `position`.
+/// Reads about a chunk, at least one line, and returns the number of bytes. The chunk begins at `position`.
 fn read_lines(file: &File, offset: u64, end: u64, mut position: u64, into: &mut VecDeque<Entry>) -> io::Result<u64> {
     let mut chunk = CHUNK_BYTES as u64;
     loop {
@@ -416,13 +418,13 @@ fn read_lines(file: &File, offset: u64, end: u64, mut position: u64, into: &mut 
 }
 
 impl Cleaner {
-    /// All events up to `seq`, which ends at the position `end`, are done.
+    /// Settles all events up to `seq`, which ends at the position `end`.
     pub fn settled(&self, seq: u64, end: u64) {
         self.0.settled.fetch_max(end, Ordering::Release);
         self.remove_segments(seq);
     }
 
-    /// Returns how many bytes went.
+    /// Returns the number of bytes deleted.
     fn remove_segments(&self, seq: u64) -> u64 {
         let mut segments = self.0.segments.lock();
         let mut bytes = 0;

@@ -4,7 +4,8 @@
 //! lines = { type = "stdin" }
 //! ```
 //!
-//! Best effort: a pipe cannot be asked again. When the input ends and everything is delivered, a worker without other sources ends, too.
+//! Best effort: a pipe cannot be reread. When the input ends and everything is delivered, a worker without other
+//! sources ends, too.
 
 use std::io::{self, BufRead};
 
@@ -49,7 +50,7 @@ impl Source for Stdin {
         Box::pin(async move {
             let epoch = next_epoch(&context)?;
             let (lines, mut receiver) = mpsc::channel(READ_AHEAD);
-            // A read of standard input cannot be interrupted, so its thread is left behind at a stop.
+            // A blocking read of standard input cannot be interrupted, so its thread is left behind at a stop.
             std::thread::Builder::new()
                 .name("stdin".to_owned())
                 .spawn(move || read_lines(io::stdin().lock(), &lines))?;

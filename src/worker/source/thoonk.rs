@@ -1,4 +1,5 @@
-//! `thoonk`: jobs of a Thoonk queue on Redis, together with producers and workers that use the Python or JavaScript library.
+//! `thoonk`: jobs of a Thoonk queue on Redis, shared with producers and workers that use the Python or JavaScript
+//! library.
 //!
 //! ```toml
 //! posts = { type = "thoonk", url = "redis://127.0.0.1:6379/0", queue = "posts", dialect = "classic" }
@@ -14,11 +15,13 @@
 //! | claim too old | back to the head of `ids`, `cancelled` + 1 |
 //! | `park retry` | retry: out of `stalled`, into `ids` |
 //!
-//! What the schema lacks stands under `glue.`: who has a claim, a sequence number per job (it makes the `Event-Id`, and stays with the job when that comes
-//! again), the lease. Claims of workers that know nothing of these are handed back after `foreign_lease`. A job that is in `items` and nowhere
-//! else, as a crash between two commands of such a worker leaves it, is queued again when it has been seen so twice.
+//! State that the schema lacks is under `glue.`: the claims' holders, a sequence number per job (it makes the
+//! `Event-Id`, and stays with the job across redeliveries), the lease. Claims of workers without this state are handed
+//! back after `foreign_lease`. A job that is only in `items`, as left by a crash between two commands of such a worker,
+//! is queued again when it has been seen so twice.
 //!
-//! `consumers = "one"` (default) keeps the order: one worker is active, others stand by. With `"many"` all take jobs, and order is lost. Needs Redis 6.2.
+//! `consumers = "one"` (default) keeps the order: one worker is active, others stand by. With `"many"` all take jobs,
+//! and order is lost. Needs Redis 6.2.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -45,13 +48,13 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// A blocking wait is begun anew after this time.
+/// A blocking wait is renewed after this time.
 const BLOCK_SECONDS: u64 = 5;
-/// Jobs to a script: while Redis works on some, the lane works on those before.
+/// Jobs per script: while Redis works on some, the lane works on the previous ones.
 const DEFAULT_BATCH: usize = 256;
-/// Scripts hold up the whole server: no more jobs to one.
+/// Maximum jobs per script, since scripts block the whole server.
 const MAX_BATCH: usize = 1000;
-/// How often orphans are looked for: it means reading all ids.
+/// Interval of searches for orphans, which read all ids.
 const ORPHAN_INTERVAL: Duration = Duration::from_secs(60);
 /// Times below this are seconds: thoonk.py's retry writes them so.
 const SECONDS_BELOW: f64 = 1e11;
@@ -61,7 +64,7 @@ pub struct Thoonk {
     server: Server,
     queue: String,
     dialect: Dialect,
-    /// A claim without our mark that is older than this is handed back.
+    /// A claim without our mark older than this is handed back.
     foreign_lease: Duration,
     orphan_interval: Duration,
     terms: Terms,
@@ -146,7 +149,7 @@ impl Source for Thoonk {
                 .query_async(&mut connection)
                 .await
                 .map_err(describe_error)?;
-            // One of the libraries leaves stalled jobs among the published.
+            // One of the libraries leaves stalled jobs in `published`.
             let times = all
                 .into_iter()
                 .filter(|(id, _)| !stalls.contains(id))
@@ -164,7 +167,7 @@ impl Source for Thoonk {
     }
 }
 
-/// The keys of a queue, in the order in which all scripts get them.
+/// The keys of a queue, in the order expected by all scripts.
 pub struct Keys(pub Vec<String>);
 
 impl Thoonk {
@@ -190,7 +193,7 @@ impl Thoonk {
     }
 }
 
-/// Gives names to the keys and looks at the lease.
+/// Names the keys and checks the lease.
 const PREAMBLE: &str = r"
 local ids, items, published, claimed, cancelled, stalled, finishes = unpack(KEYS, 1, 7)
 local lease, seq, seqno, owner, deliveries, suspects, park = unpack(KEYS, 8, 14)
@@ -317,8 +320,8 @@ for i = #ARGV, 2, -1 do
 end
 return 1";
 
-// Hands back what nobody works on any more, the newest first, so that the oldest is at the head. With a lease, claims with our mark are the
-// holder's, however old. ARGV: token, ours older than, foreign older than
+// Hands back abandoned claims, the newest first, so that the oldest is at the head. With a lease, claims with our mark
+// are the holder's, whatever their age. ARGV: token, ours older than, foreign older than
 const SWEEP: &str = r"
 local back = 0
 local old = redis.call('ZRANGEBYSCORE', claimed, '-inf', ARGV[2], 'LIMIT', 0, 1000)
@@ -385,12 +388,12 @@ struct Jobs {
     keys: Keys,
     worker: String,
     lease: Lease,
-    /// Held by whoever sweeps, where several are active.
+    /// Held by the sweeping worker, where several are active.
     sweeping: Lease,
     epoch: u64,
     commands: Option<MultiplexedConnection>,
     waiting: Option<MultiplexedConnection>,
-    /// What a recovery has still to take over, oldest last.
+    /// Claims that a recovery has still to take over, oldest last.
     inherited: Option<Vec<String>>,
     suspected_orphans: HashSet<String>,
     orphans_at: Instant,
@@ -455,7 +458,7 @@ impl Jobs {
         arguments
     }
 
-    /// `None`: the lease is somebody else's.
+    /// `None`: another worker holds the lease.
     fn granted(&self, jobs: Option<Vec<Described>>) -> Grant<Vec<Claimed<String>>> {
         match jobs {
             None => Grant::Lost,
@@ -473,7 +476,7 @@ impl Jobs {
         }
     }
 
-    /// Jobs that are nowhere, twice in a row.
+    /// Queues jobs again that were orphans twice in a row.
     async fn look_for_orphans(&mut self) -> Result<(), String> {
         if self.orphans_at.elapsed() < self.config.orphan_interval {
             return Ok(());
@@ -481,7 +484,7 @@ impl Jobs {
         self.orphans_at = Instant::now();
         let mut connection = self.connection()?;
         let [ids, items, _, claimed, _, stalled] = [0, 1, 2, 3, 4, 5].map(|at| self.keys.0[at].as_str());
-        // The reading goes in this order, so that a job that moves on meanwhile is seen where it arrives.
+        // Read in this order, so that a job that moves meanwhile is seen at its destination.
         let (bodies, waiting, claims, stalls): (Vec<String>, Vec<String>, Vec<String>, Vec<String>) = redis::pipe()
             .cmd("HKEYS")
             .arg(items)
@@ -534,7 +537,7 @@ async fn call<T: redis::FromRedisValue>(
 
 fn millis_of(score: f64) -> u64 {
     let millis = if score < SECONDS_BELOW { score * 1000.0 } else { score };
-    // Scores are times; what is negative or too large is none.
+    // Scores are times; negative or too large values are invalid.
     if (0.0..1e18).contains(&millis) {
         millis as u64
     } else {
@@ -569,7 +572,7 @@ impl Queue for Jobs {
             .await
             .map_err(describe_error)?;
         if is_new == 1 && self.config.dialect == Dialect::Classic {
-            // As the libraries announce a new queue.
+            // The libraries' announcement of a new queue.
             let said = format!("{queue}\0{}", self.worker);
             redis::pipe()
                 .cmd("HSET")
@@ -628,7 +631,7 @@ impl Queue for Jobs {
 
     async fn recover(&mut self, count: usize) -> Result<Grant<(Vec<Claimed<String>>, bool)>, String> {
         if !self.config.terms.exclusive {
-            // Others are at work: what they let lie comes back by the sweep.
+            // Other workers are active: the sweep hands back what they abandon.
             return Ok(Grant::Granted((Vec::new(), true)));
         }
         let inherited = match self.inherited.take() {
@@ -674,7 +677,7 @@ impl Queue for Jobs {
         count: usize,
     ) -> Result<(Option<Grant<u64>>, Grant<Vec<Claimed<String>>>), String> {
         let (settle, claim) = (self.settle_arguments(finished, parked), self.claim_arguments(count));
-        // One behind the other on one connection.
+        // Pipelined on one connection.
         let (ours, jobs) = tokio::try_join!(self.call(SETTLE, &settle), self.call(CLAIM, &claim))?;
         Ok((
             Some(Grant::lost_of(ours, finished.len() + parked.len())),
@@ -712,11 +715,11 @@ impl Queue for Jobs {
         };
         let ids = self.keys.0[0].clone();
         self.watches.spawn(async move {
-            // Returns as soon as the list is not empty, and leaves it as it is.
+            // Returns as soon as the list is not empty, and leaves it unchanged.
             let mut wait = redis::cmd("BLMOVE");
             wait.arg(&ids).arg(&ids).arg("RIGHT").arg("RIGHT").arg(BLOCK_SECONDS);
             if let Err(error) = wait.query_async::<Value>(&mut connection).await {
-                // The other connection will have noticed, too.
+                // The main connection will have failed, too.
                 tracing::debug!("waiting for {ids}: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -740,7 +743,7 @@ impl Queue for Jobs {
             .query_async(&mut self.connection()?)
             .await
             .map_err(describe_error)?;
-        // One of the libraries leaves stalled jobs among the published.
+        // One of the libraries leaves stalled jobs in `published`.
         let oldest = oldest.into_iter().find(|(id, _)| !stalls.contains(id));
         feed.gauges()
             .set_lag(waiting, oldest.map(|(_, score)| Timestamp(millis_of(score))));

@@ -1,10 +1,10 @@
-//! What is wrong with a broker just now: told when it begins, when it becomes something else, and when it is over; not at every attempt.
+//! A broker's current failure: logged when it begins, changes and ends; not at every attempt.
 
 #[derive(Debug, Default)]
 pub struct Trouble(Option<String>);
 
 impl Trouble {
-    /// It did not work; `then` is what happens now.
+    /// Reports a failure; `then` is the action that follows.
     pub fn tell(&mut self, source: &str, error: String, then: &str) {
         if self.0.as_ref() != Some(&error) {
             tracing::warn!("source {source}: {error}; {then}");
@@ -12,7 +12,7 @@ impl Trouble {
         }
     }
 
-    /// It works. Did it not before?
+    /// Reports success. Was there a failure before?
     pub fn is_over(&mut self) -> bool {
         self.0.take().is_some()
     }

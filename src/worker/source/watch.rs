@@ -1,10 +1,10 @@
-//! What waits for a broker beside a source.
+//! Tasks beside a source that wait for its broker.
 
 use std::future::Future;
 
 use tokio::task::{AbortHandle, spawn_local};
 
-/// Tasks that end with the source that started them: a thread is not held up by one that waits for a message nobody will take.
+/// Tasks that end with their source: a task waiting for a message that will never be taken must not hold up the thread.
 #[derive(Debug, Default)]
 pub struct Watches(Vec<AbortHandle>);
 

@@ -1,10 +1,11 @@
-//! Stages: what happens to an event between source and sinks.
+//! Stages: transform events between source and sinks.
 //!
-//! A stage is synchronous and shared by all lanes: no I/O and no waiting, so that a lane can run a whole pipeline inline. It must give the same answer when the
-//! same event comes again, after a panic or a redelivery. So stages keep nothing of the events before, but for `dedupe`, which remembers keys with
-//! the id of the event that had them first and lets that one through again, and counters that no answer depends on.
+//! A stage is synchronous and shared by all lanes: no I/O and no waiting, so that a lane can run a whole pipeline
+//! inline. It must give the same result when the same event comes again, after a panic or a redelivery. So stages keep
+//! no state of earlier events, except `dedupe`, which remembers keys with the id of the first event that had them and
+//! lets that event through again, and counters that affect no result.
 //!
-//! Each stage is one file: its configuration, how it is read, how it runs, its tests. [`KINDS`] is the table of them.
+//! Each stage is one file: its configuration, how it is read, how it runs, its tests. [`KINDS`] lists them.
 
 pub mod anonymise;
 pub mod assert;
@@ -31,22 +32,22 @@ use crate::field::FieldPath;
 /// What to do with an event after a stage.
 #[derive(Debug)]
 pub enum Flow {
-    /// Hand it to the next stage.
+    /// Pass it to the next stage.
     Next,
-    /// Hand it on, and count this kind of error.
+    /// Pass it on, and count this kind of error.
     Doubtful(&'static str),
-    /// Leave it out on purpose. The reason is a metrics label: a few words, no data.
+    /// Drop it on purpose. The reason is a metrics label: a few words, no data.
     Drop(&'static str),
     /// Put it in the dead-letter file.
     Park(String),
-    /// Go on with these instead. The pipeline numbers their ids.
+    /// Continue with these events instead. The pipeline numbers their ids.
     Split(Vec<Event>),
 }
 
 pub trait Stage: Send + Sync {
     fn run(&self, event: &mut Event) -> Flow;
 
-    /// Does it work on parsed fields? Then `validate` wants a `parse_json` before it.
+    /// Does it need parsed fields? Then `validate` requires an earlier `parse_json`.
     fn needs_fields(&self) -> bool {
         true
     }
@@ -56,17 +57,17 @@ pub trait Stage: Send + Sync {
         false
     }
 
-    /// Does it choose channels? A sink that publishes needs one of these before it.
+    /// Does it choose channels? A publishing sink needs such a stage before it.
     fn gives_channels(&self) -> bool {
         false
     }
 
-    /// Is it wrong about events without ids? Then `validate` refuses a source that has none.
+    /// Does it malfunction on events without ids? Then `validate` refuses a source without ids.
     fn needs_ids(&self) -> bool {
         false
     }
 
-    /// The order it asks for, if it has a say in that.
+    /// The event order it requires, if it determines one.
     fn order(&self) -> Option<Order> {
         None
     }
@@ -75,15 +76,15 @@ pub trait Stage: Send + Sync {
 /// Which events of a pipeline must stay in the order of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
-    /// All of them.
+    /// All events.
     Source,
-    /// Those with the same value in this field of the incoming event. Events without it keep order among themselves.
+    /// Events with the same value in this field of the incoming event. Events without it keep order among themselves.
     By(FieldPath),
-    /// None.
+    /// No events.
     Unordered,
 }
 
-/// One line of the table of stages.
+/// An entry of the table of stages.
 pub struct Kind {
     pub name: &'static str,
     pub about: &'static str,
@@ -105,10 +106,10 @@ pub const KINDS: &[Kind] = &[
     route::KIND,
 ];
 
-/// Of the keys that stages work with.
+/// Length of the keys that stages work with.
 pub const KEY_BYTES: usize = 32;
 
-/// `key = { file = "…" }`: the file holds 32 raw bytes or 64 hex digits and, if it likes, a line end.
+/// `key = { file = "…" }`: the file holds 32 raw bytes or 64 hex digits and an optional line end.
 fn key_file(key: &Section<'_>) -> Option<[u8; KEY_BYTES]> {
     let file = key.required::<PathBuf>("file")?;
     read_key(&file).map_err(|error| key.complain_at("file", error)).ok()
@@ -128,7 +129,7 @@ fn read_key(file: &Path) -> Result<[u8; KEY_BYTES], String> {
     })
 }
 
-/// What to do about a field that is missing, null or of the wrong type.
+/// Handling of a field that is missing, null or of the wrong type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     Null,

@@ -1,4 +1,5 @@
-//! Many events in one POST, where a node offers it: `Accept-Post: application/x-ndjson` in its answer to OPTIONS.
+//! Batches: many events in one POST to nodes that offer it by `Accept-Post: application/x-ndjson` in their answer to
+//! OPTIONS.
 //!
 //! One line per event, `{"channels":[…],"text":"…","id":"…","type":"…"}` (`base64` instead of `text` for what is not UTF-8). The node
 //! answers with a verdict per line, or, as asked by `Prefer: return=minimal`, with the count and the verdicts of the lines that failed.
@@ -18,16 +19,16 @@ use super::{EPOCH, HttpPush};
 use crate::event::Event;
 
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
-/// Lines to a POST at most; a node takes 1000 by default.
+/// Maximum lines per POST; a node takes 1000 by default.
 pub const DEFAULT_LINES: usize = 256;
-/// Half of nginx's default `client_max_body_size`. A line that is longer goes alone.
+/// Half of nginx's default `client_max_body_size`. A longer line is sent alone.
 pub const MAX_BYTES: usize = 512 * 1024;
 
 const ACCEPT_POST: &str = "accept-post";
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 const RETURN_MINIMAL: HeaderValue = HeaderValue::from_static("return=minimal");
 
-/// The question what a node offers, and which memory it has.
+/// The OPTIONS request for a node's capabilities and epoch.
 pub fn question(config: &HttpPush, host: &HeaderValue) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::default());
     *request.method_mut() = Method::OPTIONS;
@@ -37,7 +38,7 @@ pub fn question(config: &HttpPush, host: &HeaderValue) -> Request<Full<Bytes>> {
     request
 }
 
-/// Does the node that answers so take batches?
+/// Does this answer offer batches?
 pub fn is_offered(answer: &Parts) -> bool {
     let offers = answer.headers.get_all(ACCEPT_POST).iter();
     let mut kinds = offers
@@ -46,7 +47,7 @@ pub fn is_offered(answer: &Parts) -> bool {
     kinds.any(|kind| kind.trim().eq_ignore_ascii_case(CONTENT_TYPE))
 }
 
-/// How many from the head fit into one POST.
+/// Number of lines from the head that fit into one POST.
 pub fn fitting<'a>(lines: impl Iterator<Item = &'a Bytes>, max_lines: usize) -> usize {
     let mut bytes = 0;
     let fits = |line: &&Bytes| {
@@ -68,21 +69,22 @@ pub fn request(config: &HttpPush, node: &Node, lines: Vec<u8>) -> Request<Full<B
     request
 }
 
-/// What a node made of a batch.
+/// A node's answer to a batch.
 pub enum Outcome {
     /// One for each line.
     Verdicts(Vec<Attempt>),
     /// The same for all.
     Whole(Attempt),
-    /// Likewise, and whether it takes batches at all is to be asked again.
+    /// The same for all, and the node must be asked again whether it takes batches.
     Refused(Attempt),
-    /// Fewer next time; a single one that is still too large goes by itself and gets its own verdict.
+    /// Send fewer lines next time; a single line that is still too large is sent as a plain POST and gets its own
+    /// verdict.
     TooLarge,
-    /// It has changed its mind since it was asked.
+    /// The node no longer takes batches.
     NotTaken,
 }
 
-/// The meaning of the answer to a batch of `count` lines.
+/// Interprets the answer to a batch of `count` lines.
 pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count: usize) -> Result<Outcome, Failure> {
     let answer = node.answered(parts);
     match answer.status {
@@ -90,11 +92,11 @@ pub fn outcome(config: &HttpPush, node: &Node, parts: &Parts, body: &[u8], count
         413 => {
             return Ok(Outcome::TooLarge);
         }
-        // A location without batches misses the channel, which stands in each line.
+        // A location without batch support misses the channel, which is in each line instead.
         400 | 415 => {
             return Ok(Outcome::NotTaken);
         }
-        // Whatever is wrong is not wrong with the first event.
+        // The error is not about the first event.
         400..=499 => {
             let text = format!("{} {}", answer.status, answer.explain.unwrap_or_default());
             node.misconfigured(&text);
@@ -139,7 +141,7 @@ struct Line<'a> {
     kind: Option<&'a str>,
 }
 
-/// The event as a line, its end included.
+/// The event as a line, with its line end.
 pub fn line(event: &Event) -> Bytes {
     let body = event.payload();
     let text = std::str::from_utf8(&body).ok();
@@ -151,13 +153,13 @@ pub fn line(event: &Event) -> Bytes {
         kind: event.event_type.as_deref(),
     };
     let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 128);
-    // Strings and lists of strings always serialise.
+    // Strings and lists of strings always serialize.
     let _ = serde_json::to_writer(&mut out, &line);
     out.push(b'\n');
     out.into()
 }
 
-/// A node's word on one line.
+/// A node's verdict on one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LineVerdict {
     pub status: u16,
@@ -178,7 +180,7 @@ struct Verdict {
     explain: Option<String>,
 }
 
-/// Says a minimal answer that nothing has failed? Then there is nothing to be told apart.
+/// Does a minimal answer report no failure? Then the lines need no individual verdicts.
 fn is_all_taken(body: &[u8], lines: usize) -> bool {
     serde_json::from_slice(body)
         .is_ok_and(|count: Count| count.lines == lines && count.ok == lines && count.failed == 0)

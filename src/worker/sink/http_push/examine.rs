@@ -1,4 +1,4 @@
-//! Is there a publisher location at each node, and what can it do?
+//! Checks each node for a publisher location and its capabilities.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -17,9 +17,9 @@ use crate::redis_link::clock;
 
 /// The newest id of a channel, in the answer to a GET at a publisher location that keeps ids in order.
 const NEWEST_ID: &str = "x-nginx-pushstream-event-id";
-/// Says a publisher location that is asked for its epoch, if it drops what it has already.
+/// Header by which a publisher location, asked for its epoch, says that it drops duplicates.
 const IDEMPOTENT: &str = "x-nginx-pushstream-idempotent";
-/// Nobody waits for a doctor.
+/// Short, for an interactive `doctor`.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 impl HttpPush {
@@ -37,7 +37,8 @@ impl HttpPush {
         findings
     }
 
-    /// The newest ordered id that any node tells for this channel. A node that does not know the channel, or keeps no order, tells none.
+    /// The newest ordered id of this channel at any node. A node that does not know the channel, or keeps no order,
+    /// reports none.
     pub async fn ask_newest_id(&self, channel: &str) -> Option<OrderedId> {
         let path = publish_path(&self.path, &[channel.to_owned()]);
         let mut newest = None;
@@ -156,7 +157,7 @@ async fn look_at_statistics(pool: &Pool, host: &HeaderValue, path: &str) -> Find
     }
 }
 
-/// The node's clock against ours, in milliseconds; what it says has whole seconds.
+/// The node's clock minus ours, in milliseconds; the node's has whole seconds.
 fn ahead(parts: &Parts) -> Option<i128> {
     let theirs = httpdate::parse_http_date(parts.headers.get(DATE)?.to_str().ok()?).ok()?;
     let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).ok();

@@ -4,8 +4,9 @@
 //! nginx = { type = "http_push", nodes = ["http://127.0.0.1:8080", "unix:/run/nginx/pub.sock"], path = "/pub?id=" }
 //! ```
 //!
-//! An event goes to every node, with all channels in one POST; `Event-Id` is the same in every attempt, so that a node can drop what it has already
-//! stored. It is accepted when `required` nodes (`"all"`, default) said 2xx; nodes that did are not asked again. What an answer means:
+//! An event goes to every node, with all channels in one POST; `Event-Id` is the same in every attempt, so that a node
+//! can drop what it has already stored. It is accepted when `required` nodes (`"all"`, default) answered 2xx; these are
+//! not sent it again. Meaning of answers:
 //!
 //! | answer | meaning |
 //! |---|---|
@@ -18,16 +19,17 @@
 //!
 //! `permanent` adds statuses to be parked at once.
 //!
-//! * `ordered = true` (default if the source gives ids): each node gets events in the order of the source, over all lanes and channels, one POST at a
-//!   time ([`ordered`]). Up to `batch` events share a POST with a node that offers batches; an older node, or the C module, gets
-//!   one POST each.
-//! * `ordered = false`: each lane publishes on up to `connections` connections per node, in order per key ([`unordered`]); where the node offers batches, on
-//!   two, and what waits meanwhile shares a POST.
+//! * `ordered = true` (default if the source gives ids): each node gets events in the order of the source, over all
+//!   lanes and channels, one POST at a time ([`ordered`]). Up to `batch` events share a POST with a node that offers
+//!   batches; an older node, or the C module, gets one POST each.
+//! * `ordered = false`: each lane publishes on up to `connections` connections per node, in order per key
+//!   ([`unordered`]); where the node offers batches, on two, and events waiting meanwhile share a POST.
 //!
-//! With `statistics` each node's own count is compared with ours ([`reconcile`]). A node that fails is left alone but for one probe at a time ([`node`]). While it is away, events wait; with fewer nodes required they go on, and
-//! what is more than a few thousand events old misses that node, which is counted. An ordered sink notices by itself, when its connection ends, that a node is
-//! gone; one that is back first gets what its source publishes again (`history`), then what has waited: a channel would refuse what is older than
-//! its newest event.
+//! With `statistics` each node's own count is compared with ours ([`reconcile`]). A failed node gets only one probe at
+//! a time ([`node`]). While it is down, events wait; with fewer nodes required they continue, and events more than a
+//! few thousand behind miss that node, which is counted. An ordered sink detects a lost node by itself, when its
+//! connection ends; a recovered node first gets what its source publishes again (`history`), then the waiting events: a
+//! channel would refuse ids older than its newest event.
 
 mod batch;
 mod examine;
@@ -68,34 +70,34 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// Enough to keep one nginx worker busy from one lane; each costs a socket on both ends.
+/// Enough for one lane to keep an nginx worker busy; each costs a socket on both ends.
 const DEFAULT_CONNECTIONS: usize = 16;
-/// Channel information is a few hundred bytes per channel; more than this is not an answer to a publish.
+/// Channel information is a few hundred bytes per channel; a larger body is no answer to a publish.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
 const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
-/// How a node's refusal begins if it has newer events already.
+/// Start of a node's refusal reason if it already has newer events.
 const STALE: &str = "stale";
 
-/// Is this why an event was refused?
+/// Was an event refused as stale?
 pub fn is_stale(reason: &str) -> bool {
-    // Behind the address of the node.
+    // After the node's address.
     reason.contains(&format!(": {STALE}: 409"))
 }
 
-/// Asked for and told by a node: which memory it has.
+/// Request and response header with the epoch of a node's memory.
 const EPOCH: &str = "x-nginx-pushstream-epoch";
 
 #[derive(Clone, Debug)]
 pub struct HttpPush {
     /// Where the nodes listen: `http://host:port`, `https://host:port` or `unix:/path`.
     nodes: Vec<Address>,
-    /// How many of them must have an event.
+    /// Number of nodes that must have an event.
     required: Required,
-    /// What comes before the channels: `/pub?id=` (default) or `/pub/`.
+    /// Path before the channels: `/pub?id=` (default) or `/pub/`.
     path: String,
-    /// Where batches go: `path` up to its `?`.
+    /// Path of batches: `path` up to its `?`.
     batch_path: Uri,
     /// The `Host` header, if it is not the node's own address.
     host: Option<HeaderValue>,
@@ -104,18 +106,18 @@ pub struct HttpPush {
     timeout: Duration,
     /// `None`: ordered if the source gives ids.
     ordered: Option<bool>,
-    /// Most events to a POST; 0 is never to ask for batches.
+    /// Maximum events per POST; 0 disables batches.
     batch: usize,
-    /// Most connections of one lane to one node, if unordered.
+    /// Maximum connections of one lane to one node, if unordered.
     connections: usize,
-    /// Further statuses that park at once.
+    /// Further statuses that park an event at once.
     permanent: Vec<u16>,
-    /// Is a node that has newer events already as good as one that takes this one?
+    /// Does a node that already has newer events count as having accepted this one?
     accepts_stale: bool,
     retry: Policy,
-    /// Where the node tells its figures, to compare them with ours.
+    /// The node's statistics location, to compare its counts with ours.
     statistics: Option<String>,
-    /// Whom to trust at `https` nodes, if not this machine's authorities.
+    /// Trusted authorities for `https` nodes; default: the system's.
     tls: Option<Tls>,
 }
 
@@ -349,10 +351,10 @@ impl OrderedLane {
     fn put(&self, event: Arc<Event>, reservation: Option<Reservation>, quorum: Quorum) {
         let parcel = Parcel::new(event, quorum);
         if self.has_batches {
-            // Here, where lanes work side by side, and not where everything passes through one publisher.
+            // Render it here, where lanes work in parallel, and not in the single publisher.
             parcel.line();
         }
-        // An event without a reservation was never announced; it goes at the end.
+        // An event without a reservation was never announced; it is appended at the end.
         let reservation = reservation.unwrap_or_else(|| self.sequencer.reserve());
         self.sequencer.put(&reservation, parcel);
     }
@@ -400,7 +402,7 @@ fn publish_path(base: &str, channels: &[String]) -> String {
     path
 }
 
-/// Everything but the unreserved characters of RFC 3986 §2.3.
+/// Encodes all but the unreserved characters of RFC 3986 §2.3.
 fn percent_encode(text: &str) -> Cow<'_, str> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
     if text.bytes().all(plain) {

@@ -1,4 +1,4 @@
-//! One nginx node: what all lanes know of it, and how its answers are meant.
+//! One nginx node: its state shared by all lanes, and the meaning of its answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -16,9 +16,9 @@ use crate::event::Event;
 use crate::ops::metrics::{Breaker, Code, Node as NodeMetrics};
 use crate::retry::Backoff;
 
-/// So many answers in a row that mean "not now" are about the node; fewer may be about an event.
+/// This many consecutive "not now" answers indicate a node failure; fewer may be about one event.
 const FAILURES_OF_A_NODE: u32 = 5;
-/// What fails event after event is told once in this time.
+/// A failure that repeats for each event is logged once in this time.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 const EXPLAIN: &str = "x-nginx-pushstream-explain";
@@ -30,21 +30,21 @@ pub struct Node {
     pub address: Address,
     pub host: HeaderValue,
     pub metrics: Arc<NodeMetrics>,
-    /// In a row. A counter that stands alone, so relaxed.
+    /// Consecutive failures. An independent counter, so relaxed.
     failures: AtomicU32,
-    /// Nobody was there: nginx may have been restarted, with an empty memory.
+    /// Connections failed: nginx may have been restarted, with an empty memory.
     is_gone: AtomicBool,
-    /// The last time it came back, counted over all nodes; 0 if it was always there.
+    /// Number of its last recovery, counted over all nodes; 0 if it was never down.
     recovery: AtomicU64,
-    /// Which memory it had when it was last asked; `None`: it does not tell.
+    /// Epoch of its memory when last asked; `None`: not reported.
     epoch: Mutex<Option<HeaderValue>>,
     state: Mutex<State>,
     error_logged: Mutex<Option<Instant>>,
-    /// Wakes those who wait at an open breaker, and those who wait for their next attempt.
+    /// Wakes tasks that wait at an open breaker or for their next attempt.
     changed: Notify,
 }
 
-/// The breaker. Open, it lets nobody through until it is time for a probe; half open, one probe is under way.
+/// The circuit breaker. Open, it admits no request until a probe is due; half open, one probe is under way.
 enum State {
     Closed,
     Open {
@@ -58,7 +58,7 @@ enum State {
     },
 }
 
-/// How one attempt ended.
+/// Outcome of one attempt.
 #[derive(Clone, Debug)]
 pub enum Attempt {
     Accepted,
@@ -89,13 +89,13 @@ impl Failure {
     }
 }
 
-/// What matters of a node's answer.
+/// The relevant parts of a node's answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
     pub explain: Option<String>,
     pub retry_after: Option<Duration>,
-    /// In so many channels the node had it already.
+    /// Number of channels in which the node already had the event.
     pub duplicates: u64,
 }
 
@@ -129,7 +129,8 @@ impl Node {
         }
     }
 
-    /// Waits while the breaker is open. Whoever is let through half open is the probe and must tell how it went.
+    /// Waits while the breaker is open. A caller admitted in the half-open state is the probe and must report its
+    /// outcome.
     pub async fn admit(&self) {
         loop {
             let changed = self.changed.notified();
@@ -164,7 +165,7 @@ impl Node {
         matches!(*self.state.lock(), State::Closed)
     }
 
-    /// Waits for a pause, or until another attempt has shown that the node is back.
+    /// Waits for a pause, or until another attempt has shown that the node has recovered.
     pub async fn pause(&self, pause: Duration) {
         let changed = self.changed.notified();
         if self.is_closed() {
@@ -174,8 +175,9 @@ impl Node {
         }
     }
 
-    /// It takes connections and answers. After an absence that counts as success, for it must get what is older before it gets what has waited.
-    /// The same if it was there all the time and its memory is another, as after an upgrade of nginx's binary.
+    /// Notes that the node accepts connections and answers. After an absence that counts as a recovery, since older
+    /// events must come before the waiting ones. The same applies to a node that was never down but has a new memory,
+    /// as after a binary upgrade of nginx.
     pub fn arrived(&self, epoch: Option<&HeaderValue>) {
         let before = std::mem::replace(&mut *self.epoch.lock(), epoch.cloned());
         if self.is_gone.load(Ordering::Relaxed) {
@@ -190,7 +192,7 @@ impl Node {
         self.is_gone.load(Ordering::Relaxed)
     }
 
-    /// Will the source of this event publish it again to this node, together with what the node may have lost?
+    /// Will this event's source publish it again to this node, along with events the node may have lost?
     pub fn gets_again(&self, event: &Event) -> bool {
         event.recovery < self.recovery.load(Ordering::Relaxed)
     }
@@ -206,14 +208,14 @@ impl Node {
                 self.sink,
                 self.address
             );
-            // In this order: whoever fills its memory again is not ready from the moment it is there.
+            // In this order: a source that refills the node's memory is not ready from the moment of recovery.
             self.recovery.store(self.metrics.recovered(), Ordering::Relaxed);
             self.metrics.set_breaker(Breaker::Closed);
             self.changed.notify_waiters();
         }
     }
 
-    /// No connection at all: that is the node.
+    /// Opens the breaker: a failed connection is a node failure.
     fn open(&self, config: &HttpPush, failure: &str) {
         let mut state = self.state.lock();
         let (since, mut backoff) = match *state {
@@ -224,7 +226,7 @@ impl Node {
             let (sink, address) = (&self.sink, &self.address);
             tracing::warn!("sink {sink}: {address} fails: {failure}; events wait and are retried");
         }
-        // Failures of attempts that were under way when it opened do not put off the probe.
+        // Failures of attempts already under way do not postpone the probe.
         if !matches!(*state, State::Open { .. }) {
             *state = State::Open {
                 since,
@@ -237,7 +239,7 @@ impl Node {
         self.changed.notify_waiters();
     }
 
-    /// An answer that means "not now", or none: that may be the node or the event.
+    /// Counts a "not now" answer, or none: the node or the event may be the cause.
     pub fn failed(&self, config: &HttpPush, failure: &str) {
         let in_a_row = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         let is_probing = !self.is_closed();
@@ -265,7 +267,7 @@ impl Node {
         may
     }
 
-    /// Counts a failure to get any answer.
+    /// Counts a missing answer.
     pub fn unanswered(&self, config: &HttpPush, failure: &Failure) -> Attempt {
         self.metrics.count(failure.code());
         let text = failure.to_string();
@@ -288,7 +290,7 @@ impl Node {
         answer
     }
 
-    /// What an answer to one event means.
+    /// Interprets an answer to one event.
     pub fn judge(&self, config: &HttpPush, answer: Answer) -> Attempt {
         self.metrics.count_duplicates(answer.duplicates);
         if (200..=299).contains(&answer.status) {
@@ -311,7 +313,7 @@ impl Node {
             }
             _ => {}
         }
-        // Whatever it says of the event, the node is there.
+        // Whatever the verdict on the event, the node answers.
         self.succeeded();
         match answer.status {
             code if config.permanent.contains(&code) => Attempt::Permanent(text),

@@ -1,9 +1,9 @@
 //! Ordered publishing: one publisher per node.
 //!
-//! All lanes put what they made under reservations of a [`Sequencer`]; each node's publisher, a task with one connection, takes it from there in
-//! the order of the source and has one POST under way at a time: a batch, if the node offers that, else one event. Nothing overtakes: an event that
-//! must be retried holds up those after it, at this node. So a node sees ids in their order over all channels, which is what lets a
-//! browser resume from a single position.
+//! All lanes put their events under reservations of a [`Sequencer`]; each node's publisher, a task with one connection,
+//! takes them in the order of the source and has one POST under way at a time: a batch, if the node offers that, else
+//! one event. Nothing overtakes: an event that must be retried delays the later ones at this node. So a node sees ids
+//! in order over all channels, which lets a browser resume from a single position.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -22,16 +22,16 @@ use crate::engine::sequencer::Sequencer;
 use crate::event::Event;
 use crate::retry::Backoff;
 
-/// Events that others have settled and a node that is down has not; beyond it the oldest miss that node.
+/// Events that are settled by other nodes but not by a node that is down; beyond it the oldest miss that node.
 const BEHIND: usize = 4096;
-/// An idle connection that nginx has closed is opened again, to see whether nginx is still there; at most so often.
+/// Minimum interval for reopening an idle connection that nginx has closed, to check whether nginx is still there.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An event on its way to all nodes.
 pub struct Parcel {
     pub event: Arc<Event>,
     pub quorum: Quorum,
-    /// Made by whoever needs it first, then shared.
+    /// Rendered on first use, then shared.
     line: OnceLock<Bytes>,
 }
 
@@ -53,33 +53,33 @@ pub struct OrderedPublisher {
     pub config: Arc<HttpPush>,
     pub node: Arc<Node>,
     pub sequencer: Arc<Sequencer<Arc<Parcel>>>,
-    /// Its place among the consumers of the sequencer.
+    /// Its index among the consumers of the sequencer.
     pub place: usize,
 }
 
-/// A connection, and what the node behind it can do.
+/// A connection, and its node's capabilities.
 struct Link {
     sender: Sender,
     ended: Rc<Notify>,
     takes_batches: bool,
 }
 
-/// The state of a publisher at work.
+/// State of a running publisher.
 struct Work {
     publisher: OrderedPublisher,
-    /// The first is tried next; verdicts on it are still open here.
+    /// The head is tried next; its verdicts are still open here.
     queue: VecDeque<Arc<Parcel>>,
     link: Option<Link>,
-    /// When an idle connection may be opened again.
+    /// When a closed idle connection may be reopened.
     look_at: Instant,
-    /// Halved when the node finds a batch too large.
+    /// Halved when the node rejects a batch as too large.
     max_lines: usize,
-    /// Attempts on the head of the queue, and when the first of them was.
+    /// Attempts on the head of the queue, and the time of the first one.
     attempts: u32,
     tried_since: Option<Instant>,
 }
 
-/// One POST's verdicts, for as many events from the head of the queue.
+/// One POST's verdicts, one per event from the head of the queue.
 type Verdicts = Vec<Attempt>;
 
 impl OrderedPublisher {
@@ -104,7 +104,7 @@ impl Work {
     async fn run(&mut self) {
         let mut backoff = Backoff::new(&self.publisher.config.retry);
         while self.gather().await {
-            // Whoever has come after this one may have sent something newer by now.
+            // The worker that has the claim now may have sent newer events already.
             if !self.is_admitted().await {
                 return;
             }
@@ -123,7 +123,7 @@ impl Work {
         }
     }
 
-    /// Waits while the node's breaker is open. `false`: the end.
+    /// Waits while the node's breaker is open. `false`: closed.
     async fn is_admitted(&self) -> bool {
         let OrderedPublisher {
             node, sequencer, place, ..
@@ -141,7 +141,7 @@ impl Work {
         }
     }
 
-    /// Fills the queue; waits if it is empty, for as long as the node is there. `false`: the end.
+    /// Fills the queue; waits while it is empty, as long as the node is connected. `false`: closed.
     async fn gather(&mut self) -> bool {
         loop {
             let place = self.publisher.place;
@@ -170,7 +170,7 @@ impl Work {
         }
     }
 
-    /// Has the node been lost while there was nothing to send? If it was restarted, its memory is to be filled before something comes.
+    /// Was the connection lost while idle? If the node was restarted, its memory must be refilled before new events.
     fn is_to_look(&mut self) -> bool {
         if self.publisher.node.is_gone() {
             return true;
@@ -183,7 +183,7 @@ impl Work {
         is_time
     }
 
-    /// Waits before the next attempt, and meanwhile keeps what gathers within bounds.
+    /// Waits before the next attempt, and meanwhile bounds the queue.
     async fn wait(&mut self, pause: Duration) -> bool {
         let OrderedPublisher {
             node, sequencer, place, ..
@@ -203,7 +203,7 @@ impl Work {
         }
     }
 
-    /// Another worker has these by now.
+    /// Removes events that another worker may have claimed.
     fn leave_out_fenced(&mut self) {
         self.queue.retain(|parcel| {
             let is_fenced = parcel.event.is_fenced();
@@ -214,7 +214,7 @@ impl Work {
         });
     }
 
-    /// These come once more, behind what is older.
+    /// Removes events that will come again, after older ones.
     fn leave_out_repeated(&mut self) {
         let node = &self.publisher.node;
         let before = self.queue.len();
@@ -236,7 +236,7 @@ impl Work {
         match posted.unwrap_or(Err(Failure::Timeout(timeout))) {
             Ok(verdicts) => verdicts,
             Err(failure) => {
-                // Whatever the node still says there, it is not the answer to the next one.
+                // A late answer on this connection must not be taken for that of the next request.
                 self.link = None;
                 vec![self.publisher.node.unanswered(&self.publisher.config, &failure)]
             }
@@ -244,7 +244,7 @@ impl Work {
     }
 
     async fn exchange(&mut self) -> Result<Verdicts, Failure> {
-        // The node may have closed it since; then nothing was sent.
+        // The node may have closed it since; nothing was sent then.
         if let Some(link) = &mut self.link
             && link.sender.ready().await.is_err()
         {
@@ -256,7 +256,7 @@ impl Work {
             self.leave_out_repeated();
         }
         match self.send().await {
-            // A node may close a connection while a request is on its way there. That says nothing about the node.
+            // A node may close an idle connection while a request is in transit: no sign of a fault.
             Err(Failure::Client(client::Error::Http(_))) if is_used => {
                 self.link = Some(self.connect().await?);
                 self.leave_out_repeated();
@@ -271,7 +271,7 @@ impl Work {
         let tls = config.tls.as_ref();
         let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
         let request = batch::question(config, &node.host);
-        // A socket may still be open when nobody accepts from it any more.
+        // A socket may still be open after its listener stopped accepting.
         let gone = |error| client::Error::Connect(std::io::Error::other(error));
         let answer = sender.send_request(request).await.map_err(gone)?;
         let (parts, _) = client::read_body(answer, MAX_ANSWER_BYTES).await?;
@@ -280,7 +280,7 @@ impl Work {
         }
         let takes_batches = config.batch > 0 && batch::is_offered(&parts);
         if sender.ready().await.is_err() {
-            // An old node that closes after what it does not know.
+            // An old node may close the connection after an unknown method.
             (sender, ended) = client::connect_watched(&node.address, tls).await?;
         }
         node.metrics.set_batches(takes_batches);
@@ -295,7 +295,7 @@ impl Work {
         let Some(link) = &mut self.link else {
             return Ok(Vec::new());
         };
-        // It was only to be seen whether the node is there.
+        // The connection was only a check whether the node is there.
         if self.queue.is_empty() {
             return Ok(Vec::new());
         }
@@ -326,7 +326,7 @@ impl Work {
             }
             batch::Outcome::Whole(attempt) => Ok(vec![attempt]),
             batch::Outcome::Refused(attempt) => {
-                // The next connection begins with the question.
+                // The next connection starts with the OPTIONS request.
                 self.link = None;
                 Ok(vec![attempt])
             }
@@ -342,7 +342,8 @@ impl Work {
         }
     }
 
-    /// Tells whoever waits. What is to be tried again stays at the head, in order; then the answer is how long the node asked to wait.
+    /// Reports verdicts to the quorum. Events to retry stay at the head, in order; returned is the delay that the node
+    /// asked for.
     fn settle(&mut self, verdicts: Verdicts) -> Option<Duration> {
         if self.queue.is_empty() {
             return None;
@@ -365,7 +366,7 @@ impl Work {
                     .refuse(format!("{}: {reason}", node.address), self.attempts),
                 Attempt::Retry { failure, after } => {
                     pause = Some(pause.unwrap_or_default().max(after.unwrap_or_default()));
-                    // The time that an event has waited for those before it is not its own fault.
+                    // An event's time waiting for earlier ones does not count towards its age.
                     let is_head = !is_moving && again.is_empty();
                     if is_head && age + config.retry.initial > config.retry.max_age {
                         let limit = config.retry.max_age;
@@ -390,7 +391,7 @@ impl Work {
     }
 }
 
-/// A node that does not answer must not make the worker grow: what others have taken may miss it.
+/// Bounds the queue of a node that is down: events accepted by other nodes may miss it.
 fn miss_settled(queue: &mut VecDeque<Arc<Parcel>>, node: &Node) {
     let mut excess = queue.len().saturating_sub(BEHIND);
     queue.retain(|parcel| {

@@ -1,4 +1,4 @@
-//! How many nodes must have an event.
+//! The number of nodes that must have an event.
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
@@ -48,7 +48,7 @@ impl FromItem for Required {
 pub struct Quorum(Mutex<Count>);
 
 struct Count {
-    /// Nodes that have not said anything final.
+    /// Nodes without a final verdict.
     open: usize,
     needed: usize,
     accepted: usize,
@@ -57,7 +57,7 @@ struct Count {
 }
 
 impl Quorum {
-    /// With somebody who waits for the verdict.
+    /// With a receiver for the verdict.
     pub fn awaited(nodes: usize, needed: usize) -> (Self, oneshot::Receiver<Verdict>) {
         let (reply, verdict) = oneshot::channel();
         (Self::new(nodes, needed, Reply::Waiting(reply)), verdict)
@@ -74,7 +74,7 @@ impl Quorum {
         Self(Mutex::new(count))
     }
 
-    /// A node has it.
+    /// A node accepted it.
     pub fn accept(&self) {
         let mut count = self.0.lock();
         count.open -= 1;
@@ -84,7 +84,7 @@ impl Quorum {
         }
     }
 
-    /// A node will never have it.
+    /// A node refused it for good.
     pub fn refuse(&self, reason: String, attempts: u32) {
         let mut count = self.0.lock();
         count.open -= 1;
@@ -96,18 +96,18 @@ impl Quorum {
         }
     }
 
-    /// It is another worker's by now.
+    /// Another worker has claimed it.
     pub fn release(&self) {
         settle(self.0.lock(), Verdict::Released);
     }
 
-    /// Has the source its answer? Then a node that is behind may leave it out.
+    /// Is the verdict settled? Then a node that lags behind may skip the event.
     pub fn is_settled(&self) -> bool {
         self.0.lock().reply.is_none()
     }
 }
 
-/// Tells, once, and not under the lock.
+/// Sends the verdict once, outside the lock.
 fn settle(mut count: MutexGuard<'_, Count>, verdict: Verdict) {
     let reply = count.reply.take();
     drop(count);

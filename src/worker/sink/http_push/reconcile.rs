@@ -1,8 +1,10 @@
-//! Does a node's own count agree with ours?
+//! Compares each node's own message count with ours.
 //!
-//! With `statistics = "/status"` the node's total of published messages is read every ten seconds and compared with what it has accepted from here,
-//! both counted from the same moment. More there than here: others publish, too. Less: it took something and did not count it as new, which is
-//! what a duplicate is; anything else should worry somebody. The difference is a gauge, `push_stream_worker_reconcile_delta`, and told when it is negative and stays.
+//! With `statistics = "/status"` the node's total of published messages is read every ten seconds and compared with the
+//! number it has accepted from here, both counted from the same moment. A higher count at the node: there are other
+//! publishers. A lower one: it accepted messages without counting them as new, as with duplicates; any other cause
+//! needs attention. The difference is a gauge, `push_stream_worker_reconcile_delta`, and is logged when it stays
+//! negative.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,18 +21,18 @@ use super::{HttpPush, MAX_ANSWER_BYTES};
 use crate::client::Pool;
 
 const INTERVAL: Duration = Duration::from_secs(10);
-/// A look may fall between a publish and its count; a difference that stays for so many looks is one.
+/// A reading may fall between a publish and its count; a difference must persist for this many readings.
 const LOOKS: u32 = 3;
 
 #[derive(Deserialize)]
 struct Summary {
     published_messages: u64,
-    /// What the figures of one channel have not.
+    /// Absent from the statistics of a single channel.
     #[serde(rename = "channels")]
     _channels: u64,
 }
 
-/// Compares for as long as it is polled.
+/// Compares while polled.
 pub async fn run(config: Arc<HttpPush>, node: Arc<Node>) {
     let Some(path) = config.statistics.clone() else { return };
     let pool = Pool::new(node.address.clone(), config.tls.clone(), MAX_ANSWER_BYTES);
@@ -40,7 +42,7 @@ pub async fn run(config: Arc<HttpPush>, node: Arc<Node>) {
         let ours = node.metrics.accepted_messages();
         let read = tokio::time::timeout(config.timeout, ask(&pool, &node, &path)).await;
         let (sink, address) = (&node.sink, &node.address);
-        // A node that does not answer at all is told of elsewhere.
+        // A node that does not answer at all is reported elsewhere.
         let Ok(Ok((parts, body))) = read else {
             tokio::time::sleep(INTERVAL).await;
             continue;
@@ -76,7 +78,7 @@ async fn ask(pool: &Pool, node: &Node, path: &str) -> Result<(Parts, Vec<u8>), S
     pool.request(request).await.map_err(|error| error.to_string())
 }
 
-/// What the answer of a node's statistics says.
+/// Total of published messages in a statistics answer.
 pub fn published(parts: &Parts, body: &[u8]) -> Result<u64, String> {
     if parts.status != StatusCode::OK {
         return Err(format!("it answers {}", parts.status));
@@ -85,7 +87,7 @@ pub fn published(parts: &Parts, body: &[u8]) -> Result<u64, String> {
     Ok(summary.published_messages)
 }
 
-/// Both counts at the beginning, and how the difference has been of late.
+/// Both counts at the start, and the recent course of the difference.
 #[derive(Debug, Default)]
 struct Books {
     begin: Option<(u64, u64)>,
@@ -96,7 +98,7 @@ struct Books {
 
 impl Books {
     fn compare(&mut self, theirs: u64, ours: u64) -> i64 {
-        // A node that was restarted counts from zero.
+        // A restarted node counts from zero.
         if theirs < self.last_theirs {
             self.begin = None;
         }
@@ -113,7 +115,7 @@ impl Books {
         delta
     }
 
-    /// Once for each lasting difference.
+    /// True once for each lasting difference.
     fn is_worrying(&self) -> bool {
         self.last_delta < 0 && self.lasting == LOOKS
     }

@@ -1,7 +1,7 @@
-//! Unordered publishing: every lane has connections of its own to every node.
+//! Unordered publishing: every lane has its own connections to every node.
 //!
-//! The lane lets one event per key through at a time, so order per key holds; between keys there is none. A POST takes one event, or where the
-//! node offers batches whatever has come while the POSTs before were under way.
+//! The lane lets one event per key through at a time, so order per key holds; there is no order between keys. A POST
+//! carries one event, or, where the node offers batches, all events that arrived while earlier POSTs were under way.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -22,12 +22,12 @@ use crate::event::Event;
 use crate::retry::Backoff;
 use crate::sink::{Delivery, LaneSink, Verdict};
 
-/// Events that others have settled and that are still tried at a node; beyond it they miss that node.
+/// Events settled by other nodes and still being tried at a node; beyond it they miss that node.
 const BEHIND: usize = 1024;
-/// POSTs under way to a node that takes batches: while one is answered the next one fills.
+/// Concurrent POSTs to a node with batches: one fills while the other is answered.
 const BATCHES: usize = 2;
 
-/// A node that takes no batches is asked again after so long: it may have been configured anew, which no connection tells.
+/// A node without batches is asked again after this time: its configuration may have changed without a new connection.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 /// One lane's connections to all nodes.
@@ -75,14 +75,14 @@ struct Client {
     node: Arc<Node>,
     config: Arc<HttpPush>,
     pool: Pool,
-    /// Attempts that no POST has taken up yet.
+    /// Attempts not yet in a POST.
     waiting: RefCell<VecDeque<Waiting>>,
-    /// Tasks that take them up.
+    /// Tasks that send them.
     posting: Cell<usize>,
-    /// `None`: it has to be asked.
+    /// `None`: not yet asked.
     takes_batches: Cell<Option<bool>>,
     asked_at: Cell<Instant>,
-    /// Halved when the node finds a batch too large.
+    /// Halved when the node rejects a batch as too large.
     max_lines: Cell<usize>,
     behind: Arc<Semaphore>,
 }
@@ -95,7 +95,7 @@ struct Waiting {
 }
 
 impl Client {
-    /// Tries until this node has it, will never have it, or nobody needs to know any more.
+    /// Tries until this node accepts or refuses it, or the verdict no longer matters.
     async fn publish(self: Rc<Self>, event: Arc<Event>, quorum: &Quorum) {
         let policy = &self.config.retry;
         let mut backoff = Backoff::new(policy);
@@ -165,9 +165,9 @@ impl Client {
         attempt.await.unwrap_or(lost)
     }
 
-    /// Until nothing waits any more.
+    /// Posts until nothing waits any more.
     async fn post_all(&self) {
-        // What the lane is about to hand over comes along.
+        // Include what the lane is about to hand over.
         tokio::task::yield_now().await;
         while !self.waiting.borrow().is_empty() {
             if self.is_to_ask() {
@@ -188,7 +188,7 @@ impl Client {
                 self.post_batch(taken).await;
             } else if let Some(one) = taken.pop() {
                 let attempt = self.post(&one.event).await;
-                // Whoever does not wait any more has gone with the lane.
+                // The receiver may have gone with its lane.
                 let _ = one.reply.send(attempt);
             }
         }
@@ -203,7 +203,7 @@ impl Client {
         is_due && self.config.batch > 0
     }
 
-    /// What does the node offer? If it does not answer, the events will find out why.
+    /// Asks for the node's capabilities. If it does not answer, the events' own attempts will show why.
     async fn ask(&self) {
         self.asked_at.set(Instant::now());
         let request = batch::question(&self.config, &self.node.host);
@@ -240,7 +240,7 @@ impl Client {
                 self.takes_batches.set(None);
                 vec![attempt; count]
             }
-            // These go again at once, in fewer lines or one by one.
+            // Send again at once, in fewer lines or one by one.
             Ok(batch::Outcome::TooLarge) => {
                 self.max_lines.set(count / 2);
                 return self.put_back(events);
@@ -272,7 +272,7 @@ impl Client {
             Err(reason) => return Attempt::Permanent(reason),
         };
         let timeout = self.config.timeout;
-        // A single one that was too large for a batch is no measure for the next.
+        // A single oversized line does not limit later batches.
         self.max_lines.set(self.max_lines.get().max(1).min(self.config.batch));
         let failure = match tokio::time::timeout(timeout, self.pool.request(request)).await {
             Ok(Ok((parts, _))) => {
@@ -288,7 +288,7 @@ impl Client {
         self.fail(&failure)
     }
 
-    /// The node may be another one when it is back.
+    /// Capabilities may have changed when the node is back.
     fn fail(&self, failure: &Failure) -> Attempt {
         if matches!(failure, Failure::Client(client::Error::Connect(_))) {
             self.takes_batches.set(None);

@@ -1,4 +1,4 @@
-//! Reading everything, from a place of one's own.
+//! Reads a whole stream from a cursor of the worker's own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,10 +22,10 @@ use crate::source::trouble::Trouble;
 use crate::source::watch::Watches;
 use crate::watermark::Watermark;
 
-/// An append whose reply was lost is repeated within seconds; so many ids are remembered to find it.
+/// An append whose reply was lost is repeated within seconds; this many ids are remembered to detect it.
 const REMEMBERED: usize = 16_384;
 
-/// What survives a restart of a cursor.
+/// The persistent state of a cursor.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Position {
     stream: String,
@@ -34,7 +34,7 @@ struct Position {
     count: Option<u64>,
 }
 
-/// Behind an entry.
+/// The position after an entry.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     id: StreamId,
@@ -42,7 +42,7 @@ struct Place {
     count: Option<u64>,
 }
 
-/// Reads everything, from a place of its own.
+/// Reads a whole stream from its own cursor.
 pub struct Cursor {
     config: RedisStreams,
     name: String,
@@ -50,7 +50,7 @@ pub struct Cursor {
     stop: Stop,
     /// The last entry handed out.
     at: StreamId,
-    /// How many entries the stream had ever been given, up to this one; unknown until its end was seen.
+    /// Number of entries ever added to the stream, up to this one; unknown until the end was seen.
     count: Option<u64>,
     missed: Missed,
     marks: Watermark<Place>,
@@ -59,11 +59,11 @@ pub struct Cursor {
     checkpointer: Checkpointer<Position>,
     remembered: Remembered,
     pending: VecDeque<Entry>,
-    /// Up to where the reading goes after which the worker is ready; `None`: that is to be asked.
+    /// The worker is ready when it has read up to here; `None`: not determined yet.
     catch_up_to: Option<StreamId>,
-    /// The last recovery of a node that was answered by reading again.
+    /// The last node recovery that was answered by rereading.
     recovery: u64,
-    /// There was nothing more to read; somebody waits for more.
+    /// The stream is read to its end, and a wait for more is under way.
     is_dry: bool,
     recoveries: tokio::sync::watch::Receiver<u64>,
     watches: Watches,
@@ -187,7 +187,7 @@ impl Cursor {
             }
             let wanted = match self.pending.front() {
                 Some(entry) => Some(entry.size()),
-                // More may be read when what is done is stored.
+                // More may be read once the finished entries are stored.
                 None if !self.is_dry => Some(0),
                 None => None,
             };
@@ -205,25 +205,25 @@ impl Cursor {
         Ok(())
     }
 
-    /// What was read and not handed out must not be read again.
+    /// The position for the next read, after entries read but not handed out yet.
     fn read_from(&self) -> StreamId {
         self.pending.back().map_or(self.at, |entry| entry.id)
     }
 
-    /// A node has been away: what it had in memory may be gone.
+    /// Rereads the history after a node recovery: the node's memory may be lost.
     fn refill(&mut self) {
         let Some(history) = self.config.history else { return };
         if !self.recoveries.has_changed().unwrap_or(false) {
             return;
         }
         self.recovery = *self.recoveries.borrow_and_update();
-        // What is under way is not sent to the node that is back; it may have waited for longer than there is history.
+        // Events in flight are not sent to the recovered node; they may be older than the history.
         let waiting = self.marks.unfinished().map(|place| place.id).min();
         let waiting = waiting.map(StreamId::before);
         let from = waiting.into_iter().fold(before_now(history), StreamId::min);
         if from < self.at {
             tracing::info!("source {}: a node is back; reading again from {from}", self.name);
-            // Up to what is there now, also what there was no room for while the node was away.
+            // Up to the current end, including what had no room while the node was down.
             self.catch_up_to = None;
             self.feed.gauges().set_ready(false);
             (self.at, self.count) = (from, None);
@@ -261,7 +261,7 @@ impl Cursor {
         }
     }
 
-    /// Ready is who has published all that was there at the start.
+    /// Sets ready once everything present at the start is published.
     fn look_whether_ready(&mut self) {
         if self.catch_up_to.is_some_and(|end| self.at >= end) && self.marks.is_empty() {
             self.catch_up_to = Some(StreamId::default());
@@ -276,7 +276,7 @@ impl Cursor {
         let newest = newest(connection, &self.config.stream).await?;
         self.tell_missed(connection).await?;
         let is_behind = newest > self.at;
-        // The number of entries behind a cursor is not known to Redis; the time is.
+        // Redis does not know the number of entries after a cursor; the time is known.
         self.feed.gauges().set_lag(
             u64::from(is_behind),
             is_behind.then_some(Timestamp(self.at.millis.max(1))),
@@ -292,7 +292,7 @@ impl Cursor {
             self.feed.note_missed(&self.name, missed);
         }
         if self.count.is_none() && self.read_from() == StreamId::default() {
-            // What was gone before the beginning is not missed.
+            // Entries removed before the start are not missed.
             self.count = Some(extent.removed);
         }
         if extent.last == self.read_from() {
@@ -303,7 +303,7 @@ impl Cursor {
     }
 
     fn note(&mut self, ack: &Ack) {
-        // First: a node that is back accepts what it will get again, and that must still be known here.
+        // Refill first: a recovered node accepts events that it will get again, and they must still be known here.
         self.refill();
         if ack.outcome.is_settled() {
             self.marks.finish(ack.ticket);
@@ -364,7 +364,7 @@ async fn read_after(
         .map_err(describe_error)
 }
 
-/// The ids of late: which of them have been here already?
+/// Recent ids, to detect repeated entries.
 #[derive(Default)]
 struct Remembered {
     order: VecDeque<Box<[u8]>>,

@@ -99,7 +99,7 @@ impl Entry {
         entries.into_iter().filter_map(Self::of).collect()
     }
 
-    /// The event, and why it cannot be used, if so.
+    /// The event, and the reason if it is unusable.
     pub fn into_event(self, format: &Format) -> (Event, Option<String>) {
         let id = EventId::new(self.id.millis, self.id.seq);
         let received = Timestamp(self.id.millis);
@@ -146,7 +146,7 @@ impl Entry {
         self.fields.iter().flatten().map(|(_, value)| value.len()).sum()
     }
 
-    /// What the sink knew the event by.
+    /// The event's id in the sink that appended it.
     pub fn origin(&self) -> Option<&[u8]> {
         let fields = self.fields.as_ref()?;
         fields

@@ -1,4 +1,4 @@
-//! Reading as a member of a consumer group.
+//! Reads as a member of a consumer group.
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -30,7 +30,7 @@ return answer[1][2]",
     )
 });
 
-// Entries come in the order of their ids, each with the number of its deliveries.
+// Entries come in the order of their ids, each with its delivery count.
 static RECOVER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -81,29 +81,29 @@ pub struct Group {
     lease: Lease,
     parked: String,
     suspects: String,
-    /// Where the connection is written down by which the holder of the lease waits.
+    /// Key that records the connection on which the lease's holder waits.
     reader_key: String,
     commands: Option<MultiplexedConnection>,
     waiting: Option<Waiting>,
-    /// Where the next slice of a recovery begins.
+    /// Start of the next slice of a recovery.
     recovered: StreamId,
     last_seen: StreamId,
     missed: Missed,
     watches: Watches,
 }
 
-/// How more is waited for.
+/// The way to wait for more entries.
 enum Waiting {
-    /// What comes is claimed at once.
+    /// New entries are claimed at once.
     Claiming(Reader),
-    /// What comes is seen, and then claimed.
+    /// New entries are noticed, and then claimed.
     Watching(MultiplexedConnection),
 }
 
 impl Group {
     pub fn new(config: RedisStreams, group: String, name: &str) -> Self {
         let stream = &config.stream;
-        // With a single active one, all are the same consumer.
+        // With a single active worker, all workers use the same consumer name.
         let consumer = if config.terms.exclusive {
             "worker".to_owned()
         } else {
@@ -156,7 +156,7 @@ impl Group {
         }
     }
 
-    /// What was claimed while it waited.
+    /// Entries claimed while waiting.
     fn arrived(&mut self) -> Result<Option<Vec<Claimed<StreamId>>>, String> {
         let Some(Waiting::Claiming(reader)) = &self.waiting else {
             return Ok(None);
@@ -250,7 +250,7 @@ impl Queue for Group {
     async fn release_lease(&mut self) -> Result<(), String> {
         let mut connection = self.connection()?;
         if let Some(Waiting::Claiming(reader)) = self.waiting.take() {
-            // What came through it and was not taken is the next one's, who recovers it.
+            // Entries that arrived through it and were not taken are recovered by the next holder.
             reader.close(&mut connection, &self.reader_key).await?;
         }
         self.lease.release(&mut connection).await
@@ -267,7 +267,7 @@ impl Queue for Group {
     async fn start_over(&mut self) -> Result<(), String> {
         self.recovered = StreamId::default();
         let mut connection = self.connection()?;
-        // Also one of our own, from before the lease was lost.
+        // Also this worker's own, from before it lost the lease.
         reader::close_last(&mut connection, &self.reader_key).await?;
         if matches!(&self.waiting, Some(Waiting::Claiming(reader)) if reader.is_used()) {
             self.waiting = Some(self.connect_waiting().await?);
@@ -362,7 +362,7 @@ impl Queue for Group {
     }
 
     async fn give_back(&mut self, _claims: Vec<StreamId>) -> Result<(), String> {
-        // Whoever comes next takes them over, in order.
+        // The next holder takes them over, in order.
         Ok(())
     }
 
@@ -398,7 +398,7 @@ impl Queue for Group {
             Some(Value::Int(number)) => u64::try_from(*number).ok(),
             _ => None,
         };
-        // What was given out is known exactly, or not at all.
+        // The last delivered id is known exactly, or not at all.
         let delivered = group.get("last-delivered-id").cloned().and_then(bytes_of);
         let delivered = delivered.and_then(|id| StreamId::parse(&id)).unwrap_or_default();
         if let (Some(extent), Some(read)) = (extent, number("entries-read")) {
@@ -426,7 +426,7 @@ impl Group {
         let (stream, group, seen) = (self.config.stream.clone(), self.group.clone(), self.last_seen);
         let is_alone = self.config.terms.exclusive && seen > StreamId::default();
         self.watches.spawn(async move {
-            // What somebody else of the group was given is no news.
+            // Ignore entries that were delivered to other members of the group.
             let delivered = match is_alone {
                 true => None,
                 false => group_info(&mut connection, &stream, &group).await.ok(),
@@ -442,7 +442,7 @@ impl Group {
     }
 }
 
-/// What XINFO GROUPS says of one group; nothing if there is no such group.
+/// The XINFO GROUPS data of one group; empty if there is no such group.
 pub async fn group_info(
     connection: &mut MultiplexedConnection,
     stream: &str,

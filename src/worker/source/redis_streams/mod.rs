@@ -1,26 +1,28 @@
-//! `redis_streams`: entries of a Redis Stream, as a consumer group or from a cursor of one's own.
+//! `redis_streams`: entries of a Redis Stream, as a consumer group or from a cursor of the worker's own.
 //!
 //! ```toml
 //! posts = { type = "redis_streams", url = "redis://127.0.0.1:6379/0", stream = "posts", group = "push" }
 //! log   = { type = "redis_streams", url = "redis://127.0.0.1:6379/0", stream = "out", envelope = true, history = "10m" }
 //! ```
 //!
-//! The event is the entry's `field` (default `body`), or with `field = "*"` all fields as one JSON object. Its id is the entry's.
-//! With `envelope = true` the entry is what a `redis_stream` sink wrote: finished bytes with their channels; no stage is needed.
+//! The event is the entry's `field` (default `body`), or with `field = "*"` all fields as one JSON object. Its id is
+//! the entry's. With `envelope = true` the entry was written by a `redis_stream` sink: finished bytes with their
+//! channels; no stage is needed.
 //!
-//! **With `group`** entries are acknowledged when they are published, and come again if not. `consumers = "one"` (default) keeps the order: of all workers with this
-//! group one is active, by a lease in Redis, the others stand by. `consumers = "many"` shares the entries out among all; order is
-//! lost. What is parked is copied to the stream `<stream>.parked`, with reason, and acknowledged in the same step.
+//! **With `group`** entries are acknowledged when they are published, and redelivered otherwise. `consumers = "one"`
+//! (default) keeps the order: of all workers with this group one is active, by a lease in Redis, the others stand by.
+//! `consumers = "many"` shares the entries among all; order is lost. Parked entries are copied to the stream
+//! `<stream>.parked`, with reason, and acknowledged in the same step.
 //!
-//! **Without `group`** the worker reads from a cursor of its own, stored in `state_dir`: every worker gets every entry. `history` makes
-//! it begin so far back at each start, and again whenever a node has been away, to fill the node's memory; `/ready` says yes when it has caught up. A node
-//! that has an entry already drops it by its id.
+//! **Without `group`** the worker reads from its own cursor, stored in `state_dir`: every worker gets every entry. With
+//! `history` it starts this far back at each start, and again after each node recovery, to refill the node's memory;
+//! `/ready` answers yes once it has caught up. A node drops entries it already has by their ids.
 //!
-//! A user with restricted rights needs those to streams and scripts on these keys, and should have `CLIENT ID`, `CLIENT KILL` and `INFO`: with them an event that comes
-//! to a quiet stream is claimed a round trip sooner.
+//! A user with restricted rights needs those to streams and scripts on these keys, and should have `CLIENT ID`,
+//! `CLIENT KILL` and `INFO`: with them an event that comes to a quiet stream is claimed a round trip sooner.
 //!
-//! Needs Redis 7.0. The stream must keep entries for longer than a worker may be away: trim it by time. What was trimmed away before it was read is
-//! told in the log, and counted (`push_stream_worker_source_missed_total`).
+//! Needs Redis 7.0. The stream must keep entries for longer than a worker may be down: trim it by time. Entries trimmed
+//! before they were read are logged and counted (`push_stream_worker_source_missed_total`).
 
 mod cursor;
 mod entry;
@@ -50,38 +52,38 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// A blocking read is asked anew after this time.
+/// A blocking read is renewed after this time.
 const BLOCK: Duration = Duration::from_secs(5);
-/// A wait that has failed counts as over after this time.
+/// A failed wait counts as over after this time.
 const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// Entries to one read.
+/// Maximum entries per read.
 const DEFAULT_BATCH: usize = 256;
 
 #[derive(Clone)]
 pub struct RedisStreams {
     server: Server,
     stream: String,
-    /// `None`: from a cursor.
+    /// `None`: reads from a cursor.
     group: Option<String>,
     format: Format,
-    /// Where a new group or cursor begins.
+    /// A new group or cursor starts at the end of the stream.
     from_end: bool,
     /// How far back a cursor begins at each start.
     history: Option<Duration>,
-    /// Remove entries that are done.
+    /// Delete finished entries.
     delete: bool,
     terms: Terms,
     limits: Limits,
 }
 
-/// How an event lies in an entry.
+/// Format of an event in an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Format {
     /// In this field.
     Field(String),
     /// Spread over all fields.
     Object,
-    /// Finished, as the `redis_stream` sink writes it.
+    /// A finished event, as written by the `redis_stream` sink.
     Envelope,
 }
 
@@ -178,7 +180,7 @@ impl Source for RedisStreams {
         Some(Box::pin(async move {
             let mut connection = self.server.connect().await?;
             let info = match group_info(&mut connection, &self.stream, group).await {
-                // Before the first event.
+                // The stream does not exist before its first event.
                 Err(error) if error.contains(NO_STREAM) => {
                     return Ok(Open {
                         events: 0,
@@ -192,7 +194,7 @@ impl Source for RedisStreams {
             let end = until.0.to_string();
             let mut pending = redis::cmd("XPENDING");
             pending.arg(&self.stream).arg(group);
-            // The first worker makes the group.
+            // The first worker creates the group.
             let (count, oldest, _, _): PendingSummary = match info.is_empty() {
                 true => Default::default(),
                 false => pending.query_async(&mut connection).await.map_err(describe_error)?,
@@ -215,13 +217,13 @@ impl Source for RedisStreams {
     }
 }
 
-/// In the error of Redis.
+/// Redis's error for a missing stream.
 const NO_STREAM: &str = "no such key";
 
 /// Number, first id, last id, and numbers by consumer.
 type PendingSummary = (u64, Option<String>, Option<String>, Option<Vec<(String, String)>>);
 
-/// Returns when there is an entry after this one, or after a while.
+/// Returns when there is an entry after this one, or after a timeout.
 async fn wait_for_entry(mut connection: MultiplexedConnection, stream: &str, after: StreamId) {
     let mut read = redis::cmd("XREAD");
     let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
@@ -233,7 +235,7 @@ async fn wait_for_entry(mut connection: MultiplexedConnection, stream: &str, aft
         .arg(stream)
         .arg(after.to_string());
     if let Err(error) = read.query_async::<Value>(&mut connection).await {
-        // The other connection will have noticed, too.
+        // The main connection will have failed, too.
         tracing::debug!("waiting for stream {stream}: {error}");
         tokio::time::sleep(FAILURE_PAUSE).await;
     }

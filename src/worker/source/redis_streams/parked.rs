@@ -1,4 +1,4 @@
-//! What was parked beside a stream, for operators.
+//! The dead letters of a stream, for operators.
 
 use redis::{Script, Value};
 

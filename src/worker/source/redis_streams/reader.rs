@@ -1,10 +1,12 @@
-//! Claims that wait at the broker: an entry that comes is claimed and handed over in one step, with nothing asked in between.
+//! Claims that wait at the broker: a new entry is claimed and delivered in one step, without a query in between.
 //!
-//! A script that claims looks at the lease first; a command that waits cannot. So the holder of the lease writes down, under the lease, by which connection it
-//! waits, and whoever has the lease next has that connection closed before it recovers what is claimed. After that nothing more can be claimed
-//! through it, however long its owner was held up, and what was claimed before is recovered.
+//! A claiming script checks the lease first; a blocking command cannot. So the holder of the lease records, under the
+//! lease, the connection on which it waits, and the next holder has that connection closed before it recovers the
+//! claims. After that nothing more can be claimed through it, however long its owner was paused, and earlier claims are
+//! recovered.
 //!
-//! That needs the right to use `CLIENT KILL`. Without it, or behind a proxy, streams are watched, and claimed by script when there is something.
+//! This needs the right to use `CLIENT KILL`. Without it, or behind a proxy, streams are watched, and entries claimed
+//! by script.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -37,7 +39,7 @@ return 0",
     )
 });
 
-/// The connection that waits.
+/// The waiting connection.
 pub struct Reader {
     connection: MultiplexedConnection,
     name: Name,
@@ -45,19 +47,19 @@ pub struct Reader {
     arrived: Rc<RefCell<Result<Vec<Entry>, String>>>,
 }
 
-/// What is to be claimed, and under which lease.
+/// What to claim, and under which lease.
 pub struct Terms {
     pub stream: String,
     pub group: String,
     pub consumer: String,
     pub lease: String,
     pub token: String,
-    /// Where the reader is written down.
+    /// Key that records the reader.
     pub key: String,
     pub count: usize,
 }
 
-/// A connection as one life of a server knows it.
+/// A connection's identity within one run of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Name {
     run: String,
@@ -81,7 +83,7 @@ impl std::fmt::Display for Name {
 }
 
 impl Reader {
-    /// `Err`: connections cannot be told apart here, or not be closed.
+    /// `Err`: connections cannot be identified here, or not be closed.
     pub async fn new(mut connection: MultiplexedConnection) -> Result<Self, String> {
         let client: u64 = redis::cmd("CLIENT")
             .arg("ID")
@@ -89,7 +91,7 @@ impl Reader {
             .await
             .map_err(describe_error)?;
         let run = run_of_server(&mut connection).await?;
-        // Whether it may: of itself nobody is closed by this.
+        // Tests the permission: this closes no connection.
         kill(&mut connection, client).await?;
         Ok(Self {
             connection,
@@ -99,17 +101,17 @@ impl Reader {
         })
     }
 
-    /// What has come since it began to wait. `Err`: whatever has come, it was lost on the way, and is to be recovered.
+    /// Entries that arrived during the wait. `Err`: the connection failed, and entries that arrived must be recovered.
     pub fn take_arrived(&self) -> Result<Vec<Entry>, String> {
         self.arrived.replace(Ok(Vec::new()))
     }
 
-    /// May something be claimed through it?
+    /// May entries be claimed through it?
     pub fn is_used(&self) -> bool {
         self.is_registered.get()
     }
 
-    /// Nothing more is claimed through it, and whoever comes next need not care.
+    /// Ends it: nothing more is claimed through it, and the next holder need not close it.
     pub async fn close(self, by: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
         if !self.is_used() {
             return Ok(());
@@ -119,7 +121,7 @@ impl Reader {
         invoke(by, call.arg(self.name.to_string())).await
     }
 
-    /// Claims the next entries as soon as there are some, or ends after a while; then tells.
+    /// Claims the next entries as soon as they arrive, or ends after a timeout; then notifies.
     pub fn wait(&self, terms: Terms, more: Arc<Notify>) -> impl Future<Output = ()> + use<> {
         let mut connection = self.connection.clone();
         let (name, arrived) = (self.name.to_string(), Rc::clone(&self.arrived));
@@ -158,7 +160,7 @@ async fn claim(
         .map_err(describe_error)
 }
 
-/// Closes the connection by which the last holder of the lease waited, if it is still there. To be called under the lease.
+/// Closes the connection on which the last holder of the lease waited, if it still exists. Call under the lease.
 pub async fn close_last(connection: &mut MultiplexedConnection, key: &str) -> Result<(), String> {
     let last: Option<String> = redis::cmd("GET")
         .arg(key)
@@ -168,7 +170,7 @@ pub async fn close_last(connection: &mut MultiplexedConnection, key: &str) -> Re
     let Some(last) = last.as_deref().and_then(Name::parse) else {
         return Ok(());
     };
-    // After a restart of the server the number is somebody else's.
+    // After a restart of the server the id belongs to another connection.
     if last.run != run_of_server(connection).await? {
         return Ok(());
     }
@@ -186,7 +188,7 @@ async fn kill(connection: &mut MultiplexedConnection, client: u64) -> Result<(),
         .map_err(describe_error)
 }
 
-/// A name that a server gives itself at each start.
+/// An id that the server generates at each start.
 async fn run_of_server(connection: &mut MultiplexedConnection) -> Result<String, String> {
     let info: String = redis::cmd("INFO")
         .arg("server")

@@ -1,4 +1,5 @@
-//! What was trimmed away before it was read. A stream forgets by its own rules, whoever has read it or not; that must at least be told.
+//! Entries trimmed before they were read. A stream trims by its own rules, read or not; the loss must at least be
+//! reported.
 
 use std::collections::HashMap;
 
@@ -8,21 +9,21 @@ use redis::aio::MultiplexedConnection;
 use super::entry::{Entry, StreamId, bytes_of};
 use crate::redis_link::describe_error;
 
-/// How far a stream reaches.
+/// Extent of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Extent {
-    /// Entries that were ever added.
+    /// Entries ever added.
     pub added: u64,
-    /// Entries that are not there any more.
+    /// Entries removed.
     pub removed: u64,
-    /// The oldest that is there.
+    /// Id of the oldest entry present.
     pub first: Option<StreamId>,
-    /// Of the youngest that was ever there.
+    /// Id of the newest entry ever added.
     pub last: StreamId,
 }
 
 impl Extent {
-    /// What XINFO STREAM says; nothing if there is no such stream.
+    /// Reads it from XINFO STREAM; `None` if there is no such stream.
     pub async fn of(connection: &mut MultiplexedConnection, stream: &str) -> Result<Option<Self>, String> {
         let mut info = redis::cmd("XINFO");
         info.arg("STREAM").arg(stream);
@@ -53,16 +54,16 @@ impl Extent {
 /// Counts for one reader.
 #[derive(Debug, Default)]
 pub struct Missed {
-    /// In all, as far as is known.
+    /// Total so far, as far as known.
     total: u64,
 }
 
 impl Missed {
-    /// `read`: how many of the entries that were ever added this reader was given, or has missed already. The answer is how many it has missed since it was
-    /// last asked.
+    /// `read`: number of entries ever added that this reader was given, or has missed already. Returns the number
+    /// missed since the last call.
     pub fn since(&mut self, extent: &Extent, at: StreamId, read: u64) -> u64 {
         let total = extent.removed.saturating_sub(read);
-        // What was read may go at any time.
+        // Entries already read may be trimmed at any time.
         let is_passed = extent.first.is_some_and(|first| first > at) || extent.first.is_none() && extent.last > at;
         let more = if is_passed { total.saturating_sub(self.total) } else { 0 };
         self.total = self.total.max(total);
