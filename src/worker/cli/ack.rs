@@ -1,4 +1,4 @@
-//! `ack`: end-to-end acknowledgement, asked of the queue: is all published that was put in before a moment?
+//! `ack`: end-to-end acknowledgement from the queue: are all events published that were queued before a moment?
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use super::{Outcome, block_on, load};
 use crate::clock::Timestamp;
 use crate::config::{Config, value};
 
-/// How often a wait asks.
+/// Polling interval.
 const POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]

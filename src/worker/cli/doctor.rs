@@ -1,6 +1,6 @@
-//! `doctor`: is this machine fit, and is everything there that a configuration needs?
+//! `doctor`: checks this machine, and everything that a configuration needs.
 //!
-//! Figures are those of docs/tuning.md. A warning is about load that may come; only what cannot work is an error.
+//! Recommended values are those of docs/tuning.md. A warning concerns possible load; only what cannot work is an error.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::client::{self, Address};
 use crate::ops::finding::Finding;
 use crate::source::Examination;
 
-/// Nobody waits for a doctor.
+/// Short, for interactive use.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 pub fn run(config: Option<&Path>) -> Outcome {
@@ -34,7 +34,7 @@ pub fn run(config: Option<&Path>) -> Outcome {
 
 const TUNE: &str = "scripts/tune-kernel";
 
-/// Kernel settings and limits that matter beside a push server.
+/// Kernel settings and limits relevant to a push server.
 fn machine() -> Vec<Finding> {
     let limit = at_least(
         "open files (ulimit -n)",
@@ -90,7 +90,7 @@ fn at_least(what: &str, is: Option<u64>, least: u64, advice: &str) -> Finding {
     }
 }
 
-/// Everything that a configuration talks to.
+/// Checks all servers of a configuration.
 fn needs(path: &Path) -> Vec<Finding> {
     let config = match load(path) {
         Ok(config) => config,
@@ -143,10 +143,10 @@ fn look(examined: Examination<'_>) -> Vec<Finding> {
     }
 }
 
-/// Checkpoints, spools and dead letters are there.
+/// The directory of checkpoints, spools and dead letters.
 fn state_dir(path: &Path) -> Finding {
     let probe = path.join(format!(".doctor-{}", std::process::id()));
-    // It is made when the worker starts.
+    // The worker creates it at its start.
     let written = std::fs::create_dir_all(path).and_then(|()| std::fs::write(&probe, b""));
     let _ = std::fs::remove_file(&probe);
     match written {

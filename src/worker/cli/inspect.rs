@@ -1,4 +1,4 @@
-//! `validate`, `test`, `graph`: what a configuration says, without running it.
+//! `validate`, `test`, `graph`: inspect a configuration without running it.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub fn validate(path: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One line per pipeline, with what it promises.
+/// One line per pipeline, with its guarantees.
 fn describe(config: &Config) -> Vec<String> {
     let line = |spec: &PipelineSpec| {
         let source = &config.sources[spec.source];

@@ -1,4 +1,4 @@
-//! `top` and `tap`: a look at a running worker, through its admin address.
+//! `top` and `tap`: inspect a running worker through its admin address.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -79,7 +79,7 @@ impl Top {
                 let answer = get(address, "/stats").await?;
                 let stats = serde_json::from_slice(&body(answer).await?).map_err(|error| error.to_string())?;
                 let screen = screen(&stats, &mut before);
-                // Home and clear, so that the picture stands still.
+                // Home and clear, so that the screen is redrawn in place.
                 let clear = if is_terminal && !self.once { "\x1b[H\x1b[2J" } else { "" };
                 print!("{clear}{screen}");
                 std::io::stdout().flush().map_err(|error| error.to_string())?;
@@ -92,7 +92,7 @@ impl Top {
     }
 }
 
-/// One picture. `before` keeps the counts of the last one, for rates per second.
+/// Renders one screen. `before` keeps the previous counts, for rates per second.
 fn screen(stats: &Value, before: &mut HashMap<String, u64>) -> String {
     let mut out = String::new();
     let number = |value: &Value| value.as_u64().unwrap_or_default();

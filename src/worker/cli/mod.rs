@@ -115,7 +115,7 @@ enum LogFormat {
     Json,
 }
 
-/// Parses the arguments and does what they say.
+/// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run {
@@ -147,7 +147,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// What a command has to say of its failure; empty if it has said it.
+/// A command's error message; empty if already printed.
 type Outcome = Result<(), String>;
 
 fn run(path: &Path, log: LevelFilter, format: LogFormat) -> ExitCode {
@@ -182,20 +182,20 @@ fn refuse(error: &config::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Runs a command that talks to others.
+/// Runs a command with network I/O.
 fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     LocalSet::new().block_on(&runtime, future)
 }
 
-/// Messages on standard error. Panics are messages, too.
+/// Logs to standard error, panics included.
 fn start_logging(level: LevelFilter, format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
         .with_target(false);
-    // RabbitMQ's library tells of lost connections without a word on whose they were; the source does that itself.
+    // RabbitMQ's library logs lost connections without naming them; the source logs these itself.
     let is_ours = filter_fn(move |line| level >= LevelFilter::DEBUG || !line.target().starts_with("lapin"));
     match format {
         LogFormat::Text => {

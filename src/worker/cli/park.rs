@@ -1,6 +1,6 @@
 //! `park`: the dead letters.
 //!
-//! Sources that are queues keep theirs with the broker; those of all others stand in the file under `[park]`.
+//! Queue sources keep theirs with the broker; those of all other sources are in the file under `[park]`.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -65,7 +65,7 @@ impl Park {
     }
 }
 
-/// Where dead letters are: the broker of a source, or the file.
+/// The stores of dead letters: the sources' brokers, and the file.
 fn stores(config: &Config) -> Vec<(String, Box<dyn ParkedEvents>)> {
     let of_brokers = config
         .sources
@@ -150,11 +150,12 @@ impl Choice {
     }
 }
 
-/// Two of these commands at once would send everything twice. The lock goes with the process, and leaves no file behind.
+/// Two of these commands at once would send everything twice. The lock ends with the process, and leaves no file
+/// behind.
 fn lock(park: &Path) -> Result<Option<File>, String> {
     let directory = park.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
-    // Without it there are no dead letters either.
+    // Without the directory there are no dead letters either.
     let Ok(opened) = File::open(directory) else {
         return Ok(None);
     };
@@ -167,7 +168,7 @@ fn lock(park: &Path) -> Result<Option<File>, String> {
     }
 }
 
-/// What brokers keep of the reason, in the words of the file.
+/// The broker's copy of a reason, worded as in the file.
 fn told(reason: &str) -> String {
     match serde_json::from_str(reason) {
         Ok(value @ Value::Object(_)) => Line {
@@ -181,7 +182,7 @@ fn told(reason: &str) -> String {
 
 /// One line of the file.
 pub struct Line {
-    /// As it stands there.
+    /// The text of the line.
     pub text: String,
     value: Value,
 }
@@ -208,7 +209,7 @@ impl Line {
         }
     }
 
-    /// Those that it is to go through: the one that parked it, or all of its source if it did not come as far as that.
+    /// Pipelines to run it through: the one that parked it, or all of its source if it reached none.
     pub fn pipelines(&self, config: &Config) -> Vec<String> {
         let is_meant = |spec: &&PipelineSpec| match self.pipeline() {
             "" => config.sources[spec.source].name == self.get("source"),
@@ -218,7 +219,7 @@ impl Line {
         meant.map(|spec| spec.name.clone()).collect()
     }
 
-    /// When, where and why.
+    /// Time, component and reason.
     fn reason(&self) -> String {
         let mut text = String::new();
         for key in ["parked", "component"] {
@@ -235,7 +236,7 @@ impl Line {
         text
     }
 
-    /// The line as it is to be after another attempt.
+    /// The line after another failed attempt.
     pub fn parked_again(&self, parked: &Parked) -> String {
         let mut value = self.value.clone();
         let before = value["attempts"].as_u64().unwrap_or_default();
@@ -247,7 +248,7 @@ impl Line {
         value.to_string()
     }
 
-    /// The event as it came in.
+    /// The original input.
     pub fn raw(&self) -> Vec<u8> {
         if let Some(raw) = self.value["raw"].as_str() {
             return raw.as_bytes().to_vec();
@@ -259,7 +260,7 @@ impl Line {
 }
 
 fn lines(path: &Path) -> Result<Vec<Line>, String> {
-    // Under the lock: a worker may be in the middle of a line.
+    // Under the lock: a worker may be writing a line.
     let read = File::open(path).and_then(|file| {
         file.lock_shared()?;
         std::io::read_to_string(file)

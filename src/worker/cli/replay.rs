@@ -1,4 +1,4 @@
-//! `replay`, and the trying again of dead letters: recorded events through pipelines, here and now.
+//! `replay`, and the retry of dead letters: recorded events through pipelines, in this process.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,11 +25,11 @@ use crate::source::Operation;
 use crate::source::recorded::{Channels, Ledger, Record, Recorded};
 use crate::stage::Stage;
 
-/// What is in flight at a Ctrl-C has so long. It is recorded, and can be sent again.
+/// Time to finish events in flight after Ctrl-C. They are recorded, and can be sent again.
 const DRAIN: Duration = Duration::from_secs(2);
-/// The dead-letter file is written anew at most so often …
+/// Minimum interval between rewrites of the dead-letter file …
 const REWRITE_INTERVAL: Duration = Duration::from_millis(50);
-/// … and for at most this part of the time, however long it is.
+/// … which take at most this fraction of the time, however long the file is.
 const REWRITE_SHARE: u32 = 10;
 
 #[derive(Debug, Args)]
@@ -91,12 +91,12 @@ impl Replay {
     }
 }
 
-/// How records have ended.
+/// Outcomes of records.
 #[derive(Default)]
 struct Sum {
     done: usize,
     parked: usize,
-    /// What could not be noted.
+    /// The error that prevented saving an outcome.
     error: Option<String>,
 }
 
@@ -122,7 +122,7 @@ impl Sum {
     }
 }
 
-/// Parks what fails, as a worker would.
+/// Parks failed events, as a worker would.
 struct Replayed {
     records: Vec<Record>,
     park: PathBuf,
@@ -146,8 +146,8 @@ impl Ledger for Replayed {
     fn rest(&mut self) {}
 }
 
-/// Runs dead letters through the pipelines that parked them. Each leaves the file when it is done; one that is parked again stays, with its new reason.
-/// Returns how many are done.
+/// Runs dead letters through the pipelines that parked them. Each is removed from the file when it is done; one that is
+/// parked again stays, with its new reason. Returns the number of finished letters.
 pub fn retry(path: &Path, lines: Vec<Line>) -> Result<usize, String> {
     start_logging(LevelFilter::WARN, LogFormat::Text);
     let config = load(path)?;
@@ -200,10 +200,10 @@ pub fn retry(path: &Path, lines: Vec<Line>) -> Result<usize, String> {
     played.map(|()| letters.done)
 }
 
-/// A line of the file that is tried again.
+/// A line of the file being retried.
 struct Letter {
     line: Line,
-    /// In how many pipelines it has not ended.
+    /// Number of pipelines still processing it.
     open: usize,
     parked: Vec<Parked>,
 }
@@ -211,9 +211,9 @@ struct Letter {
 struct Letters {
     park: PathBuf,
     letters: Vec<Letter>,
-    /// How many have left the file, or are about to.
+    /// Number of letters removed from the file, or about to be.
     done: usize,
-    /// What becomes of lines, by their text.
+    /// Changes to lines, by their text.
     changes: HashMap<String, Option<String>>,
     rewritten: Instant,
     pause: Duration,
@@ -246,7 +246,7 @@ impl Letters {
         }
     }
 
-    /// Makes the file say what is known.
+    /// Writes the known outcomes to the file.
     fn rewrite(&mut self) -> Outcome {
         if self.changes.is_empty() {
             return Ok(());
@@ -266,7 +266,7 @@ impl Letters {
     }
 }
 
-/// The dead letters that go through one pipeline.
+/// The dead letters for one pipeline.
 struct Retried {
     index: Vec<usize>,
     letters: Arc<Mutex<Letters>>,
@@ -285,7 +285,7 @@ impl Ledger for Retried {
     }
 }
 
-/// What goes through one pipeline.
+/// The records for one pipeline.
 struct Play {
     pipeline: String,
     records: Vec<Record>,
@@ -308,7 +308,7 @@ fn play_all(path: &Path, plays: Vec<Play>, pause: Option<Duration>) -> Outcome {
         let channels = Box::new(Probe::new(path, spec)?);
         config.pipelines.push(PipelineSpec {
             source: config.sources.len(),
-            // Here somebody does wait for it.
+            // A replay waits for the outcome.
             is_dark: false,
             ..spec.clone()
         });
@@ -322,7 +322,7 @@ fn play_all(path: &Path, plays: Vec<Play>, pause: Option<Duration>) -> Outcome {
     if config.sources.is_empty() {
         return Ok(());
     }
-    // Beside a worker that runs: only the dead-letter file is the same.
+    // A running worker may be beside us: only the dead-letter file is shared.
     forget_left_behind(&config.state_dir);
     config.state_dir = config.state_dir.join(format!("{STATE_DIR}{}", std::process::id()));
     config.drain = config.drain.min(DRAIN);
@@ -330,14 +330,14 @@ fn play_all(path: &Path, plays: Vec<Play>, pause: Option<Duration>) -> Outcome {
     config.alerts.clear();
     let state_dir = config.state_dir.clone();
     let played = engine::run_once(config).map_err(|error| error.to_string());
-    // Nothing in there is of use afterwards.
+    // Its contents are of no further use.
     let _ = fs::remove_dir_all(state_dir);
     played
 }
 
 const STATE_DIR: &str = "replay-";
 
-/// Removes the directories of those that were killed.
+/// Removes the directories of killed replays.
 fn forget_left_behind(state_dir: &Path) {
     for entry in fs::read_dir(state_dir).into_iter().flatten().flatten() {
         let is_ours = entry.file_name().to_string_lossy().starts_with(STATE_DIR);
@@ -348,13 +348,13 @@ fn forget_left_behind(state_dir: &Path) {
     }
 }
 
-/// Finds out where events go, and what is there.
+/// Determines events' channels and the newest ids there.
 struct Probe {
-    /// Its own, because some remember what they have seen.
+    /// Private instances, because some stages keep state.
     stages: Vec<Named<Arc<dyn Stage>>>,
     sinks: Vec<Arc<dyn Sink>>,
     prefix: String,
-    /// The newest ids of channels, those given out here included.
+    /// The newest ids of channels, including those given out here.
     known: HashMap<String, Option<OrderedId>>,
 }
 
@@ -375,7 +375,7 @@ impl Probe {
         })
     }
 
-    /// The channels of all that comes out of the stages.
+    /// The channels of all events that the stages produce.
     fn channels_of(&self, event: &Event) -> Vec<String> {
         let stages: Vec<_> = self
             .stages

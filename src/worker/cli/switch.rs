@@ -1,4 +1,4 @@
-//! `switch`: turns switches of running workers, through the Redis hash that they follow.
+//! `switch`: sets switches of running workers, through the Redis hash that they follow.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

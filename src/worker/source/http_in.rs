@@ -5,8 +5,8 @@
 //! ```
 //!
 //! A 2xx is a promise. With `ack = "published"` (default): every required sink has accepted the event: 200. With
-//! `ack = "spooled"`: the event is on this machine's disk and will be published, also after a crash: 202, and nginx may be
-//! down.
+//! `ack = "spooled"`: the event is on this machine's disk and will be published, also after a crash: 202, and nginx may
+//! be down.
 //!
 //! | answer | meaning |
 //! |---|---|

@@ -1,18 +1,18 @@
-//! `anonymise`: takes personal data out before anything leaves the machine.
+//! `anonymise`: removes personal data before anything leaves the machine.
 //!
 //! ```toml
 //! anon = { type = "anonymise", drop = ["author.phone"], mask = ["author.name"], hash = ["author.email"], truncate_ip = ["author.ip"], key = { file = "keys/anon.key" } }
 //! ```
 //!
 //! * `drop` removes the field.
-//! * `mask` puts `"***"` in its place, whatever its type.
-//! * `hash` puts a pseudonym in its place: 32 hex digits of the BLAKE3 hash under a secret key. The same value gives the
-//!   same pseudonym as long as the key is the same; without the key nobody can try out values. `3` and `"3"` are the
-//!   same value.
-//! * `truncate_ip` keeps the network: `/24` of IPv4, `/48` of IPv6. What is not an address is removed.
+//! * `mask` replaces the value by `"***"`, whatever its type.
+//! * `hash` replaces the value by a pseudonym: 32 hex digits of the BLAKE3 hash under a secret key. The same value
+//!   gives the same pseudonym as long as the key is the same; without the key, values cannot be guessed by trial. `3`
+//!   and `"3"` are the same value.
+//! * `truncate_ip` keeps the network: `/24` of IPv4, `/48` of IPv6. Other values are removed.
 //!
-//! A field that is missing or null is left as it is. An event that is parked before this stage lies in the dead-letter
-//! file as it came.
+//! A field that is missing or null is left as it is. An event parked before this stage is in the dead-letter file
+//! unchanged.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub const KIND: Kind = Kind {
 };
 
 const MASK: &str = "***";
-/// 128 bits: no two of 10^12 people share a pseudonym.
+/// 128 bits: practically no collision among 10^12 people.
 const PSEUDONYM_HEX_DIGITS: usize = 32;
 
 #[derive(Default)]

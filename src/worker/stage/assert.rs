@@ -1,11 +1,11 @@
-//! `assert`: says what must hold at this place, in tests and live.
+//! `assert`: checks a condition at this point, in tests and live.
 //!
 //! ```toml
 //! checked = { type = "assert", that = "message is string and author.ip is undefined", mode = "fail" }
 //! ```
 //!
-//! An event for which it does not hold is counted (`mode = "count"`, default; as an error of type `assertion`), told in the log, too (`"alert"`; at most
-//! one line in ten seconds), or parked (`"fail"`).
+//! An event that fails it is counted (`mode = "count"`, default; as an error of type `assertion`), logged, too
+//! (`"alert"`; at most one line in ten seconds), or parked (`"fail"`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// What fails event after event is told once in this time.
+/// A failure that repeats for each event is logged once in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,12 @@
-//! `clean_html`: makes text that users wrote safe to be put into a page as HTML.
+//! `clean_html`: makes user text safe for insertion into a page as HTML.
 //!
 //! ```toml
 //! clean = { type = "clean_html", fields = ["message"], allow = ["a", "b", "i", "em", "strong", "code", "br", "p"] }
 //! names = { type = "clean_html", fields = ["author"], allow = [] }
 //! ```
 //!
-//! The result is an HTML fragment: text stays text, what is allowed stays markup, everything else goes. It is not made
-//! for use inside an attribute. A field that is missing or not a string is left as it is: a number cannot carry markup.
+//! The result is an HTML fragment: text stays text, allowed markup stays, everything else is removed. It is not safe
+//! inside an attribute. A field that is missing or not a string is left as it is: a number cannot carry markup.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -25,10 +25,10 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// What a comment may use unless `allow` says otherwise.
+/// Default of `allow`.
 const DEFAULT_TAGS: &[&str] = &["a", "b", "i", "em", "strong", "blockquote", "code", "br", "p"];
 
-/// Ammonia insists that nothing is both allowed and emptied.
+/// Ammonia requires that no tag is both allowed and emptied.
 const EMPTIED_TAGS: &[&str] = &["script", "style"];
 
 pub struct CleanHtml {
@@ -67,7 +67,7 @@ impl CleanHtml {
     }
 }
 
-/// Lives as long as the process, and is there once, however often the configuration is read.
+/// A static copy, created once per process, however often the configuration is read.
 fn interned(tag: String) -> &'static str {
     static ALL: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
     let mut all = ALL.lock();

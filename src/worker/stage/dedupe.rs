@@ -1,12 +1,13 @@
-//! `dedupe`: drops an event whose key another event had a short while ago.
+//! `dedupe`: drops an event whose key another event had recently.
 //!
 //! ```toml
 //! once = { type = "dedupe", key = "{post}.{revision}", for = "10m", size = 65536 }
 //! ```
 //!
-//! For producers that say the same thing twice, as two events. One event that comes again, because it was not finished, is not a duplicate: it has the same
-//! id, is let through, and nginx drops it if it has it. A source without ids cannot tell the two apart and is refused. What is remembered is bounded by `size`, and
-//! gone with the worker. An event without one of the fields is let through.
+//! For producers that send the same content twice, as two events. A redelivery of one unfinished event is not a
+//! duplicate: it has the same id, is let through, and nginx drops it if already stored. A source without ids cannot
+//! tell the two apart and is refused. The memory is bounded by `size`, and lost with the worker. An event without one
+//! of the fields is let through.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -37,7 +38,7 @@ struct Dedupe {
 #[derive(Default)]
 struct Seen {
     by_key: HashMap<Arc<str>, (EventId, Instant)>,
-    /// The oldest first.
+    /// Oldest first.
     order: VecDeque<(Arc<str>, Instant)>,
 }
 

@@ -1,4 +1,4 @@
-//! `encrypt`: seals the payload for those who have the key; nginx and everybody between see only an envelope.
+//! `encrypt`: encrypts the payload for holders of the key; nginx and intermediaries see only an envelope.
 //!
 //! ```toml
 //! secure = { type = "encrypt", algorithm = "aes-256-gcm", key = { file = "keys/firehose.key", id = "k7" } }
@@ -16,11 +16,13 @@
 //! | `id` | the event's id |
 //! | `data` | ciphertext and tag |
 //!
-//! The last but one excepted, bytes are in base64. The key is HKDF-SHA256 of the 32 bytes in the key file, with the salt, and with the
-//! info `push-stream 1 ALG`. Associated data is `1`, `kid` and `id`, joined by zero bytes: an envelope cannot be passed off as another event. The channel is not
-//! part of it, so that one ciphertext serves all channels of an event.
+//! All members but `v`, `alg`, `kid` and `id` are bytes in base64. The key is HKDF-SHA256 of the 32 bytes in the key
+//! file, with the salt, and with the info `push-stream 1 ALG`. Associated data is `1`, `kid` and `id`, joined by zero
+//! bytes: an envelope cannot be passed off as another event. The channel is not part of it, so that one ciphertext
+//! serves all channels of an event.
 //!
-//! Random nonces under one key would meet after about 2^32 events, five days at 10,000/s; so each run derives a key of its own and counts.
+//! Random nonces under one key would collide after about 2^32 events, five days at 10,000/s; so each run derives its
+//! own key and counts.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,10 +73,10 @@ enum Cipher {
 pub struct Encrypt {
     algorithm: Algorithm,
     key_id: String,
-    /// Of this run, in base64.
+    /// Salt of this run, in base64.
     salt: String,
     cipher: Cipher,
-    /// The next nonce. Shared by all lanes, so no two of them ever take the same; relaxed, because only that matters.
+    /// The next nonce. Shared by all lanes, so that each value is used once; relaxed, because only uniqueness matters.
     counter: AtomicU64,
 }
 
@@ -192,7 +194,7 @@ mod tests {
         serde_json::from_slice(&body).unwrap()
     }
 
-    /// As a reader of the documentation would do it.
+    /// Decrypts as a reader of the documentation would.
     fn open(envelope: &Value, id: &str) -> Option<Vec<u8>> {
         let bytes = |key: &str| BASE64_STANDARD.decode(envelope[key].as_str().unwrap()).unwrap();
         let mut derived = [0; KEY_BYTES];

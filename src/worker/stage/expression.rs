@@ -9,10 +9,10 @@ use super::template_check::{self, describe};
 use crate::config::section::FromText;
 use crate::event::Event;
 
-/// Enough for a long condition, and an end to a mad one.
+/// Enough for a long condition; bounds a pathological one.
 const FUEL: u64 = 5_000;
 
-/// Is something so?
+/// A condition on an event.
 pub struct Condition {
     text: String,
     expression: Expression<'static, 'static>,
@@ -38,7 +38,7 @@ impl FromText for Condition {
     }
 }
 
-/// The same for all conditions of the process, however often they are read anew.
+/// Shared by all conditions of the process, however often the configuration is read.
 fn environment() -> &'static Environment<'static> {
     static SHARED: OnceLock<Environment<'static>> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -54,7 +54,7 @@ impl Condition {
         &self.text
     }
 
-    /// What is missing is false.
+    /// Evaluates the condition; missing values are false.
     pub fn holds(&self, event: &Event) -> Result<bool, String> {
         let own = minijinja::context! {
             id => event.id.to_string(),

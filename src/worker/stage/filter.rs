@@ -4,8 +4,8 @@
 //! approved = { type = "filter", keep = "approved and not author.banned" }
 //! ```
 //!
-//! The condition is a minijinja expression over the fields and `_event.id`, `.time`, `.type`, `.channels`; what is missing is false. A condition that cannot be worked out,
-//! such as a sum of a number and a list, parks the event.
+//! The condition is a minijinja expression over the fields and `_event.id`, `.time`, `.type`, `.channels`; missing
+//! values are false. A condition that cannot be evaluated, such as the sum of a number and a list, parks the event.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
-//! `format`: the bytes that browsers get, made once.
+//! `format`: renders the bytes for browsers, once per event.
 //!
-//! Either a list of fields, which is the fast way to a JSON object; of several in brackets the first that is there counts:
+//! Either a list of fields, the fast way to a JSON object; of several in brackets the first one present counts:
 //!
 //! ```toml
 //! fmt = { type = "format", fields = { id = ["id", "_event.id"], author = "author.name", message = "message" } }
@@ -14,11 +14,11 @@
 //! ```
 //!
 //! `escape = "json"` (default) writes every `{{ value }}` as JSON, quotes included; `"html"` escapes it for HTML text;
-//! `"none"` writes it as it is. `_event.id`, `_event.time` and `_event.type` are there, too. `fuel` bounds the work of
-//! one rendering, so that no template and no event can hold up a lane.
+//! `"none"` writes it as it is. `_event.id`, `_event.time` and `_event.type` are available, too. `fuel` bounds the work
+//! of one rendering, so that no template or event can block a lane.
 //!
-//! `missing` says what a missing field does: `"null"` (default; in a template it is undefined, which prints as nothing or JSON
-//! `null`), `"skip"` (leaves the key out; `fields` only), `"park"`.
+//! `missing` sets the handling of a missing field: `"null"` (default; in a template it is undefined, which prints as
+//! nothing or JSON `null`), `"skip"` (leaves the key out; `fields` only), `"park"`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -58,9 +58,9 @@ pub struct FieldList {
 
 /// One member of the object.
 pub struct Entry {
-    /// Already quoted.
+    /// The key as a JSON string, quoted.
     key: String,
-    /// The first that is there gives the value. Never empty.
+    /// The first path present gives the value. Never empty.
     paths: Vec<FieldPath>,
 }
 
@@ -240,13 +240,13 @@ impl FieldList {
     }
 }
 
-/// What templates find as `_digits`: the texts of the event's numbers.
+/// Available to templates as `_digits`: the texts of the event's numbers.
 #[derive(Debug)]
 struct Texts(Digits);
 
 impl minijinja::value::Object for Texts {}
 
-/// Prints a value, its numbers with the digits they came with.
+/// Prints a value, its numbers with their original digits.
 fn write_value(
     out: &mut minijinja::Output,
     state: &mut minijinja::State,
@@ -272,7 +272,7 @@ fn write_value(
         return minijinja::escape_formatter(out, state, value);
     }
     let text = json::to_string(value, digits).map_err(|error| bad(&error))?;
-    // As minijinja does it, so that JSON can stand in HTML. These are nowhere but in strings.
+    // As minijinja does, so that the JSON can be embedded in HTML. These characters occur only in strings.
     for c in text.chars() {
         let written = match c {
             '<' => out.write_str("\\u003c"),

@@ -4,7 +4,7 @@
 //! some = { type = "gate", switch = "secure-firehose" }
 //! ```
 //!
-//! With `gate = "secure-firehose"` in a pipeline such a stage stands right behind its `parse_json`.
+//! `gate = "secure-firehose"` in a pipeline inserts such a stage right after its `parse_json`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! `parse_json`: the raw bytes become fields.
+//! `parse_json`: parses the raw bytes into fields.
 //!
 //! ```toml
 //! parse = { type = "parse_json" }
@@ -21,7 +21,7 @@ pub const KIND: Kind = Kind {
 
 #[derive(Debug)]
 pub struct ParseJson {
-    /// What happens to bytes that are not a JSON object: `on_error = "park"` (default) or `"drop"`.
+    /// Handling of bytes that are not a JSON object: `on_error = "park"` (default) or `"drop"`.
     pub on_error: OnError,
     /// A JSON array becomes one event per element: `split_arrays = true`. Off by default; then an array is an error.
     pub split_arrays: bool,

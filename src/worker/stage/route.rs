@@ -1,4 +1,4 @@
-//! `route`: which channels an event goes to, and which events must stay in order.
+//! `route`: sets an event's channels, and the events that must stay in order.
 //!
 //! ```toml
 //! route = { type = "route", channels = ["forum.{forum}", "thread.{thread}", "user.{author.id}"], order_by = "thread" }
@@ -6,15 +6,15 @@
 //!
 //! * `channels`: templates; one POST goes to all of them. A template whose field is missing, null, empty or not a scalar
 //!   is left out (`missing = "skip"`, default) or parks the event (`missing = "park"`). No channel left: parked.
-//! * `order_by`: events with the same value keep their order at every node. It names a field of the event *as it comes
-//!   in*, before any stage. Without it all events keep the order of the source, one at a time;
-//!   `unordered = true` gives that up.
+//! * `order_by`: events with the same value keep their order at every node. It names a field of the *incoming* event,
+//!   before any stage. Without it all events keep the order of the source, one at a time; `unordered = true` gives that
+//!   up.
 //! * `event_type`: a template for the EventSource event type; a missing field means none.
-//! * `force`: the name of a switch; while it is on, everything goes to the one channel that is the `value` of the switch. For rehearsing the day on
-//!   which everybody looks at the same page.
-//! * `unsafe_ids`: what to do with an id that nginx could not take as meant, because a field holds `/` or `*` or a control character,
-//!   or the id is `ALL` or ends like a backtrack (`.b12`): `"replace"` the offending characters by `_` (default), `"skip"`
-//!   the channel, or `"park"`.
+//! * `force`: the name of a switch; while it is on, all events go to the one channel that is the switch's `value`. For
+//!   rehearsing a peak of all readers on one page.
+//! * `unsafe_ids`: handling of a channel id that nginx would misinterpret, because a field holds `/` or `*` or a
+//!   control character, or the id is `ALL` or ends like a backtrack (`.b12`): `"replace"` the offending characters by
+//!   `_` (default), `"skip"` the channel, or `"park"`.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub struct Route {
     event_type: Option<FieldTemplate>,
     missing: Missing,
     unsafe_ids: UnsafeIds,
-    /// While this is on, everything goes to the one channel that is its value.
+    /// While this is on, all events go to the one channel that is its value.
     force: Option<Arc<Switch>>,
 }
 
@@ -143,12 +143,12 @@ impl Route {
     }
 }
 
-/// `/` separates ids and `*` is for statistics; a control character in an id is an accident or an attack.
+/// `/` separates ids and `*` is for statistics; a control character in an id is a mistake or an attack.
 fn is_unsafe(c: char) -> bool {
     c == '/' || c == '*' || c.is_control()
 }
 
-/// The id that nginx will take as one channel, if it is not the given one.
+/// A replacement id that nginx takes as one channel; `None` if the given one is safe.
 fn safe_id(id: &str) -> Option<String> {
     let reserved = id == "ALL" || ends_like_backtrack(id);
     if !reserved && !id.contains(is_unsafe) {
@@ -161,7 +161,7 @@ fn safe_id(id: &str) -> Option<String> {
     Some(safe)
 }
 
-/// `.b<digits>` at the end of an id is how a subscriber asks for old messages; a publisher's is cut off.
+/// `.b<digits>` at the end of an id is a subscriber's request for old messages; nginx cuts it off a publisher's id.
 fn ends_like_backtrack(id: &str) -> bool {
     let head = id.trim_end_matches(|c: char| c.is_ascii_digit());
     head.len() < id.len() && head.ends_with(".b")

@@ -4,7 +4,8 @@
 //! some = { type = "sample", percent = 5, by = "thread" }
 //! ```
 //!
-//! All events with the same value of `by` (default `_event.id`) have the same fate, also when they come again and after a restart.
+//! All events with the same value of `by` (default `_event.id`) are treated alike, also on redelivery and after a
+//! restart.
 
 use std::sync::Arc;
 

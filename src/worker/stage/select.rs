@@ -1,10 +1,11 @@
-//! `select`: which fields an event has, and what they are called.
+//! `select`: keeps, drops and renames fields of an event.
 //!
 //! ```toml
 //! lean = { type = "select", keep = ["id", "author.name", "message"], rename = { who = "author.name" } }
 //! ```
 //!
-//! `keep` leaves only these fields, where they are; `drop` takes some away; `rename` then moves fields: new place = old place. What is missing is passed over.
+//! `keep` retains only these fields, in place; `drop` removes some; `rename` then moves fields: new place = old place.
+//! Missing fields are skipped.
 
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ pub const KIND: Kind = Kind {
 struct Select {
     keep: Option<Vec<FieldPath>>,
     drop: Vec<FieldPath>,
-    /// New and old.
+    /// New and old path.
     rename: Vec<(FieldPath, FieldPath)>,
 }
 

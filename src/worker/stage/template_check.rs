@@ -1,7 +1,8 @@
-//! What a template or condition calls must exist, on every way through it: an event takes only one of them, so a typo in a branch would otherwise park
-//! events long after the start.
+//! Checks that everything a template or condition calls exists, on every branch: one event takes only one of them, so a
+//! typo in a branch would otherwise park events long after the start.
 //!
-//! minijinja looks names up when it renders. Its compiled instructions, an interface it calls unstable, hold all names; `Cargo.lock` pins the version.
+//! minijinja resolves names when it renders. Its compiled instructions, an interface it calls unstable, hold all names;
+//! `Cargo.lock` pins the version.
 
 use std::collections::HashSet;
 
@@ -9,10 +10,10 @@ use minijinja::machinery::{self, Instruction};
 use minijinja::value::Value;
 use minijinja::{Environment, Error, ErrorKind};
 
-/// Functions that minijinja itself gives to parts of a template.
+/// Functions that minijinja defines within parts of a template.
 const LOCAL_FUNCTIONS: [&str; 3] = ["loop", "super", "caller"];
 
-/// The first call of something that does not exist, with its line.
+/// Finds the first call of an undefined function, with its line.
 pub fn check_calls<'a>(environment: &'a Environment<'a>, source: &'a str) -> Result<(), String> {
     let template = environment
         .template_from_str(source)
@@ -61,7 +62,7 @@ fn is(error: Option<Error>, kind: ErrorKind) -> bool {
     error.is_some_and(|error| error.kind() == kind)
 }
 
-/// Is this wrong whatever event comes? What an event without any fields brings to light may otherwise be its own fault.
+/// Is the error independent of the event? Other errors with an empty event may be due to its missing fields.
 pub fn is_of_the_template(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -69,12 +70,12 @@ pub fn is_of_the_template(error: &Error) -> bool {
     )
 }
 
-/// An event without fields, to try a template with.
+/// An event without fields, for a trial rendering.
 pub fn empty_event() -> Value {
     minijinja::context! { _event => minijinja::context! {} }
 }
 
-/// One line for people.
+/// The error as one line of text.
 pub fn describe(error: &Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),

@@ -1,4 +1,4 @@
-//! The whole way: queue, worker, nginx, and where it matters the browser.
+//! The whole way: queue, worker, nginx, and for latencies the browser.
 
 use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
@@ -16,18 +16,18 @@ const WORKER: &str = include_str!("worker.toml");
 const MODULE: &str = "libngx_http_push_stream_module.so";
 const INSTALLED_MODULE: &str = "/usr/lib/nginx/modules/ngx_http_push_stream_module.so";
 
-/// Posts to one go at the broker.
+/// Posts per insertion at the broker.
 const CHUNK: u64 = 10_000;
-/// How often it is looked whether all is done: a small part of what is measured, and not much work for the broker.
+/// Polling interval for completion: a small part of the measured time, and little work for the broker.
 const LOOK: Duration = Duration::from_millis(20);
-/// Nothing done for so long is a fault.
+/// No progress for this long is a failure.
 const STANDSTILL: Duration = Duration::from_secs(60);
 /// Publishes per post: the channels of the pipeline.
 const CHANNELS: u64 = 3;
-/// Up to so many posts a second each is put in at its very moment, for which the thread is awake so long before.
+/// Up to this rate (posts per second) each post is inserted at its exact time; the thread stays awake this long before.
 const LOW_RATE: u32 = 200;
 const AWAKE: Duration = Duration::from_micros(500);
-/// Before anything is measured.
+/// Pause before a measurement.
 const SETTLING: Duration = Duration::from_secs(1);
 
 /// The worker's configuration.
@@ -48,7 +48,7 @@ pub fn measure(bench: &Bench, kind: SourceKind) -> Result<Figures, String> {
     }
 }
 
-/// Everything but the worker.
+/// All servers but the worker.
 struct Scene {
     queue: Box<dyn Queue>,
     nginx: Nginx,
@@ -104,7 +104,7 @@ impl Scene {
     }
 }
 
-/// Beside this program, where it is built, else where it is installed.
+/// Next to this program in a build tree, else where it is installed.
 fn module() -> Result<PathBuf, String> {
     let beside = std::env::current_exe()
         .ok()
@@ -122,7 +122,7 @@ impl Worker {
         self.0.id()
     }
 
-    /// SIGTERM: it finishes what is in flight.
+    /// SIGTERM: the worker finishes its events in flight.
     fn stop(mut self) -> Result<(), String> {
         let asked = Command::new("kill").args(["-TERM", &self.pid().to_string()]).status();
         let ended = asked.and_then(|_| self.0.wait()).map_err(|error| error.to_string())?;
@@ -141,7 +141,7 @@ impl Drop for Worker {
     }
 }
 
-/// How long it takes to empty a full queue.
+/// Measures how long it takes to empty a full queue.
 fn throughput(scene: &mut Scene, bench: &Bench) -> Result<Figures, String> {
     let count = bench.messages.max(1);
     let mut first = 0;
@@ -157,7 +157,7 @@ fn throughput(scene: &mut Scene, bench: &Bench) -> Result<Figures, String> {
     let worker = scene.start_worker()?;
     let (mut open, mut moved) = (u64::MAX, Instant::now());
     let mut busy = idle;
-    // What a broker has sent ahead is not open for it any more, and not published yet.
+    // A broker does not count prefetched messages as open, although they are not published yet.
     while open > 0 || published(scene.nginx.port)? < count * CHANNELS {
         std::thread::sleep(LOOK);
         let now = scene.queue.open()?;
@@ -173,7 +173,7 @@ fn throughput(scene: &mut Scene, bench: &Bench) -> Result<Figures, String> {
     let emptied = start.elapsed();
     let (_, memory) = process::memory(worker.pid());
     worker.stop()?;
-    // What a broker does not count as open is done when the worker has ended.
+    // Messages that a broker does not count as open are done when the worker has ended.
     let elapsed = if bare.is_some() { start.elapsed() } else { emptied };
     tell("");
     let published = published(scene.nginx.port)?;
@@ -206,10 +206,10 @@ fn throughput(scene: &mut Scene, bench: &Bench) -> Result<Figures, String> {
     Ok(figures)
 }
 
-/// How late posts come that are put in at a constant rate.
+/// Measures the latency of posts inserted at a constant rate.
 fn lateness(scene: &mut Scene, bench: &Bench, rate: u32) -> Result<Figures, String> {
     let rate = rate.max(1);
-    // Something must be there before a stream has a group.
+    // A stream has a group only once the worker has started.
     let worker = scene.start_worker()?;
     let start = Instant::now();
     let reader = Reader::start(scene.nginx.port, start)?;
@@ -225,7 +225,7 @@ fn lateness(scene: &mut Scene, bench: &Bench, rate: u32) -> Result<Figures, Stri
     while sent < total {
         wait_until(due(sent), rate);
         let now = Instant::now();
-        // Each bears the time at which it should have been sent: what waits for its turn here is late, too.
+        // Each carries the time at which it was due, so waiting here counts as latency.
         let mut posts = Vec::new();
         while sent + (posts.len() as u64) < total && due(sent + posts.len() as u64) <= now {
             let n = sent + posts.len() as u64;
@@ -248,7 +248,7 @@ fn lateness(scene: &mut Scene, bench: &Bench, rate: u32) -> Result<Figures, Stri
     if late.len() as u64 != 1 + total {
         return Err(format!("the reader has {} events of {}", late.len(), 1 + total));
     }
-    // The one of the warm-up is not one of them.
+    // Remove the warm-up post.
     late.remove(0);
     late.sort_unstable();
     let mut figures = std::mem::take(&mut scene.figures);
@@ -280,8 +280,8 @@ fn lateness(scene: &mut Scene, bench: &Bench, rate: u32) -> Result<Figures, Stri
     Ok(figures)
 }
 
-/// Until a post is due. At a low rate the last part is not slept: that the clock wakes this thread late is no lateness of the post. At a high one there is no
-/// time for that, and a few posts that go together are what a busy publisher sends.
+/// Waits until a post is due. At a low rate the last part is spent awake: the timer's wake-up delay is not part of the
+/// latency. At a high rate there is no time for that, and a few posts at once are what a busy publisher sends.
 fn wait_until(due: Instant, rate: u32) {
     let awake = if rate <= LOW_RATE { AWAKE } else { Duration::ZERO };
     std::thread::sleep(due.saturating_duration_since(Instant::now()).saturating_sub(awake));
@@ -308,7 +308,7 @@ fn await_count(reader: &Reader, count: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// How many messages nginx counts over all channels.
+/// Number of messages that nginx counts over all channels.
 fn published(port: u16) -> Result<u64, String> {
     let answer = crate::cli::block_on(async move {
         let address = crate::client::Address::Tcp {
@@ -334,7 +334,7 @@ fn published(port: u16) -> Result<u64, String> {
         .ok_or_else(|| "nginx does not tell its figures".to_owned())
 }
 
-/// Progress, for whoever waits at a terminal.
+/// Reports progress on the terminal.
 fn tell(text: &str) {
     let mut terminal = std::io::stderr();
     if terminal.is_terminal() {

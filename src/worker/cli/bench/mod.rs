@@ -1,5 +1,6 @@
-//! `bench`: what the worker does on this machine. Without `--source` the stages of a pipeline alone; with it the whole way from a queue through the
-//! worker to nginx, with servers that it starts for the purpose: how many a second, or, with `--rate`, how late.
+//! `bench`: the worker's performance on this machine. Without `--source` the stages of a pipeline alone; with it the
+//! whole way from a queue through the worker to nginx, with servers started for the purpose: throughput, or, with
+//! `--rate`, latency.
 
 mod journey;
 mod post;
@@ -81,7 +82,7 @@ fn key(name: &str) -> String {
     words.collect::<Vec<_>>().join("_")
 }
 
-/// What was measured, in the order in which it is printed.
+/// Measured values, in the order of printing.
 #[derive(Debug, Default)]
 struct Figures(Vec<(&'static str, Figure)>);
 
@@ -89,7 +90,7 @@ struct Figures(Vec<(&'static str, Figure)>);
 enum Figure {
     Text(String),
     Count(u64),
-    /// With so many decimals.
+    /// With this many decimals.
     Number(f64, usize),
 }
 

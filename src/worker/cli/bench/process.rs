@@ -1,31 +1,31 @@
-//! What a process costs, from `/proc`.
+//! The cost of a process, from `/proc`.
 
 use std::fs;
 use std::time::Duration;
 
-/// The kernel counts processor time for others in these.
+/// Unit of processor times in `/proc` (USER_HZ).
 const TICK: Duration = Duration::from_millis(10);
 
-/// Processor time of a process, all its threads included, also those that have ended.
+/// Processor time of a process, including all its threads, also ended ones.
 pub fn cpu(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     ticks(&stat).map_or(Duration::ZERO, |ticks| TICK * ticks)
 }
 
-/// utime and stime, proc(5) fields 14 and 15; the command in field 2 may hold blanks and parentheses.
+/// utime and stime, proc(5) fields 14 and 15; the command in field 2 may contain blanks and parentheses.
 fn ticks(stat: &str) -> Option<u32> {
     let (_, after_command) = stat.rsplit_once(')')?;
     let mut times = after_command.split_whitespace().skip(11).map(str::parse::<u32>);
     Some(times.next()?.ok()? + times.next()?.ok()?)
 }
 
-/// The processes that it has started.
+/// The child processes.
 pub fn children(pid: u32) -> Vec<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
-/// Resident memory in MiB: now, and the most there ever was.
+/// Resident memory in MiB: current and peak.
 pub fn memory(pid: u32) -> (f64, f64) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mib = |name: &str| {

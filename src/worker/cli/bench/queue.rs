@@ -1,4 +1,4 @@
-//! The queues that the whole way can begin with: filled as their producers fill them, and asked whether all is done.
+//! The queues for measurements of the whole way: filled as by their producers, and queried for completion.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub enum SourceKind {
     Amqp,
 }
 
-/// A queue at a broker that was started for it.
+/// A queue at a broker started for the measurement.
 pub trait Queue {
     /// The source's part of the worker's configuration.
     fn source(&self) -> String;
@@ -32,23 +32,24 @@ pub trait Queue {
     /// The broker's process.
     fn pid(&self) -> u32;
 
-    /// Puts posts in; their numbers begin with `first`.
+    /// Inserts posts, numbered from `first`.
     fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String>;
 
-    /// How many are not finished.
+    /// Number of unfinished posts.
     fn open(&mut self) -> Result<u64, String>;
 
-    /// What consumers reach that do nothing but acknowledge, if that is of interest. They find the same messages, and use them up.
+    /// Throughput of consumers that only acknowledge, where it is of interest. They read and use up copies of the same
+    /// messages.
     fn drain_bare(&mut self, _count: u64) -> Result<Option<Bare>, String> {
         Ok(None)
     }
 }
 
-/// Messages a second of a consumer that only acknowledges.
+/// Throughput of a bare consumer, in messages a second.
 pub struct Bare {
-    /// Each message by itself.
+    /// Each message acknowledged individually.
     pub one_by_one: f64,
-    /// Half of what the broker sends ahead at a time, as the worker does it.
+    /// Half of the prefetched messages at a time, as the worker does it.
     pub in_groups: f64,
 }
 
@@ -101,7 +102,7 @@ impl Queue for Stream {
     }
 
     fn open(&mut self) -> Result<u64, String> {
-        // The group is made by the worker.
+        // The worker creates the group.
         let groups: Vec<std::collections::HashMap<String, Value>> = redis::cmd("XINFO")
             .arg("GROUPS")
             .arg("posts")
@@ -150,13 +151,13 @@ impl Queue for Jobs {
     }
 }
 
-/// For the worker, and for the bare consumers.
+/// The worker's queue, and those of the bare consumers.
 const QUEUES: [&str; 3] = ["posts", ONE_BY_ONE, IN_GROUPS];
 const ONE_BY_ONE: &str = "bare-one-by-one";
 const IN_GROUPS: &str = "bare-in-groups";
-/// Time for the broker to pass acknowledgements on to a queue.
+/// Time for the broker to forward acknowledgements to a queue.
 const PASSING_ON: Duration = Duration::from_secs(1);
-/// Confirms that may be outstanding.
+/// Maximum outstanding confirms.
 const UNCONFIRMED: usize = 1000;
 
 struct Rabbit {
@@ -246,7 +247,7 @@ impl Queue for Rabbit {
         self.broker.pid()
     }
 
-    /// Into all queues: the bare consumers are to find the same.
+    /// Publishes to all queues: the bare consumers must find the same messages.
     fn put(&mut self, first: u64, posts: &[String]) -> Result<(), String> {
         for queue in QUEUES {
             self.runtime
@@ -256,7 +257,7 @@ impl Queue for Rabbit {
         Ok(())
     }
 
-    /// What is with the worker does not count: it is finished when the worker has ended.
+    /// Messages at the worker do not count: they are finished when the worker has ended.
     fn open(&mut self) -> Result<u64, String> {
         self.waiting("posts")
     }
@@ -270,7 +271,7 @@ impl Queue for Rabbit {
 }
 
 impl Rabbit {
-    /// Takes so many messages, acknowledges them in groups of this size, and returns how many it were a second.
+    /// Consumes `count` messages, acknowledges them in groups of `group`, and returns the rate per second.
     fn drain(&self, queue: &str, count: u64, group: u64) -> Result<f64, String> {
         use futures_util::StreamExt;
 
@@ -294,7 +295,7 @@ impl Rabbit {
                     }
                 }
                 let elapsed = start.elapsed().as_secs_f64();
-                // What the broker's end of a channel has not passed on when it ends is forgotten there.
+                // Acknowledgements that the broker's channel process has not forwarded when it ends are lost.
                 tokio::time::sleep(PASSING_ON).await;
                 connection.close(200, "done".into()).await?;
                 Ok(elapsed)

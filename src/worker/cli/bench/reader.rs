@@ -1,4 +1,4 @@
-//! An EventSource client that looks how late each post is.
+//! An EventSource client that measures each post's latency.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use super::post;
 
-/// What stands before the stamp in the published text.
+/// Text before the timestamp in a published post.
 const STAMP: &str = "\"created\":\"";
 
-/// Microseconds between stamp and arrival, of all posts so far.
+/// Microseconds between timestamp and arrival, of all posts so far.
 pub struct Reader {
     count: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<Vec<u32>>,
@@ -19,7 +19,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Subscribes to all forums. Stamps are microseconds since `start`.
+    /// Subscribes to all forums. Timestamps are microseconds since `start`.
     pub fn start(port: u16, start: Instant) -> Result<Self, String> {
         let describe_error = |error: std::io::Error| format!("the reader: {error}");
         let channels: Vec<String> = (0..post::FORUMS).map(|n| format!("forum.f{n}")).collect();
@@ -54,7 +54,7 @@ impl Reader {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Ends it and gives out what it has seen, in order.
+    /// Ends the client and returns the latencies, sorted.
     pub fn finish(self) -> Vec<u32> {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         self.thread.join().unwrap_or_default()
@@ -67,7 +67,7 @@ fn stamp(line: &[u8]) -> Option<u64> {
     std::str::from_utf8(&line[at..at + digits]).ok()?.parse().ok()
 }
 
-/// The value that so many of a thousand do not exceed.
+/// The value that `per_mille` of a thousand do not exceed.
 pub fn quantile(sorted: &[u32], per_mille: usize) -> u32 {
     let at = (sorted.len() * per_mille).div_ceil(1000).saturating_sub(1);
     sorted.get(at).copied().unwrap_or_default()

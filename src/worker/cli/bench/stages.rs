@@ -1,4 +1,4 @@
-//! What the stages of a pipeline cost.
+//! The cost of a pipeline's stages.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::config;
 use crate::engine::lane::{Ending, try_stages};
 use crate::event::{Event, EventId};
 
-/// So many different posts; more would measure the cache.
+/// Number of different posts; more would measure the cache.
 const POSTS: u64 = 2000;
 
 pub fn measure(bench: &Bench) -> Result<Figures, String> {
