@@ -1,9 +1,9 @@
-//! Arrivals and departures while messages flow: an open loop of visitors of whom each takes the place of another.
+//! Arrivals and departures while messages flow: an open loop of visitors, each of whom replaces another.
 //!
-//! Somebody who is sent away stays until he has seen what was published up to then, so that nothing that he lost can
-//! hide; meanwhile his successor is on his way already. That takes a few places more than there are visitors.
+//! A departing visitor stays until it has seen everything published up to its dismissal, so that no loss stays hidden;
+//! its replacement arrives meanwhile. That takes a few places more than there are visitors.
 
-/// Who comes when, and which places are free. The connections are the caller's business.
+/// Schedules arrivals and tracks free places. The caller handles the connections.
 #[derive(Debug)]
 pub struct Arrivals {
     /// Arrivals a second.
@@ -14,26 +14,26 @@ pub struct Arrivals {
     departing: Vec<Departing>,
 }
 
-/// A visitor who has been sent away.
+/// A dismissed visitor.
 #[derive(Debug)]
 pub struct Departing {
     pub place: usize,
-    /// What he must see before he goes, one number for each publisher of his channel.
+    /// Sequence numbers it must see before it goes, one per publisher of its channel.
     pub ends: Vec<u32>,
-    /// He goes at this time at the latest.
+    /// Latest time of its departure.
     pub deadline_ns: u64,
 }
 
-/// For how many seconds visitors that do not get to see all that they should can be replaced.
+/// Seconds for which visitors that cannot complete their messages can be replaced.
 const SPARE_SECONDS: f64 = 2.0;
 
-/// Places beside the visitors' own.
+/// Places in addition to the visitors' own.
 pub fn spare_places(rate: f64) -> usize {
     (rate * SPARE_SECONDS) as usize + 16
 }
 
 impl Arrivals {
-    /// `free` are the places that nobody has at the start.
+    /// `free` are the unoccupied places at the start.
     pub fn new(rate: f64, free: std::ops::Range<usize>) -> Self {
         Self {
             rate,
@@ -48,13 +48,13 @@ impl Arrivals {
         self.start_ns.is_some()
     }
 
-    /// When the next visitor comes. The first call starts the clock.
+    /// Due time of the next visitor. The first call starts the clock.
     pub fn due_ns(&mut self, now_ns: u64) -> u64 {
         let start_ns = *self.start_ns.get_or_insert(now_ns);
         start_ns + (self.begun as f64 / self.rate * 1e9) as u64
     }
 
-    /// A place for the visitor that is due: none while too many of those who were sent away are still there.
+    /// A place for the due visitor: none while too many dismissed visitors are still there.
     pub fn begin(&mut self) -> Option<usize> {
         let place = self.free.pop()?;
         self.begun += 1;
@@ -69,7 +69,7 @@ impl Arrivals {
         !self.departing.is_empty()
     }
 
-    /// Those of whom `may_go` is true; their places are free from now on.
+    /// The departing visitors for which `may_go` is true; their places are free from now on.
     pub fn departures(&mut self, may_go: impl Fn(&Departing) -> bool) -> Vec<Departing> {
         let gone: Vec<Departing> = self.departing.extract_if(.., |departing| may_go(departing)).collect();
         self.free.extend(gone.iter().map(|departing| departing.place));

@@ -1,9 +1,9 @@
-//! The baseline server: the least that a push server can do, as the reference for everything else.
+//! The baseline server: the minimal push server, as the reference for everything else.
 //!
-//! One epoll loop for each worker. Any GET is answered with the head of a stream and held; any POST or PUT is answered
-//! and then sent, as one chunk or frame and by one `send(2)`, to every subscriber of its channel. No history, no
-//! templates, no timers, no limits; twelve bytes and a list entry for a subscriber. What a real server costs beyond
-//! this is its own; what the baseline costs is the kernel's.
+//! One epoll loop per worker. Any GET is answered with the head of a stream and held; any POST or PUT is answered and
+//! then sent, as one chunk or frame and by one `send(2)`, to every subscriber of its channel. No history, no templates,
+//! no timers, no limits; twelve bytes and a list entry per subscriber. The baseline's cost is the kernel's; a real
+//! server's cost beyond it is its own.
 //!
 //! The channel is the `id` argument or the last segment of the path. `/stats` counts subscribers, `/ws/` and `/stream/`
 //! are for WebSocket and plain streaming, everything else is EventSource.
@@ -66,16 +66,16 @@ enum Spoil {
     Haunt,
 }
 
-/// One of so many messages is spoilt.
+/// One message in this many is spoilt.
 const SPOIL_EVERY: u64 = 50;
 
 /// More than nginx's largest default header and the bodies of most messages.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A subscriber that is so far behind is dropped: the baseline must not eat the machine.
+/// A subscriber this far behind is dropped: the baseline must not exhaust the machine's memory.
 const MAX_UNSENT_BYTES: usize = 64 * 1024 * 1024;
 
-/// As many bytes as a web server sends: a date, and that nothing is to be cached.
+/// As long as a web server's head: with a date and a no-cache header.
 const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nServer: baseline\r\nDate: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
     Content-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\
     Expires: Thu, 01 Jan 1970 00:00:01 GMT\r\nCache-Control: no-cache, no-store, must-revalidate\r\n\r\n3\r\n: \n\r\n";
@@ -84,7 +84,7 @@ const PLAIN_STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r
 const ACCEPTED: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: keep-alive\r\n\r\n";
 const REFUSED: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
-/// In which form a subscriber gets its messages.
+/// A subscriber's message format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     EventSource,
@@ -103,7 +103,7 @@ impl Format {
         }
     }
 
-    /// The answer to a subscription. The key of a WebSocket is always that of [`crate::transport`].
+    /// The response head for a subscription. The WebSocket key is always that of [`crate::transport`].
     fn head(self) -> Vec<u8> {
         match self {
             Self::EventSource => STREAM_HEAD.to_vec(),
@@ -117,7 +117,7 @@ impl Format {
         }
     }
 
-    /// The message as it goes over the wire.
+    /// The message in wire format.
     fn frame(self, message: &Publication<'_>) -> Vec<u8> {
         match self {
             Self::EventSource => chunk(&message.event()),
@@ -126,7 +126,7 @@ impl Format {
         }
     }
 
-    /// How many bytes follow the last byte of the text.
+    /// Number of bytes after the last byte of the text.
     fn tail(self) -> usize {
         match self {
             // Two line ends of the format, or one of two bytes, and the end of the chunk.
@@ -192,9 +192,9 @@ impl Baseline {
 #[derive(Debug)]
 struct Peer {
     fd: Option<OwnedFd>,
-    /// [`NO_CHANNEL`] unless it subscribes: then a channel in one format.
+    /// [`NO_CHANNEL`] for non-subscribers; else a channel in one format.
     channel: u32,
-    /// Where in its channel's list.
+    /// Index in its channel's list.
     place: u32,
 }
 
@@ -207,30 +207,30 @@ struct Worker {
     number: usize,
     epoll: Epoll,
     listener: TcpListener,
-    /// Messages that other workers took.
+    /// Messages accepted by other workers.
     receiver: OwnedFd,
     /// To each worker.
     senders: Rc<Vec<OwnedFd>>,
-    /// What did not fit into a worker's socket.
+    /// Hand-overs that did not fit into a worker's socket.
     handovers: Vec<VecDeque<Rc<Vec<u8>>>>,
     /// Subscribers of each worker.
     counts: Shared<AtomicU64>,
     peers: Vec<Peer>,
     encryption: Option<Encryption>,
-    /// The number of each channel, for each format.
+    /// The number of each channel, per format.
     names: [HashMap<Vec<u8>, u32>; Format::ALL.len()],
     channels: Vec<Vec<RawFd>>,
-    /// Requests that came in pieces.
+    /// Incomplete requests.
     partial: HashMap<RawFd, Vec<u8>>,
-    /// What slow readers have not taken yet.
+    /// Output that slow readers have not taken yet.
     unsent: HashMap<RawFd, Vec<u8>>,
-    /// Subscribers to close when the current fan-out is over.
+    /// Subscribers to close after the current fan-out.
     hopeless: Vec<RawFd>,
     spoil: Option<Spoil>,
     fan_outs: u64,
-    /// What is kept of those who left.
+    /// Leaked memory and descriptors of departed subscribers.
     leaks: Vec<(Option<OwnedFd>, Vec<u8>)>,
-    /// A message that is sent after the next one.
+    /// A message held back until after the next one.
     held: Vec<u8>,
     buffer: Vec<u8>,
 }
@@ -291,7 +291,7 @@ impl Worker {
     }
 
     fn accept(&mut self) {
-        // Any error means that there is nothing more to accept, or nothing to accept it with.
+        // Any error means that there is nothing more to accept, or no resource for it.
         while let Ok(fd) = net::accept(&self.listener) {
             let raw = fd.as_raw_fd();
             if self.epoll.add(fd.as_fd(), raw as u64, Interest::Read).is_err() {
@@ -331,7 +331,7 @@ impl Worker {
         };
         match received {
             Ok(0) => self.close(fd),
-            // What a subscriber says is of no interest.
+            // Input from a subscriber is ignored.
             Ok(_) if self.peers[fd as usize].channel != NO_CHANNEL => {}
             Ok(length) => self.requests(fd, length),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -339,7 +339,7 @@ impl Worker {
         }
     }
 
-    /// Answers all requests that are complete with the `length` bytes in the buffer.
+    /// Answers all complete requests within the `length` bytes in the buffer.
     fn requests(&mut self, fd: RawFd, length: usize) {
         let mut bytes = self.partial.remove(&fd).unwrap_or_default();
         bytes.extend_from_slice(&self.buffer[..length]);
@@ -406,7 +406,7 @@ impl Worker {
     }
 
     fn close(&mut self, fd: RawFd) {
-        // It writes no more: the descriptor may soon be another's.
+        // Forget the TLS state: the descriptor may soon be reused.
         self.encryption.iter_mut().for_each(|encryption| encryption.close(fd));
         let peer = &mut self.peers[fd as usize];
         let gone = peer.fd.take();
@@ -430,7 +430,7 @@ impl Worker {
         self.unsent.remove(&fd);
     }
 
-    /// Keeps some memory of each subscriber, and of one in a hundred the descriptor.
+    /// Leaks some memory of each departed subscriber, and of one in a hundred the descriptor.
     fn leak(&mut self, gone: Option<OwnedFd>) {
         let shut = gone.filter(|_| self.leaks.len().is_multiple_of(100));
         self.leaks.push((shut, vec![1; 500]));
@@ -444,11 +444,11 @@ impl Worker {
         }
     }
 
-    /// The loop that everything is measured against.
+    /// The fan-out loop that everything is measured against.
     fn fan_out_to(&mut self, number: u32, format: Format, framed: &[u8]) {
         let list = std::mem::take(&mut self.channels[number as usize]);
         let spoilt = usize::from(self.spoil.is_some() && self.spoil_first(&list, format, framed));
-        // The plain loop is what servers without encryption are measured against: it has no part in this.
+        // Encrypted connections take another path: the plain loop is the reference for servers without encryption.
         if self.encryption.is_some() {
             list.iter().skip(spoilt).for_each(|&fd| self.reply(fd, framed));
         } else {
@@ -462,7 +462,7 @@ impl Worker {
         }
     }
 
-    /// Serves the first subscriber of a channel wrongly, if it is time for that; true if it is served.
+    /// Serves the first subscriber of a channel wrongly, if due; true if it is served.
     fn spoil_first(&mut self, list: &[RawFd], format: Format, framed: &[u8]) -> bool {
         let (Some(spoil), Some(&fd)) = (self.spoil, list.first()) else {
             return false;
@@ -497,7 +497,7 @@ impl Worker {
         true
     }
 
-    /// Sends to whomever, encrypted or not.
+    /// Sends on any connection, encrypted or not.
     fn reply(&mut self, fd: RawFd, bytes: &[u8]) {
         let Some(encryption) = &mut self.encryption else {
             return self.send(fd, bytes);
@@ -522,12 +522,12 @@ impl Worker {
             Ok(sent) if sent == bytes.len() => {}
             Ok(sent) => self.keep(fd, &bytes[sent..]),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.keep(fd, bytes),
-            // The connection is dead; epoll will say so.
+            // The connection is dead; epoll will report it.
             Err(_) => {}
         }
     }
 
-    /// Keeps what a slow reader did not take.
+    /// Keeps output that a slow reader did not take.
     fn keep(&mut self, fd: RawFd, bytes: &[u8]) {
         let rest = self.unsent.entry(fd).or_default();
         let first = rest.is_empty();
@@ -575,7 +575,7 @@ impl Worker {
         self.hand_over_late();
     }
 
-    /// Sends hand-overs as long as the other workers' sockets take them.
+    /// Sends pending hand-overs as far as the other workers' sockets take them.
     fn hand_over_late(&mut self) {
         for (queue, sender) in self.handovers.iter_mut().zip(self.senders.iter()) {
             while let Some(packet) = queue.front() {
@@ -592,9 +592,9 @@ impl Worker {
         }
     }
 
-    /// Delivers what other workers handed over.
+    /// Delivers messages handed over by other workers.
     fn take_over(&mut self) {
-        // Packets keep their bounds; the sender's buffer limits them to about 200 kB.
+        // Packets keep their boundaries; the sender's buffer limits them to about 200 kB.
         let mut packet = vec![0; 256 * 1024];
         while let Ok(length @ 1..) = net::receive(self.receiver.as_raw_fd(), &mut packet) {
             if let Some(message) = Publication::from_packet(&packet[..length]) {
@@ -604,7 +604,7 @@ impl Worker {
     }
 }
 
-/// What was published.
+/// A published message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Publication<'a> {
     channel: &'a [u8],
@@ -616,7 +616,7 @@ struct Publication<'a> {
 }
 
 impl<'a> Publication<'a> {
-    /// For another worker: the body behind the three others, each with its length in two bytes.
+    /// For another worker: the three other fields, each with its length in two bytes, then the body.
     fn to_packet(self) -> Vec<u8> {
         let mut packet = Vec::with_capacity(self.body.len() + 128);
         for field in [self.channel, self.event_id, self.event_type] {
@@ -644,7 +644,7 @@ impl<'a> Publication<'a> {
         })
     }
 
-    /// As an event of an event stream.
+    /// The message as an EventSource event.
     fn event(&self) -> Vec<u8> {
         let mut event = Vec::with_capacity(self.body.len() + 64);
         for (name, value) in [(b"id: ".as_slice(), self.event_id), (b"event: ", self.event_type)] {

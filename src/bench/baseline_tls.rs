@@ -1,6 +1,6 @@
-//! The baseline over TLS: one `SSL_write` for each subscriber and message, by OpenSSL as it is in nginx.
+//! The baseline over TLS: one `SSL_write` per subscriber and message, by OpenSSL as in nginx.
 //!
-//! Buffers of idle connections are released; everything else is what OpenSSL keeps for a connection.
+//! Buffers of idle connections are released; everything else is OpenSSL's memory per connection.
 
 use std::io::{self, Read, Write};
 use std::os::fd::RawFd;
@@ -16,7 +16,7 @@ use openssl::x509::{X509, X509NameBuilder};
 
 use crate::net;
 
-/// A server with a certificate of its own.
+/// A server context with a self-signed certificate.
 pub fn context() -> anyhow::Result<SslContext> {
     let (key, certificate) = identity()?;
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls_server()).context("no TLS")?;
@@ -26,7 +26,7 @@ pub fn context() -> anyhow::Result<SslContext> {
     Ok(builder.build().into_context())
 }
 
-/// A key and its certificate, which nobody vouches for.
+/// A key and its self-signed certificate.
 pub fn identity() -> anyhow::Result<(PKey<Private>, X509)> {
     let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1)?;
     let key = PKey::from_ec_key(EcKey::generate(&group)?)?;
@@ -50,14 +50,14 @@ fn certificate(key: &PKey<Private>) -> anyhow::Result<X509> {
     Ok(builder.build())
 }
 
-/// The encrypted connections of a worker, by their descriptors.
+/// The encrypted connections of a worker, by descriptor.
 #[derive(Debug)]
 pub struct Encryption {
     context: SslContext,
     connections: Vec<Option<SslStream<Socket>>>,
 }
 
-/// A socket that somebody else owns.
+/// A socket owned elsewhere.
 #[derive(Debug)]
 struct Socket(RawFd);
 
@@ -85,7 +85,7 @@ impl Encryption {
         }
     }
 
-    /// A connection has come; its handshake is made while it is read.
+    /// Adds a connection; its handshake proceeds as it is read.
     pub fn accept(&mut self, fd: RawFd) -> io::Result<()> {
         let mut ssl = Ssl::new(&self.context)?;
         ssl.set_accept_state();

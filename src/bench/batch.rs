@@ -5,10 +5,10 @@ use std::io::Write as _;
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-/// What such a request is, and what a server that takes it says in `Accept-Post`.
+/// Content type of a batch request, listed in `Accept-Post` by servers that take batches.
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 
-/// Adds the line of one message; neither the channel nor the text nor the id holds anything that JSON would escape.
+/// Adds the line of one message; channel, text and id contain nothing that JSON would escape.
 pub fn write_line(out: &mut Vec<u8>, channel: &str, text: &[u8], id: Option<&str>) {
     // Writing to a vector cannot fail.
     let _ = write!(out, "{{\"channels\":[\"{channel}\"],\"text\":\"");
@@ -19,7 +19,7 @@ pub fn write_line(out: &mut Vec<u8>, channel: &str, text: &[u8], id: Option<&str
     };
 }
 
-/// The lines (from 0) that a minimal answer to a request of `lines` says have failed, each with its status.
+/// The lines (from 0) that failed according to a minimal answer to `lines` lines, each with its status.
 pub fn failures(answer: &[u8], lines: usize) -> anyhow::Result<Vec<(usize, u64)>> {
     let mut parsed = answer
         .split(|&byte| byte == b'\n')

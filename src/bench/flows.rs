@@ -1,4 +1,4 @@
-//! Who publishes what where, and how far everybody has come: shared by all processes of a run.
+//! The flows of a run and their progress, shared by all its processes.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,13 +11,13 @@ pub struct Flows {
     channels: u32,
     publishers: u32,
     per_channel: u32,
-    /// For each flow: how many messages were sent. Written before the message goes out.
+    /// Per flow: number of messages sent. Written before the message goes out.
     sent: Shared<AtomicU32>,
-    /// For each flow: the number of the last accepted message plus one.
+    /// Per flow: the number of the last accepted message plus one.
     accepted_end: Shared<AtomicU32>,
 }
 
-/// One flow: a channel, and which of the channel's publishers.
+/// One flow: a channel, and the index of one of its publishers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
     pub channel: u32,
@@ -68,7 +68,7 @@ impl Flows {
         self.sent[self.index(flow)].store(sequence + 1, Ordering::Release);
     }
 
-    /// The number of the flow's message that is sent next.
+    /// The number of the flow's next message.
     pub fn sent(&self, flow: Flow) -> u32 {
         self.sent[self.index(flow)].load(Ordering::Acquire)
     }
@@ -83,12 +83,12 @@ impl Flows {
     }
 }
 
-/// How subscribers spread over the channels.
+/// Distribution of subscribers over the channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Audience {
     /// Equally many on each.
     Even,
-    /// Few channels have most subscribers, as threads of a forum do: the Nth has an Nth of the first one's (Zipf).
+    /// Few channels have most subscribers, like threads of a forum: the Nth has an Nth of the first one's (Zipf).
     Skewed,
 }
 
@@ -98,7 +98,7 @@ impl Audience {
         match self {
             Self::Even => (number % channels as usize) as u32,
             Self::Skewed => {
-                // Fibonacci hashing: subscribers in a row fall all over the scale.
+                // Fibonacci hashing: consecutive subscribers spread over the whole scale.
                 let hashed = (number as u32).wrapping_mul(0x9e37_79b1);
                 let quantile = f64::from(hashed) / f64::from(u32::MAX);
                 let channel = f64::from(channels + 1).powf(quantile) as u32;
@@ -108,7 +108,7 @@ impl Audience {
     }
 }
 
-/// The name of a channel: new for each run, so that what an earlier run left on the server does not disturb.
+/// The name of a channel: new for each run, so that leftovers of an earlier run on the server do not interfere.
 pub fn channel_name(run: u32, channel: u32) -> String {
     format!("{run:x}-{channel}")
 }

@@ -1,39 +1,39 @@
-//! Histories: what each subscriber should have seen, against what it saw.
+//! Histories: the messages each subscriber should have seen, against those it saw.
 //!
-//! A *flow* is what one publisher sends to one channel: it publishes the next message only after the answer to the one
-//! before, so the order within a flow is known from outside. Every subscriber of a channel must see each flow's
-//! accepted messages once, in order. Messages that were sent but never answered with 2xx may appear or not, but not
-//! twice and not out of order.
+//! A *flow* is the messages of one publisher to one channel: it publishes the next message only after the answer to the
+//! previous one, so the order within a flow is known from outside. Every subscriber of a channel must see each flow's
+//! accepted messages once, in order. Messages sent but never answered with 2xx may appear or not, but not twice and not
+//! out of order.
 //!
-//! A subscriber may join while messages flow. What was on its way at that moment may reach it or not; from the first
-//! message on that it saw, and from the first one on that was sent after it had joined, it must see all.
+//! A subscriber may join while messages flow. Messages under way at that moment may reach it or not; it must see all
+//! from the first message on that it saw, and from the first one on that was sent after it had joined.
 //!
-//! A subscriber costs four bytes for each flow as long as all is well.
+//! A subscriber without errors costs four bytes per flow.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// What one received message means for its subscriber.
+/// Classification of a received message for its subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sighting {
     /// The next one.
     Expected,
-    /// This many were jumped over: lost, or still to come in the wrong order.
+    /// This many messages were skipped: lost, or still to come out of order.
     Jump(u32),
-    /// One that had been jumped over.
+    /// A message that had been skipped.
     OutOfOrder,
-    /// One that was here before.
+    /// A message seen before.
     Doubled,
 }
 
-/// The sightings of a group of subscribers that each follow the same number of flows.
+/// Sightings of a group of subscribers that each follow the same number of flows.
 #[derive(Debug)]
 pub struct History {
     flows: usize,
-    /// For each subscriber and flow: the sequence number that comes next. With [`FRESH`]: nothing was seen yet, an
-    /// earlier one may come. [`ABSENT`]: the subscriber has not joined.
+    /// For each subscriber and flow: the next sequence number. With [`FRESH`]: none seen yet, an earlier one may come.
+    /// [`ABSENT`]: the subscriber has not joined.
     next: Vec<u32>,
-    /// What was jumped over, for the few that saw a jump, in ascending order.
+    /// Skipped messages, for the few subscribers that saw a jump, in ascending order.
     missing: HashMap<usize, Vec<Range<u32>>>,
 }
 
@@ -41,7 +41,7 @@ const FRESH: u32 = 1 << 31;
 const ABSENT: u32 = u32::MAX;
 
 impl History {
-    /// Nobody has joined yet.
+    /// No subscriber has joined yet.
     pub fn new(subscribers: usize, flows: usize) -> Self {
         Self {
             flows,
@@ -59,7 +59,7 @@ impl History {
         self.next[subscriber * self.flows] != ABSENT
     }
 
-    /// Forgets the subscriber: its place is free for another.
+    /// Removes the subscriber: its place is free.
     pub fn leave(&mut self, subscriber: usize) {
         for slot in subscriber * self.flows..(subscriber + 1) * self.flows {
             self.next[slot] = ABSENT;
@@ -72,7 +72,7 @@ impl History {
         let slot = subscriber * self.flows + flow;
         let next = &mut self.next[slot];
         if *next & FRESH != 0 {
-            // One that was under way when the subscriber joined, or the first that it must see.
+            // A message under way when the subscriber joined, or the first that it must see.
             *next = sequence.min(*next & !FRESH);
         }
         if sequence >= *next {
@@ -95,12 +95,12 @@ impl History {
         }
     }
 
-    /// Whether the subscriber has come to the end of a flow of `published` messages, whatever it missed before.
+    /// Whether the subscriber has reached the end of a flow of `published` messages, regardless of earlier gaps.
     pub fn is_at(&self, subscriber: usize, flow: usize, published: u32) -> bool {
         self.next[subscriber * self.flows + flow] & !FRESH >= published
     }
 
-    /// What the subscriber has not seen of a flow of `published` messages, in ascending order.
+    /// Messages of a flow of `published` messages that the subscriber has not seen, in ascending order.
     pub fn unseen(&self, subscriber: usize, flow: usize, published: u32) -> Vec<Range<u32>> {
         let slot = subscriber * self.flows + flow;
         let mut unseen = self.missing.get(&slot).cloned().unwrap_or_default();
@@ -123,7 +123,7 @@ fn take_out(ranges: &mut Vec<Range<u32>>, sequence: u32) -> bool {
     true
 }
 
-/// The messages of one flow that got no 2xx: they may have arrived or not.
+/// Messages of one flow without a 2xx: they may have arrived or not.
 #[derive(Clone, Debug, Default)]
 pub struct Unanswered {
     /// In ascending order.
@@ -140,7 +140,7 @@ impl Unanswered {
         self.sequences.len() as u64
     }
 
-    /// How many of the `unseen` were accepted: these are lost.
+    /// Number of `unseen` messages that were accepted: these are lost.
     pub fn lost(&self, unseen: &[Range<u32>]) -> u64 {
         unseen
             .iter()
@@ -151,7 +151,7 @@ impl Unanswered {
             .sum()
     }
 
-    /// The first of the `unseen` that was accepted.
+    /// The first `unseen` message that was accepted.
     pub fn first_lost(&self, unseen: &[Range<u32>]) -> Option<u32> {
         let mut all = unseen.iter().cloned().flatten();
         all.find(|sequence| self.sequences.binary_search(sequence).is_err())
@@ -162,7 +162,7 @@ impl Unanswered {
 mod tests {
     use super::*;
 
-    /// What one subscriber of one flow makes of `sequences`.
+    /// Sightings of `sequences` by one subscriber of one flow.
     fn watch(sequences: &[u32]) -> (History, Vec<Sighting>) {
         let mut history = History::new(1, 1);
         history.join(0, 0, 0);
@@ -173,7 +173,7 @@ mod tests {
         (history, sightings)
     }
 
-    /// What is lost of `sent` messages.
+    /// Messages lost out of `sent`.
     fn lost(history: &History, sent: u32, unanswered: &Unanswered) -> u64 {
         unanswered.lost(&history.unseen(0, 0, sent))
     }
@@ -214,7 +214,7 @@ mod tests {
     fn a_doubled_message_is_found() {
         assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
         assert_eq!(watch(&[0, 1, 2, 0]).1[3], Sighting::Doubled);
-        // Also one that came late, when it comes again.
+        // Also a late message, when it comes again.
         assert_eq!(watch(&[0, 2, 1, 1]).1[2..], [Sighting::OutOfOrder, Sighting::Doubled]);
     }
 
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(watch(&[0, 1, 1]).1[2], Sighting::Doubled);
     }
 
-    /// What one subscriber that joins at `joined` makes of `sequences`, and what it has not seen of ten.
+    /// Sightings of `sequences` by one subscriber that joins at `joined`, and its unseen messages out of ten.
     fn join(joined: u32, sequences: &[u32]) -> (Vec<Sighting>, Vec<Range<u32>>) {
         let mut history = History::new(1, 1);
         history.join(0, 0, joined);

@@ -1,7 +1,7 @@
-//! Which connections ended because their server process was killed: whatever else ends one is the server's fault.
+//! Connections that ended because their server process was killed; any other end is the server's fault.
 //!
-//! Whoever kills a process stops it, writes down the clients' addresses of its connections for all client processes to
-//! see, and then kills it. So an end that was to be expected is in the book before it can be seen.
+//! To kill a process, it is stopped, the client addresses of its connections are written into memory shared by all
+//! client processes, and then it is killed. So an expected end is in the book before a client sees it.
 
 use std::collections::HashSet;
 use std::io;
@@ -21,7 +21,7 @@ use crate::processes::Shared;
 pub struct Book(Shared<AtomicU64>);
 
 impl Book {
-    /// With room for so many connections.
+    /// With room for this many connections.
     pub fn new(room: usize) -> io::Result<Self> {
         Ok(Self(Shared::new(room + 1)?))
     }
@@ -42,7 +42,7 @@ impl Book {
 
     /// Kills a process of the server; returns how many connections it had.
     pub fn kill(&self, pid: u32) -> anyhow::Result<usize> {
-        // While it runs: this takes its time with very many connections.
+        // While it runs: this is slow with very many connections.
         let mut peers = proc::tcp_peers()?;
         proc::signal(pid, libc::SIGSTOP).context("cannot stop a worker")?;
         let sockets = proc::sockets(pid);
@@ -90,7 +90,7 @@ impl Reader {
         }
     }
 
-    /// The address may be another connection's from now on.
+    /// The address may be reused by another connection from now on.
     pub fn forget(&mut self, address: SocketAddr) {
         if let SocketAddr::V4(address) = address {
             self.killed.remove(&key(address));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 const HIGHEST_NS: u64 = 300_000_000_000;
 
-/// A histogram that can cross a pipe and be added to others.
+/// A histogram that can be sent through a pipe and added to others.
 #[derive(Clone, Debug)]
 pub struct Latency {
     histogram: Histogram<u64>,
@@ -34,7 +34,7 @@ impl Latency {
         self.histogram.len()
     }
 
-    /// The time that `percent` of the values do not exceed; the greatest value for 100.
+    /// The time that `percent` of the values do not exceed; the maximum for 100.
     pub fn at(&self, percent: f64) -> Duration {
         Duration::from_nanos(match percent {
             100.0 => self.histogram.max(),

@@ -1,8 +1,8 @@
-//! How long a server's event loops are away from `epoll_wait`: nobody else is served meanwhile. And how long they had a processor
-//! in that time: the rest they waited for one, because somebody else had it.
+//! Time that a server's event loops spend outside `epoll_wait`: other connections are not served meanwhile. And how
+//! much of it was on a processor: for the rest they waited for one that was busy elsewhere.
 //!
-//! The kernel's tracepoints tell when a process enters that system call and when it returns. That takes root and a mounted
-//! tracefs, and about a microsecond of the server's for each turn.
+//! The kernel's tracepoints report when a process enters that system call and when it returns. That needs root and a
+//! mounted tracefs, and about a microsecond of the server's time per turn.
 
 use std::fs;
 use std::io;
@@ -19,19 +19,19 @@ pub struct LoopStalls {
     seen: Seen,
 }
 
-/// What was seen of the turns of all loops.
+/// Measurements of the turns of all loops.
 #[derive(Debug)]
 pub struct Seen {
     /// From each return of `epoll_wait` to the next call.
     pub away: Latency,
-    /// The part of it with a processor.
+    /// Its part on a processor.
     pub busy: Latency,
-    /// Events that the kernel had no room for.
+    /// Events dropped by the kernel for lack of room.
     pub lost: u64,
 }
 
 impl LoopStalls {
-    /// Begins to watch these processes.
+    /// Starts to watch these processes.
     pub fn watch(pids: &[u32]) -> anyhow::Result<Self> {
         let enter = tracepoint("sys_enter_epoll_wait")?;
         let exit = tracepoint("sys_exit_epoll_wait")?;
@@ -46,15 +46,15 @@ impl LoopStalls {
         })
     }
 
-    /// Takes what has happened since the last call; to be called some times a second, for the rings hold ten thousand
-    /// system calls.
+    /// Takes the events since the last call; call several times a second, since the rings hold ten thousand system
+    /// calls.
     pub fn look(&mut self) {
         for watched in &mut self.loops {
             watched.look(&mut self.seen);
         }
     }
 
-    /// Ends the watch: all turns up to now.
+    /// Ends the watch: returns all turns so far.
     pub fn end(mut self) -> Seen {
         self.look();
         self.seen
@@ -68,28 +68,28 @@ fn tracepoint(name: &str) -> anyhow::Result<u64> {
     text.trim().parse().with_context(|| format!("{path} is no number"))
 }
 
-/// What is in a sample: its id, the time, and the number of counts and the counts themselves of the group, of which the
+/// Layout of a sample: its id, the time, and the number of counts and the counts themselves of the group, of which the
 /// clock's is the second.
 const ID_OFFSET: usize = HEAD_BYTES;
 const TIME_OFFSET: usize = HEAD_BYTES + 8;
 const CLOCK_OFFSET: usize = HEAD_BYTES + 32;
 const SAMPLE_BYTES: usize = HEAD_BYTES + 24 + 8 * GROUP;
-/// Where a record about lost ones says how many.
+/// Offset of the count in a record of lost events.
 const LOST_OFFSET: usize = HEAD_BYTES + 8;
 
-/// Events that belong to a loop.
+/// Events per loop.
 const GROUP: usize = 3;
 
 /// One watched process.
 #[derive(Debug)]
 struct Loop {
-    /// Entering, the clock, returning: open as long as they are to be counted.
+    /// Entering, the clock, returning: open while they are counted.
     _events: [Event; GROUP],
     ring: Ring,
     passages: Passages,
 }
 
-/// What is known of a loop's way in and out of the system call.
+/// State of a loop between entering and leaving the system call.
 #[derive(Debug)]
 struct Passages {
     enter_id: u64,
@@ -97,7 +97,7 @@ struct Passages {
     returned: Option<Moment>,
 }
 
-/// On the monotonic clock and on the loop's own, which stands still while it has no processor.
+/// Time on the monotonic clock and on the loop's own, which stands still while it has no processor.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     time_ns: u64,
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_loop_s_absence_is_seen() {
-        // Only root may, and only where tracefs is mounted: elsewhere it must say so.
+        // Only root may watch, and only with tracefs mounted: otherwise an error must be returned.
         let mut loop_stalls = match LoopStalls::watch(&[std::process::id()]) {
             Ok(loop_stalls) => loop_stalls,
             Err(error) => {
@@ -187,7 +187,7 @@ mod tests {
         assert_eq!((away.count(), busy.count(), lost), (3, 3, 0));
         let longest = away.at(100.0);
         assert!(longest >= Duration::from_millis(20), "{longest:?}");
-        // Who sleeps has no processor.
+        // A sleeping thread uses no processor.
         let busiest = busy.at(100.0);
         assert!(
             busiest > Duration::ZERO && busiest < longest,

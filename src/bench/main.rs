@@ -2,16 +2,17 @@
 //!
 //! # Layout
 //!
-//! * [`scenario`]: one file for each thing that can be done to a server, and what they share.
-//! * [`processes`]: forks client processes and lets them share counters; [`subscribers`] and [`publishers`] are what these
-//!   do, one epoll loop each; [`flows`] is who publishes what where.
-//! * [`message`]: what is sent, alone or in a [`batch`]. [`checker`] judges what is received, with the [`history`] of each subscriber.
-//!   [`latency`]: histograms. [`arrivals`]: who comes and goes while messages flow.
-//! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: what is below;
-//!   [`wire`]: a connection, with [`tls`] or without.
-//! * [`killed`]: which connections ended because somebody killed their worker.
-//! * [`proc`]: what the server costs, from `/proc`. [`loop_stalls`]: how long its loops are away. [`report`]: tables.
-//! * [`baseline`]: the bare server that everything is compared with, and [`baseline_tls`]: what it takes to encrypt.
+//! * [`scenario`]: one file per load pattern, and their shared parts.
+//! * [`processes`]: forks client processes that share counters; [`subscribers`] and [`publishers`] are their work, one
+//!   epoll loop each; [`flows`]: the messages of each publisher in each channel.
+//! * [`message`]: the text of a message, published alone or in a [`batch`]. [`checker`] judges received messages, with
+//!   the [`history`] of each subscriber. [`latency`]: histograms. [`arrivals`]: subscribers that come and go while
+//!   messages flow.
+//! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: the layers
+//!   below; [`wire`]: a connection, with [`tls`] or without.
+//! * [`killed`]: connections that ended because the bench killed their worker.
+//! * [`proc`]: the server's cost, from `/proc`. [`loop_stalls`]: stalls of its event loops. [`report`]: tables.
+//! * [`baseline`]: the bare server that everything is compared with, and [`baseline_tls`]: its encryption.
 
 mod arrivals;
 mod baseline;
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// 0: all well. 1: the run was done and found something wrong. 2 (by `main`): it could not be done.
+/// 0: success. 1: the run completed and found something wrong. 2 (by `main`): the run failed.
 fn run(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Baseline(baseline) => baseline.run().map(|()| ExitCode::SUCCESS),

@@ -1,40 +1,39 @@
-//! The text of a bench message: it says where it belongs, and every byte of it can be checked.
+//! The text of a bench message: identifies its place in the run, and every byte of it can be checked.
 //!
 //! `psb RUN CHANNEL PUBLISHER SEQ NANOS LENGTH PADDING`, one line of printable ASCII. The padding is a slice of a fixed
-//! table that starts at a place of the message's own, so that bytes of another message, even of the same channel, are
-//! told apart from its own.
+//! table at a message-specific start, so that bytes of another message, even of the same channel, are detected.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-/// How every text begins.
+/// Start of every text.
 pub const PREFIX: &[u8] = b"psb ";
 
 /// Longest text without padding.
 pub const MIN_BYTES: usize = 4 + 9 + 4 * 11 + 21 + 9;
 
-/// Where a padding may start in the table: a prime, so that neighbours do not share their starts.
+/// Number of padding starts in the table: a prime, so that neighbouring messages do not share them.
 const STARTS: usize = 8191;
 
 /// The place of a message in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mark {
     pub channel: u32,
-    /// Which of the channel's publishers sent it: each numbers its messages by itself.
+    /// Index of the publisher within the channel; each numbers its messages itself.
     pub publisher: u32,
-    /// Counts from 0 for each channel and publisher.
+    /// Counts from 0 per channel and publisher.
     pub sequence: u32,
 }
 
-/// What a received text turned out to be.
+/// A parsed text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamped {
     pub mark: Mark,
-    /// When it was due at the publisher, on the monotonic clock.
+    /// Due time at the publisher, on the monotonic clock.
     pub due_ns: u64,
 }
 
-/// Builds and judges the messages of one run.
+/// Builds and checks the messages of one run.
 #[derive(Debug)]
 pub struct Messages {
     run: u32,
@@ -42,8 +41,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// `run` tells this run's messages from those of an earlier one; `max_bytes` is the longest text that will be
-    /// written or read.
+    /// `run` distinguishes this run's messages from an earlier run's; `max_bytes` is the longest text to write or read.
     pub fn new(run: u32, max_bytes: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(0x7073_6268);
         let padding = (0..STARTS + max_bytes.max(MIN_BYTES))
@@ -52,7 +50,7 @@ impl Messages {
         Self { run, padding }
     }
 
-    /// Replaces `out` by the text of the message; `bytes` is its wished length.
+    /// Replaces `out` by the text of the message; `bytes` is the desired length.
     pub fn write(&self, out: &mut Vec<u8>, message: Stamped, bytes: usize) {
         let Stamped { mark, due_ns } = message;
         out.clear();
@@ -90,7 +88,7 @@ impl Messages {
         whole.then_some(Stamped { mark, due_ns })
     }
 
-    /// Replaces `out` by the event id of a message: unique in its channel, as `Last-Event-ID` needs it.
+    /// Replaces `out` by the event id of a message: unique in its channel, as required by `Last-Event-ID`.
     pub fn write_id(&self, out: &mut String, mark: Mark) {
         out.clear();
         let _ = write!(
@@ -112,8 +110,7 @@ impl Messages {
     }
 }
 
-/// The length that a text, of which `start` has come, says it has; `Some(None)` if it is no message, `None` while that
-/// cannot be known.
+/// The length that a text announces, given its `start`; `Some(None)` if it is not a message, `None` while undetermined.
 pub fn announced_length(start: &[u8]) -> Option<Option<usize>> {
     let fields = || {
         let mut rest = start.strip_prefix(PREFIX)?;
@@ -124,7 +121,7 @@ pub fn announced_length(start: &[u8]) -> Option<Option<usize>> {
     };
     match fields() {
         Some((length, _)) => Some(usize::try_from(length).ok().filter(|length| *length >= MIN_BYTES)),
-        // Every field is a number and no longer than the longest.
+        // Every field is a number and at most as long as the longest.
         None if start.len() < MIN_BYTES && start[PREFIX.len().min(start.len())..].iter().all(is_part_of_number) => None,
         None => Some(None),
     }
@@ -134,8 +131,8 @@ fn is_part_of_number(byte: &u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b' ')
 }
 
-/// The number at the start of `text` and what follows the blank after it. Every received message goes through here six
-/// times, so it does without std's parsers, which want to find the end first.
+/// The number at the start of `text` and the rest after the following blank. Called six times per received message, so
+/// it avoids std's parsers, which first need the end.
 fn number(text: &[u8], radix: u64) -> Option<(u64, &[u8])> {
     let mut value = 0_u64;
     for (index, &byte) in text.iter().enumerate() {
@@ -195,7 +192,7 @@ mod tests {
         let messages = Messages::new(7, 200);
         let mut text = Vec::new();
         messages.write(&mut text, stamped(3, 1, 5), 150);
-        // The time is the one field that can be changed into another valid one.
+        // The time is the only field that can be changed into another valid value.
         let time = text.windows(12).position(|window| window == b"123456789012").unwrap();
         for at in (0..text.len()).filter(|at| !(time..time + 12).contains(at)) {
             let mut broken = text.clone();

@@ -1,6 +1,6 @@
-//! What the kernel tells of a process through a ring of memory that both share: perf_event_open(2).
+//! Kernel events of a process, read from a shared ring buffer: perf_event_open(2).
 //!
-//! All `unsafe` of it is in this file.
+//! All its `unsafe` is in this file.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -28,16 +28,16 @@ pub struct Attributes {
 
 const KIND_SOFTWARE: u32 = 1;
 const KIND_TRACEPOINT: u32 = 2;
-/// Ticks while the process has a processor.
+/// Samples the time on a processor.
 const CPU_CLOCK: u64 = 0;
-/// The time that a task has had a processor, in nanoseconds.
+/// Counts a task's time on a processor, in nanoseconds.
 const TASK_CLOCK: u64 = 1;
 const SAMPLE_TIME: u64 = 1 << 2;
-/// With each sample, what all events of the group have counted.
+/// Each sample carries the counts of all events of the group.
 const SAMPLE_READ: u64 = 1 << 4;
 const FORMAT_GROUP: u64 = 1 << 3;
 const SAMPLE_IDENTIFIER: u64 = 1 << 16;
-/// The period is a frequency.
+/// The period field is a frequency.
 const FLAG_FREQUENCY: u64 = 1 << 10;
 const CLOSE_ON_EXEC: libc::c_ulong = 1 << 3;
 const IOC_SET_OUTPUT: libc::c_ulong = 0x2405;
@@ -46,15 +46,15 @@ const IOC_ID: libc::c_ulong = 0x8008_2407;
 pub const RECORD_LOST: u32 = 2;
 pub const RECORD_SAMPLE: u32 = 9;
 
-/// Where `struct perf_event_mmap_page` has its two ends of the ring.
+/// Offsets of the ring's two ends in `struct perf_event_mmap_page`.
 const HEAD_OFFSET: usize = 1024;
 const TAIL_OFFSET: usize = 1032;
 
-/// One page of administration, then the ring.
+/// One control page, then the ring.
 const PAGE_BYTES: usize = 4096;
 const RING_BYTES: usize = 128 * PAGE_BYTES;
 
-/// A record's head: type, flags, length.
+/// A record's header: type, flags, length.
 pub const HEAD_BYTES: usize = 8;
 
 impl Attributes {
@@ -69,7 +69,7 @@ impl Attributes {
         }
     }
 
-    /// Every passage through a tracepoint, each with a sample: id, time, the number of counts of its group, the counts.
+    /// Every hit of a tracepoint, each with a sample: id, time, the number of counts of its group, the counts.
     pub fn tracepoint(number: u64) -> Self {
         Self {
             sample_period: 1,
@@ -77,12 +77,12 @@ impl Attributes {
         }
     }
 
-    /// The time with a processor, only counted.
+    /// Counts the time on a processor, without samples.
     pub fn clock() -> Self {
         Self::grouped(KIND_SOFTWARE, TASK_CLOCK)
     }
 
-    /// A sample so many times in a second with a processor; its mode is in the record's head.
+    /// This many samples per second on a processor; the mode is in the record's header.
     pub fn ticks(per_second: u64) -> Self {
         Self {
             kind: KIND_SOFTWARE,
@@ -96,12 +96,12 @@ impl Attributes {
     }
 }
 
-/// An event of a process, counted as long as this lives.
+/// An event of a process, counted until dropped.
 #[derive(Debug)]
 pub struct Event(OwnedFd);
 
 impl Event {
-    /// Begins to count an event of a process, in the group that `leader` leads.
+    /// Starts to count an event of a process, in the group led by `leader`.
     pub fn open(pid: u32, attributes: &Attributes, leader: Option<&Event>) -> io::Result<Self> {
         let any_processor: libc::c_int = -1;
         let group = leader.map_or(-1, |leader| leader.0.as_raw_fd());
@@ -123,7 +123,7 @@ impl Event {
         }
     }
 
-    /// What its samples are marked with.
+    /// The id in its samples.
     pub fn id(&self) -> io::Result<u64> {
         let mut id = 0_u64;
         // SAFETY: the call writes eight bytes.
@@ -133,7 +133,7 @@ impl Event {
         }
     }
 
-    /// Has its samples written into the ring of another one, so that the order of both is kept.
+    /// Redirects its samples into another event's ring, so that their common order is kept.
     pub fn write_to_ring_of(&self, other: &Event) -> io::Result<()> {
         // SAFETY: both descriptors are open; this call takes a descriptor by value.
         match unsafe { libc::ioctl(self.0.as_raw_fd(), IOC_SET_OUTPUT, other.0.as_raw_fd()) } {
@@ -143,18 +143,18 @@ impl Event {
     }
 }
 
-/// The memory into which the kernel writes the records of an event.
+/// The ring buffer into which the kernel writes an event's records.
 #[derive(Debug)]
 pub struct Ring(NonNull<u8>);
 
-/// What the kernel has written about one thing.
+/// One record written by the kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'r> {
     ring: &'r Ring,
     position: u64,
     pub kind: u32,
     pub flags: u16,
-    /// With its head.
+    /// The record, including its header.
     pub bytes: usize,
 }
 
@@ -179,9 +179,9 @@ impl Ring {
         }
     }
 
-    /// Takes all records that are there.
+    /// Consumes all records present.
     pub fn take(&mut self, mut each: impl FnMut(Record<'_>)) {
-        // Pairs with the kernel's release of what it has written.
+        // Pairs with the kernel's release of the records it has written.
         let head = self.end(HEAD_OFFSET).load(Acquire);
         let mut tail = self.end(TAIL_OFFSET).load(Relaxed);
         while tail < head {
@@ -196,7 +196,7 @@ impl Ring {
             });
             tail += u64::from(bytes);
         }
-        // Pairs with the kernel's look at how much room there is: everything before is read.
+        // Pairs with the kernel's check for room: everything before is read.
         self.end(TAIL_OFFSET).store(tail, Release);
     }
 
@@ -206,7 +206,7 @@ impl Ring {
         unsafe { self.0.add(offset).cast::<AtomicU64>().as_ref() }
     }
 
-    /// The `N` bytes at `position` of the endless stream of which the ring keeps the last part.
+    /// The `N` bytes at `position` of the endless stream whose last part is in the ring.
     fn bytes<const N: usize>(&self, position: u64) -> [u8; N] {
         std::array::from_fn(|index| {
             let offset = PAGE_BYTES + (position as usize + index) % RING_BYTES;

@@ -1,4 +1,4 @@
-//! What a server costs, seen from outside: processor time and memory of its processes, from `/proc`.
+//! A server's cost, measured from outside: processor time and memory of its processes, from `/proc`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -15,16 +15,16 @@ pub struct Server {
     roots: Vec<u32>,
 }
 
-/// Processor time that was used.
+/// Processor time used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cpu {
-    /// On a processor, in user and kernel mode, to the nanosecond.
+    /// Time on a processor, in user and kernel mode, to the nanosecond.
     pub total: Duration,
-    /// Of that in user mode, if it could be seen: that takes root.
+    /// Its user-mode part, if available: that needs root.
     pub user: Option<Duration>,
 }
 
-/// Measures a server's processor time from its making on.
+/// Measures a server's processor time from its creation on.
 #[derive(Debug)]
 pub struct Meter {
     server: Server,
@@ -33,7 +33,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// What was used meanwhile.
+    /// Processor time used since then.
     pub fn read(self) -> Cpu {
         let total = self.server.on_cpu().saturating_sub(self.before);
         let part = self.modes.and_then(|modes| modes.end().user_part());
@@ -52,7 +52,7 @@ impl Server {
         Ok(Self { roots })
     }
 
-    /// Whether there is anything to measure.
+    /// Whether any process is known.
     pub fn is_known(&self) -> bool {
         !self.roots.is_empty()
     }
@@ -72,7 +72,7 @@ impl Server {
             .collect()
     }
 
-    /// Begins to measure processor time.
+    /// Starts to measure processor time.
     pub fn meter(&self) -> Meter {
         Meter {
             server: self.clone(),
@@ -99,8 +99,8 @@ impl Server {
         self.pids().into_iter().map(of).sum()
     }
 
-    /// Bytes of all heaps, stacks and shared zones; each page divided by the number of processes that map it. Not the
-    /// pages of the program's file: other programs map those as well, now and then.
+    /// Bytes of all heaps, stacks and shared zones; each page divided by the number of processes that map it. Without
+    /// the pages of the program's file: other programs occasionally map those, too.
     pub fn memory(&self) -> u64 {
         self.pages(&["Pss_Anon:", "Pss_Shmem:"])
     }
@@ -119,12 +119,12 @@ impl Server {
     }
 }
 
-/// What a server kept of a round, compared with what it had after the round before, in percent.
+/// What a server kept of a round, relative to its memory after the round before, in percent.
 pub fn kept_percent(before: u64, after: u64) -> f64 {
     (after as f64 / before.max(1) as f64 - 1.0) * 100.0
 }
 
-/// Worker processes of an nginx master that still take connections.
+/// Worker processes of an nginx master that still accept connections.
 pub fn nginx_workers(master: u32) -> Vec<u32> {
     let is_worker = |pid: &u32| {
         fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|title| {
@@ -135,10 +135,10 @@ pub fn nginx_workers(master: u32) -> Vec<u32> {
     children(master).into_iter().filter(is_worker).collect()
 }
 
-/// Whether the process is there and not only waiting for its parent to take note of its end.
+/// Whether the process exists and is not a zombie.
 pub fn is_running(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it may hold anything.
+    // The command name before it may contain any character.
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
     state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
@@ -177,7 +177,7 @@ pub fn tcp_peers() -> anyhow::Result<HashMap<u64, SocketAddrV4>> {
     Ok(table.lines().skip(1).filter_map(tcp_peer).collect())
 }
 
-/// A line of that table: number, local and remote address, state, …, the inode in the tenth place.
+/// A line of that table: number, local and remote address, state, …, the inode in the tenth field.
 fn tcp_peer(line: &str) -> Option<(u64, SocketAddrV4)> {
     const LISTEN: &str = "0A";
     let mut fields = line.split_ascii_whitespace();
@@ -185,14 +185,14 @@ fn tcp_peer(line: &str) -> Option<(u64, SocketAddrV4)> {
     if fields.next()? == LISTEN {
         return None;
     }
-    // Written as the machine reads its four bytes.
+    // The four bytes are printed in the machine's byte order.
     let address = Ipv4Addr::from(u32::from_str_radix(address, 16).ok()?.to_ne_bytes());
     let port = u16::from_str_radix(port, 16).ok()?;
     let inode = fields.nth(5)?.parse().ok()?;
     Some((inode, SocketAddrV4::new(address, port)))
 }
 
-/// What the kernel keeps for connections, both ends, in bytes: no process is charged for it.
+/// Kernel memory for connections, both ends, in bytes: charged to no process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KernelMemory {
     /// Sockets, dentries, epoll items, …
@@ -212,7 +212,7 @@ impl KernelMemory {
     }
 }
 
-/// Memory of the machine that is free or can be freed, in bytes.
+/// The machine's free or reclaimable memory, in bytes.
 pub fn available_memory() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok()?;
     Some(kilobytes(&meminfo, "MemAvailable:"))
@@ -220,12 +220,12 @@ pub fn available_memory() -> Option<u64> {
 
 const FILE_MAX: &str = "/proc/sys/fs/file-max";
 
-/// How many files all processes of the machine may have open together.
+/// Limit of open files of all processes of the machine together.
 pub fn open_files_limit() -> Option<u64> {
     fs::read_to_string(FILE_MAX).ok()?.trim().parse().ok()
 }
 
-/// Only root may.
+/// Needs root.
 pub fn raise_open_files_limit(limit: u64) -> std::io::Result<()> {
     fs::write(FILE_MAX, limit.to_string())
 }
@@ -296,7 +296,7 @@ mod tests {
             "   7: 0100007F:1F90 0201007F:C350 01 00000000:00000000 00:00000000 00000000     0        0 12345 1 0";
         let listening =
             "   7: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 9 1 0";
-        // Only little-endian machines write it so.
+        // The table has this form on little-endian machines only.
         if cfg!(target_endian = "little") {
             assert_eq!(tcp_peer(line), Some((12345, "127.0.1.2:50000".parse().unwrap())));
         }

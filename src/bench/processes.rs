@@ -1,8 +1,8 @@
-//! The processes of a bench run, and the memory they share.
+//! The processes of a bench run, and their shared memory.
 //!
-//! One process may hold only so many descriptors, so the work is forked over child processes: each is one thread with one epoll
+//! A process has a limit of descriptors, so the work is forked over child processes: each is one thread with one epoll
 //! loop. They share a [`Board`] on which the first process writes the phase and the children write their counters, and
-//! each sends one JSON report through a pipe when it is done. Nobody waits for anybody else in between.
+//! each sends one JSON report through a pipe when it is done. No process waits for another in between.
 
 use std::io::{self, Read, Write};
 use std::marker::PhantomData;
@@ -28,7 +28,7 @@ unsafe impl Shareable for AtomicU32 {}
 // SAFETY: as above.
 unsafe impl Shareable for AtomicU64 {}
 
-/// A slice of memory that stays shared over forks. It is never unmapped: a run needs it until its end.
+/// A slice of memory that stays shared over forks. Never unmapped: a run needs it until its end.
 #[derive(Debug)]
 pub struct Shared<T> {
     start: *const T,
@@ -77,7 +77,7 @@ impl<T: Shareable> Deref for Shared<T> {
     }
 }
 
-/// What everybody does at the moment. Phases only go forward.
+/// The current phase of all processes. Phases only go forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Phase {
@@ -106,35 +106,35 @@ impl Phase {
     ];
 }
 
-/// What one child shows of itself while it works.
+/// Live counters of one child.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Counters {
-    /// Subscribers whose response head has come (now), for publishers: connections.
+    /// For subscribers: those with a response head (current); for publishers: connections.
     pub open: AtomicU64,
     /// Response heads over all connections.
     pub opened: AtomicU64,
     /// Messages received, or publishes answered with 2xx.
     pub done: AtomicU64,
-    /// Bytes of unfinished messages: the sign of life while large ones come in.
+    /// Bytes of unfinished messages: shows progress while large ones arrive.
     pub partial_bytes: AtomicU64,
-    /// Subscribers that have not come to the end of their flows; only kept in the Drain phase.
+    /// Subscribers that have not reached the end of their flows; only kept in the Drain phase.
     pub behind: AtomicU64,
     /// The phase for which `behind`, or a publisher's work, is settled, plus one.
     pub settled: AtomicU32,
     pub reconnects: AtomicU64,
-    /// Things gone wrong, whatever they are: for the progress line.
+    /// All problems, for the progress line.
     pub trouble: AtomicU64,
 }
 
 // SAFETY: made of atomics, for all of which zero is valid.
 unsafe impl Shareable for Counters {}
 
-/// The phase and everybody's counters.
+/// The phase and the counters of all children.
 #[derive(Clone, Copy, Debug)]
 pub struct Board {
     phase: Shared<AtomicU32>,
-    /// How many subscribers of the whole run may connect by now.
+    /// Number of subscribers of the whole run that may connect by now.
     invited: Shared<AtomicU64>,
     counters: Shared<Counters>,
 }
@@ -148,7 +148,7 @@ impl Board {
         })
     }
 
-    /// Pairs with [`Processes::enter`]: who sees a phase sees all that was done before it.
+    /// Pairs with [`Processes::enter`]: an observer of a phase sees everything done before it.
     pub fn phase(&self) -> Phase {
         Phase::ALL[self.phase[0].load(Acquire) as usize]
     }
@@ -161,7 +161,7 @@ impl Board {
         &self.counters[child]
     }
 
-    /// The child has nothing left to do in `phase`, and its counters say so. Pairs with [`Self::settled`].
+    /// The child has finished `phase`, and its counters are final. Pairs with [`Self::settled`].
     pub fn settle(&self, child: usize, phase: Phase) {
         self.counters[child].settled.store(phase as u32 + 1, Release);
     }
@@ -178,10 +178,10 @@ struct Child {
     report: io::PipeReader,
 }
 
-/// The work of one child: gets the board and its place on it, returns its report.
+/// The work of one child: takes the board and its index there, returns its report.
 pub type Work = Box<dyn FnOnce(Board, usize) -> anyhow::Result<Value>>;
 
-/// All children of a run: first those that subscribe, then those that publish.
+/// All children of a run: first the subscribing ones, then the publishing ones.
 #[derive(Debug)]
 pub struct Processes {
     board: Board,
@@ -218,7 +218,7 @@ impl Processes {
         self.board
     }
 
-    /// How many processes subscribe; they are the first ones on the board.
+    /// Number of subscribing processes; they are the first ones on the board.
     pub fn subscribing(&self) -> usize {
         self.subscribing
     }
@@ -229,12 +229,12 @@ impl Processes {
             .sum()
     }
 
-    /// Subscribers that are connected now.
+    /// Currently connected subscribers.
     pub fn open(&self) -> u64 {
         self.sum(0..self.subscribing, |counters| &counters.open)
     }
 
-    /// Subscribers that ever were connected, and those that came back as often as they did.
+    /// Connections of subscribers so far, reconnections included.
     pub fn opened(&self) -> u64 {
         self.sum(0..self.subscribing, |counters| &counters.opened)
     }
@@ -243,7 +243,7 @@ impl Processes {
         self.sum(0..self.subscribing, |counters| &counters.done)
     }
 
-    /// Changes whenever anything goes on that brings the run forward.
+    /// Changes with any progress of the run.
     pub fn sign_of_life(&self) -> u64 {
         let everybody = 0..self.children.len();
         self.sum(everybody.clone(), |counters| &counters.partial_bytes)
@@ -279,8 +279,8 @@ impl Processes {
         (0..self.subscribing).all(|child| self.board.settled(child, phase))
     }
 
-    /// Waits until `done`; gives up with false when nothing at all has happened for `patience`. Calls `meanwhile` every
-    /// 10 ms, fails when a child has died.
+    /// Waits until `done`; returns false after `patience` without any progress. Calls `meanwhile` every 10 ms, fails
+    /// when a child has died.
     pub fn wait(
         &mut self,
         patience: Duration,
@@ -304,7 +304,7 @@ impl Processes {
         }
     }
 
-    /// A child that ended before it was told to has failed; its report says why.
+    /// A child that ends early has failed; its report says why.
     fn check_alive(&mut self) -> anyhow::Result<()> {
         for index in 0..self.children.len() {
             let mut status = 0;
@@ -333,7 +333,7 @@ impl Processes {
 }
 
 impl Drop for Processes {
-    /// What is left here belongs to a run that failed.
+    /// Remaining children belong to a failed run.
     fn drop(&mut self) {
         for child in &self.children {
             // SAFETY: takes no pointers; the pid is a child that was not waited for, so it cannot be another process.
@@ -353,7 +353,7 @@ fn fork_child(board: Board, index: usize, work: Work) -> anyhow::Result<Child> {
         0 => {
             drop(report);
             die_with_parent();
-            // A panic must not unwind into what is the parent's business; its text is on stderr already.
+            // A panic must not unwind into the parent's code; its text is on stderr already.
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(board, index)));
             let result = worked.unwrap_or_else(|_| Err(anyhow::anyhow!("a client process panicked")));
             let value = result.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));

@@ -1,8 +1,8 @@
-//! The publishing side: keep-alive connections in one epoll loop, each with one message, or one batch of them, under way
-//! at a time.
+//! The publishing side: keep-alive connections in one epoll loop, each with one message, or one batch, under way at a
+//! time.
 //!
-//! With a rate the loop is open: each message has a time when it is due, and all latencies count from then, whether the
-//! server was ready for it or not. Without one each connection publishes as fast as it gets answers.
+//! With a rate the loop is open: each message has a due time, and all latencies count from it, whether or not the
+//! server was ready. Without a rate each connection publishes as fast as it gets answers.
 
 use std::io::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,19 +23,19 @@ use crate::tls::{Connector, Protocol};
 use crate::url::UrlTemplate;
 use crate::wire::{self, Wire, is_unready};
 
-/// No answer for so long: the connection is given up.
+/// Without an answer for this long the connection is given up.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Pause after a broken connection, so that a server that is gone is not stormed with ever new messages.
+/// Pause after a broken connection, so that a dead server is not flooded with new messages.
 const RETRY: Duration = Duration::from_millis(5);
 
-/// How often publishers that are too far ahead look again.
+/// Polling interval of publishers that are too far ahead.
 const AHEAD_CHECK: Duration = Duration::from_millis(1);
 
-/// Above this the counts speak for themselves.
+/// Maximum problems recorded individually.
 const MAX_PROBLEMS: usize = 20;
 
-/// Everything there is to publish.
+/// Everything to publish.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub url: UrlTemplate,
@@ -46,21 +46,21 @@ pub struct Plan {
     pub run: u32,
     pub message_bytes: usize,
     pub event_ids: bool,
-    /// Ends when so many messages are accepted.
+    /// Ends after this many accepted messages.
     pub messages: Option<u64>,
-    /// Ends after so long.
+    /// Ends after this time.
     pub duration: Option<Duration>,
-    /// Messages a second over all publishers; as fast as possible if none.
+    /// Messages a second over all publishers; `None`: as fast as possible.
     pub rate: Option<f64>,
-    /// Waits while so many messages are accepted that the subscribers have not got on average.
+    /// Waits while this many accepted messages have not reached the subscribers, on average.
     pub max_ahead: Option<u64>,
-    /// Subscribers that get each message, on average.
+    /// Average number of subscribers that get each message.
     pub audience: f64,
-    /// Messages in one request; more than one only if the server takes batches.
+    /// Messages per request; more than one only if the server takes batches.
     pub batch: usize,
 }
 
-/// A message on its way.
+/// A message under way.
 #[derive(Clone, Copy, Debug)]
 struct Flight {
     flow: Flow,
@@ -72,23 +72,23 @@ struct Flight {
 #[derive(Debug)]
 struct PublisherConnection {
     wire: Option<Wire>,
-    /// The connection's socket is connected, and a handshake has begun.
+    /// The socket is connected, and the handshake has started.
     begun: bool,
     /// Over HTTP/2: the connection's frames, once it is ready.
     h2: Option<h2::Connection>,
     upload: Upload,
     interest: Interest,
-    /// What is still waited for while there are [`Self::flights`].
+    /// State of the request while there are [`Self::flights`].
     progress: Progress,
-    /// The messages of the request that is under way.
+    /// The messages of the request under way.
     flights: Vec<Flight>,
     deadline_ns: u64,
     flows: Vec<Flow>,
-    /// So many of the flows have their first message.
+    /// Number of flows that have had their first message.
     primed: usize,
-    /// How many messages were started: the next one's flow and due time follow from it.
+    /// Number of messages started: determines the next one's flow and due time.
     started: u64,
-    /// No earlier than this, after a broken connection.
+    /// Earliest time of the next attempt after a broken connection.
     not_before_ns: u64,
     request: Vec<u8>,
     /// Over HTTP/2: the path and the header fields of the request.
@@ -100,20 +100,20 @@ struct PublisherConnection {
 
 #[derive(Clone, Copy, Debug)]
 enum Progress {
-    /// The request has still to be sent, or over HTTP/2 a part of it.
+    /// The request, or over HTTP/2 a part of it, has still to be sent.
     Waiting,
-    /// The socket has not taken all of the request.
+    /// The socket has not taken the whole request.
     Sending,
     Head,
     Body(ResponseHead),
 }
 
-/// How far a request over HTTP/2 has come. Its body is [`PublisherConnection::request`].
+/// Progress of a request over HTTP/2. Its body is [`PublisherConnection::request`].
 #[derive(Clone, Copy, Debug, Default)]
 struct Upload {
     /// 0 before the head is sent.
     stream: u32,
-    /// How much the server takes on it.
+    /// The stream's send window.
     window: i64,
     sent: usize,
     /// The server takes no further request on this connection.
@@ -130,7 +130,7 @@ struct EventLoop {
     connections: Vec<PublisherConnection>,
     published: Vec<Published>,
     accepted: u64,
-    /// Of those, first messages of a flow.
+    /// The part that is first messages of a flow.
     primed: u64,
     in_flight: u64,
     start_ns: u64,
@@ -146,24 +146,24 @@ struct EventLoop {
     lines: Vec<u8>,
     buffer: Vec<u8>,
     connector: Option<Connector>,
-    /// Over HTTP/2: what all requests have in common.
+    /// Over HTTP/2: the header fields common to all requests.
     request: Request,
     decoder: loona_hpack::Decoder<'static>,
 }
 
-/// What became of the messages of one flow.
+/// Outcomes of the messages of one flow.
 #[derive(Clone, Debug, Default)]
 struct Published {
-    /// How many were sent: the number of the next one.
+    /// Number of messages sent: the number of the next one.
     sent: u32,
-    /// Those that got no 2xx.
+    /// Messages without a 2xx.
     unanswered: Vec<u32>,
 }
 
-/// The timer's token; connections have their number.
+/// The timer's epoll token; connections use their index.
 const TIMER: u64 = u64::MAX;
 
-/// Publishes as the board's phase says; returns the report.
+/// Publishes according to the board's phase; returns the report.
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let (epoll, timer) = (Epoll::new().context("no epoll")?, Timer::new().context("no timer")?);
     epoll.add(&timer, TIMER, Interest::Read).context("no timer")?;
@@ -242,7 +242,7 @@ impl EventLoop {
         }
     }
 
-    /// Starts every message that is due, sets the timer for the next, and settles the phase when there is none left.
+    /// Starts every due message, sets the timer for the next, and settles the phase when none is left.
     fn start_due(&mut self, phase: Phase) -> anyhow::Result<()> {
         let now = net::now_ns();
         if phase == Phase::Publish && self.start_ns == 0 {
@@ -315,7 +315,7 @@ impl EventLoop {
         }
     }
 
-    /// Sends the connection's next message, or as many as are due and fit into a batch.
+    /// Sends the connection's next message, or all that are due and fit into a batch.
     fn start(&mut self, index: usize, phase: Phase, now: u64) {
         self.lines.clear();
         while self.connections[index].flights.len() < self.plan.batch && self.wants_more(index, phase, now) {
@@ -424,7 +424,7 @@ impl EventLoop {
         connection.request.extend_from_slice(body);
     }
 
-    /// Sends what is left of the request, over a new connection if there is none.
+    /// Sends the rest of the request, over a new connection if there is none.
     fn send(&mut self, index: usize) {
         if let Err(error) = self.try_send(index) {
             self.failed(index, &error);
@@ -473,7 +473,8 @@ impl EventLoop {
         Ok(())
     }
 
-    /// Sends the request, or what windows let through of the rest of it, in frames; false if some of it waits in the wire.
+    /// Sends the request, or as much of its rest as the windows allow, in frames; false if some of it waits in the
+    /// wire.
     fn send_frames(&mut self, index: usize) -> io::Result<bool> {
         let connection = &mut self.connections[index];
         let Some(wire) = &mut connection.wire else {
@@ -534,7 +535,7 @@ impl EventLoop {
         }
     }
 
-    /// What is to be done after a read, whatever it has brought: the connection may be ready now, or over.
+    /// Follow-up of a read: the connection may have become ready, or ended.
     fn read_on(&mut self, index: usize, got: wire::Got) {
         let connection = &mut self.connections[index];
         match got.end {
@@ -547,7 +548,7 @@ impl EventLoop {
         }
     }
 
-    /// Bytes of an HTTP/2 connection have come.
+    /// Handles bytes received on an HTTP/2 connection.
     fn frames(&mut self, index: usize, got: wire::Got, phase: Phase) {
         let (mut events, mut out) = (Vec::new(), Vec::new());
         let connection = &mut self.connections[index];
@@ -573,7 +574,7 @@ impl EventLoop {
                     connection.answer.extend_from_slice(&self.buffer[bytes]);
                     answered = end.then_some(());
                 }
-                // Who answers without having read all of the request may say so, when the answer is complete.
+                // A server that answers before reading the whole request may say so after the complete answer.
                 Event::Reset { stream, code: 0 } if stream == upload.stream && answered.is_some() => {}
                 Event::Reset { stream, code } if stream == upload.stream => {
                     refused = Some(format!("the server reset the stream with code {code}"));
@@ -604,7 +605,7 @@ impl EventLoop {
                 close: connection.upload.is_last,
                 ..head
             };
-            // What comes yet on this stream is about nothing; what was not sent of the request is not wanted.
+            // Later frames on this stream are ignored; the unsent rest of the request is dropped.
             let stream = std::mem::take(&mut connection.upload.stream);
             if connection.upload.sent < connection.request.len()
                 && let Some(wire) = &mut connection.wire
@@ -623,7 +624,7 @@ impl EventLoop {
         self.read_on(index, got);
     }
 
-    /// Reads on in the response of a message.
+    /// Continues reading a response.
     fn answer(&mut self, index: usize, phase: Phase) {
         let connection = &mut self.connections[index];
         if let Progress::Head = connection.progress {
@@ -653,7 +654,7 @@ impl EventLoop {
         }
     }
 
-    /// The whole answer has come.
+    /// Handles a complete response.
     fn answered(&mut self, index: usize, head: ResponseHead, phase: Phase) {
         let connection = &mut self.connections[index];
         if head.close {
@@ -673,7 +674,7 @@ impl EventLoop {
         }
     }
 
-    /// The messages under way are accepted, but for `failures`: their places in the batch and the reasons.
+    /// Accepts the messages under way, except `failures`: their places in the batch and the reasons.
     fn landed(&mut self, index: usize, failures: &[(usize, u64)], phase: Phase) {
         let now = net::now_ns();
         let mut flights = std::mem::take(&mut self.connections[index].flights);
@@ -704,7 +705,7 @@ impl EventLoop {
         self.connections[index].flights = flights;
     }
 
-    /// Lanes are primed in their order; one whose first message was refused gets another.
+    /// Flows are primed in their order; a flow whose first message was refused gets another.
     fn count_primed(&mut self, index: usize) {
         let connection = &mut self.connections[index];
         let is_primed = |flow: &&Flow| self.plan.flows.accepted_end(**flow) > 0;

@@ -1,4 +1,4 @@
-//! URL templates: where to publish and where to subscribe, for any server that speaks HTTP.
+//! URL templates for publishing and subscribing, for any HTTP server.
 //!
 //! `http://127.0.0.1:8080/ev/{channel}` names one target and a path in which `{channel}` stands for the channel's name.
 
@@ -7,14 +7,14 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 
-/// An `http://` or `https://` URL whose path and query may hold `{channel}`, any number of times.
+/// An `http://` or `https://` URL whose path and query may contain `{channel}`, any number of times.
 #[derive(Clone, Debug)]
 pub struct UrlTemplate {
     encrypted: bool,
     /// As written, for the `Host` header: `127.0.0.1:8080`.
     authority: String,
     address: SocketAddr,
-    /// The path and query, cut where a channel's name belongs: always one piece more than there are names.
+    /// The path and query, split at the `{channel}` placeholders: always one piece more than placeholders.
     pieces: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ impl UrlTemplate {
         &self.authority
     }
 
-    /// Where to connect to.
+    /// The address to connect to.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -44,7 +44,7 @@ impl UrlTemplate {
         self.pieces.join(channel)
     }
 
-    /// Whether each channel has a URL of its own.
+    /// Whether each channel has its own URL.
     pub fn names_channel(&self) -> bool {
         self.pieces.len() > 1
     }
