@@ -10,10 +10,10 @@ use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::transport::{Item, Message};
 
-/// Above this the counts speak for themselves.
+/// Maximum problems recorded individually.
 const MAX_PROBLEMS: usize = 20;
 
-/// The message that a subscriber saw last: publisher and sequence.
+/// The last message seen by a subscriber: publisher and sequence.
 pub type Position = (u32, u32);
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Checker {
     messages: Messages,
     /// Messages must carry the event ids that their publishers gave them.
     expects_ids: bool,
-    /// Number of the process' first subscriber among all of the run.
+    /// Index of the process's first subscriber within the whole run.
     first: usize,
     pub history: History,
     pub latency: Latency,
@@ -30,7 +30,7 @@ pub struct Checker {
     pub opening: Latency,
     pub counts: Counts,
     last_message_ns: u64,
-    /// What those had not seen that are gone already.
+    /// Unseen messages of departed subscribers.
     unseen: Vec<Value>,
     problems: Vec<String>,
     id: String,
@@ -38,23 +38,23 @@ pub struct Checker {
 
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Read of messages that were not whole yet: pings, which come for ever, are no progress.
+    /// Bytes read of incomplete messages: pings, which never stop, are no progress.
     pub partial_bytes: u64,
     pub messages: u64,
     pub comments: u64,
     pub foreign: u64,
     pub doubled: u64,
     pub out_of_order: u64,
-    /// Responses that were not what was asked for.
+    /// Responses other than requested.
     pub refused: u64,
-    /// Responses that were no HTTP.
+    /// Responses that are not HTTP.
     pub malformed: u64,
     pub disconnects: u64,
-    /// Of those, because the server's process was killed.
+    /// The part due to killed server processes.
     pub excused: u64,
     pub reconnects: u64,
     pub failed_connects: u64,
-    /// Response heads that were a yes, over all connections.
+    /// Successful response heads over all connections.
     pub opened: u64,
     /// Visitors that left while messages flowed.
     pub departed: u64,
@@ -93,7 +93,7 @@ impl Checker {
         });
     }
 
-    /// Everything that anybody sends to `channel` from now on concerns the subscriber.
+    /// The subscriber must get all messages to `channel` from now on.
     pub fn join(&mut self, subscriber: usize, channel: u32) {
         for publisher in 0..self.flows.per_channel() {
             let sent = self.flows.sent(Flow { channel, publisher });
@@ -101,7 +101,7 @@ impl Checker {
         }
     }
 
-    /// The subscriber of `channel` is gone and was to see all messages below `ends`, one for each publisher.
+    /// The subscriber of `channel` has left and had to see all messages below `ends`, one per publisher.
     pub fn leave(&mut self, subscriber: usize, channel: u32, ends: &[u32]) {
         let mut unseen = self.unseen(subscriber, channel, ends);
         self.unseen.append(&mut unseen);
@@ -109,13 +109,13 @@ impl Checker {
         self.counts.departed += 1;
     }
 
-    /// How far each publisher of `channel` has come.
+    /// Progress of each publisher of `channel`.
     pub fn ends(&self, channel: u32) -> Vec<u32> {
         let end = |publisher| self.flows.accepted_end(Flow { channel, publisher });
         (0..self.flows.per_channel()).map(end).collect()
     }
 
-    /// Whether the subscriber has come to those ends.
+    /// Whether the subscriber has reached those ends.
     pub fn is_at(&self, subscriber: usize, ends: &[u32]) -> bool {
         let mut flows = ends.iter().enumerate();
         flows.all(|(flow, end)| self.history.is_at(subscriber, flow, *end))
@@ -183,7 +183,7 @@ impl Checker {
         Some((publisher, sequence))
     }
 
-    /// Adds what those have not seen that are still there; `channels` are the subscribers' channels.
+    /// Adds the unseen messages of the subscribers still present; `channels` are their channels.
     pub fn report(&mut self, channels: impl Iterator<Item = u32>) -> Value {
         for (subscriber, channel) in channels.enumerate() {
             let mut unseen = self.unseen(subscriber, channel, &self.ends(channel));

@@ -1,8 +1,8 @@
-//! The client's half of HTTP/2 (RFC 9113): frames, flow control and header blocks of one connection.
+//! The client side of HTTP/2 (RFC 9113): frames, flow control and header blocks of one connection.
 //!
-//! Made for very many connections with few streams each: an idle connection has nothing on the heap. The client allows
-//! the server no dynamic table, so that one decoder does for all connections, and as browsers do it puts the headers of
-//! its first request into the server's table and then refers to them.
+//! For very many connections with few streams each: an idle connection uses no heap memory. The client allows the
+//! server no dynamic table, so that one decoder serves all connections; like browsers, it enters the headers of its
+//! first request into the server's table and then refers to them.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HEADER_BYTES: usize = 9;
 
-/// Longest payload that this side takes: the default.
+/// Maximum payload accepted by this side: the default.
 const MAX_FRAME: usize = 16_384;
 
 const DATA: u8 = 0;
@@ -43,17 +43,17 @@ const MAX_FRAME_SIZE: u16 = 5;
 const DEFAULT_WINDOW: u32 = 65_535;
 const DEFAULT_TABLE: u32 = 4_096;
 
-/// What Chromium allows a stream and a connection.
+/// Chromium's windows for a stream and a connection.
 const STREAM_WINDOW: u32 = 6 << 20;
 const CONNECTION_WINDOW: u32 = 15 << 20;
 
-/// The client has no use for a stream any more.
+/// Error code of a stream that the client no longer needs.
 const CANCEL: u32 = 8;
 
 /// A header field of a response.
 pub type Field = (Vec<u8>, Vec<u8>);
 
-/// What frames have brought that concerns a stream.
+/// A received event of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     Head {
@@ -63,9 +63,9 @@ pub enum Event {
     },
     Data {
         stream: u32,
-        /// Where in the input.
+        /// Range in the input.
         bytes: Range<usize>,
-        /// What has been taken from the stream's window.
+        /// Bytes taken from the stream's window.
         taken: u32,
         end: bool,
     },
@@ -78,7 +78,7 @@ pub enum Event {
         last: u32,
         code: u32,
     },
-    /// The window of this stream, or of all if it is 0, has changed by so much.
+    /// The window of this stream, or of the connection if it is 0, has changed by this much.
     Room {
         stream: u32,
         more: i64,
@@ -90,17 +90,17 @@ pub enum Event {
 pub struct Connection {
     /// The number of the next stream.
     next_stream: u32,
-    /// The beginning of a frame that is taken as a whole.
+    /// An incomplete frame of a kind handled as a whole.
     rest: Vec<u8>,
-    /// A DATA frame whose payload is not all here yet.
+    /// A DATA frame whose payload is incomplete.
     data: Option<Data>,
-    /// A header block that goes on in CONTINUATION frames: stream, whether it is the last of the stream, bytes.
+    /// A header block continued in CONTINUATION frames: stream, whether it ends the stream, bytes.
     block: Option<Box<(u32, bool, Vec<u8>)>>,
-    /// What has been taken from the connection's window since the last WINDOW_UPDATE.
+    /// Bytes taken from the connection's window since the last WINDOW_UPDATE.
     taken: u32,
-    /// Streams that the server allows at a time.
+    /// Maximum concurrent streams allowed by the server.
     pub max_streams: u32,
-    /// What the server takes: on this connection, at first on a stream, in a frame.
+    /// The server's windows: of this connection, initial of a stream; and its maximum frame size.
     window: i64,
     stream_window: u32,
     max_frame: u32,
@@ -113,7 +113,7 @@ struct Data {
     stream: u32,
     left: u32,
     padding: u32,
-    /// Flow-controlled bytes that no event has told of yet.
+    /// Flow-controlled bytes not reported by an event yet.
     taken: u32,
     end: bool,
 }
@@ -147,7 +147,7 @@ impl Connection {
         }
     }
 
-    /// Takes what the server sent: events for the caller, replies for the server into `out`.
+    /// Handles input from the server: events for the caller, replies to the server in `out`.
     pub fn receive(
         &mut self,
         input: &[u8],
@@ -166,12 +166,12 @@ impl Connection {
             if self.rest.is_empty()
                 && let Some(frame) = Frame::at(&input[at..])?
             {
-                // The usual case: nothing is copied.
+                // The usual case, without a copy.
                 at += frame.length;
                 self.frame(&frame, codec, out, events)?;
                 continue;
             }
-            // The header first: it tells how long the frame is.
+            // The header first: it contains the frame's length.
             let more = (Frame::wanted(&self.rest)? - self.rest.len()).min(input.len() - at);
             self.rest.extend_from_slice(&input[at..at + more]);
             at += more;
@@ -183,7 +183,7 @@ impl Connection {
         }
     }
 
-    /// The bytes from `at` on belong to a DATA frame; returns how many.
+    /// Handles bytes of a DATA frame from `at` on; returns how many.
     fn payload(&mut self, at: usize, length: usize, events: &mut Vec<Event>) -> usize {
         let Some(data) = &mut self.data else {
             return 0;
@@ -289,7 +289,7 @@ impl Connection {
                 events.push(Event::Room { stream, more });
             }
             PUSH_PROMISE => return Err(Malformed("a PUSH_PROMISE that was not allowed")),
-            // Acknowledgements, priorities, and what may be invented yet.
+            // Acknowledgements, priorities, and unknown frame types.
             _ => {}
         }
         Ok(())
@@ -339,7 +339,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Adds a request without a body, and returns the number of its stream.
+    /// Adds a request without a body, and returns its stream's number.
     pub fn get<N: AsRef<str>, V: AsRef<str>>(
         &mut self,
         request: &Request,
@@ -350,7 +350,7 @@ impl Connection {
         self.request(request, path, more, END_STREAM, out)
     }
 
-    /// Adds the head of a request with a body, and returns the stream's number; the body follows by [`Self::send`].
+    /// Adds the head of a request with a body, and returns the stream's number; send the body with [`Self::send`].
     pub fn post<N: AsRef<str>, V: AsRef<str>>(
         &mut self,
         request: &Request,
@@ -385,7 +385,7 @@ impl Connection {
         stream
     }
 
-    /// Adds as much of a body's rest as both windows allow and returns how much that is. `window` is the stream's.
+    /// Adds as much of a body's rest as both windows allow and returns its length. `window` is the stream's.
     pub fn send(&mut self, stream: u32, body: &[u8], window: &mut i64, out: &mut Vec<u8>) -> usize {
         let mut sent = 0;
         loop {
@@ -407,7 +407,7 @@ impl Connection {
     }
 }
 
-/// Gives a stream its window back once half of it is `taken`; `Err` if the server took more than there was.
+/// Restores a stream's window once half of it is `taken`; `Err` if the server exceeded it.
 pub fn replenish(stream: u32, taken: &mut u32, out: &mut Vec<u8>) -> Result<(), Malformed> {
     if *taken > STREAM_WINDOW {
         return Err(Malformed("more DATA than the stream's window allows"));
@@ -419,7 +419,7 @@ pub fn replenish(stream: u32, taken: &mut u32, out: &mut Vec<u8>) -> Result<(), 
     Ok(())
 }
 
-/// Adds that a stream is of no use any more.
+/// Adds a cancellation of a stream.
 pub fn cancel(stream: u32, out: &mut Vec<u8>) {
     frame_header(out, 4, RST_STREAM, 0, stream);
     out.extend_from_slice(&CANCEL.to_be_bytes());
@@ -462,16 +462,16 @@ struct Frame<'a> {
     kind: u8,
     flags: u8,
     stream: u32,
-    /// Of a DATA frame, only the length of its padding.
+    /// Of a DATA frame, only the padding length.
     payload: &'a [u8],
     /// Bytes of the whole payload.
     size: usize,
-    /// Bytes of all this at the start of the input.
+    /// Bytes of header and `payload` at the start of the input.
     length: usize,
 }
 
 impl<'a> Frame<'a> {
-    /// The frame at the start of `bytes`, if it is there as a whole.
+    /// The frame at the start of `bytes`, if complete.
     fn at(bytes: &'a [u8]) -> Result<Option<Self>, Malformed> {
         let wanted = Self::wanted(bytes)?;
         if bytes.len() < wanted {
@@ -488,7 +488,7 @@ impl<'a> Frame<'a> {
         }))
     }
 
-    /// How many bytes are wanted: those of a header, or if that is here, those of the frame.
+    /// Bytes needed: a frame header, or, if that is complete, the whole frame.
     fn wanted(bytes: &[u8]) -> Result<usize, Malformed> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
             return Ok(HEADER_BYTES);
@@ -507,12 +507,12 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// The headers that all requests of a kind have in common, as header blocks.
+/// The header fields common to all requests of a kind, as header blocks.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// For a connection's first request: the server is to remember the headers.
+    /// For a connection's first request: the server must store the headers in its table.
     first: Vec<u8>,
-    /// For all others: references to them.
+    /// For all others: references to the table.
     later: Vec<u8>,
 }
 
@@ -529,7 +529,7 @@ const INDEXED: u8 = 0x80;
 const INDEXING: u8 = 0x40;
 
 impl Request {
-    /// `headers` are as in HTTP/1: `Name: value` lines. Those that HTTP/2 has no place for are left out.
+    /// `headers` are as in HTTP/1: `Name: value` lines. Those without a place in HTTP/2 are left out.
     pub fn new(post: bool, encrypted: bool, authority: &str, headers: &str) -> Self {
         let pseudo = [
             INDEXED | if post { POST } else { GET },
@@ -545,19 +545,19 @@ impl Request {
                 entries += 1;
             }
         }
-        // The entry that came last has the lowest number.
+        // The newest entry has the lowest number.
         (0..entries).for_each(|entry| integer(&mut later, INDEXED, 7, STATIC_ENTRIES + entries - entry));
         Self { first, later }
     }
 }
 
-/// A field whose name is in a table; the representation's first bits are `bits`, its index has a prefix of `prefix` bits.
+/// A field with an indexed name; the representation's first bits are `bits`, its index has a prefix of `prefix` bits.
 fn literal(out: &mut Vec<u8>, bits: u8, prefix: u8, name: usize, value: &str) {
     integer(out, bits, prefix, name);
     text(out, value);
 }
 
-/// A field with its name.
+/// A field with a literal name.
 fn new_literal(out: &mut Vec<u8>, bits: u8, name: &str, value: &str) {
     out.push(bits);
     text(out, name);
@@ -574,8 +574,7 @@ fn integer(out: &mut Vec<u8>, bits: u8, prefix: u8, value: usize) {
     let _ = encode_integer_into(value, prefix, bits, out);
 }
 
-/// The head of a response, parsed and as HTTP/1 would have it, so that there is one judge for both. Its body ends with
-/// its stream.
+/// The head of a response in HTTP/1 form, so that one check serves both. Its body ends with its stream.
 pub fn http1_head(fields: &[Field]) -> Result<(ResponseHead, Vec<u8>), Malformed> {
     let status = fields.iter().find(|(name, _)| name == b":status");
     let status = status.ok_or(Malformed("a head without a status"))?;
@@ -605,7 +604,7 @@ pub fn decoder() -> Decoder<'static> {
 mod tests {
     use super::*;
 
-    /// Everything that a connection makes of some bytes, which come in pieces of this length.
+    /// All output of a connection for `bytes`, fed in pieces of `step`.
     fn receive(bytes: &[u8], step: usize) -> (Vec<Event>, Vec<u8>, Result<(), Malformed>) {
         let mut connection = Connection::start(&mut Vec::new());
         let (mut all, mut out, mut at) = (Vec::new(), Vec::new(), 0);
@@ -633,7 +632,7 @@ mod tests {
         out
     }
 
-    /// `:status: 200` from the static table, and a field of its own.
+    /// `:status: 200` from the static table, and a literal field.
     fn block() -> Vec<u8> {
         let mut block = vec![0x20, 0x88];
         new_literal(&mut block, 0, "content-type", "text/event-stream");

@@ -1,11 +1,11 @@
-//! The client's half of HTTP/1.1 (RFC 9112), incremental: bytes may be cut anywhere.
+//! The client side of HTTP/1.1 (RFC 9112), incremental: input may be cut anywhere.
 //!
-//! It is stricter than a browser on purpose. A server that sends a chunk of the wrong length, or bytes after the last
-//! chunk, has mixed up its connections or buffers, and that is what the bench is there to find.
+//! Deliberately stricter than a browser. A server that sends a chunk of the wrong length, or bytes after the last
+//! chunk, has mixed up its connections or buffers; the bench exists to find that.
 
 use std::fmt;
 
-/// What the peer sent is not HTTP; says what was found.
+/// The input is not HTTP; names the fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
@@ -17,10 +17,10 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// Above this a response head is taken for garbage; nginx itself never sends more than a few hundred bytes.
+/// A longer response head is invalid; nginx itself never sends more than a few hundred bytes.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// The parts of a response head that matter to a client that already knows what it asked for.
+/// The parts of a response head relevant to a client that knows its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResponseHead {
     pub status: u16,
@@ -31,7 +31,7 @@ pub struct ResponseHead {
 }
 
 impl ResponseHead {
-    /// Parses the head at the start of `bytes`: the head and its length, or `None` while its end has not come.
+    /// Parses the head at the start of `bytes`: the head and its length, or `None` while incomplete.
     pub fn parse(bytes: &[u8]) -> Result<Option<(Self, usize)>, Malformed> {
         let Some(end) = memchr::memmem::find(bytes, b"\r\n\r\n") else {
             return match bytes.len() {
@@ -105,7 +105,7 @@ fn status_line(line: &[u8]) -> Result<(u16, bool), Malformed> {
     ))
 }
 
-/// Where in a response body we are. Eight bytes and a tag: a subscriber keeps one for life.
+/// Position in a response body. Eight bytes and a tag, kept by each subscriber for its lifetime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
     /// This many bytes are still to come.
@@ -115,7 +115,7 @@ pub enum Body {
     Done,
 }
 
-/// The next thing that a chunked body must bring.
+/// The next expected element of a chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Chunk {
     Size {
@@ -187,7 +187,7 @@ impl Body {
 }
 
 impl Chunk {
-    /// Takes one byte of everything but chunk data; `None` at the end of the body.
+    /// Consumes one byte of everything but chunk data; `None` at the end of the body.
     fn framing_byte(self, byte: u8) -> Result<Option<Self>, Malformed> {
         Ok(Some(match (self, byte) {
             (Self::Size { bytes, digits }, _) if byte.is_ascii_hexdigit() => {
@@ -218,7 +218,7 @@ impl Chunk {
             (Self::TrailerLf { .. }, b'\n') => Self::Trailer { line: 0 },
             (Self::DataCr | Self::DataLf, _) => return Err(Malformed("a chunk longer than its size says")),
             (Self::SizeLf { .. } | Self::TrailerLf { .. }, _) => return Err(Malformed("a CR without its LF")),
-            // `decode` takes chunk data by the slice and never hands it in here.
+            // `decode` takes chunk data as slices and never passes it here.
             (Self::Data { left }, _) => Self::Data { left },
         }))
     }
@@ -231,7 +231,7 @@ mod tests {
     const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/event-stream; charset=utf-8\r\n\
         Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n3\r\n: \n\r\nC;x=1\r\ndata: hello\n\r\n1\r\n\n\r\n0\r\n\r\n";
 
-    /// Feeds `bytes` in two pieces, cut at `cut`, as two reads would bring them.
+    /// Feeds `bytes` in two pieces, cut at `cut`, as two reads would deliver them.
     fn in_two(bytes: &[u8], cut: usize) -> Result<(ResponseHead, Vec<u8>, Body), Malformed> {
         let mut seen = Vec::new();
         let mut head: Option<ResponseHead> = None;

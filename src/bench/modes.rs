@@ -1,16 +1,16 @@
-//! Which part of a server's time is in user mode.
+//! The user-mode share of a server's processor time.
 //!
-//! The kernel's own account of it (utime) is made in ticks of 10 ms and says nothing about some seconds. So a timer of the
-//! kernel's looks a thousand times in each second that a process has a processor, in which mode it is. That takes root.
+//! The kernel's own account (utime) is made in ticks of 10 ms and is too coarse over a few seconds. So a kernel timer
+//! samples the mode a thousand times per second on a processor. That needs root.
 
 use std::io;
 
 use crate::perf::{Attributes, Event, RECORD_SAMPLE, Ring};
 
-/// Looks a second: a prime, so that they do not keep step with anything that is done every millisecond.
+/// Samples per second: a prime, so that they are not synchronous with activity every millisecond.
 const LOOKS_PER_SECOND: u64 = 997;
 
-/// Where a record's flags have the mode, and which of these mean the kernel and a process.
+/// Mode bits in a record's flags, and their values for kernel and user mode.
 const MODE_MASK: u16 = 7;
 const KERNEL_MODE: u16 = 1;
 const USER_MODE: u16 = 2;
@@ -19,7 +19,7 @@ const USER_MODE: u16 = 2;
 #[derive(Debug)]
 pub struct Modes(Vec<(Event, Ring)>);
 
-/// How often which mode was seen.
+/// Number of samples per mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Looks {
     pub user: u64,
@@ -27,7 +27,7 @@ pub struct Looks {
 }
 
 impl Modes {
-    /// Begins to watch these processes.
+    /// Starts to watch these processes.
     pub fn watch(pids: &[u32]) -> io::Result<Self> {
         let watch = |pid: &u32| {
             let event = Event::open(*pid, &Attributes::ticks(LOOKS_PER_SECOND), None)?;
@@ -37,7 +37,7 @@ impl Modes {
         Ok(Self(pids.iter().map(watch).collect::<io::Result<_>>()?))
     }
 
-    /// What was seen since the beginning, or in the first half a minute with a processor: then the rings are full.
+    /// Samples since the start, or of the first half minute on a processor: then the rings are full.
     pub fn end(mut self) -> Looks {
         let mut looks = Looks::default();
         for (_, ring) in &mut self.0 {
@@ -52,7 +52,7 @@ impl Modes {
 }
 
 impl Looks {
-    /// The part in user mode, if anything was seen.
+    /// The user-mode share, if there are samples.
     pub fn user_part(self) -> Option<f64> {
         let all = self.user + self.kernel;
         (all > 0).then(|| self.user as f64 / all as f64)
@@ -68,7 +68,7 @@ mod tests {
     fn who_computes_is_in_user_mode() {
         // SAFETY: it only asks.
         let own = unsafe { libc::gettid() } as u32;
-        // Only root may.
+        // Needs root.
         let Ok(modes) = Modes::watch(&[own]) else {
             return;
         };
@@ -79,7 +79,7 @@ mod tests {
         }
         let looks = modes.end();
         let part = looks.user_part();
-        // Beside others it may not have had a processor for long.
+        // Beside other processes it may have had little processor time.
         assert!(part.is_none_or(|part| part > 0.5), "{looks:?}");
     }
 

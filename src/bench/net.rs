@@ -1,6 +1,6 @@
-//! Sockets, epoll and timers: the few system calls that the standard library does not offer.
+//! Sockets, epoll and timers: the few system calls missing in the standard library.
 //!
-//! All `unsafe` of sockets is in this file. What a connection needs afterwards (read, write, close) is std's.
+//! All `unsafe` of sockets is in this file. Later operations on a connection (read, write, close) use std.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -33,12 +33,12 @@ pub struct Ready {
     pub hung_up: bool,
 }
 
-/// What to be told about.
+/// Events to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
     Read,
     ReadWrite,
-    /// Tell only when something new has come: after a short read there is no need to look again.
+    /// Edge-triggered: after a short read there is no need to read again.
     ReadEdge,
     /// A listening socket that several processes share: wake one of them.
     Accept,
@@ -134,7 +134,7 @@ impl Timer {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// Fires once at `at_ns` of the monotonic clock (at once if that is over) and forgets what it had fired before.
+    /// Fires once at `at_ns` of the monotonic clock (at once if that is past) and clears earlier expirations.
     pub fn set(&self, at_ns: u64) -> io::Result<()> {
         let at_ns = at_ns.max(1);
         let value = libc::itimerspec {
@@ -158,7 +158,7 @@ impl Timer {
 }
 
 impl Timer {
-    /// Takes note that it fired: until then it stays readable.
+    /// Clears the expiration: until then it stays readable.
     pub fn acknowledge(&self) {
         let mut expirations = [0_u8; 8];
         // SAFETY: the kernel writes at most eight bytes. It does not block, and what it says is of no interest.
@@ -172,7 +172,7 @@ impl AsFd for Timer {
     }
 }
 
-/// An address in the form the kernel wants it.
+/// An address in the kernel's form.
 struct RawAddress {
     storage: libc::sockaddr_storage,
     length: libc::socklen_t,
@@ -244,13 +244,13 @@ fn bind(fd: &OwnedFd, address: SocketAddr) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a non-blocking connection with TCP_NODELAY set. The stream may not be connected yet: a write then says
+/// Starts a non-blocking connection with TCP_NODELAY set. The stream may not be connected yet: a write then returns
 /// `WouldBlock`.
 pub fn connect(address: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<TcpStream> {
     let fd = tcp_socket(address)?;
     set_option(&fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
     if let Some(source) = source {
-        // The port is chosen at connect, where only the pair of addresses must be unique: 28,000 a source address.
+        // The port is chosen at connect, where only the pair of addresses must be unique: 28,000 per source address.
         set_option(&fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
         bind(&fd, SocketAddr::V4(SocketAddrV4::new(source, 0)))?;
     }
@@ -263,7 +263,7 @@ pub fn connect(address: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<TcpS
     }
 }
 
-/// A non-blocking listening socket. With `SO_REUSEPORT`, so that each process of a server can have its own.
+/// A non-blocking listening socket. With `SO_REUSEPORT`, so that each process of a server has its own.
 pub fn listen(address: SocketAddr, backlog: u16) -> io::Result<TcpListener> {
     let fd = tcp_socket(address)?;
     set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
@@ -274,7 +274,7 @@ pub fn listen(address: SocketAddr, backlog: u16) -> io::Result<TcpListener> {
     Ok(TcpListener::from(fd))
 }
 
-/// Accepts one connection, non-blocking and with TCP_NODELAY set, in the cheapest way.
+/// Accepts one connection, non-blocking and with TCP_NODELAY set, in one system call.
 pub fn accept(listener: &TcpListener) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: the peer's address is not asked for; a non-negative result is a new descriptor that nobody else owns.
@@ -301,7 +301,7 @@ pub fn receive(fd: RawFd, into: &mut [u8]) -> io::Result<usize> {
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
 
-/// A pair of connected sockets that keep the bounds of what is sent: `(sender, receiver)`.
+/// A pair of connected sockets that keep message boundaries: `(sender, receiver)`.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [0; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -311,7 +311,7 @@ pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
 
-/// Raises the limit of open files as far as allowed and returns it.
+/// Raises the limit of open files to its maximum and returns it.
 pub fn raise_file_limit() -> io::Result<usize> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
@@ -325,9 +325,9 @@ pub fn raise_file_limit() -> io::Result<usize> {
     Ok(usize::try_from(limit.rlim_max).unwrap_or(usize::MAX))
 }
 
-/// Loopback addresses to connect from, so that the ports of one do not bound the number of connections.
+/// Loopback source addresses, so that one address's ports do not limit the number of connections.
 ///
-/// `None` for targets elsewhere, where the kernel knows best.
+/// `None` for remote targets, where the kernel chooses.
 pub fn source_address(target: SocketAddr, index: usize, addresses: usize) -> Option<Ipv4Addr> {
     match target.ip() {
         IpAddr::V4(ip) if ip.is_loopback() && addresses > 1 => {

@@ -1,4 +1,4 @@
-//! Results: as a table for people, as JSON for programs, and side by side in Markdown.
+//! Results: as a text table, as JSON, and side by side in Markdown.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -32,7 +32,7 @@ impl Unit {
         }
     }
 
-    /// Rounded to what can be measured: JSON and table show the same.
+    /// Rounded to the measurable precision: JSON and table show the same.
     fn decimals(self) -> usize {
         match self {
             Self::Count | Self::PerSecond | Self::Bytes => 0,
@@ -51,13 +51,13 @@ pub struct Fact {
     unit: Unit,
 }
 
-/// What a scenario found.
+/// The results of a scenario.
 #[derive(Clone, Debug)]
 pub struct Report {
     scenario: String,
     label: String,
     facts: Vec<Fact>,
-    /// Why this run failed; empty if all was as it must be.
+    /// Reasons why this run failed; empty on success.
     problems: Vec<String>,
 }
 
@@ -112,7 +112,7 @@ impl Report {
         }
     }
 
-    /// How long it took until those who left were gone, or why they are not.
+    /// Reports the time until departed subscribers were gone, or the reason why they are not.
     pub fn left(&mut self, left: &Result<Duration, String>) {
         match left {
             Ok(taken) => self.seconds("leaving_s", "until the statistics were empty again", *taken),
@@ -194,14 +194,14 @@ fn number(value: f64, decimals: usize) -> String {
     out
 }
 
-/// What the figures of a row are compared with.
+/// Reference of a row's values.
 #[derive(Clone, Copy, Debug)]
 enum Reference {
-    /// The same of the server with this label.
+    /// The same value of the server with this label.
     Server(&'static str),
-    /// The same server's figure in this scenario.
+    /// The same server's value in this scenario.
     Scenario(&'static str),
-    /// Nothing that a ratio would say something about, but the baseline has it as well.
+    /// Shown without ratio, but for the baseline as well.
     Shown,
     Nothing,
 }
@@ -503,8 +503,8 @@ const ROWS: &[Row] = &[
 
 /// Reports (one JSON object a line) side by side: the reference of each row, then a column for each other label.
 ///
-/// Where a label has several reports of a scenario, the median stands. Its ratio to the reference is the median over
-/// pairs of reports, first with first and so on, with its 95 % interval if there are enough.
+/// Where a label has several reports of a scenario, their median is shown. Its ratio to the reference is the median
+/// over pairs of reports, first with first and so on, with its 95 % interval if there are enough.
 pub fn markdown(lines: &str) -> anyhow::Result<String> {
     let mut reports = Vec::new();
     for line in lines.lines().filter(|line| !line.trim().is_empty()) {
@@ -533,7 +533,7 @@ pub fn markdown(lines: &str) -> anyhow::Result<String> {
     Ok(table)
 }
 
-/// One line of the table; `None` if nobody has that figure.
+/// One line of the table; `None` if no label has that value.
 fn markdown_row(reports: &[Value], labels: &[&str], (scenario, key, text, reference): &Row) -> Option<String> {
     let series: Vec<_> = labels
         .iter()
@@ -621,7 +621,7 @@ fn sorted(values: &[f64]) -> Vec<f64> {
     sorted
 }
 
-/// Of at least one value.
+/// The median of at least one value.
 fn median(values: &[f64]) -> f64 {
     let sorted = sorted(values);
     let middle = sorted.len() / 2;
@@ -631,9 +631,9 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The 95 % interval of the median, from order statistics, so whatever the distribution: the true median lies outside
-/// of the Kth smallest and greatest value with twice the probability that fewer than K of all fair coins show heads.
-/// `None` for less than six values.
+/// The 95 % interval of the median, from order statistics, so for any distribution: the true median lies outside of the
+/// Kth smallest and greatest value with twice the probability that fewer than K of all fair coins show heads. `None`
+/// for fewer than six values.
 fn interval(values: &[f64]) -> Option<(f64, f64)> {
     let sorted = sorted(values);
     let count = sorted.len();

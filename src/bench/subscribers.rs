@@ -1,6 +1,6 @@
 //! The subscribing side: one process with thousands of clients in one epoll loop.
 //!
-//! Over HTTP/1 each client has a connection of its own; [`streams`] has what is different over HTTP/2.
+//! Over HTTP/1 each client has its own connection; [`streams`] has the differences of HTTP/2.
 
 mod streams;
 
@@ -32,48 +32,48 @@ use crate::wire::{self, Wire};
 
 use streams::{Multiplex, Place};
 
-/// More than a socket's usual receive buffer, so that one read takes what there is.
+/// More than a socket's usual receive buffer, so that one read takes all available data.
 const READ_BYTES: usize = 256 * 1024;
 
-/// How often a client looks whether it has seen everything, once publishing is over.
+/// Interval of a client's checks for completeness, once publishing is over.
 const BEHIND_CHECK: Duration = Duration::from_millis(25);
 
-/// Pause before a client that was refused tries again. The first try after a broken connection is at once.
+/// Pause before a refused client tries again. The first try after a broken connection is immediate.
 const RETRY: Duration = Duration::from_millis(25);
 
-/// The part of the subscribers that one process takes.
+/// One process's part of the subscribers.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub url: UrlTemplate,
     pub transport: Transport,
-    /// Over HTTP/2, with so many streams on each connection.
+    /// Over HTTP/2, with this many streams per connection.
     pub streams: Option<usize>,
-    /// Number of the first subscriber among all of the run.
+    /// Index of the first subscriber within the whole run.
     pub first: usize,
     pub count: usize,
-    /// Of the whole run.
+    /// Number of subscribers of the whole run.
     pub subscribers: usize,
     pub flows: Flows,
     pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
-    /// Messages carry event ids of ours.
+    /// Messages carry the bench's event ids.
     pub event_ids: bool,
     /// Loopback source addresses to spread over.
     pub addresses: usize,
-    /// New connections a second; as fast as possible if none.
+    /// New connections a second; `None`: as fast as possible.
     pub connect_rate: Option<f64>,
-    /// Connections that may wait for their response head at a time.
+    /// Maximum connections waiting for their response head.
     pub connect_window: usize,
-    /// While messages flow, so many subscribers a second leave and others come.
+    /// Subscribers a second that leave and are replaced while messages flow.
     pub arrival_rate: Option<f64>,
-    /// How long one who leaves waits for what he has not seen yet.
+    /// How long a departing client waits for its missing messages.
     pub patience: Duration,
-    /// A client whose stream ends comes back with its position; else it is a problem.
+    /// A client whose stream ends reconnects with its position; otherwise the end is a problem.
     pub reconnect: bool,
-    /// Connections of workers that were killed: only the others are counted as lost.
+    /// Connections of killed workers: only others are counted as lost.
     pub killed: Option<Book>,
-    /// How often to look at the board when nothing else happens: many processes together must not load the machine.
+    /// Interval of looks at the board when idle: many processes together must not load the machine.
     pub glance: Duration,
 }
 
@@ -82,7 +82,7 @@ pub struct Plan {
 enum State {
     Closed,
     Connecting,
-    /// The connection is there; encryption is agreed upon.
+    /// Connected; TLS is being negotiated.
     Handshake,
     /// The request is sent.
     Head,
@@ -91,30 +91,30 @@ enum State {
     Streaming,
 }
 
-/// One client. This and four bytes of history are all that an idle one costs.
+/// One client. This and four bytes of history are the whole cost of an idle one.
 #[derive(Debug)]
 struct Subscriber {
     link: Link,
     state: State,
-    /// The server will close the connection behind this response.
+    /// The server will close the connection after this response.
     last_response: bool,
     is_departing: bool,
     channel: u32,
     body: Body,
     feed: Feed,
-    /// The last message seen: what `Last-Event-ID` says at the next connect.
+    /// The last message seen: the `Last-Event-ID` of the next connect.
     position: Option<Position>,
-    /// Long polling: the header lines that say where the last response ended.
+    /// Long polling: header lines with the position at the end of the last response.
     poll_position: Option<Box<PollPosition>>,
     /// When the connection was due.
     due_ns: u64,
 }
 
-/// Header lines. Few clients have any, so that a box is all that the others have of it.
+/// Header lines. Boxed, because few clients have any.
 #[derive(Debug, PartialEq, Eq)]
 struct PollPosition(String);
 
-/// What a client reads from.
+/// A client's input.
 #[derive(Debug)]
 enum Link {
     None,
@@ -141,7 +141,7 @@ impl Subscriber {
     }
 }
 
-/// One process' epoll loop.
+/// One process's epoll loop.
 struct EventLoop {
     plan: Plan,
     board: Board,
@@ -152,29 +152,29 @@ struct EventLoop {
     checker: Checker,
     /// Writes the ids of positions.
     messages: Messages,
-    /// Response heads that came in pieces.
+    /// Incomplete response heads.
     heads: HashMap<usize, Vec<u8>>,
-    /// Clients that come back, by the time when they do.
+    /// Clients to reconnect, by due time.
     retries: BinaryHeap<Reverse<(u64, usize)>>,
-    /// How many clients have started their first connect.
+    /// Number of clients that have started their first connect.
     started: usize,
     first_connect_ns: u64,
     /// Connects without a response head yet.
     opening: usize,
     open: usize,
-    /// How many have come after the start: their numbers choose their channels.
+    /// Visitors that arrived after the start: their numbers choose their channels.
     visitors: usize,
     headers: String,
     connector: Option<Connector>,
     multiplex: Option<Multiplex>,
     killed: Option<killed::Reader>,
-    /// Why the run cannot go on.
+    /// Reason to end the run.
     fatal: Option<String>,
     buffer: Vec<u8>,
     decoded: Vec<u8>,
 }
 
-/// Does the subscribing work of one process, until the board says that it is over; returns its report.
+/// Does the subscribing work of one process until the board's last phase; returns its report.
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
     let messages = || Messages::new(plan.run, plan.max_message_bytes);
     let expects_ids = plan.event_ids && plan.transport.shows_ids();
@@ -241,7 +241,7 @@ impl EventLoop {
         }
     }
 
-    /// How long nothing but the sockets has to be looked at.
+    /// How long only the sockets need attention.
     fn patience(&mut self, phase: Phase) -> Duration {
         const SOON: Duration = Duration::from_millis(1);
         let waiting = phase < Phase::Leave && self.started < self.invited() && self.opening < self.plan.connect_window;
@@ -264,11 +264,11 @@ impl EventLoop {
         }
     }
 
-    /// How many of this process' clients may connect by now.
+    /// Number of this process's clients that may connect by now.
     fn invited(&self) -> usize {
         let (invited, first, count) = (self.board.invited(), self.plan.first, self.plan.count);
         match self.plan.streams {
-            // Every process its part, so that all connections have their first stream before any has its second.
+            // Spread over all processes, so that every connection has its first stream before any has its second.
             Some(2..) => {
                 share(first + count, invited, self.plan.subscribers) - share(first, invited, self.plan.subscribers)
             }
@@ -300,7 +300,7 @@ impl EventLoop {
             }
             self.retries.pop();
             let subscriber = &self.subscribers[index];
-            // Meanwhile its place may be another's.
+            // Its place may have been reused meanwhile.
             if subscriber.state == State::Closed && !subscriber.is_departing {
                 let first_try = !self.checker.history.has_joined(index);
                 self.connect(index, if first_try { subscriber.due_ns } else { due });
@@ -308,7 +308,7 @@ impl EventLoop {
         }
     }
 
-    /// Starts the connection of a client, which was due at `due_ns`: what it takes counts from then.
+    /// Starts the connection of a client, due at `due_ns`: its opening latency counts from then.
     fn connect(&mut self, index: usize, due_ns: u64) {
         self.subscribers[index].due_ns = due_ns;
         if self.multiplex.is_some() {
@@ -351,7 +351,7 @@ impl EventLoop {
             .push(Reverse((net::now_ns() + RETRY.as_nanos() as u64, index)));
     }
 
-    /// Lets visitors come and others go.
+    /// Lets visitors arrive and depart.
     fn exchange_visitors(&mut self, phase: Phase) {
         let Some(mut arrivals) = self.arrivals.take() else {
             return;
@@ -374,10 +374,10 @@ impl EventLoop {
         self.arrivals = Some(arrivals);
     }
 
-    /// Connects every visitor who is due, and sends somebody else away for each.
+    /// Connects every due visitor, and dismisses another one for each.
     fn welcome(&mut self, arrivals: &mut Arrivals, now: u64) {
         if !arrivals.have_begun() {
-            // That everybody came at once at the start is not what the visitors meet with.
+            // The initial rush is not part of the visitors' opening latency.
             self.checker.opening = Latency::new();
         }
         loop {
@@ -396,7 +396,7 @@ impl EventLoop {
                 deadline_ns: now + self.plan.patience.as_nanos() as u64,
             });
             self.visitors += 1;
-            // Another number than any of those who were there at the start.
+            // A number different from those of all initial subscribers.
             let number = self.plan.first + self.plan.count * 7 + self.visitors;
             let channel = self.plan.audience.channel(number, self.plan.flows.channels());
             self.subscribers[place] = Subscriber::new(channel);
@@ -404,7 +404,7 @@ impl EventLoop {
         }
     }
 
-    /// Somebody who is there and not about to leave: the first one behind a place that is drawn.
+    /// A connected subscriber that is not departing: the first one from a random place on.
     fn draw_leaver(&self) -> Option<usize> {
         let places = self.subscribers.len();
         let drawn = fastrand::usize(..places);
@@ -441,7 +441,7 @@ impl EventLoop {
             }
             return;
         }
-        // Edge-triggered: read until a short read says that the socket is empty, or to the end if there is one.
+        // Edge-triggered: read until a short read shows that the socket is empty, or to the end of the stream.
         while let Link::Plain(stream) = &mut self.subscribers[index].link {
             match stream.read(&mut self.buffer) {
                 Ok(0) => self.ended(index, wire::CLOSED),
@@ -458,7 +458,7 @@ impl EventLoop {
         }
     }
 
-    /// The socket of an encrypted connection is ready.
+    /// An encrypted connection's socket is ready.
     fn serve_encrypted(&mut self, index: usize, ready: Ready) {
         let subscriber = &mut self.subscribers[index];
         let Link::Encrypted(wire) = &mut subscriber.link else {
@@ -503,13 +503,13 @@ impl EventLoop {
         }
     }
 
-    /// The connection is there.
+    /// The connection is established.
     fn send_first_request(&mut self, index: usize) {
         let subscriber = &mut self.subscribers[index];
         subscriber.state = State::Head;
         subscriber.feed = self.plan.transport.feed();
         self.send_request(index);
-        // Nothing comes back before the first message: that the request is sent must do.
+        // There is no response before the first message: count as open once the request is sent.
         if self.plan.transport == Transport::LongPolling && self.subscribers[index].state == State::Head {
             self.opened(index, State::Polling);
         }
@@ -546,7 +546,7 @@ impl EventLoop {
         self.plan.url.path(&channel_name(self.plan.run, channel))
     }
 
-    /// Adds the header lines that say where to go on.
+    /// Adds the header lines with the resume position.
     fn write_position(&self, index: usize, request: &mut String) {
         let subscriber = &self.subscribers[index];
         if let Some(position) = &subscriber.poll_position {
@@ -566,12 +566,12 @@ impl EventLoop {
         }
     }
 
-    /// `length` bytes lie in the buffer.
+    /// Handles `length` bytes in the buffer.
     fn received(&mut self, index: usize, length: usize) {
         if self.subscribers[index].state == State::Streaming {
             return self.stream_bytes(index, 0..length);
         }
-        // A head comes in one piece nearly always.
+        // A head nearly always comes in one piece.
         let early = self.heads.remove(&index);
         let parsed = match early {
             None => ResponseHead::parse(&self.buffer[..length]).map(|parsed| (parsed, length)),
@@ -594,7 +594,7 @@ impl EventLoop {
         }
     }
 
-    /// A response head takes the first `used` of the `length` bytes in the buffer.
+    /// Handles a response head in the first `used` of the `length` bytes in the buffer.
     fn head(&mut self, index: usize, head: ResponseHead, used: usize, length: usize) {
         let raw = &self.buffer[..used];
         let verdict = self.plan.transport.accepts(&head, raw);
@@ -607,7 +607,7 @@ impl EventLoop {
         }
     }
 
-    /// A response head has come; false if the client is none of the server's.
+    /// Handles a response head; false if it does not make the client a subscriber.
     fn take_head(
         &mut self,
         index: usize,
@@ -638,7 +638,7 @@ impl EventLoop {
         true
     }
 
-    /// The client is a subscriber from now on.
+    /// Makes the client a subscriber.
     fn opened(&mut self, index: usize, state: State) {
         let subscriber = &mut self.subscribers[index];
         subscriber.state = state;
@@ -662,7 +662,7 @@ impl EventLoop {
             self.checker.counts.partial_bytes += bytes.len() as u64;
         }
         if !pongs.is_empty() {
-            // Should it fail, the next read will say why.
+            // On failure, the next read will report the reason.
             let _ = match &mut subscriber.link {
                 Link::Plain(stream) => stream.write(&pongs).map(drop),
                 Link::Encrypted(wire) => wire.write(&pongs).map(drop),
@@ -704,9 +704,9 @@ impl EventLoop {
         self.ended(index, "malformed response");
     }
 
-    /// The stream of a client is over, whoever ended it.
+    /// The stream of a client is over, at either end.
     fn ended(&mut self, index: usize, why: &str) {
-        // Only asked for where workers are killed.
+        // Needed only where workers are killed.
         let source = self.killed.is_some().then(|| self.source(index)).flatten();
         let was = self.close(index);
         let was_open = matches!(was, State::Streaming | State::Polling);
@@ -733,7 +733,7 @@ impl EventLoop {
         }
     }
 
-    /// The address that a client's connection comes from.
+    /// The source address of a client's connection.
     fn source(&self, index: usize) -> Option<SocketAddr> {
         let stream = match &self.subscribers[index].link {
             Link::None => return None,
@@ -773,7 +773,7 @@ impl EventLoop {
         self.board.settle(self.place, Phase::Leave);
     }
 
-    /// How many clients have not come to the end of what was accepted.
+    /// Number of clients that have not reached the end of the accepted messages.
     fn behind(&self) -> u64 {
         let behind = |(index, subscriber): &(usize, &Subscriber)| {
             self.checker.history.has_joined(*index)
@@ -799,7 +799,7 @@ impl EventLoop {
     }
 }
 
-/// How many of the first `first` clients are among the `invited` of `all`, which are spread evenly.
+/// Number of the first `first` clients among the `invited` of `all`, which are spread evenly.
 fn share(first: usize, invited: usize, all: usize) -> usize {
     (first as u64 * invited.min(all) as u64 / all.max(1) as u64) as usize
 }
@@ -808,7 +808,7 @@ fn share(first: usize, invited: usize, all: usize) -> usize {
 fn in_turn(before: usize, clients: usize, group: usize) -> usize {
     let (whole, rest) = (clients / group, clients % group);
     let groups = whole + usize::from(rest > 0);
-    // The last group may lack some.
+    // The last group may be incomplete.
     let (turn, number) = match before.checked_sub(rest * groups) {
         None => (before / groups, before % groups),
         Some(before) => (rest + before / whole.max(1), before % whole.max(1)),
@@ -816,8 +816,8 @@ fn in_turn(before: usize, clients: usize, group: usize) -> usize {
     number * group + turn
 }
 
-/// Has the tally judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
-// A call here is a call for each delivery.
+/// Has the checker judge every item that `bytes` complete. Returns the answers to pings, and whether the server closes.
+// Inlined: called for each delivery.
 #[inline(always)]
 fn items(subscriber: &mut Subscriber, checker: &mut Checker, index: usize, bytes: &[u8]) -> (Vec<u8>, bool) {
     let now_ns = net::now_ns();
@@ -836,7 +836,7 @@ fn items(subscriber: &mut Subscriber, checker: &mut Checker, index: usize, bytes
     (pongs, closed)
 }
 
-/// The header lines with which the next long poll goes on where the response with this head ended.
+/// The header lines with which the next long poll continues after the response with this head.
 fn poll_position(head: &[u8]) -> Option<Box<PollPosition>> {
     let value = |name| std::str::from_utf8(http::header(head, name)?).ok();
     let (time, tag) = (value("Last-Modified")?, value("Etag")?);
@@ -850,7 +850,7 @@ mod tests {
 
     #[test]
     fn a_subscriber_costs_less_than_300_bytes() {
-        // Beside this there are four bytes of history for each flow.
+        // Besides, there are four bytes of history per flow.
         assert!(size_of::<Subscriber>() <= 112, "{} bytes", size_of::<Subscriber>());
     }
 

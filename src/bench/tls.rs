@@ -1,8 +1,9 @@
-//! The client's side of TLS 1.3 (RFC 8446), with as little memory for each connection as it takes.
+//! The client side of TLS 1.3 (RFC 8446), with minimal memory per connection.
 //!
 //! rustls does the handshake. After it a connection needs only the two traffic secrets and the numbers of the next
-//! records, which are learnt through the key log: [`Session`] opens and seals records with these, and rustls' connection,
-//! which takes some ten kilobytes, is dropped. Certificates are not checked: the server under test is the user's own.
+//! records, which are obtained through the key log: [`Session`] opens and seals records with these, and rustls'
+//! connection, which takes some ten kilobytes, is dropped. Certificates are not checked: the server under test is the
+//! user's own.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -18,7 +19,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CipherSuite, DigitallySignedStruct, KeyLog, SignatureScheme};
 
-/// What the protocol on top is called in the handshake (ALPN).
+/// The protocol above TLS, negotiated by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
@@ -34,7 +35,7 @@ impl Protocol {
     }
 }
 
-/// Begins handshakes with one server.
+/// Starts handshakes with one server.
 #[derive(Debug)]
 pub struct Connector {
     config: Arc<ClientConfig>,
@@ -44,7 +45,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For the server whose `Host` is `authority`; `address` stands in where that is no name.
+    /// For the server whose `Host` is `authority`; `address` replaces a host that is not a name.
     pub fn new(authority: &str, address: SocketAddr, protocol: Protocol) -> anyhow::Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let secrets = Arc::new(Secrets::default());
@@ -67,7 +68,7 @@ impl Connector {
         })
     }
 
-    /// A connection that has still to be made.
+    /// Starts a handshake.
     pub fn start(&self) -> io::Result<Handshake> {
         Ok(Handshake {
             connection: ClientConnection::new(Arc::clone(&self.config), self.name.clone()).map_err(io::Error::other)?,
@@ -84,12 +85,12 @@ pub struct Handshake {
     connection: ClientConnection,
     secrets: Arc<Secrets>,
     protocol: Protocol,
-    /// The beginning of a record.
+    /// An incomplete record.
     input: Vec<u8>,
 }
 
 impl Handshake {
-    /// Sends what there is to send. A socket that does not take it at once is an error: it is empty at this time.
+    /// Sends pending output. A socket that does not take it at once is an error: its buffer is empty at this time.
     pub fn send(&mut self, stream: &mut impl Write) -> io::Result<()> {
         while self.connection.wants_write() {
             self.connection.write_tls(stream)?;
@@ -97,11 +98,11 @@ impl Handshake {
         Ok(())
     }
 
-    /// Takes what the server sent and answers it. Once the handshake is over: the session, and what came behind.
+    /// Handles input from the server and answers it. After the handshake: returns the session, and the input after it.
     pub fn receive(&mut self, bytes: &[u8], stream: &mut impl Write) -> io::Result<Option<(Session, Vec<u8>)>> {
         self.input.extend_from_slice(bytes);
         let mut used = 0;
-        // Record by record: what rustls has not seen when the handshake is over is ours to open.
+        // Record by record: input that rustls has not seen when the handshake is over is for the session.
         while let Some(length) = record_length(&self.input[used..])? {
             let Some(mut record) = self.input.get(used..used + length) else {
                 break;
@@ -111,7 +112,7 @@ impl Handshake {
             }
             used += length;
             let processed = self.connection.process_new_packets().map_err(io::Error::other);
-            // Also the alert that tells the server what was wrong.
+            // Also sends the alert on an error.
             self.send(stream)?;
             processed?;
             if !self.connection.is_handshaking() {
@@ -136,7 +137,7 @@ impl Handshake {
     }
 }
 
-/// The length of the record at the start of `bytes`, its header included; `None` while the header has not come.
+/// The length of the record at the start of `bytes`, its header included; `None` while the header is incomplete.
 fn record_length(bytes: &[u8]) -> io::Result<Option<usize>> {
     let Some(header) = bytes.first_chunk::<HEADER_BYTES>() else {
         return Ok(None);
@@ -148,7 +149,7 @@ fn record_length(bytes: &[u8]) -> io::Result<Option<usize>> {
     Ok(Some(HEADER_BYTES + length))
 }
 
-/// Catches the traffic secrets of the handshake that is over. Only the thread that takes them does handshakes.
+/// Stores the traffic secrets of the completed handshake. Only the thread that takes them does handshakes.
 #[derive(Debug, Default)]
 struct Secrets(Mutex<Caught>);
 
@@ -183,7 +184,7 @@ impl KeyLog for Secrets {
     }
 }
 
-/// Takes every certificate, and checks signatures as usual, so that a handshake costs what it costs elsewhere.
+/// Accepts every certificate, but verifies signatures, so that a handshake has its usual cost.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
@@ -227,11 +228,11 @@ impl ServerCertVerifier for AnyCertificate {
 const HEADER_BYTES: usize = 5;
 const TAG_BYTES: usize = 16;
 
-/// Longest plaintext of a record, and longest record behind its header (RFC 8446 §5.1, §5.2).
+/// Maximum plaintext of a record, and maximum record after its header (RFC 8446 §5.1, §5.2).
 const MAX_PLAINTEXT: usize = 16_384;
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 
-/// Longest record with its header: a buffer must have room for one that began earlier.
+/// Maximum record with its header: a buffer must have room for an incomplete earlier one.
 pub const MAX_RECORD: usize = HEADER_BYTES + MAX_CIPHERTEXT;
 
 const ALERT: u8 = 21;
@@ -287,13 +288,13 @@ const MAX_SECRET: usize = 48;
 const MAX_KEY: usize = 32;
 const IV_BYTES: usize = 12;
 
-/// The traffic secret of one direction, and the number of its next record.
+/// One direction's traffic secret, and the number of its next record.
 struct Secret {
     bytes: [u8; MAX_SECRET],
     number: u64,
 }
 
-/// What a secret is expanded to.
+/// Key material expanded from a secret.
 struct Key {
     key: [u8; MAX_KEY],
     iv: [u8; IV_BYTES],
@@ -321,7 +322,7 @@ impl Secret {
         let info: [&[u8]; 5] = [&length, &label_bytes, b"tls13 ", label.as_bytes(), &[0]];
         let prk = Prk::new_less_safe(suite.hkdf(), &self.bytes[..suite.secret_bytes()]);
         let expanded = prk.expand(&info, Length(out.len())).and_then(|okm| okm.fill(out));
-        // Only a length of more than 255 hashes is refused.
+        // Fails only for a length of more than 255 hashes.
         debug_assert!(expanded.is_ok());
     }
 
@@ -359,15 +360,15 @@ impl Key {
     }
 }
 
-/// A connection after its handshake: all that it takes to open and seal records.
+/// A connection after its handshake: everything needed to open and seal records.
 pub struct Session {
     suite: Suite,
     server: Secret,
-    /// Of [`Self::server`]: every message is opened with it.
+    /// Key of [`Self::server`]: opens every record.
     server_key: Key,
-    /// Its key is made when something is sent, which is rare.
+    /// Its key is derived when something is sent, which is rare.
     client: Secret,
-    /// The beginning of a record.
+    /// An incomplete record.
     rest: Box<[u8]>,
 }
 
@@ -378,14 +379,14 @@ impl fmt::Debug for Session {
     }
 }
 
-/// What the records that came held.
+/// Result of opening records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// So many bytes of plaintext lie at the start of the buffer.
+    /// Bytes of plaintext at the start of the buffer.
     pub length: usize,
-    /// The server has said that this was the last record.
+    /// The server has sent close_notify.
     pub closed: bool,
-    /// The server wants the client to change its key: [`Session::seal_key_update`].
+    /// The server requests a key update: [`Session::seal_key_update`].
     pub wants_key_update: bool,
 }
 
@@ -404,13 +405,13 @@ impl Session {
         })
     }
 
-    /// Puts the beginning of a record that came earlier to the start of `buffer`; what comes now belongs behind it.
+    /// Copies an incomplete earlier record to the start of `buffer`; new input belongs after it.
     pub fn restore(&self, buffer: &mut [u8]) -> usize {
         buffer[..self.rest.len()].copy_from_slice(&self.rest);
         self.rest.len()
     }
 
-    /// Opens all whole records in `buffer` in place and keeps the rest for [`Self::restore`].
+    /// Opens all complete records in `buffer` in place and keeps the rest for [`Self::restore`].
     pub fn open(&mut self, buffer: &mut [u8]) -> io::Result<Opened> {
         let mut opened = Opened::default();
         let mut used = 0;
@@ -436,7 +437,7 @@ impl Session {
                     behind_header..,
                 )
                 .map_err(|_| io::Error::other("a TLS record that cannot be authenticated"))?;
-            // Padding is zeroes behind the type.
+            // Padding: zeroes after the content type.
             let Some(last) = plain.iter().rposition(|byte| *byte != 0) else {
                 return Err(io::Error::other("a TLS record without a type"));
             };
@@ -460,7 +461,7 @@ impl Session {
         Ok(opened)
     }
 
-    /// Handshake messages behind the handshake. Whether the server's key is another one now.
+    /// Handles messages after the handshake. Returns whether the server's key has changed.
     fn post_handshake(&mut self, mut messages: &[u8], opened: &mut Opened) -> io::Result<bool> {
         let mut updated = false;
         while !messages.is_empty() {
@@ -474,7 +475,7 @@ impl Session {
             messages = &messages[4 + body.len()..];
             match (kind, body) {
                 (NEW_SESSION_TICKET, _) => {}
-                // It must be the last in its record.
+                // It must be the last message in its record.
                 (KEY_UPDATE, [wanted @ (0 | 1)]) if messages.is_empty() => {
                     self.server.update(self.suite);
                     self.server_key = self.server.key(self.suite);
@@ -487,14 +488,14 @@ impl Session {
         Ok(updated)
     }
 
-    /// Adds the records of `plain` to `out`.
+    /// Adds `plain`, sealed as records, to `out`.
     pub fn seal(&mut self, plain: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         plain
             .chunks(MAX_PLAINTEXT)
             .try_for_each(|part| self.seal_record(APPLICATION_DATA, part, out))
     }
 
-    /// Adds the answer to a server that wants another key, and changes the key.
+    /// Adds the answer to a key update request, and changes the key.
     pub fn seal_key_update(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         self.seal_record(HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], out)?;
         self.client.update(self.suite);
@@ -518,14 +519,14 @@ impl Session {
     }
 }
 
-/// A blocking connection for a single request, over rustls alone.
+/// A blocking connection for a single request, with rustls only.
 pub fn ask(connector: &Connector, stream: std::net::TcpStream, request: &[u8]) -> anyhow::Result<Vec<u8>> {
     let connection = ClientConnection::new(Arc::clone(&connector.config), connector.name.clone())?;
     let mut stream = rustls::StreamOwned::new(connection, stream);
     stream.write_all(request)?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
-        // A server may close without close_notify; whether the answer is whole is seen from its length.
+        // A server may close without close_notify; the length shows whether the answer is complete.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
         read => drop(read?),
     }
@@ -561,7 +562,7 @@ mod tests {
 
     #[test]
     fn a_session_is_small() {
-        // Beside the socket this is all that an idle encrypted client has.
+        // Besides the socket, this is the whole cost of an idle encrypted client.
         assert!(size_of::<Session>() <= 216, "{}", size_of::<Session>());
         assert!(size_of::<Wire>() <= 48, "{}", size_of::<Wire>());
     }
@@ -570,13 +571,13 @@ mod tests {
         fn SSL_key_update(ssl: *mut openssl_sys::SSL, kind: libc::c_int) -> libc::c_int;
     }
 
-    /// Has the server change its key with its next record, and ask for the client's in turn.
+    /// Makes the server change its key with its next record, and optionally request the client's.
     fn update_key(ssl: &SslRef, ask: bool) {
         // SAFETY: the pointer is that of a living SSL, which this thread alone uses.
         assert_eq!(unsafe { SSL_key_update(ssl.as_ptr(), libc::c_int::from(ask)) }, 1);
     }
 
-    /// A client, and a server at work in a thread.
+    /// A client, and a server running in a thread.
     fn pair<T: Send + 'static>(
         suite: &str,
         protocol: Protocol,
@@ -602,7 +603,7 @@ mod tests {
         (wire, server)
     }
 
-    /// Reads to the end, `step` bytes at a time beside what is kept.
+    /// Reads to the end, in reads of `step` bytes plus the kept record.
     fn read_all(wire: &mut Wire, step: usize) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         let mut buffer = vec![0; HEADROOM + step];
@@ -669,7 +670,7 @@ mod tests {
                 }
                 stream.shutdown().unwrap();
             });
-            // HEADROOM is for a record that is kept: a read of so little brings it piece by piece.
+            // HEADROOM is for a kept record: such small reads bring it piece by piece.
             shake_hands(&mut wire);
             assert_eq!(read_all(&mut wire, step).unwrap().len(), 36_690);
             server.join().unwrap();
@@ -704,7 +705,7 @@ mod tests {
         server.join().unwrap();
     }
 
-    /// A session that opens what another one sealed.
+    /// A session that opens records sealed by another.
     fn mirror(suite: Suite) -> (Session, Session) {
         let secrets = [vec![7; suite.secret_bytes()], vec![9; suite.secret_bytes()]];
         let session = |server: &[u8], client: &[u8]| Session::new(suite, server, client).unwrap();

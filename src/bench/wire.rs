@@ -1,38 +1,38 @@
-//! A connection that may be encrypted: what is read and written is plaintext, and what the socket does not take at once
-//! waits here.
+//! A connection, optionally encrypted: callers read and write plaintext; output that the socket does not take at once
+//! is queued here.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
 use crate::tls::{Connector, Handshake, MAX_RECORD, Session};
 
-/// What a buffer for [`Wire::read`] must have room for beside what is to be read at once.
+/// Room that a buffer for [`Wire::read`] needs in addition to the data of one read.
 pub const HEADROOM: usize = MAX_RECORD;
 
 #[derive(Debug)]
 pub struct Wire {
     stream: TcpStream,
     cover: Cover,
-    /// As it goes over the network.
+    /// Output in wire format.
     unsent: Vec<u8>,
 }
 
 #[derive(Debug)]
 enum Cover {
     None,
-    /// Is dropped when the handshake is over: it is large.
+    /// Dropped after the handshake: it is large.
     Handshake(Box<Handshake>),
     Session(Box<Session>),
 }
 
-/// What a read has brought.
+/// Result of a read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Got {
-    /// So many bytes of plaintext lie at the start of the buffer.
+    /// Bytes of plaintext at the start of the buffer.
     pub length: usize,
-    /// So many bytes came from the socket.
+    /// Bytes read from the socket.
     pub raw: usize,
-    /// Why nothing follows, if so.
+    /// Reason for the end of the stream, if it has ended.
     pub end: Option<&'static str>,
 }
 
@@ -40,7 +40,7 @@ pub struct Got {
 pub const CLOSED: &str = "the server closed the connection";
 
 impl Wire {
-    /// A connection that is being made, encrypted if there is a connector.
+    /// A connection being established, encrypted if there is a connector.
     pub fn new(stream: TcpStream, connector: Option<&Connector>) -> io::Result<Self> {
         let cover = match connector {
             None => Cover::None,
@@ -57,7 +57,7 @@ impl Wire {
         &self.stream
     }
 
-    /// The socket is connected: begins the handshake, if there is one.
+    /// The socket is connected: starts the handshake, if any.
     pub fn begin(&mut self) -> io::Result<()> {
         match &mut self.cover {
             Cover::Handshake(handshake) => handshake.send(&mut self.stream),
@@ -65,17 +65,17 @@ impl Wire {
         }
     }
 
-    /// Whether the handshake, if there is one, is over.
+    /// Whether the connection needs no handshake or has completed it.
     pub fn is_ready(&self) -> bool {
         !matches!(self.cover, Cover::Handshake(_))
     }
 
-    /// Whether something waits for [`Self::flush`].
+    /// Whether output waits for [`Self::flush`].
     pub fn is_waiting(&self) -> bool {
         !self.unsent.is_empty()
     }
 
-    /// Reads what there is, as far as it fits into `buffer`.
+    /// Reads available data, as far as it fits into `buffer`.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Got> {
         let kept = match &self.cover {
             Cover::Session(session) => session.restore(buffer),
@@ -126,7 +126,7 @@ impl Wire {
         match &mut self.cover {
             Cover::Session(session) => session.seal(bytes, &mut self.unsent)?,
             _ if !self.unsent.is_empty() => self.unsent.extend_from_slice(bytes),
-            // Nothing is copied that the socket takes.
+            // Bytes that the socket takes are not copied.
             _ => {
                 let sent = send(&mut self.stream, bytes)?;
                 self.unsent.extend_from_slice(&bytes[sent..]);
@@ -136,20 +136,20 @@ impl Wire {
         self.flush()
     }
 
-    /// Sends what is left; false if some of it still is.
+    /// Sends queued output; false if some is left.
     pub fn flush(&mut self) -> io::Result<bool> {
         let sent = send(&mut self.stream, &self.unsent)?;
         if sent < self.unsent.len() {
             self.unsent.drain(..sent);
             return Ok(false);
         }
-        // Most connections send once and then never again.
+        // Free the buffer: most connections send once and then never again.
         self.unsent = Vec::new();
         Ok(true)
     }
 }
 
-/// How much of `bytes` the socket takes.
+/// Sends `bytes`; returns how many the socket takes.
 fn send(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {

@@ -1,4 +1,4 @@
-//! `churn`: very many subscribers that come and go, to find what a server does not give back.
+//! `churn`: very many subscribers that come and go, to find leaks.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub struct Churn {
     max_growth: f64,
 }
 
-/// A heap that grows by less than this has found its size a little late.
+/// A smaller growth of the heap is late settling, not a leak.
 const MIN_LEAK_BYTES: f64 = 262_144.0;
 
 impl Churn {

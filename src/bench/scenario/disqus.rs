@@ -1,6 +1,6 @@
-//! `disqus`: what a large comment service does all day, at once: very many readers on threads of very different size,
-//! new ones coming all the time, and messages. The default is a thirtieth of 1,500,000 readers, 15,000 new ones and
-//! 165,000 messages a second.
+//! `disqus`: the load of a large comment service: very many subscribers on threads of very different size, constant new
+//! connections, and messages. The default is a thirtieth of 1,500,000 subscribers, 15,000 new ones and 165,000 messages
+//! a second.
 
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl Disqus {
         report.latency("opening", "connect to response head", &findings.opening);
         report.latency("publish", "publish to answer", &findings.publish_latency);
         report.left(&course.left);
-        // An open loop that did not keep its rate has measured something else.
+        // An open loop that missed its rate has measured something else.
         for (what, wanted, got) in [
             ("subscribers came", self.arrivals, rate(came)),
             ("messages were accepted", self.messages, rate(findings.accepted)),

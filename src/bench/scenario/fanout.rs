@@ -1,4 +1,4 @@
-//! `fanout` and `many`: messages to many subscribers, and what each delivery costs.
+//! `fanout` and `many`: messages to many subscribers, and the cost of each delivery.
 
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ impl Flow {
         run.drain()?;
         let cpu = meter.read();
         let known = run.server.is_known();
-        // Before they leave: that is no turn of a broadcast.
+        // Before they leave: departures are not turns of a broadcast.
         let loop_stalls = run.loop_stalls.take().map(LoopStalls::end);
         let findings = run.finish()?;
 

@@ -1,4 +1,4 @@
-//! `idle`: what a subscriber costs that has nothing to do.
+//! `idle`: the cost of an idle subscriber.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub struct Idle {
 struct Sample {
     subscribers: usize,
     server: u64,
-    /// Of that, what is in no shared zone.
+    /// The part outside shared zones.
     private: u64,
     clients: u64,
     kernel: KernelMemory,
@@ -60,12 +60,12 @@ impl Idle {
             messages: Some(self.messages * u64::from(channels)),
             ..Cast::default()
         };
-        // They set everything up for all their subscribers when they start.
+        // Client processes set everything up for all their subscribers at their start.
         let no_clients = own_memory();
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let empty = self.sample(&run, 0);
         let zone_before = self.target.zone_bytes()?;
-        // The first half warms up what the server has to allocate once; the slope over the second is the true price.
+        // The first half warms up the server's one-time allocations; the slope over the second is the true cost.
         let streams = self.target.subscribers_share().unwrap_or(1);
         let connections = self.subscribers.div_ceil(streams);
         run.connect(connections / 2)?;
@@ -94,7 +94,7 @@ impl Idle {
         report.count("subscribers", "subscribers", self.subscribers as u64);
         let mut bytes = |key: &str, label: &str, value: f64| report.fact(key, label, value, Unit::Bytes);
         if known {
-            // What a subscriber costs if connections have as many streams as here.
+            // Cost per subscriber if connections have this many streams.
             let each = |part: fn(Sample) -> u64| {
                 let further = slope(single, full, part) * (self.subscribers - connections) as f64;
                 (slope(half, single, part) * connections as f64 + further) / self.subscribers.max(1) as f64
@@ -175,11 +175,11 @@ impl Idle {
 
 /// Memory of the bench's processes.
 fn own_memory() -> u64 {
-    // This process exists, so there is no error that could be of interest.
+    // This process exists, so no relevant error is possible.
     Server::new(vec![std::process::id()]).unwrap_or_default().memory()
 }
 
-/// What each of the subscribers that came between two samples added.
+/// Growth per subscriber between two samples.
 fn slope(from: Sample, to: Sample, part: impl Fn(Sample) -> u64) -> f64 {
     let count = to.subscribers.saturating_sub(from.subscribers).max(1);
     (part(to) as f64 - part(from) as f64) / count as f64

@@ -1,7 +1,7 @@
-//! `million`: as many subscribers as the machine holds, all of whom get a broadcast and then leave.
+//! `million`: as many subscribers as the machine holds; all get a broadcast and then leave.
 //!
-//! They come in steps. Before each the bench looks whether there is memory for it, by what the ones before have taken,
-//! and stops with a word instead of driving the machine out of memory.
+//! They connect in steps. Before each step the bench estimates its memory from the earlier steps, and stops with a
+//! message instead of driving the machine out of memory.
 
 use std::time::{Duration, Instant};
 
@@ -36,16 +36,16 @@ pub struct Million {
     max_kept: f64,
 }
 
-/// Open files of everything else on the machine.
+/// Allowance for open files of other programs on the machine.
 const OTHER_FILES: u64 = 100_000;
 
-/// A server may take its time to give memory back.
+/// Time for a server to return memory.
 const TRIM_PATIENCE: Duration = Duration::from_secs(15);
 
-/// A server whose memory stays the same for so long has started.
+/// A server whose memory stays constant for this long has started.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// What the processes and the kernel take at one moment.
+/// Memory of the processes and the kernel at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
     server: u64,
@@ -74,7 +74,7 @@ impl Million {
             message_bytes: message::MIN_BYTES,
             ..Cast::default()
         };
-        // Before there are client processes: they set everything up for all their subscribers when they start.
+        // Before there are client processes: they set everything up for all their subscribers at their start.
         let empty = settled(&Server::new(self.target.server_pid.clone())?)?;
         let mut run = Run::muster(&self.target, &self.clients, cast)?;
         let server = run.server.clone();
@@ -135,7 +135,7 @@ impl Million {
         for step in 1..=steps {
             let next = self.subscribers * step / steps;
             let available = available_memory().context("no /proc/meminfo")?;
-            // Nothing is known before the first step: what the machine took meanwhile was for something else.
+            // Nothing is known before the first step: memory taken meanwhile was for other purposes.
             let taken = at_first.saturating_sub(available);
             let each = taken.checked_div(there as u64).unwrap_or(0);
             if available < reserve + each * (next - there) as u64 {
@@ -158,7 +158,7 @@ impl Million {
         Ok(())
     }
 
-    /// Waits for the server to give back what it will, and returns the last sample.
+    /// Waits for the server to return memory, and returns the last sample.
     fn await_memory(&self, server: &Server, empty: Sample) -> anyhow::Result<Sample> {
         let start = Instant::now();
         loop {
@@ -172,7 +172,7 @@ impl Million {
     }
 }
 
-/// What a server that has just started takes when all of its processes have made themselves ready.
+/// Memory of a newly started server once all its processes are ready.
 fn settled(server: &Server) -> anyhow::Result<Sample> {
     let start = Instant::now();
     let mut last = Sample::of(server)?;
@@ -186,7 +186,7 @@ fn settled(server: &Server) -> anyhow::Result<Sample> {
     }
 }
 
-/// All processes of a machine together may open only so many files.
+/// Raises the limit of open files of the whole machine if needed.
 fn make_room_for_files(wanted: u64) -> anyhow::Result<()> {
     let limit = open_files_limit().context("cannot read fs.file-max")?;
     if limit >= wanted {

@@ -1,4 +1,4 @@
-//! What `disqus`, `churn` and `soak` share: subscribers who come and go while messages flow, watched all the time.
+//! Common part of `disqus`, `churn` and `soak`: subscribers that come and go while messages flow, sampled throughout.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::message;
 use crate::proc::{Cpu, Server, kept_percent};
 use crate::report::{Report, Unit};
 
-/// A crowd at work. All rates are open loops: nobody waits for the server.
+/// A crowd of subscribers and publishers. All rates are open loops, independent of the server's speed.
 #[derive(Clone, Copy, Debug)]
 pub struct Mix {
     pub subscribers: usize,
     pub channels: u32,
-    /// Subscribers a second that leave while others come.
+    /// Subscribers a second that leave and are replaced.
     pub arrivals: f64,
     /// Messages a second, over all channels.
     pub messages: f64,
@@ -51,10 +51,10 @@ pub struct Sample {
     /// Subscriptions so far.
     pub opened: u64,
     pub memory: u64,
-    /// Of that, what is in no shared zone.
+    /// The part outside shared zones.
     pub private: u64,
     pub descriptors: u64,
-    /// What the zone has in use, if it says so.
+    /// Bytes of the zone in use, if reported.
     pub zone: Option<u64>,
 }
 
@@ -69,7 +69,7 @@ impl Sample {
         }
     }
 
-    /// Of a server that has nobody to serve.
+    /// Sample of an idle server.
     fn at_rest(server: &Server, opened: u64, target: &Target) -> anyhow::Result<Self> {
         Ok(Self {
             zone: target.zone_bytes()?,
@@ -78,25 +78,25 @@ impl Sample {
     }
 }
 
-/// All that was seen of a crowd at work.
+/// All measurements of a crowd.
 #[derive(Debug)]
 pub struct Course {
     /// Before the first subscriber.
     pub empty: Sample,
-    /// With everybody there, while they come and go, from the start to the end.
+    /// With all subscribers connected, while they come and go, from start to end.
     pub samples: Vec<Sample>,
-    /// After everybody has left.
+    /// After all subscribers have left.
     pub after: Sample,
-    /// How long it took until the statistics showed nobody any more, or why not.
+    /// Time until the statistics showed no subscribers, or the reason why not.
     pub left: Result<Duration, String>,
-    /// Of the server while messages flowed.
+    /// The server's processor time while messages flowed.
     pub cpu: Cpu,
     pub elapsed: Duration,
     pub findings: Findings,
     pub server_is_known: bool,
 }
 
-/// How often the server is looked at; a look costs it something.
+/// Number of samples; each costs the server something.
 const SAMPLES: u32 = 40;
 
 impl Mix {
@@ -140,7 +140,7 @@ impl Mix {
         samples.push(Sample::of(&server, run.processes.opened()));
 
         let left = run.leave()?;
-        // The publishers close their connections as well.
+        // The publishers close their connections, too.
         let findings = run.finish()?;
         rest();
         Ok(Course {
@@ -157,7 +157,7 @@ impl Mix {
 }
 
 impl Course {
-    /// Adds what the server kept, if an earlier round has warmed it up.
+    /// Reports the memory that the server kept, if an earlier round has warmed it up.
     pub fn report_kept(&self, crowd: &Crowd, report: &mut Report) {
         if crowd.warm_up && self.server_is_known {
             let kept = kept_percent(self.empty.private, self.after.private);

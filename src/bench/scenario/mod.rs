@@ -1,6 +1,6 @@
-//! What the bench can do to a server. Each scenario is one file: its arguments, its run, its report.
+//! Scenarios: load patterns against a server. Each is one file: its arguments, its run, its report.
 //!
-//! Here is what they share: the target, the client processes, and the sum of what they found.
+//! Shared parts are here: the target, the client processes, and the sum of their results.
 
 pub mod churn;
 pub mod disqus;
@@ -96,7 +96,7 @@ pub enum Http2 {
 }
 
 impl Target {
-    /// The target as all options together have it.
+    /// The target with all options combined.
     fn checked(&self) -> anyhow::Result<Self> {
         let mut target = self.clone();
         if self.tls {
@@ -112,7 +112,7 @@ impl Target {
         Ok(target)
     }
 
-    /// How many subscribers share an HTTP/2 connection; none if they do not speak HTTP/2.
+    /// Number of subscribers per HTTP/2 connection; `None` without HTTP/2 for subscribers.
     fn subscribers_share(&self) -> Option<usize> {
         matches!(self.http2, Some(Http2::All | Http2::Subscribers)).then_some(self.streams)
     }
@@ -126,7 +126,7 @@ impl Target {
         Report::new(self.name.as_deref().unwrap_or(scenario), &self.label)
     }
 
-    /// Bytes of the zone that are in use, if there is anybody to ask.
+    /// Bytes of the zone in use, if there is a metrics URL.
     fn zone_bytes(&self) -> anyhow::Result<Option<u64>> {
         let Some(url) = &self.metrics_url else {
             return Ok(None);
@@ -137,7 +137,7 @@ impl Target {
         })?))
     }
 
-    /// What a round of someone's with a warm-up has left behind in the zone; anything is too much.
+    /// Reports what a round after a warm-up has left behind in the zone; any difference is a problem.
     fn report_zone_kept(&self, before: Option<u64>, after: Option<u64>, report: &mut Report) {
         let (Some(before), Some(after)) = (before, after) else {
             return;
@@ -185,18 +185,18 @@ impl Clients {
     }
 }
 
-/// Who subscribes and who publishes.
+/// Subscribers and publishers of a run.
 #[derive(Clone, Debug)]
 struct Cast {
     subscribers: usize,
-    /// So many of them, the last ones, subscribe somewhere else.
+    /// The last this many subscribers use another URL.
     also: Option<(UrlTemplate, usize)>,
     channels: u32,
     audience: Audience,
     publishers: u32,
-    /// Ends when so many messages are accepted.
+    /// Ends after this many accepted messages.
     messages: Option<u64>,
-    /// Ends after so long.
+    /// Ends after this time.
     duration: Option<Duration>,
     /// Messages a second.
     rate: Option<f64>,
@@ -206,16 +206,16 @@ struct Cast {
     message_bytes: usize,
     event_ids: bool,
     reconnect: bool,
-    /// What happens to connections of workers that the run kills.
+    /// Book of the connections of workers that the run kills.
     killed: Option<Book>,
     /// New subscribers a second at the start.
     connect_rate: Option<f64>,
-    /// Subscribers a second that leave while others come.
+    /// Subscribers a second that leave and are replaced.
     arrival_rate: Option<f64>,
 }
 
 impl Default for Cast {
-    /// Nobody subscribes, one publisher has nothing to say.
+    /// No subscribers, one publisher without messages.
     fn default() -> Self {
         Self {
             subscribers: 0,
@@ -238,14 +238,14 @@ impl Default for Cast {
     }
 }
 
-/// With more processes than this each looks at the board less often.
+/// With more processes each looks at the board less often.
 const FEW_PROCESSES: usize = 8;
 
 /// Descriptors that a client process needs beside its connections.
 const SPARE_DESCRIPTORS: usize = 64;
 
-/// Connections from one source address to one target: below the 28,000 ports that Linux hands out, because those of an
-/// earlier run may still wait.
+/// Connections from one source address to one target: below the 28,000 ports that Linux assigns, because those of an
+/// earlier run may still be in TIME_WAIT.
 const CONNECTIONS_PER_ADDRESS: usize = 8_000;
 
 /// A run: processes at work against a target.
@@ -289,7 +289,7 @@ impl Run {
         let parts = [(&target.sub_url, 0..cast.subscribers - elsewhere)].into_iter();
         let others = cast.also.iter();
         let parts = parts.chain(others.map(|(url, count)| (url, cast.subscribers - count..cast.subscribers)));
-        // Those who share a connection are in the same process.
+        // Subscribers that share a connection are in the same process.
         let share = |part: &Range<usize>, process: usize| {
             let groups = part.len().div_ceil(shared_by);
             part.start + (groups * process / processes * shared_by).min(part.len())
@@ -342,7 +342,7 @@ impl Run {
         let publishing: Work = Box::new(move |board, place| publishers::work(plan, board, place));
         let processes = Processes::muster(subscribing.collect(), vec![publishing])?;
         let (patience, leave_limit) = (clients.patience(), clients.leave_limit());
-        // Whoever asks for something else than a stream is not in there.
+        // Plain requests are no subscribers, thus not in the statistics.
         let stats_url = target
             .stats_url
             .clone()
@@ -359,7 +359,7 @@ impl Run {
         })
     }
 
-    /// Connects the first `count` subscribers and returns when the server says that it has them.
+    /// Connects the first `count` subscribers and returns when the server's statistics show them.
     fn connect(&mut self, count: usize) -> anyhow::Result<()> {
         self.processes.invite(count);
         let wanted = count as u64;
@@ -384,7 +384,7 @@ impl Run {
         self.await_statistics(wanted)
     }
 
-    /// What the clients noted, for an error that ends the run.
+    /// The clients' first problem, for an error that ends the run.
     fn first_problem(&mut self) -> String {
         match self.processes.collect() {
             Ok((subscribers, _)) => {
@@ -405,7 +405,7 @@ impl Run {
         }
     }
 
-    /// Waits until the server's statistics, if they are known, show what is wanted.
+    /// Waits until the server's statistics, if there is a URL for them, show the wanted count.
     fn await_count(&self, patience: Duration, wanted: impl Fn(u64) -> bool) -> anyhow::Result<Count> {
         let start = Instant::now();
         let Some(url) = &self.stats_url else {
@@ -424,7 +424,7 @@ impl Run {
         }
     }
 
-    /// Publishes one message on every flow and waits until all subscribers have them, so that each has a position.
+    /// Publishes one message on every flow and waits until all subscribers have it, so that each has a position.
     fn prime(&mut self) -> anyhow::Result<()> {
         self.processes.enter(Phase::Prime);
         let flows = if self.cast.channels >= self.cast.publishers {
@@ -460,13 +460,13 @@ impl Run {
         Ok(())
     }
 
-    /// From now on, while messages flow, the server's event loops are watched.
+    /// Watches the server's event loops from now on, while messages flow.
     fn watch_stalls(&mut self) -> anyhow::Result<()> {
         self.loop_stalls = Some(LoopStalls::watch(&self.server.pids())?);
         Ok(())
     }
 
-    /// Lets the publishers publish to their end; calls `meanwhile` every 10 ms.
+    /// Runs the publishers to their end; calls `meanwhile` every 10 ms.
     fn publish(&mut self, mut meanwhile: impl FnMut(&Processes) -> anyhow::Result<()>) -> anyhow::Result<()> {
         self.processes.enter(Phase::Publish);
         let Self {
@@ -477,7 +477,7 @@ impl Run {
             loop_stalls,
             ..
         } = self;
-        // An open loop may be told to be slower than our patience.
+        // An open loop's interval may exceed the patience.
         let patience = *patience + Duration::from_secs_f64(cast.rate.map_or(0.0, |rate| 2.0 / rate));
         let ended = processes.wait(
             patience,
@@ -508,7 +508,7 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until every subscriber has come to the end; false if some did not.
+    /// Waits until every subscriber has reached the end; false if some did not.
     fn drain(&mut self) -> anyhow::Result<bool> {
         self.processes.enter(Phase::Drain);
         let Self {
@@ -529,7 +529,7 @@ impl Run {
         Ok(all)
     }
 
-    /// Closes all subscribers and waits until the statistics no longer show them: how long that took, or a problem.
+    /// Closes all subscribers and waits until the statistics no longer show them; returns the time taken, or a problem.
     fn leave(&mut self) -> anyhow::Result<Result<Duration, String>> {
         let limit = self.leave_limit;
         let start = Instant::now();
@@ -539,7 +539,7 @@ impl Run {
             |processes| processes.subscribers_settled(Phase::Leave),
             |_| Ok(()),
         )?;
-        // Longer than allowed, so that it can be told how long it took.
+        // Wait longer than allowed, to report the time taken.
         let count = self.await_count(limit * 2, |shown| shown == 0)?;
         let taken = start.elapsed();
         Ok(match count {
@@ -560,14 +560,14 @@ impl Run {
     }
 }
 
-/// Whether the statistics came to show what was wanted, and after how long; else what they showed last.
+/// Whether the statistics reached the wanted count, and after how long; else the last count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Count {
     Reached(Duration),
     Stuck(u64),
 }
 
-/// What all processes of a run found, added up.
+/// Results of all processes of a run, added up.
 #[derive(Debug)]
 struct Findings {
     messages: u64,
@@ -579,11 +579,11 @@ struct Findings {
     refused: u64,
     malformed: u64,
     disconnects: u64,
-    /// Of those, because a worker was killed.
+    /// The part due to killed workers.
     excused: u64,
     reconnects: u64,
     accepted: u64,
-    /// Of those, the first ones on their flows, which only prepare.
+    /// The first messages of flows, which only prepare.
     primed: u64,
     refused_publishes: u64,
     unanswered: u64,
@@ -598,7 +598,7 @@ struct Findings {
     /// Connections that became subscriptions, over the whole run.
     opened: u64,
     departed: u64,
-    /// The first few things that went wrong, in words.
+    /// The first few problems, as text.
     examples: Vec<String>,
     publish_examples: Vec<String>,
 }
@@ -667,7 +667,7 @@ impl Findings {
         Ok(findings)
     }
 
-    /// Lost is what was accepted and not seen.
+    /// Counts messages that were accepted and not seen.
     fn count_lost(&mut self, subscribers: &[Value], unanswered: &HashMap<u64, Unanswered>) {
         let all_answered = Unanswered::default();
         let unseen = subscribers
@@ -691,7 +691,7 @@ impl Findings {
         }
     }
 
-    /// Puts what must be zero into the report, as facts and, where it is not zero, as problems.
+    /// Reports the counts that must be zero, as facts and, where they are not zero, as problems.
     fn judge(&self, report: &mut Report, may_reconnect: bool) {
         for (key, label, count) in [
             ("lost", "lost", self.lost),
@@ -754,7 +754,7 @@ fn as_u32(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|number| u32::try_from(number).ok())
 }
 
-/// Adds the server's processor time for each of `count` things to a report.
+/// Reports the server's processor time per thing, of `count` things.
 fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
     if count == 0 {
         return;
@@ -771,7 +771,7 @@ fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
     }
 }
 
-/// Adds how long the server's event loops were away, if they were watched.
+/// Reports the stalls of the server's event loops, if they were watched.
 fn stall_facts(report: &mut Report, seen: Option<Seen>) {
     let Some(seen) = seen else {
         return;
@@ -824,7 +824,7 @@ fn ask(method: &str, url: &UrlTemplate) -> anyhow::Result<Answer> {
     answer().with_context(|| format!("no answer to {method} {host}{path}"))
 }
 
-/// What is in use of the zone, from metrics in Prometheus' format.
+/// Bytes of the zone in use, from metrics in Prometheus format.
 fn zone_bytes(metrics: &str) -> Option<u64> {
     let line = metrics
         .lines()
@@ -846,7 +846,7 @@ fn fetch(url: &UrlTemplate) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&answer.body).into_owned())
 }
 
-/// The first number that follows the word "subscribers", whatever stands between: all servers' statistics have it.
+/// The first number after the word "subscribers", whatever is between: all servers' statistics contain it.
 fn subscribers_in(text: &str) -> Option<u64> {
     let after = &text[text.find("subscribers")? + "subscribers".len()..];
     let digits = after.trim_start_matches(|char: char| !char.is_ascii_digit());
@@ -854,7 +854,7 @@ fn subscribers_in(text: &str) -> Option<u64> {
     digits[..end].parse().ok()
 }
 
-/// One line on stderr that says what goes on: rewritten in place on a terminal, every two seconds elsewhere.
+/// A progress line on stderr: rewritten in place on a terminal, every two seconds elsewhere.
 #[derive(Debug)]
 struct Progress {
     terminal: bool,
@@ -882,7 +882,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     fn note(&mut self, text: impl FnOnce() -> String) {
         self.end();
         eprintln!("{}", text());

@@ -1,4 +1,4 @@
-//! `publish`: how many messages a server takes when nobody listens. Whether it stores them is up to the URL.
+//! `publish`: publishing throughput without subscribers. Whether messages are stored depends on the URL.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub struct Publish {
     event_ids: bool,
 }
 
-/// What a server answers in time when it is alive, however many channels there are to fill.
+/// A live server answers within this time, however many channels there are to fill.
 const FILL_REST: Duration = Duration::from_millis(500);
 
 impl Publish {
@@ -106,7 +106,7 @@ impl Publish {
     }
 }
 
-/// Whether the server takes batches there: it says so when asked.
+/// Whether the server takes batches at this URL, according to its OPTIONS answer.
 fn offers_batches(url: &UrlTemplate) -> anyhow::Result<bool> {
     let answer = ask("OPTIONS", url)?;
     let types = http::header(&answer.head, "Accept-Post").unwrap_or_default();

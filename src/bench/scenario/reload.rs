@@ -1,8 +1,8 @@
-//! `reload`: readers that should notice nothing of reloads, counted.
+//! `reload`: counts what subscribers notice of reloads.
 //!
-//! Messages flow at a fixed rate while the configuration is reloaded again and again. Every connection that is lost
-//! counts, but for those of workers that were killed on purpose. Readers that lose theirs come back with Last-Event-ID
-//! and must have missed nothing.
+//! Messages flow at a fixed rate while the configuration is reloaded repeatedly. Every lost connection counts, except
+//! those of workers killed on purpose. Subscribers that lose theirs reconnect with Last-Event-ID and must have missed
+//! nothing.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -71,7 +71,7 @@ pub struct Reload {
     count_limit: f64,
 }
 
-/// How long to listen on, when everybody has everything, for a message that comes once more.
+/// How long to listen for duplicates after all messages have arrived.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
 impl Reload {
@@ -83,7 +83,7 @@ impl Reload {
             0 => None,
             kills => {
                 killed::check_family(self.target.sub_url.address())?;
-                // Publishers and questions for the statistics have connections as well.
+                // Publishers and statistics queries have connections, too.
                 Some(Book::new(kills as usize * (2 * subscribers + 1_000))?)
             }
         };
@@ -91,7 +91,7 @@ impl Reload {
             subscribers,
             also: self.also_url.clone().map(|url| (url, self.also)),
             channels,
-            // With more publishers than channels a channel would have several, and its order would not be known.
+            // With more publishers than channels a channel would have several, and its order would be unknown.
             publishers: self.publishers.clamp(1, channels),
             duration: Some(duration),
             rate: Some(self.rate.max(0.001)),
@@ -112,7 +112,7 @@ impl Reload {
         let mut trouble = Trouble::new(self, duration, book);
         run.publish(|_| trouble.make(&counts))?;
         let complete = run.drain()?;
-        // The last old workers and counts, for as long as they may take.
+        // Wait for the last old workers and counts, as long as they may take.
         let last = Instant::now();
         let limits = self.old_worker_limit.max(self.count_limit).clamp(0.0, 3600.0);
         let patience = self
@@ -186,7 +186,7 @@ impl Reload {
     }
 }
 
-/// Reloads and kills, as they fall due, and what becomes of old workers.
+/// Reloads and kills, when due, and the fate of old workers.
 struct Trouble {
     master: u32,
     duration: Duration,
@@ -196,10 +196,10 @@ struct Trouble {
     reloads: u32,
     killed: u32,
     start: Option<Instant>,
-    /// Old workers, and since when.
+    /// Old workers, and since when they are old.
     old: BTreeMap<u32, Instant>,
     lives: Latency,
-    /// When something was done after which the statistics may be wrong.
+    /// Times of actions after which the statistics may be wrong.
     events: Vec<Instant>,
 }
 
@@ -240,7 +240,7 @@ impl Trouble {
         {
             let mut workers = proc::nginx_workers(self.master);
             workers.retain(|pid| !self.old.contains_key(pid));
-            // None just after a kill: the next call finds its successor.
+            // No worker just after a kill: the next call finds its successor.
             if let Some(worker) = fastrand::choice(&workers) {
                 book.kill(*worker)?;
                 self.killed += 1;
@@ -250,13 +250,13 @@ impl Trouble {
         Ok(())
     }
 
-    /// When something happens at this part of the share of the time that a reload has.
+    /// Due time of an action at this part of a reload's share of the time.
     fn due(&self, share: u32, part: f64) -> Duration {
         let shares = f64::from(self.wanted_reloads.max(1));
         self.duration.mul_f64((f64::from(share) + part) / shares)
     }
 
-    /// Takes note of old workers that have gone.
+    /// Records old workers that have exited.
     fn look(&mut self) {
         let lives = &mut self.lives;
         self.old.retain(|pid, since| {
@@ -269,39 +269,39 @@ impl Trouble {
     }
 }
 
-/// Where in its share of the time a reload has its place, and where a kill: as far from the one as from the next.
+/// Places of reload and kill within a reload's share of the time: equally far from the previous and the next action.
 const RELOAD: f64 = 0.4;
 const KILL: f64 = 0.9;
 
-/// The reload behind which the kill after `done` of `kills` comes.
+/// The reload followed by the kill after `done` of `kills`.
 fn share_of_kill(done: u32, kills: u32, reloads: u32) -> u32 {
     (u64::from(2 * done + 1) * u64::from(reloads.max(1)) / u64::from(2 * kills.max(1))) as u32
 }
 
-/// The number of subscribers in the statistics, watched by a thread of its own: a question may wait for a worker that
-/// is stopped or busy.
+/// Watches the number of subscribers in the statistics, on its own thread: a query may wait for a worker that is
+/// stopped or busy.
 struct Counts {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the statistics showed.
+/// Observations of the statistics.
 #[derive(Debug, Default)]
 struct Seen {
-    /// When something else was shown than there was.
+    /// Times at which the statistics were wrong.
     wrong: Vec<Instant>,
-    /// When they were asked last, and what they showed if that was wrong.
+    /// Time of the last query, and its count if that was wrong.
     last: Option<(Instant, Option<u64>)>,
 }
 
-/// How often they are looked at.
+/// Interval of queries.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// For how long after each event the statistics were wrong.
+/// How long the statistics were wrong after each event.
 struct Settling {
     times: Latency,
-    /// What they showed last, if that was wrong.
+    /// The last count, if wrong.
     wrong_at_end: Option<u64>,
 }
 
@@ -325,17 +325,17 @@ impl Counts {
         }
     }
 
-    /// Whether they were asked after that time and were true. Nobody asks where there are none.
+    /// Whether a query after that time showed the true count. Also true without a statistics URL.
     fn are_true_since(&self, time: Instant) -> bool {
         let last = lock(&self.seen).last;
         self.thread.is_none() || last.is_some_and(|(at, wrong)| at > time && wrong.is_none())
     }
 
-    /// What was seen after each of the events, up to the next one.
+    /// Observations after each event, up to the next one.
     fn end(mut self, events: &[Instant]) -> Settling {
         self.stop.store(true, Relaxed);
         if let Some(thread) = self.thread.take() {
-            // If it has panicked that is on stderr, and no answers are a problem of their own.
+            // A panic is on stderr already, and missing answers are a problem of their own.
             let _ = thread.join();
         }
         let seen = lock(&self.seen);
@@ -363,11 +363,11 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Compares what the statistics say with what the clients count.
+/// Compares the statistics with the clients' count.
 fn look(url: &UrlTemplate, board: Board, processes: usize, seen: &Mutex<Seen>) {
     let open = || -> u64 { (0..processes).map(|hand| board.counters(hand).open.load(Relaxed)).sum() };
     let (asked, before) = (Instant::now(), open());
-    // A question that a dying worker does not answer says nothing.
+    // A query that a dying worker does not answer is ignored.
     let Some(shown) = fetch(url).ok().and_then(|text| subscribers_in(&text)) else {
         return;
     };
@@ -380,7 +380,7 @@ fn look(url: &UrlTemplate, board: Board, processes: usize, seen: &Mutex<Seen>) {
     }
 }
 
-/// For each event the time up to the last moment at which something was wrong, before the next event.
+/// For each event, the time to the last wrong count before the next event.
 fn settling_times(events: &[Instant], wrong: &[Instant]) -> Vec<Duration> {
     let ends = events.iter().skip(1).copied().map(Some).chain([None]);
     let time = |(event, end): (&Instant, Option<Instant>)| {

@@ -1,4 +1,4 @@
-//! `soak`: everything at once for a long time. What grows, and does it get slower?
+//! `soak`: everything at once for a long time, to find growth and slowdown.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! `verify`: every subscriber gets every message of its channel, once, in order; also while workers are killed and the
-//! configuration is reloaded.
+//! `verify`: every subscriber gets every message of its channel, once, in order; also during kills of workers and
+//! configuration reloads.
 //!
-//! Each channel has one publisher, which sends a message only after the answer to the one before: so the order in which
-//! the server accepted them is known. A publish without a 2xx is never repeated; the next one has a new id.
+//! Each channel has one publisher, which sends a message only after the answer to the previous one, so the order in
+//! which the server accepted them is known. A publish without a 2xx is never repeated; the next one has a new id.
 
 use std::time::{Duration, Instant};
 
@@ -55,13 +55,13 @@ pub struct Verify {
     reload: Option<u64>,
 }
 
-/// How long to listen on, when everybody has everything, for a message that comes once more.
+/// How long to listen for duplicates after all messages have arrived.
 const AFTERMATH: Duration = Duration::from_millis(500);
 
 impl Verify {
     pub fn run(&self) -> anyhow::Result<Report> {
         let channels = self.channels.max(1);
-        // With more publishers than channels a channel would have several, and its order would not be known.
+        // With more publishers than channels a channel would have several, and its order would be unknown.
         let publishers = self.publishers.clamp(1, channels);
         let cast = Cast {
             subscribers: self.subscribers,
@@ -119,7 +119,7 @@ impl Verify {
     }
 }
 
-/// Kills and reloads, as they fall due.
+/// Kills and reloads, when due.
 struct Trouble {
     master: u32,
     kill_every: Option<Duration>,
@@ -148,7 +148,7 @@ impl Trouble {
         let due = |every: Option<Duration>, done: u64| every.is_some_and(|every| elapsed > every * (done as u32 + 1));
         if self.killed < self.kills && due(self.kill_every, self.killed) {
             let workers = proc::nginx_workers(self.master);
-            // None just after a kill: the next call finds its successor.
+            // No worker just after a kill: the next call finds its successor.
             if let Some(worker) = fastrand::choice(&workers) {
                 proc::signal(*worker, libc::SIGKILL).context("cannot kill a worker")?;
                 self.killed += 1;

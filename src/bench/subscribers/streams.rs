@@ -1,8 +1,7 @@
 //! Clients that share connections: HTTP/2 streams.
 //!
-//! Clients in a row make a group, with one connection for all of them, which is made for the first and closed behind the
-//! last one. A connection that the server wants to be rid of keeps the streams that it has; who comes back later gets
-//! a new one.
+//! Consecutive clients form a group with one connection, opened for the first and closed after the last one. A
+//! connection that the server wants to close keeps its existing streams; a reconnecting client gets a new one.
 
 use std::io;
 use std::net::TcpStream;
@@ -19,11 +18,11 @@ use crate::wire::{self, Wire};
 /// A client's stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Where in the list of connections.
+    /// Index in the list of connections.
     connection: u32,
     /// 0 while it is not open.
     stream: u32,
-    /// What has been taken from the stream's window since the last WINDOW_UPDATE.
+    /// Bytes taken from the stream's window since the last WINDOW_UPDATE.
     taken: u32,
 }
 
@@ -33,9 +32,9 @@ pub struct Multiplex {
     /// Clients that share a connection.
     streams: usize,
     connections: Vec<Option<Box<Connection>>>,
-    /// Unused places in that list.
+    /// Free slots in that list.
     free: Vec<u32>,
-    /// The connection of each group that takes new streams.
+    /// Each group's connection for new streams.
     current: Vec<Option<u32>>,
     request: Request,
     decoder: Codec,
@@ -90,7 +89,7 @@ impl Multiplex {
         Some(connection.wire.stream())
     }
 
-    /// Closes a connection that nobody is on any more.
+    /// Closes a connection without clients.
     fn remove(&mut self, slot: u32) {
         if let Some(connection) = self.connections[slot as usize].take() {
             self.retire(connection.group, slot);
@@ -98,7 +97,7 @@ impl Multiplex {
         }
     }
 
-    /// A connection takes no new streams.
+    /// Stops new streams on a connection.
     fn retire(&mut self, group: u32, slot: u32) {
         let current = &mut self.current[group as usize];
         if *current == Some(slot) {
@@ -115,7 +114,7 @@ impl Multiplex {
 }
 
 impl EventLoop {
-    /// Gives a client its place on its group's connection, which is made if need be.
+    /// Puts a client on its group's connection, opening it if needed.
     pub(super) fn connect_stream(&mut self, index: usize) {
         let slot = match self.current_connection(index) {
             Ok(Some(slot)) => slot,
@@ -212,7 +211,7 @@ impl EventLoop {
         self.buffer = buffer;
     }
 
-    /// Once the connection is ready, opens the streams of those who wait for it.
+    /// Once the connection is ready, opens the streams of the waiting clients.
     fn start_streams(&mut self, slot: u32) {
         let Some(connection) = self.multiplex.as_mut().and_then(|multiplex| multiplex.connection(slot)) else {
             return;
@@ -272,7 +271,7 @@ impl EventLoop {
         self.send(slot, &out);
     }
 
-    /// Sends frames, or what is left of earlier ones.
+    /// Sends frames, or the rest of earlier ones.
     fn send(&mut self, slot: u32, frames: &[u8]) {
         let Some(connection) = self.multiplex.as_mut().and_then(|multiplex| multiplex.connection(slot)) else {
             return;
@@ -285,14 +284,14 @@ impl EventLoop {
         let interest = match sent {
             Ok(false) if !waited => Interest::ReadWrite,
             Ok(true) if waited => Interest::ReadEdge,
-            // If it is broken the next read says so.
+            // If the connection is broken, the next read reports it.
             _ => return,
         };
-        // A socket that is open can be watched.
+        // Watching an open socket cannot fail.
         let _ = self.epoll.modify(connection.wire.stream(), u64::from(slot), interest);
     }
 
-    /// Frames have come.
+    /// Handles received frames.
     fn frames(&mut self, slot: u32, bytes: &[u8]) {
         let Some(multiplex) = &mut self.multiplex else {
             return;
@@ -355,14 +354,14 @@ impl EventLoop {
         }
     }
 
-    /// The client that a stream belongs to; none if it has gone meanwhile.
+    /// The client of a stream; `None` if it has left meanwhile.
     fn client(&self, slot: u32, stream: u32) -> Option<usize> {
         let multiplex = self.multiplex.as_ref()?;
         let connection = multiplex.connections.get(slot as usize)?.as_deref()?;
         let first = connection.group as usize * multiplex.streams;
         let last = (first + multiplex.streams).min(self.subscribers.len());
         let is_it = |index: &usize| matches!(self.subscribers[*index].link, Link::Stream(place) if place.connection == slot && place.stream == stream);
-        // As long as nobody leaves, streams are in the order of their clients.
+        // Until a client leaves, streams are in the order of their clients.
         let guess = first + (stream as usize / 2) % multiplex.streams;
         Some(guess)
             .filter(|guess| *guess < last)
@@ -370,7 +369,7 @@ impl EventLoop {
             .or_else(|| (first..last).find(is_it))
     }
 
-    /// The stream of a client is over at both ends.
+    /// A client's stream is closed at both ends.
     fn forget_stream(&mut self, index: usize) {
         if let Link::Stream(place) = &mut self.subscribers[index].link {
             place.stream = 0;
@@ -382,7 +381,7 @@ impl EventLoop {
             Ok(head) => head,
             Err(error) => return self.malformed(index, &error.to_string()),
         };
-        // Another head follows.
+        // An interim response: another head follows.
         if (100..200).contains(&head.status) {
             return;
         }
@@ -422,13 +421,13 @@ impl EventLoop {
         }
     }
 
-    /// The server has sent the last of a response.
+    /// The server has ended a response.
     fn stream_ended(&mut self, index: usize) {
         let slot = match self.subscribers[index].link {
             Link::Stream(place) => place.connection,
             _ => return,
         };
-        // A connection that takes no new streams has had its last response.
+        // A connection without new streams has had its last response.
         let is_current = self.multiplex.as_ref().is_some_and(|multiplex| {
             let connection = multiplex.connections[slot as usize].as_ref();
             connection.is_some_and(|connection| multiplex.current[connection.group as usize] == Some(slot))
@@ -437,7 +436,7 @@ impl EventLoop {
         self.response_ended(index);
     }
 
-    /// The server takes no new streams.
+    /// Handles GOAWAY: the server takes no new streams.
     fn go_away(&mut self, slot: u32, last: u32, code: u32) {
         let Some(multiplex) = &mut self.multiplex else {
             return;
@@ -458,7 +457,7 @@ impl EventLoop {
         }
     }
 
-    /// A connection is over, with all streams on it; `failed` if it never came to be.
+    /// A connection is over, with all its streams; `failed` if it was never established.
     fn lost(&mut self, slot: u32, why: &str, failed: Option<&io::Error>) {
         let members = self.members(slot);
         let source = members.first().and_then(|index| self.source(*index));
@@ -467,7 +466,7 @@ impl EventLoop {
         {
             multiplex.retire(group, slot);
         }
-        // It is closed behind the last of them.
+        // It is closed after the last of them.
         for index in members {
             self.forget_stream(index);
             match failed {

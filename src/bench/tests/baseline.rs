@@ -1,4 +1,4 @@
-//! The bench against its own baseline server, end to end: it must pass where all is well and fail where it is not.
+//! The bench against its own baseline server, end to end: it must pass on correct behaviour and fail on errors.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
@@ -7,12 +7,13 @@ use serde_json::Value;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_push-stream-bench");
 
-/// A running baseline server on a port of its own.
+/// A running baseline server on its own port.
 struct Baseline {
     child: Child,
     address: String,
     scheme: &'static str,
-    /// Seconds that the bench waits for more: some when all is well, on however busy a machine; few for what never comes.
+    /// The bench's patience in seconds: long where all goes well, even on a busy machine; short for messages that never
+    /// come.
     patience: &'static str,
 }
 
@@ -77,7 +78,7 @@ fn value(report: &Value, key: &str) -> f64 {
         .unwrap_or_else(|| panic!("no {key} in {report}"))
 }
 
-/// The bench passes, and finds `key` to be `wanted`.
+/// Runs the bench; it must pass, with `wanted` as the value of `key`.
 #[track_caller]
 fn passes(output: &Output, key: &str, wanted: f64) -> Value {
     let report = report(output);
@@ -153,7 +154,7 @@ fn verify_passes_over_tls() {
     }
 }
 
-/// The plain address of a server, and that it is to be encrypted all the same.
+/// The unencrypted URL of a server, together with the option to encrypt.
 #[test]
 fn an_option_encrypts() {
     let mut baseline = Baseline::start(&["--tls"]);
@@ -176,7 +177,7 @@ fn an_option_encrypts() {
     assert_eq!(plain.status.code(), Some(2), "{plain:?}");
 }
 
-/// Records are cut anywhere, and go over many reads.
+/// Records are cut anywhere and span many reads.
 #[test]
 fn large_messages_arrive_whole_over_tls() {
     let baseline = Baseline::start(&["--tls"]);
@@ -198,7 +199,7 @@ fn everything_that_measures_works_over_tls() {
     let baseline = Baseline::start(&["--tls"]);
     let idle = report(&baseline.bench("idle", &["--subscribers", "200", "--rest", "0", "--messages", "3"]));
     assert_eq!(idle["ok"], true, "{idle}");
-    // What OpenSSL keeps of a connection.
+    // OpenSSL's memory per connection.
     assert!(value(&idle, "pss_bytes") > 4_000.0, "{idle}");
     let publish = report(&baseline.bench("publish", &["--seconds", "0.2"]));
     assert!(value(&publish, "publishes_per_second") > 100.0, "{publish}");
@@ -225,7 +226,7 @@ fn everything_that_measures_works_over_tls() {
     assert_eq!(churn["ok"], true, "{churn}");
 }
 
-/// The client after its handshake must be small: hundreds of thousands of them are beside the server on one machine.
+/// A client must be small after its handshake: hundreds of thousands run beside the server on one machine.
 #[test]
 fn an_idle_client_over_tls_is_small() {
     let baseline = Baseline::start(&["--tls"]);
@@ -234,7 +235,7 @@ fn an_idle_client_over_tls_is_small() {
         let idle = report(&baseline.bench("idle", &[&["--subscribers", &count], &window[..]].concat()));
         value(&idle, "client_bytes") * subscribers
     };
-    // What the process takes to have any at all is in both.
+    // The process's fixed cost is in both values.
     let each = (bytes(900.0) - bytes(300.0)) / 600.0;
     assert!((100.0..1_000.0).contains(&each), "{each}");
 }
@@ -311,7 +312,7 @@ fn verify_passes_over_every_transport() {
     }
 }
 
-/// Coming and going while messages flow: everybody sees everything from when he came to when he left.
+/// Arrivals and departures while messages flow: each subscriber sees everything from its arrival to its departure.
 #[test]
 fn visitors_miss_nothing_while_they_are_there() {
     let baseline = Baseline::start(&["--workers", "2"]);
@@ -325,7 +326,7 @@ fn visitors_miss_nothing_while_they_are_there() {
         "--messages",
         "200",
     ];
-    // Long enough that a moment without a processor does not show in the rates.
+    // Long enough that a moment without a processor does not affect the rates.
     let arguments = [&arguments[..], &["--seconds", "3", "--rest", "0"]].concat();
     for transport in ["eventsource", "streaming", "websocket"] {
         let report = report(&baseline.bench_over(transport, "disqus", &arguments));
@@ -447,7 +448,7 @@ fn a_broadcast_that_does_not_reach_all_is_noticed() {
     );
 }
 
-/// A baseline that keeps what it should give back is found out.
+/// A leaking baseline is detected.
 #[test]
 fn churn_finds_leaks() {
     let baseline = Baseline::start(&["--spoil", "leak"]);
@@ -475,7 +476,7 @@ fn who_stays_in_the_statistics_is_noticed() {
     assert!(storm["problems"].to_string().contains("still show 1"), "{storm}");
 }
 
-/// A baseline that does one thing wrong now and then makes verify fail, and say what it was, over every transport.
+/// A baseline with one occasional fault makes verify fail and name it, over every transport.
 #[track_caller]
 fn verify_finds(spoil: &str, wanted: &str) {
     for transport in ["eventsource", "streaming", "websocket"] {

@@ -1,20 +1,20 @@
-//! The event stream format of EventSource (WHATWG HTML §9.2), incremental: bytes may be cut anywhere.
+//! The event stream format of EventSource (WHATWG HTML §9.2), incremental: input may be cut anywhere.
 //!
-//! What a browser ignores in silence (unknown fields) is handed out as [`Item::Foreign`]: in a stream that only our own
-//! publishers feed it is someone else's data or a framing error.
+//! Unknown fields, which a browser ignores, are reported as [`Item::Foreign`]: in a stream fed only by our own
+//! publishers they are foreign data or a framing error.
 
 use super::{Item, Message};
 
-/// The undispatched rest of a stream: nothing on the heap as long as events arrive whole.
+/// The undispatched rest of a stream: no heap memory as long as events arrive whole.
 #[derive(Debug, Default)]
 pub struct EventStream {
     rest: Vec<u8>,
-    /// The last byte was a CR, so that an LF that follows belongs to the same line end.
+    /// The last byte was a CR, so that a following LF belongs to the same line end.
     after_cr: bool,
 }
 
 impl EventStream {
-    /// Hands every item completed by `input` to `sink`.
+    /// Passes every item completed by `input` to `sink`.
     pub fn feed(&mut self, input: &[u8], mut sink: impl FnMut(Item<'_>)) {
         let Some(&last) = input.last() else {
             return;
@@ -25,7 +25,7 @@ impl EventStream {
         };
         self.after_cr = last == b'\r';
         if !self.rest.is_empty() && memchr::memchr2(b'\r', b'\n', input).is_none() {
-            // More of a long line: looking at what came before again and again would be quadratic.
+            // More of a long line: rescanning the earlier part each time would be quadratic.
             self.rest.extend_from_slice(input);
         } else if self.rest.is_empty() {
             let used = items(input, &mut sink);
@@ -41,13 +41,13 @@ impl EventStream {
         }
     }
 
-    /// Whether an event has begun and not ended.
+    /// Whether an event has started but not ended.
     pub fn is_inside_event(&self) -> bool {
         !self.rest.is_empty()
     }
 }
 
-/// Hands out the complete items at the start of `text` and returns how many bytes they took.
+/// Passes on the complete items at the start of `text` and returns their length in bytes.
 fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
     let mut used = 0;
     let mut at = 0;
@@ -55,7 +55,7 @@ fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
     let mut has_type = false;
     let mut data: Option<&[u8]> = None;
     let mut joined = Vec::new();
-    // Comments inside an event count when it is whole: until then its lines may be read again.
+    // Comments inside an event count once it is complete: until then its lines may be read again.
     let mut comments = 0;
     while let Some((line, next)) = line(text, at) {
         at = next;
@@ -106,7 +106,7 @@ fn items(text: &[u8], sink: &mut impl FnMut(Item<'_>)) -> usize {
     used
 }
 
-/// The line at `at` without its end, and where the next one starts; `None` while its end has not come.
+/// The line at `at` without its end, and the start of the next one; `None` while incomplete.
 fn line(text: &[u8], at: usize) -> Option<(&[u8], usize)> {
     let end = at + memchr::memchr2(b'\r', b'\n', &text[at..])?;
     let next = match text[end..] {
@@ -120,7 +120,7 @@ fn line(text: &[u8], at: usize) -> Option<(&[u8], usize)> {
 mod tests {
     use super::*;
 
-    /// Everything a stream brought, in a form that can be kept and compared.
+    /// All items of a stream, in a form that can be stored and compared.
     #[derive(Debug, Default, PartialEq, Eq)]
     struct Seen {
         messages: Vec<(Option<String>, String)>,

@@ -1,5 +1,5 @@
-//! How a subscriber listens: what it asks for, which answer it takes for a yes, and how it finds the messages in what
-//! comes then. One file for each format.
+//! Transports: a subscriber's request, the accepted answer, and the extraction of messages from the response. One file
+//! per format.
 
 mod event_source;
 mod texts;
@@ -31,13 +31,14 @@ pub enum Transport {
     Plain,
 }
 
-/// What a current browser sends with every request: servers keep it in memory, so it must be of real size.
+/// Headers that a current browser sends with every request: servers keep them in memory, so their size must be
+/// realistic.
 const BROWSER_HEADERS: &str = "User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) \
     Chrome/140.0.0.0 Safari/537.36\r\nAccept-Language: en-US,en;q=0.9\r\nCache-Control: no-cache\r\n\
     Referer: http://example.com/forum/thread/1234567\r\n";
 
 impl Transport {
-    /// The request's header lines beside `Host`.
+    /// The request's header lines other than `Host`.
     pub fn headers(self) -> String {
         let own = match self {
             Self::EventSource => "Accept: text/event-stream\r\nConnection: keep-alive\r\n",
@@ -47,7 +48,7 @@ impl Transport {
         format!("{BROWSER_HEADERS}{own}")
     }
 
-    /// Whether the answer `head`, whose bytes are `raw`, is a yes; else says why not.
+    /// Whether the answer `head`, whose bytes are `raw`, accepts the subscription; else the reason.
     pub fn accepts(self, head: &ResponseHead, raw: &[u8]) -> Result<(), String> {
         match (self, head.status) {
             (Self::EventSource, 200) if !head.event_stream => Err("the answer is no event stream".to_owned()),
@@ -60,12 +61,12 @@ impl Transport {
         }
     }
 
-    /// Whether messages bring their event id along.
+    /// Whether messages carry their event ids.
     pub fn shows_ids(self) -> bool {
         self == Self::EventSource
     }
 
-    /// A finder of messages for one connection.
+    /// A message parser for one connection.
     pub fn feed(self) -> Feed {
         match self {
             Self::EventSource => Feed::EventSource(EventStream::default()),
@@ -76,17 +77,17 @@ impl Transport {
     }
 }
 
-/// One thing found in what a server sends.
+/// One item of a server's stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item<'a> {
     Message(Message<'a>),
     /// Pings, comments and blank lines.
     Comment,
-    /// A question for a sign of life: the answer must hold the same bytes.
+    /// A ping: the pong must carry the same bytes.
     Ping(&'a [u8]),
-    /// The server says that this is the end.
+    /// The server ends the stream.
     Close,
-    /// What has no place there.
+    /// Invalid data.
     Foreign(&'a [u8]),
 }
 
@@ -97,7 +98,7 @@ pub struct Message<'a> {
     pub data: &'a [u8],
 }
 
-/// Finds messages in bytes that may be cut anywhere. Nothing is on the heap as long as messages come whole.
+/// Finds messages in input that may be cut anywhere. No heap memory as long as messages arrive whole.
 #[derive(Debug)]
 pub enum Feed {
     EventSource(EventStream),
@@ -107,7 +108,7 @@ pub enum Feed {
 }
 
 impl Feed {
-    /// Hands every item completed by `input` to `sink`.
+    /// Passes every item completed by `input` to `sink`.
     pub fn feed(&mut self, input: &[u8], sink: impl FnMut(Item<'_>)) {
         match self {
             Self::EventSource(events) => events.feed(input, sink),
@@ -117,7 +118,7 @@ impl Feed {
         }
     }
 
-    /// Whether a message has begun and not ended.
+    /// Whether a message has started but not ended.
     pub fn is_inside_message(&self) -> bool {
         match self {
             Self::EventSource(events) => events.is_inside_event(),

@@ -1,12 +1,12 @@
-//! Streaming and long polling: the messages' texts one behind the other, with nothing but blanks and line ends between.
+//! Streaming and long polling: the concatenated texts of messages, with only blanks and line ends between.
 //!
-//! Neither format says where a message ends, but the text does (see [`crate::message`]).
+//! Neither format marks the end of a message, but the text does (see [`crate::message`]).
 
 use super::unfinished::{Taken, Unfinished};
 use super::{Item, Message};
 use crate::message::{PREFIX, announced_length};
 
-/// A stream of texts, as far as it has come.
+/// A stream of texts so far.
 #[derive(Debug, Default)]
 pub struct Texts(Unfinished);
 
@@ -20,7 +20,7 @@ impl Texts {
     }
 }
 
-/// Hands out the whole texts at the start of `bytes`.
+/// Passes on the complete texts at the start of `bytes`.
 fn take_texts(bytes: &[u8], sink: &mut impl FnMut(Item<'_>)) -> Taken {
     let mut used = 0;
     loop {

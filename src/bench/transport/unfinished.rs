@@ -1,18 +1,18 @@
-//! What has come of a stream whose units may be cut anywhere, and is not a whole unit yet.
+//! The incomplete last unit of a stream whose units may be cut anywhere.
 
 #[derive(Debug, Default)]
 pub struct Unfinished {
     bytes: Vec<u8>,
-    /// Bytes until the unit is whole, as far as it has told.
+    /// Bytes missing in the unit, as far as known.
     missing: usize,
 }
 
-/// What a parser has made of some bytes.
+/// Progress of a parser.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
-    /// Length of the whole units at the start.
+    /// Length of the complete units at the start.
     pub used: usize,
-    /// Bytes that the unit behind them still wants; 0 if it has not told.
+    /// Bytes missing in the next unit; 0 if unknown.
     pub missing: usize,
 }
 
@@ -21,8 +21,7 @@ impl Unfinished {
         self.bytes.is_empty()
     }
 
-    /// Has `take` look at everything that has come, unless `input` surely does not complete a unit. Bytes that come as
-    /// whole units are not copied.
+    /// Passes all pending input to `take`, unless `input` certainly completes no unit. Complete units are not copied.
     pub fn feed(&mut self, input: &[u8], take: impl FnOnce(&[u8]) -> Taken) {
         if self.bytes.is_empty() {
             let taken = take(input);

@@ -1,4 +1,4 @@
-//! The client's half of the WebSocket protocol (RFC 6455), incremental: bytes may be cut anywhere.
+//! The client side of the WebSocket protocol (RFC 6455), incremental: input may be cut anywhere.
 //!
 //! Stricter than a browser: a push server has no reason to send masked, fragmented or binary frames here, so these are
 //! foreign.
@@ -10,7 +10,7 @@ use super::{Item, Message};
 pub const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 
-/// What a server answers to that key.
+/// The server's answer to that key.
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 const FINAL_TEXT: u8 = 0x81;
@@ -19,14 +19,14 @@ const FINAL_PING: u8 = 0x89;
 const FINAL_PONG: u8 = 0x8a;
 const MASKED: u8 = 0x80;
 
-/// The payload of a control frame must not be longer (RFC 6455 §5.5).
+/// Maximum payload of a control frame (RFC 6455 §5.5).
 const MAX_CONTROL_BYTES: usize = 125;
 
-/// A connection's frames, as far as they have come.
+/// A connection's frames so far.
 #[derive(Debug, Default)]
 pub struct Frames {
     rest: Unfinished,
-    /// Framing is lost for good: nothing that follows means anything.
+    /// Framing is lost: later input is meaningless.
     broken: bool,
 }
 
@@ -44,7 +44,7 @@ impl Frames {
     }
 }
 
-/// Hands out the whole frames at the start of `bytes`.
+/// Passes on the complete frames at the start of `bytes`.
 fn take_frames(bytes: &[u8], broken: &mut bool, sink: &mut impl FnMut(Item<'_>)) -> Taken {
     let mut used = 0;
     while used < bytes.len() {
@@ -85,13 +85,13 @@ fn take_frames(bytes: &[u8], broken: &mut bool, sink: &mut impl FnMut(Item<'_>))
     Taken { used, missing: 0 }
 }
 
-/// Where the payload of the frame at the start of `bytes` begins and how long it is; `None` while that has not come.
+/// Offset and length of the payload of the frame at the start of `bytes`; `None` while incomplete.
 fn extent(bytes: &[u8]) -> Option<(usize, usize)> {
     match bytes.get(1)? & !MASKED {
         126 => Some((4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)))),
         127 => {
             let length = u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?);
-            // Longer than memory is longer than anything that will come.
+            // A length beyond memory is never reached.
             Some((
                 10,
                 usize::try_from(length).unwrap_or(usize::MAX / 2).min(usize::MAX / 2),
@@ -101,7 +101,7 @@ fn extent(bytes: &[u8]) -> Option<(usize, usize)> {
     }
 }
 
-/// A text frame as servers send it.
+/// A text frame in a server's form.
 pub fn text(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![FINAL_TEXT];
     match payload.len() {
@@ -119,7 +119,7 @@ pub fn text(payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A pong frame. Clients must mask (RFC 6455 §5.3); a mask of zeroes is one.
+/// A pong frame. Clients must mask (RFC 6455 §5.3); an all-zero mask is valid.
 pub fn pong(payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![FINAL_PONG, MASKED | payload.len() as u8, 0, 0, 0, 0];
     frame.extend_from_slice(payload);

@@ -1,4 +1,4 @@
-//! RabbitMQ, the real one. It takes seconds to start, so one test goes through all that it promises.
+//! RabbitMQ, with a real server. It takes seconds to start, so one test covers all guarantees.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -137,7 +137,7 @@ fn quorum_queue(broker: &mut RabbitMq) {
     broker.stop_and_restart();
     worker.wait_for_log("connecting again");
     nginx.wait_until(|publishes| distinct(publishes) == COUNT);
-    // kill -9, in the middle of it.
+    // kill -9, in the middle of its work.
     let mut count = COUNT;
     let kills = std::env::var("WORKER_KILLS").map_or(1, |kills| kills.parse::<usize>().unwrap());
     for _ in 0..kills {
@@ -195,7 +195,7 @@ fn dead_letters(broker: &RabbitMq) {
     };
     assert!(reason.to_string().contains("has no message_id"), "{reason}");
 
-    // The doctor of a broker that refuses, and of a queue that is not there yet.
+    // `doctor` with a broker that refuses, and with a queue that does not exist yet.
     let doctor = |config: String| {
         std::fs::write(dir.path("ill.toml"), config).unwrap();
         let output = Worker::command(&dir).args(["doctor", "ill.toml"]).output().unwrap();
@@ -219,7 +219,7 @@ fn dead_letters(broker: &RabbitMq) {
         "{told}"
     );
 
-    // Without ids nothing can be promised about order, and `validate` says so.
+    // Without ids there is no order guarantee, and `validate` says so.
     let config = pipeline(&nginx.address, &source(broker, "odd", "ids = \"none\""));
     std::fs::write(dir.path("none.toml"), &config).unwrap();
     assert!(Worker::run(&dir, &["validate", "none.toml"]).contains("duplicates possible"));
@@ -273,9 +273,9 @@ fn standby(broker: &RabbitMq) {
     );
     second.wait_for_log("source in: active from now on");
 
-    // One that goes without a word.
+    // A worker that vanishes silently.
     let third = Worker::start(&first_dir, &config);
-    // The first has written there, too.
+    // The first worker's log has this line, too.
     let waiting = "standing by until the broker gives a message";
     wait("the third", || third.log().matches(waiting).count() == 2);
     second.signal("-STOP");
@@ -284,7 +284,7 @@ fn standby(broker: &RabbitMq) {
     nginx.wait_for(50);
     let silence = start.elapsed();
     println!("taken over after {silence:?}");
-    // Three heartbeats, and what a busy machine adds.
+    // Three heartbeats, and a margin for a busy machine.
     assert!(silence < Duration::from_secs(14), "{silence:?}");
     second.signal("-CONT");
     second.wait_for_log("connecting again");

@@ -1,4 +1,4 @@
-//! Brokers that speak TLS and want to see a certificate.
+//! Brokers with TLS that require a client certificate.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use push_stream_worker::test_servers;
 
 use crate::support::*;
 
-/// An authority, and certificates for a server and for the worker.
+/// A certificate authority, and certificates for a server and for the worker.
 fn certificates() -> TempDir {
     let dir = TempDir::new();
     let openssl = |arguments: &str| {
@@ -38,7 +38,7 @@ fn path(dir: &TempDir, name: &str) -> String {
     dir.path(name).display().to_string()
 }
 
-/// One event comes through with the certificate; without it, nothing.
+/// Asserts that an event gets through with the certificate, and not without it.
 fn assert_only_with_certificate(certificates: &TempDir, source: &str) {
     let nginx = StandIn::accepting();
     let ca = format!("ca_file = \"{}\"\n", path(certificates, "ca.pem"));

@@ -1,11 +1,11 @@
-//! Real brokers, started by a test on free ports and gone with it.
+//! Real brokers, started by a test on free ports and ended with it.
 
 use std::ops::{Deref, DerefMut};
 
 use push_stream_worker::test_servers;
 use redis::{Commands, Connection};
 
-/// `scripts/setup test brokers` installs what these need.
+/// `scripts/setup test brokers` installs the required programs.
 macro_rules! server {
     ($name:ident, $start:expr) => {
         pub struct $name(test_servers::$name);
@@ -42,7 +42,7 @@ impl Redis {
     }
 }
 
-/// Stops it in good order, and starts it again on the same data.
+/// Stops the broker cleanly, and restarts it on the same data.
 macro_rules! calm_restart {
     ($name:ident) => {
         impl $name {
@@ -57,7 +57,7 @@ macro_rules! calm_restart {
 calm_restart!(RabbitMq);
 calm_restart!(Nats);
 
-/// A producer and observer of a Thoonk queue that knows the schema of the Python library and nothing else.
+/// A producer and observer of a Thoonk queue, limited to the schema of the Python library.
 pub struct Thoonk {
     pub redis: Connection,
     prefix: &'static str,
@@ -84,7 +84,7 @@ impl Thoonk {
         format!("{}.{name}:{}", self.prefix, self.queue)
     }
 
-    /// As `Job.put` does it.
+    /// As in `Job.put`.
     pub fn put(&mut self, id: &str, body: &str) {
         let now = unix_millis();
         let keys = ["ids", "publishes", "items", "published"].map(|name| self.key(name));
@@ -98,7 +98,7 @@ impl Thoonk {
             .unwrap();
     }
 
-    /// As `Job.get` does it: two steps.
+    /// As in `Job.get`: two steps.
     pub fn get(&mut self) -> String {
         let id: String = self.redis.rpop(self.key("ids"), None).unwrap();
         let _: () = self.redis.zadd(self.key("claimed"), &id, unix_millis()).unwrap();

@@ -10,7 +10,7 @@ const THREADS: usize = 400;
 const KILLS: usize = 10;
 const MAX_IN_FLIGHT: usize = 512;
 
-/// Comments are written while the worker reads them; the file is rotated twice on the way.
+/// Writes comments while the worker reads them; the file is rotated twice meanwhile.
 fn write_comments(dir: &TempDir) {
     let mut file = File::create(dir.path("comments")).unwrap();
     for n in 0..COMMENTS {
@@ -19,7 +19,7 @@ fn write_comments(dir: &TempDir) {
             n % THREADS,
             n % 97
         );
-        // In two writes now and then, so that unfinished lines are seen.
+        // Some lines in two writes, so that the worker sees unfinished lines.
         let (start, end) = line.split_at(if n % 50 == 0 { 20 } else { 0 });
         file.write_all(start.as_bytes()).unwrap();
         file.write_all(end.as_bytes()).unwrap();
@@ -55,7 +55,7 @@ fn kill_9_at_any_time_loses_nothing_repeats_little_and_keeps_the_order() {
         scope.spawn(|| write_comments(&dir));
         for _ in 0..KILLS {
             let worker = Worker::start(&dir, &config);
-            // A few hundred or thousand later, wherever the worker is then.
+            // A few hundred or thousand events later, wherever the worker is then.
             let share = COMMENTS / KILLS;
             nginx.wait_for(nginx.count() + random.usize(share / 20..share * 8 / 10));
             std::thread::sleep(Duration::from_micros(random.u64(0..3000)));

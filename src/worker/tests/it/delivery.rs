@@ -55,12 +55,12 @@ fn batches_keep_the_order_too_and_a_line_that_fails_holds_up_only_what_follows()
     assert!(nginx.batches() > 5 && nginx.batches() < 1500, "{}", nginx.batches());
 }
 
-/// In both modes.
+/// Runs a test in both modes.
 fn with_order_and_without(test: impl Fn(&str)) {
     ["ordered = true", "ordered = false"].into_iter().for_each(test);
 }
 
-/// What was accepted, each once.
+/// Accepted events, each once.
 fn accepted_once(nginx: &StandIn) -> Vec<u64> {
     let mut numbers: Vec<u64> = nginx
         .accepted()
@@ -189,7 +189,7 @@ fn a_failing_key_does_not_hold_up_the_others() {
     writeln!(stdin, "{{\"thread\":\"bad\"}}").unwrap();
     (0..100).for_each(|n| writeln!(stdin, "{{\"thread\":\"t{n}\"}}").unwrap());
     nginx.wait_until(|all| all.iter().filter(|publish| publish.accepted).count() == 100);
-    // The successes of others are no reason to retry it at once, nor to tell that the node is back.
+    // Successes of other events neither cause an immediate retry nor indicate a recovery of the node.
     let retries = nginx
         .publishes()
         .iter()
@@ -328,7 +328,7 @@ fn with_fewer_nodes_required_a_node_that_is_down_holds_nothing_up_and_catches_up
     let config = config.replace("[sink.nginx]", "[sink.nginx]\nrequired = \"any\"");
     let mut worker = Worker::start_with(&dir, &config, Stdio::piped());
     let mut stdin = worker.stdin();
-    // More than may be in flight: the source has its answer although a node is down.
+    // More than may be in flight: the source gets its acknowledgements although a node is down.
     (0..500).for_each(|n| writeln!(stdin, "{{\"thread\":{n},\"n\":{n}}}").unwrap());
     up.wait_for(500);
     worker.wait_for_log("fails: cannot connect");

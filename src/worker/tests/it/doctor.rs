@@ -1,16 +1,16 @@
-//! `doctor`: says what is wrong, and what to do about it.
+//! `doctor`: names faults and their remedies.
 
 use crate::brokers::*;
 use crate::support::*;
 
-/// What it says, and whether all can work.
+/// The output of `doctor`, and whether it found no error.
 fn doctor(dir: &TempDir, config: &str) -> (String, bool) {
     std::fs::write(dir.path("worker.toml"), config).unwrap();
     let output = Worker::command(dir).args(["doctor", "worker.toml"]).output().unwrap();
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 
-/// There is a line with this verdict that holds all of these.
+/// Asserts a line with this verdict that contains all of these texts.
 #[track_caller]
 fn assert_line(said: &str, verdict: &str, parts: &[&str]) {
     let is_it = |line: &str| line.starts_with(verdict) && parts.iter().all(|part| line.contains(part));
@@ -32,7 +32,7 @@ fn what_is_wrong_with_redis_is_told_with_advice() {
     assert_line(&said, "ok", &["source in: Redis at 127.0.0.1:", "answers"]);
     assert_line(&said, "ok", &["state_dir", "can be written to"]);
     assert_line(&said, "ok", &["source in: answers, 0 open"]);
-    // Nobody has started a worker yet.
+    // No worker has been started yet.
     let mut add = redis::cmd("XADD");
     add.arg("posts").arg("*").arg("body").arg("{}");
     add.query::<()>(&mut redis.connect()).unwrap();
@@ -102,7 +102,7 @@ fn what_is_wrong_with_a_node_is_told_with_advice() {
         "warning",
         &["takes an id only once", "push_stream_idempotent_publish on"],
     );
-    // It knows no statistics.
+    // The node has no statistics location.
     let with_statistics = pipeline(&one_by_one.address, posts).replace("timeout =", "statistics = \"/sub\"\ntimeout =");
     let (said, is_well) = doctor(&dir, &with_statistics);
     assert!(!is_well, "{said}");
@@ -122,7 +122,7 @@ fn what_is_wrong_with_a_node_is_told_with_advice() {
     let unix = format!("unix:{}", socket.display());
     let (said, _) = doctor(&dir, &pipeline(&unix, posts));
     assert_line(&said, "ERROR", &[&unix, "is nginx running, with \"listen unix:"]);
-    // As a server leaves it that was killed.
+    // The leftover of a killed server.
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let (said, _) = doctor(&dir, &pipeline(&unix, posts));
     assert_line(&said, "ERROR", &[&unix, "until it is removed"]);

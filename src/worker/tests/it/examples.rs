@@ -1,4 +1,4 @@
-//! What stands in docs/examples does what it says.
+//! The configurations in docs/examples work as described.
 
 use std::collections::HashSet;
 use std::io::Write;
@@ -77,7 +77,7 @@ fn sealed_events_of_several_workers_and_runs_never_share_salt_and_nonce() {
     let redis = Redis::start();
     let nginx = StandIn::accepting();
     let (one, two) = (TempDir::new(), TempDir::new());
-    // Two processes with two lanes each, the second with a group of its own; then both again.
+    // Two processes with two lanes each, the second with its own group; then both again.
     for round in 0..2 {
         (0..40).for_each(|n| enqueue(&redis, &POST.replace("\"9\"", &n.to_string())));
         let text =

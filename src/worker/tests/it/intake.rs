@@ -48,7 +48,7 @@ fn two_hundred_means_published_and_the_server_sets_its_fields() {
     assert_eq!(publish.json()["created"], answer.json()["time"]);
     let answer = intake.post("{\"thread\":1}\n{\"thread\":2}\n");
     assert_eq!(answer.status, 200);
-    // Two threads are two order keys: either may arrive first, but each has the id that the answer gives its line.
+    // Two threads are two order keys: either may arrive first, but each has the id given in its line of the answer.
     for publish in &intake.nginx.publishes()[1..] {
         let line = publish.json()["thread"].as_u64().unwrap() as usize - 1;
         assert_eq!(answer.json()["ids"][line], publish.id());
@@ -81,7 +81,7 @@ fn bad_requests_are_refused_with_a_reason_and_publish_nothing() {
         "POST, OPTIONS"
     );
     assert_eq!(post(intake.port, "/other", "{}").status, 404);
-    // A body without a length that turns out too long.
+    // A chunked body that turns out too long.
     let mut stream = TcpStream::connect(("127.0.0.1", intake.port)).unwrap();
     let object = "{\"thread\":1,\"pad\":\"xxxxxxxxxxxx\"}";
     let chunk = format!("{:x}\r\n{object}\r\n", object.len());
@@ -148,14 +148,14 @@ fn nothing_waits_for_anything_between_post_and_nginx() {
         let intake = Intake::new(StandIn::accepting(), &format!("ack = \"{ack}\""));
         let _worker = intake.start();
         let times = (1..=30).map(|n| {
-            // Idle is the point here: nothing may still be under way from the last one.
+            // The worker must be idle: no earlier event may still be under way.
             std::thread::sleep(Duration::from_millis(5));
             let start = Instant::now();
             assert!(intake.post("{\"thread\":1}").status < 300);
             intake.nginx.wait_for(n);
             intake.nginx.publishes()[n - 1].at.duration_since(start)
         });
-        // The fastest, because others may keep the machine busy: a delay of our own would be in that one, too.
+        // The fastest, since other load may delay single requests; a delay of the worker would be in the fastest, too.
         let fastest = times.min().unwrap();
         assert!(fastest < Duration::from_millis(10), "{ack}: {fastest:?}");
     }
@@ -223,7 +223,7 @@ fn a_full_spool_is_503() {
     assert_eq!(statuses.last(), Some(&503));
 }
 
-/// What producers send, and what is published of it, to which channel.
+/// Input of producers, its published form, and its channel.
 const ODD: [(&str, &str, &str); 5] = [
     (r#"{"thread":1.00,"n":1E400}"#, r#"{"thread":1.00,"n":1E400}"#, "1.00"),
     (
@@ -290,7 +290,7 @@ fn a_small_spool_takes_far_more_than_it_holds() {
     let worker = intake.start();
     let body = format!("{{\"thread\":1,\"pad\":\"{}\"}}", "x".repeat(12_000));
     for _ in 0..100 {
-        // A client that is told to come again does so; what is published makes room.
+        // A client retries after a 503; publishing frees space.
         wait("room in the spool", || match intake.post(&body).status {
             202 => true,
             503 => false,
@@ -324,7 +324,7 @@ fn a_stop_answers_who_is_waiting_and_takes_no_more() {
     assert!(TcpStream::connect(("127.0.0.1", intake.port)).is_err());
 }
 
-/// What Prometheus' own check has to say of the metrics.
+/// Complaints of Prometheus's own check about the metrics.
 fn complaints_of_promtool(metrics: &str) -> String {
     let mut check = Command::new("promtool")
         .args(["check", "metrics"])
@@ -353,7 +353,7 @@ fn requests_to_a_node_are_counted_and_not_the_events_in_them() {
         "push_stream_worker_sink_requests_total{{component_id=\"nginx\",node=\"{}\",code=\"200\"}}",
         nginx.address
     );
-    // An answer may still be on its way.
+    // An answer may still be under way.
     wait("the last request to be counted", || {
         let metrics = request(admin, "GET", "/metrics", &[], "").body;
         let counted = metrics
@@ -399,7 +399,7 @@ fn the_admin_address_tells_figures_readiness_and_health() {
     let address = std::mem::take(&mut intake.nginx.address);
     drop(intake.nginx);
     let port = intake.port;
-    // Nobody waits for the answer.
+    // The client does not read the answer.
     let mut waiting = TcpStream::connect(("127.0.0.1", port)).unwrap();
     waiting
         .write_all(b"POST /in HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"thread\":1}")

@@ -1,4 +1,4 @@
-//! The worker as a process, against a stand-in for nginx that can fail in every way a server fails.
+//! The worker as a process, against a stand-in for nginx with every kind of server failure.
 
 mod amqp;
 mod broker_tls;

@@ -1,4 +1,4 @@
-//! NATS JetStream, the real one.
+//! NATS JetStream, with a real server.
 
 use std::collections::HashSet;
 
@@ -67,7 +67,7 @@ fn distinct(publishes: &[Publish]) -> usize {
     numbers(publishes).into_iter().collect::<HashSet<_>>().len()
 }
 
-/// What came for the first time came in order, each event with one id.
+/// Asserts that first deliveries came in order, each event with one id.
 fn assert_ordered(publishes: &[Publish]) {
     let (mut newest, mut seen, mut ids) = (0, HashSet::new(), HashSet::new());
     for (n, publish) in numbers(publishes).into_iter().zip(publishes) {
@@ -96,7 +96,7 @@ fn nothing_of_a_jetstream_is_lost_or_out_of_order_over_kills_and_restarts() {
     assert!(worker.terminate().success());
     assert_ordered(&nginx.publishes());
 
-    // Finished is finished: nothing comes again.
+    // Finished messages do not come again.
     let before = nginx.count();
     (301..=600).for_each(|n| producer.publish(&body(n)));
     let worker = Worker::start(&dir, &config);

@@ -1,4 +1,4 @@
-//! What operators do with a worker, and what it tells them.
+//! Operation of a worker: reloads, metrics, alerts, health.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -42,7 +42,7 @@ fn a_reload_takes_a_good_file_and_a_bad_one_changes_nothing() {
     )
     .unwrap();
     worker.signal("-HUP");
-    // Also while one topology ends and the next begins, nobody is refused.
+    // No request is refused, even while one topology ends and the next begins.
     while !worker.log().contains("reloaded worker.toml") {
         drop(std::net::TcpStream::connect(("127.0.0.1", port)).unwrap());
     }
@@ -59,7 +59,7 @@ fn a_configuration_that_does_not_start_is_given_up_for_the_old_one() {
     let config = pipeline(&nginx.address, "type = \"file\"\npath = \"log\"");
     let mut worker = Worker::start(&dir, &config);
     worker.wait_for_log("following log");
-    // Another worker has that directory.
+    // The directory is locked by another worker.
     let other_dir = TempDir::new();
     let mut other = Worker::start(&other_dir, &config);
     other.wait_for_log("following log");
@@ -67,7 +67,7 @@ fn a_configuration_that_does_not_start_is_given_up_for_the_old_one() {
     std::fs::write(dir.path("worker.toml"), taken).unwrap();
     worker.signal("-HUP");
     worker.wait_for_log("the new configuration does not start");
-    // An address that somebody else has is none to end for, either, and those that it would have had besides are not kept.
+    // An occupied address does not end the worker either, and the new addresses bound before it are released.
     let (taken, free) = (TcpListener::bind("127.0.0.1:0").unwrap(), free_port());
     let more = format!(
         "{config}[source.more]\n{}\n[pipeline.more]\nfrom = \"more\"\nstages = [\"parse\", \"route\"]\nto = [\"nginx\"]\n[admin]\nlisten = \"{}\"\n",
@@ -120,7 +120,7 @@ fn a_reload_while_a_node_is_down_ends_and_loses_nothing() {
     assert!(worker.terminate().success());
 }
 
-/// One connection that stays open, and what it is answered.
+/// A connection that stays open, and its answers.
 struct KeptAlive(BufReader<TcpStream>);
 
 impl KeptAlive {
@@ -183,7 +183,7 @@ fn reloads_lose_no_request() {
                 let mut failures = Vec::new();
                 let mut connection = KeptAlive::open(port);
                 for n in 0..POSTS {
-                    // Half of them open a connection for each.
+                    // Half of them open a new connection per request.
                     let is_fresh = client.is_multiple_of(2);
                     if is_fresh {
                         connection = KeptAlive::open(port);
@@ -231,7 +231,7 @@ fn reloads_lose_no_request() {
     assert!(worker.terminate().success());
 }
 
-/// A line every 5 ms, until this is dropped.
+/// Writes a line every 5 ms, until dropped.
 struct Lines(
     std::sync::Arc<std::sync::atomic::AtomicBool>,
     Option<std::thread::JoinHandle<()>>,
@@ -261,7 +261,7 @@ impl Drop for Lines {
     }
 }
 
-/// The longest time in which nothing came for these channels.
+/// The longest time without a publish to these channels.
 fn longest_silence(nginx: &StandIn, channel: &str) -> Duration {
     let publishes = nginx.publishes();
     let times: Vec<_> = publishes
@@ -319,7 +319,7 @@ fn requests_that_never_come_to_their_end_hold_up_neither_a_reload_nor_a_stop() {
     let seen = nginx.count();
     nginx.wait_for(seen + 20);
     assert!(longest_silence(&nginx, "lines.1") < Duration::from_secs(1));
-    // They are served by what runs now.
+    // They are served by the current topology.
     head.send(&format!(
         ": x\r\nContent-Length: {}\r\n\r\n{}",
         event(2).len(),
@@ -365,7 +365,7 @@ fn a_node_that_is_away_holds_up_neither_a_reload_nor_a_stop() {
         nginx.wait_until(|publishes| publishes.iter().filter(|one| one.uri.ends_with("thread.1")).count() == n + 1);
     }
     nginx.wait_for(20);
-    // The same once more, and then without the node that is away: only now can these be published.
+    // Once more, and then without the node that is down: only now can these be published.
     worker.signal("-HUP");
     worker.wait_for_log("reloaded worker.toml");
     let one = nodes(&format!("nodes = [\"{}\"]", nginx.address));
@@ -508,7 +508,7 @@ gate = "next"
         "next: on (live)\n"
     );
     worker.wait_for_log("switch next: now on (live)");
-    // Half a connection is none: the hash would be read again and again.
+    // A half-open connection is useless: the hash would be reread again and again.
     redis::cmd("CLIENT")
         .arg("KILL")
         .arg("TYPE")
@@ -516,7 +516,7 @@ gate = "next"
         .exec(&mut redis.connect())
         .unwrap();
     worker.wait_for_log("switches: the connection to Redis is lost; they stay as they are");
-    // The dark node fails for ever, and nobody waits for it.
+    // The dark node fails for ever, without delaying the source.
     (2..20).for_each(|n| assert_eq!(post(port, "/", &event(n)).status, 200));
     nginx.wait_until(|publishes| publishes.iter().any(|publish| publish.uri == "/pub?id=dark.thread.1"));
     assert_eq!(

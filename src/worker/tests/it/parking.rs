@@ -1,4 +1,4 @@
-//! Dead letters of the file: they stay in view until they are done.
+//! The dead-letter file: letters stay listed until they are done.
 
 use std::io::Write;
 use std::process::{Output, Stdio};
@@ -10,7 +10,7 @@ fn event(n: usize) -> String {
     format!("{{\"thread\":1,\"n\":{n}}}")
 }
 
-/// So many events in the file, parked by a node that refused them. The port of the node.
+/// Parks `count` events in the file by a refusing node. Returns the node's port.
 fn park(dir: &TempDir, count: usize) -> String {
     let refusing = StandIn::start("127.0.0.1:0", |_| Behaviour::Status(400, "Not today."));
     let mut worker = Worker::start_with(dir, &pipeline(&refusing.address, "type = \"stdin\""), Stdio::piped());
@@ -153,7 +153,7 @@ fn what_is_sent_again_into_a_channel_that_went_on_is_put_behind_its_newest() {
         while !replay.is_finished() {
             assert_eq!(post(port, "/", &event(n)).status, 200);
             n += 1;
-            // Not a wait for anything: the pace of live events.
+            // Not a wait for a condition: the pace of live events.
             std::thread::sleep(Duration::from_millis(5));
         }
         replay.join().unwrap()

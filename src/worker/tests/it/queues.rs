@@ -1,4 +1,4 @@
-//! What both Redis queues promise: nothing lost, order kept, one active worker, and suspects that go alone.
+//! Guarantees of both Redis queues: no loss, order kept, one active worker, and suspects delivered alone.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ fn dead_letters(redis: &Redis) -> u64 {
         .unwrap()
 }
 
-/// Everything came, and what came for the first time came in order; what came again was there already.
+/// Asserts that all events came, first deliveries in order, and redeliveries only of earlier events.
 fn assert_complete_and_ordered(publishes: &[Publish], count: usize) {
     let mut seen = HashSet::new();
     let mut newest = 0;
@@ -62,7 +62,7 @@ fn assert_complete_and_ordered(publishes: &[Publish], count: usize) {
     assert_eq!(seen.len(), count);
 }
 
-/// One id per event, also when it comes again.
+/// Asserts one id per event, also on redelivery.
 fn assert_stable_ids(publishes: &[Publish]) {
     let ids: HashSet<(&str, usize)> = publishes
         .iter()
@@ -83,7 +83,7 @@ fn nothing_of_a_stream_is_lost_or_out_of_order_over_kills() {
     for round in 0..6 {
         append(&mut commands, round * 500 + 1..round * 500 + 501);
         let worker = Worker::start(&dir, &config);
-        // Somewhere in the middle of its work.
+        // In the middle of its work.
         let before = nginx.count();
         nginx.wait_for(before + 200);
         if round == 3 {
@@ -163,7 +163,7 @@ fn a_standby_takes_over_from_a_worker_that_is_paused_and_that_one_is_fenced() {
     nginx.wait_for(101);
     first.signal("-STOP");
     let stopped = Instant::now();
-    // From now on whatever comes is the second worker's; it begins with what the first one had claimed.
+    // Later publishes are the second worker's; it starts with the first one's claims.
     let before = nginx.count();
     nginx.wait_for(before + 1);
     assert!(
@@ -196,7 +196,7 @@ fn what_a_stream_has_forgotten_before_it_was_read_is_told() {
     for nginx in [&nginx, &other_nginx] {
         nginx.wait_for(10);
     }
-    // Whoever has seen the end of the stream knows how many entries there were.
+    // A worker that has seen the end of the stream knows the number of entries.
     wait("the position", || {
         cursor_dir.read("state/in.position.json").contains("\"count\":10")
     });
@@ -220,7 +220,7 @@ fn what_a_stream_has_forgotten_before_it_was_read_is_told() {
     }
 }
 
-/// Waits until the worker waits for the stream, and returns the number of the connection by which it does.
+/// Waits until the worker waits for the stream, and returns the id of that connection.
 fn waiting_reader(redis: &Redis) -> String {
     let mut commands = redis.connect();
     let mut reader = None;
@@ -285,7 +285,7 @@ fn a_connection_that_is_lost_while_it_waits_loses_nothing() {
     for round in 0..5 {
         let reader = waiting_reader(&redis);
         let mut pipe = redis::pipe();
-        // In one go: the first of these is claimed through a connection that is closed before it can say so.
+        // In one go: the first of these is claimed through a connection that is closed before it can return it.
         for n in round * 10 + 1..round * 10 + 11 {
             pipe.cmd("XADD").arg("posts").arg("*").arg("body").arg(body(n)).ignore();
         }
@@ -373,7 +373,7 @@ fn what_was_let_go_of_in_a_pause_comes_before_what_is_newer_also_if_nobody_else_
     let lease = "glue.lease:posts:push";
     let token: String = commands.get(lease).unwrap();
     worker.signal("-STOP");
-    // The lease lasts, and yet the worker cannot have been certain of it all the time.
+    // The lease lasts, but the worker cannot have been certain of it all the time.
     let _: () = commands.set_ex(lease, token, 600).unwrap();
     std::thread::sleep(LEASE * 2);
     append(&mut commands, 21..41);
@@ -390,7 +390,7 @@ fn what_was_let_go_of_in_a_pause_comes_before_what_is_newer_also_if_nobody_else_
 fn what_kills_the_worker_again_and_again_is_parked_and_the_innocent_are_not() {
     let redis = Redis::start();
     let dir = TempDir::new();
-    // Whoever is killed while it waits for this answer has been "killed by the event".
+    // A worker killed while it waits for this answer has been "killed by the event".
     let nginx = StandIn::start("127.0.0.1:0", |publish| {
         if number(publish) == 5 {
             Behaviour::Hang(PATIENCE)
@@ -478,7 +478,7 @@ fn a_dead_letter_of_a_stream_keeps_its_reason_and_can_be_tried_again() {
         Worker::run(&dir, &["park", "retry", "worker.toml", &id]),
         "1 queued again\n"
     );
-    // It comes back with the same complaint, as a new entry.
+    // It is parked again with the same reason, as a new entry.
     wait("it to be parked again", || dead_letters(&redis) == 2);
     assert_eq!(
         Worker::run(&dir, &["park", "drop", "worker.toml", "--all"]),
@@ -502,7 +502,7 @@ fn a_dead_letter_of_a_thoonk_queue_is_a_stalled_job() {
     wait("a stalled job", || queue.sizes() == [0, 1, 0, 0, 1]);
     let list = Worker::run(&dir, &["park", "list", "worker.toml"]);
     assert!(list.contains("bad") && list.contains("not valid JSON"), "{list}");
-    // Somebody repairs the body, and has it tried again.
+    // An operator repairs the body, and retries the job.
     let _: () = queue.redis.hset(queue.key("items"), "bad", body(2)).unwrap();
     assert_eq!(
         Worker::run(&dir, &["park", "retry", "worker.toml", "bad"]),
@@ -524,12 +524,12 @@ fn jobs_that_others_let_lie_or_lose_are_worked_on() {
         &thoonk(&redis, "foreign_lease = \"300ms\"\norphan_interval = \"300ms\""),
     );
     let mut queue = Thoonk::classic(&redis, "posts");
-    // Claimed by a Python worker that has died; and one that died between the two commands of its `get`.
+    // Claimed by a Python worker that has died; and by one that died between the two commands of its `get`.
     queue.put("claimed", &body(1));
     assert_eq!(queue.get(), "claimed");
     queue.put("orphan", &body(2));
     let _: String = queue.redis.rpop(queue.key("ids"), None).unwrap();
-    // A retracted job leaves an id without body; a retry that went wrong leaves an id twice.
+    // A retracted job leaves an id without body; a failed retry leaves a duplicate id.
     let _: () = queue.redis.lpush(queue.key("ids"), "retracted").unwrap();
     queue.put("double", &body(3));
     let _: () = queue.redis.lpush(queue.key("ids"), "double").unwrap();
@@ -586,7 +586,7 @@ fn neither_the_first_event_after_a_start_waits_nor_the_end_of_a_worker_that_has_
     let redis = Redis::start();
     let admin = free_port();
     let mut jobs = Thoonk::classic(&redis, "posts");
-    // In milliseconds, at the best of some times: a machine that does something else is late now and then.
+    // In milliseconds, the best of several: other load on the machine causes outliers.
     let best = |source: &str, put: &mut dyn FnMut(usize)| {
         let times = (0..4).map(|n| {
             let dir = TempDir::new();
@@ -641,7 +641,7 @@ fn what_is_done_makes_room_for_more_at_once() {
         streams(&redis, "max_in_flight = 2"),
         thoonk(&redis, "max_in_flight = 2"),
     ];
-    // Nor is there a lease that is renewed meanwhile.
+    // Exclude lease renewals, too.
     let queues = queues.map(|source| source.replace("900ms", "30s"));
     for source in queues.into_iter().chain([cursor]) {
         let dir = TempDir::new();
@@ -650,7 +650,7 @@ fn what_is_done_makes_room_for_more_at_once() {
         let worker = Worker::start(&dir, &pipeline(&nginx.address, &source));
         nginx.wait_for(COUNT);
         let took = begin.elapsed();
-        // Whoever waits for something that comes once a second would take twenty of them.
+        // Waiting for a once-a-second event would take twenty seconds.
         assert!(took < Duration::from_secs(5), "{took:?}: {source}");
         assert!(worker.terminate().success());
     }
@@ -675,17 +675,17 @@ fn a_node_that_was_away_has_its_memory_filled_before_the_worker_is_ready_again()
     wait("it to be ready", || ready() == 200);
     assert_eq!(node.count(), 300);
     drop(node);
-    // More than are in flight at once.
+    // More than may be in flight at once.
     append(&mut redis.connect(), 301..341);
     wait("it to notice", || ready() == 503);
     let node = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
     wait("it to be ready again", || ready() == 200);
     let numbers: Vec<usize> = node.publishes().iter().map(number).collect();
-    // A channel that has something newer would refuse what is older.
+    // A channel with a newer id would refuse an older one.
     assert_eq!(numbers, (1..341).collect::<Vec<_>>(), "all of it, the oldest first");
     drop(node);
     wait("it to notice, though there is nothing to send", || ready() == 503);
-    // One that goes again before it has got everything.
+    // A node that fails again before it has got everything.
     let node = StandIn::start(&format!("127.0.0.1:{port}"), {
         let count = std::sync::atomic::AtomicUsize::new(0);
         move |_| match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {

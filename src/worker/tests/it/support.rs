@@ -25,10 +25,10 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::{TlsAcceptor, rustls};
 
-/// Far beyond what anything here takes, also on a busy machine.
+/// Far longer than any wait here takes, even on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A directory that is gone after the test.
+/// A directory that is removed after the test.
 pub struct TempDir(PathBuf);
 
 impl TempDir {
@@ -60,7 +60,7 @@ impl Drop for TempDir {
     }
 }
 
-/// One publish as it arrived.
+/// One received publish.
 #[derive(Clone, Debug)]
 pub struct Publish {
     /// Path and query.
@@ -82,19 +82,19 @@ impl Publish {
     }
 }
 
-/// What the stand-in does with a publish.
+/// The stand-in's reaction to a publish.
 #[derive(Clone, Debug)]
 pub enum Behaviour {
     Accept,
-    /// With this explain text, if any.
+    /// Answer with this status and explain text.
     Status(u16, &'static str),
-    /// Answer so to the whole batch that begins with it; accept it alone.
+    /// Answer with this status to the whole batch that begins with it; accept it alone.
     RefuseBatch(u16),
-    /// Close the connection without an answer, as if the publish was never seen.
+    /// Close the connection without an answer or a record of the publish.
     Abort,
-    /// Take it in, then close the connection without an answer.
+    /// Record the publish, then close the connection without an answer.
     AcceptAndAbort,
-    /// Say nothing for so long.
+    /// Do not answer for this long.
     Hang(Duration),
 }
 
@@ -117,7 +117,7 @@ struct Ledger {
     publishes: Mutex<Vec<Publish>>,
     grown: Condvar,
     batches: AtomicU32,
-    /// The newest ordered id of each channel, where that is kept.
+    /// The newest ordered id of each channel, if kept.
     newest: Mutex<HashMap<String, Vec<u64>>>,
 }
 
@@ -133,12 +133,12 @@ impl StandIn {
         Self::open(address, false, None, decide)
     }
 
-    /// Takes batches, too.
+    /// Also takes batches.
     pub fn with_batches(decide: impl Fn(&Publish) -> Behaviour + Send + Sync + 'static) -> Self {
         Self::open("127.0.0.1:0", true, None, decide)
     }
 
-    /// Refuses an id that is not above the newest of its channel, and tells that by GET.
+    /// Refuses an id that is not above its channel's newest, which it reports by GET.
     pub fn ordering(address: &str) -> Self {
         let ledger = Arc::<Ledger>::default();
         let into = Arc::clone(&ledger);
@@ -251,7 +251,7 @@ impl StandIn {
         }
     }
 
-    /// How many POSTs held several events.
+    /// Number of POSTs with several events.
     pub fn batches(&self) -> u32 {
         self.ledger.batches.load(Ordering::Relaxed)
     }
@@ -260,7 +260,7 @@ impl StandIn {
         self.ledger.publishes.lock().unwrap().len()
     }
 
-    /// Everything that came, in order.
+    /// All publishes, in order.
     pub fn publishes(&self) -> Vec<Publish> {
         self.ledger.publishes.lock().unwrap().clone()
     }
@@ -272,7 +272,7 @@ impl StandIn {
             .collect()
     }
 
-    /// Waits until so many have come.
+    /// Waits until this many have arrived.
     pub fn wait_for(&self, count: usize) {
         self.wait_until(|publishes| publishes.len() >= count);
     }
@@ -295,7 +295,7 @@ impl Drop for StandIn {
     }
 }
 
-/// A batch, line by line: a line that hangs or breaks off spoils the whole.
+/// Handles a batch line by line: a line that hangs or aborts affects the whole batch.
 fn take_batch(batch: &Publish, ledger: &Ledger, decide: &Decide) -> Result<Response<Full<Bytes>>, &'static str> {
     assert_eq!(batch.headers["prefer"], "return=minimal");
     let mut verdicts = Vec::new();
@@ -414,7 +414,7 @@ where
     let _ = http1::Builder::new().serve_connection(stream, service).await;
 }
 
-/// A worker process in a directory of its own.
+/// A worker process with its own directory.
 pub struct Worker {
     child: Child,
     log: PathBuf,
@@ -430,7 +430,7 @@ impl Worker {
         command
     }
 
-    /// Starts with this configuration; relative paths are in the directory.
+    /// Starts a worker with this configuration; relative paths are in the directory.
     pub fn start(dir: &TempDir, config: &str) -> Self {
         Self::start_with(dir, config, Stdio::null())
     }
@@ -448,7 +448,7 @@ impl Worker {
         Self { child, log }
     }
 
-    /// Runs a command to its end and returns what it says.
+    /// Runs a command to its end and returns its output.
     pub fn run(dir: &TempDir, arguments: &[&str]) -> String {
         let output = Self::command(dir).args(arguments).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -464,7 +464,7 @@ impl Worker {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Waits for a line on standard error that holds this text.
+    /// Waits for a line on standard error that contains this text.
     pub fn wait_for_log(&mut self, text: &str) -> String {
         let mut found = None;
         wait(text, || {
@@ -516,7 +516,7 @@ impl Drop for Worker {
     }
 }
 
-/// Polls for what gives no notice.
+/// Polls a condition that sends no notification.
 pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
@@ -530,7 +530,7 @@ pub fn free_port() -> u16 {
     push_stream_worker::test_servers::free_port().unwrap()
 }
 
-/// Waits until somebody listens there.
+/// Waits for a listener on this port.
 pub fn wait_for_port(port: u16) {
     wait("a listener", || TcpStream::connect(("127.0.0.1", port)).is_ok());
 }
@@ -549,7 +549,7 @@ impl Answer {
     }
 }
 
-/// One request on a connection of its own.
+/// Sends one request on its own connection.
 pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -607,7 +607,7 @@ to = ["nginx"]
     )
 }
 
-/// The dead-letter file of the default place.
+/// The dead letters in the file at its default path.
 pub fn parked(dir: &TempDir) -> Vec<serde_json::Value> {
     dir.read("state/parked.ndjson")
         .lines()
