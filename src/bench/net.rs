@@ -274,7 +274,7 @@ pub fn listen(address: SocketAddr, backlog: u16) -> io::Result<TcpListener> {
     Ok(TcpListener::from(fd))
 }
 
-/// Accepts one connection, non-blocking and with TCP_NODELAY set, in one system call.
+/// Accepts one connection, non-blocking and with TCP_NODELAY set, without its address: the cheapest way.
 pub fn accept(listener: &TcpListener) -> io::Result<OwnedFd> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: the peer's address is not asked for; a non-negative result is a new descriptor that nobody else owns.

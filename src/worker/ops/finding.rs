@@ -1,10 +1,10 @@
 //! The result of a check, printed by `doctor`.
 
-/// Not-good findings say what to do.
+/// Findings other than `Good` include the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     Good(String),
-    /// It works, but not under load or after a fault.
+    /// It works at present, but may fail under load or after a fault.
     Warning(String),
     /// It cannot work.
     Bad(String),

@@ -275,7 +275,7 @@ fn standby(broker: &RabbitMq) {
 
     // A worker that vanishes silently.
     let third = Worker::start(&first_dir, &config);
-    // The first worker's log has this line, too.
+    // The first worker has logged to the same file.
     let waiting = "standing by until the broker gives a message";
     wait("the third", || third.log().matches(waiting).count() == 2);
     second.signal("-STOP");

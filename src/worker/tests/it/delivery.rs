@@ -60,7 +60,7 @@ fn with_order_and_without(test: impl Fn(&str)) {
     ["ordered = true", "ordered = false"].into_iter().for_each(test);
 }
 
-/// Accepted events, each once.
+/// Sorted numbers of the accepted events.
 fn accepted_once(nginx: &StandIn) -> Vec<u64> {
     let mut numbers: Vec<u64> = nginx
         .accepted()

@@ -508,7 +508,7 @@ gate = "next"
         "next: on (live)\n"
     );
     worker.wait_for_log("switch next: now on (live)");
-    // A half-open connection is useless: the hash would be reread again and again.
+    // Without its pub/sub half the connection is lost: otherwise the hash would be reread in a loop.
     redis::cmd("CLIENT")
         .arg("KILL")
         .arg("TYPE")
