@@ -754,7 +754,7 @@ fn as_u32(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|number| u32::try_from(number).ok())
 }
 
-/// Reports the server's processor time per thing, of `count` things.
+/// Reports the server's processor time per `what`, for `count` of them.
 fn cpu_facts(report: &mut Report, cpu: Cpu, count: u64, what: &str) {
     if count == 0 {
         return;

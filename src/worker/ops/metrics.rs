@@ -73,7 +73,7 @@ impl Component {
         *self.discarded.lock().entry((false, reason)).or_default() += 1;
     }
 
-    /// Received minus sent, discarded, parked and in flight; 0 if balanced.
+    /// Received events minus finished ones and those in flight; 0 if balanced.
     fn imbalance(&self) -> i64 {
         let count = |counter: &AtomicU64| i64::try_from(counter.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
         count(&self.received) - count(&self.done) - self.in_flight.load(Ordering::Relaxed)
