@@ -131,6 +131,7 @@ CONF
     my $outside = $nginx->subscribe('/sub?id=lobby');
     ok wait_until { $nginx->figures('room')->{subscribers} == 6 }, 'six are in the room';
     $nginx->post('/pub?id=room', 'last words');
+    ok wait_until { $nginx->figures('room')->{subscribers} == 5 }, 'the one who waited has its message';
     my $sent_away = $nginx->delete('/admin?id=room/nobody&only=subscribers');
     is $sent_away->body, qq({"channels": 1, "subscribers": 5}\n), 'they are sent away, but who waited for one message';
     is join('', $stream->chunks_to_end), "1:last words\nthe end", 'after what they were to get, with the footer';

@@ -16,6 +16,7 @@ worker_shutdown_timeout 1s;
 events {}
 http {
     %%HTTP%%
+    push_stream_handover off;
     push_stream_shared_memory_size 8m;
     push_stream_channels_path $arg_id;
     push_stream_drain_time 1h;

@@ -23,17 +23,15 @@ pub struct Adopted {
 }
 
 impl Worker {
-    /// Sets whether this worker takes subscribers that others hand over.
-    pub fn set_accepting(&self, on: bool) {
-        self.memory().init(self.slot, slot::accepts, u32::from(on));
+    /// Says that this worker takes subscribers of workers with an older configuration than number `cycle`, its own; None: it does not.
+    pub fn set_accepting(&self, cycle: Option<u32>) {
+        self.memory().init(self.slot, slot::accepts, cycle.unwrap_or(0));
     }
 
-    /// Number of other workers that take subscribers.
-    pub fn accepting_others(&self) -> usize {
+    /// How many workers take subscribers of one whose configuration has number `cycle`.
+    pub fn accepting(&self, cycle: u32) -> usize {
         let accepts = |&slot: &SlotRef| {
-            slot != self.slot
-                && self.memory().peek(slot, slot::live) != 0
-                && self.memory().peek(slot, slot::accepts) != 0
+            self.memory().peek(slot, slot::live) != 0 && self.memory().peek(slot, slot::accepts) > cycle
         };
         self.memory().all_slots().filter(accepts).count()
     }

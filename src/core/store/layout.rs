@@ -396,7 +396,8 @@ record! {
         queued: u64,
         /// Longest time spent delivering without polling for events, in microseconds; not under the zone's lock.
         stretch_us: u32,
-        /// Not 0: the worker takes subscribers that others hand over; not under the zone's lock.
+        /// If the worker takes subscribers that others hand over, the number of its configuration ([`Header::cycles`]); else 0. Not under the
+        /// zone's lock.
         accepts: u32,
         unused: [u32; 2],
         /// How its subscribers are connected; not under the zone's lock.
@@ -529,6 +530,9 @@ pub struct Header {
     pub counters: [u64; COUNTERS],
     /// The two ends of the socket on which subscribers are offered; 0 = none.
     pub handover_fds: [u32; 2],
+    /// Configurations that were put into use since the zone was made.
+    pub cycles: u32,
+    pub unused: u32,
 }
 
 pub const HOT_WORDS: usize = hot::SIZE / 8;
@@ -567,7 +571,7 @@ pub mod kind {
 }
 
 const _: () = {
-    assert!(size_of::<Header>() == offset_of!(Header, counters) + 8 * COUNTERS + 8);
+    assert!(size_of::<Header>() == offset_of!(Header, counters) + 8 * COUNTERS + 16);
     assert!(offset_of!(Header, lock) == 72 && offset_of!(Header, hot) == 128);
     assert!(channel::SIZE == 88);
     assert!(body::SIZE == 32 && link::SIZE == 32);
@@ -656,7 +660,7 @@ mod tests {
         }
         let header = header!(
             magic version slots len blocks buckets undo_capacity wake_fds hash_key created_monotonic_ms created_unix_ms lock
-            repairs undo_state undo_more hot hot_saved ids counters handover_fds
+            repairs undo_state undo_more hot hot_saved ids counters handover_fds cycles
         );
         writeln!(text, "header: {header:?}, {}", size_of::<Header>()).unwrap();
         let constants = [

@@ -410,6 +410,18 @@ impl Memory {
         unsafe { ptr::write_volatile(&raw mut (*self.header()).handover_fds, fds.map(|fd| fd as u32)) }
     }
 
+    /// Configurations put into use so far.
+    pub fn cycles(&self) -> u32 {
+        // SAFETY: written by the master only, between two generations of workers.
+        unsafe { ptr::read_volatile(&raw const (*self.header()).cycles) }
+    }
+
+    pub fn count_cycle(&self) {
+        let next = self.cycles().wrapping_add(1).max(1);
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(&raw mut (*self.header()).cycles, next) }
+    }
+
     /// Reads without the lock: for a field that only this process writes, that is written once, or whose value may be
     /// stale.
     pub fn peek<R: Record, T: Word>(&self, record: R, field: Field<R, T>) -> T {

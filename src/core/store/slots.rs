@@ -68,6 +68,16 @@ impl Zone {
         self.memory.handover_fds()
     }
 
+    /// Another configuration is put into use. To be called by the master, before it forks workers for it.
+    pub fn count_cycle(&self) {
+        self.memory.count_cycle();
+    }
+
+    /// Number of the configuration in use; 0 before the first.
+    pub fn cycle(&self) -> u32 {
+        self.memory.cycles()
+    }
+
     pub fn slots(&self) -> u16 {
         self.memory.slots
     }

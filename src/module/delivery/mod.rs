@@ -165,7 +165,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         counters: Counters::default(),
         local_counters: LocalCounters::default(),
         top_channels: TopChannels::default(),
-        handover: Handover::default(),
+        handover: Handover::new(zone.cycle()),
         reported: Reported::default(),
         disconnect_log: DisconnectLog::default(),
     };

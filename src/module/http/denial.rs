@@ -137,6 +137,7 @@ impl Denial {
             | Denial::ChannelIdTooLong
             | Denial::EmptyPost
             | Denial::BadEventField
+            | Denial::MessageTooLarge
             | Denial::EventFieldTooLong => Some(Counter::RefusedInvalid),
             _ => None,
         }

@@ -106,29 +106,30 @@ fn a_share_of_an_address_goes_along() {
 }
 
 #[test]
-fn only_other_living_workers_that_want_to_are_asked() {
+fn only_living_workers_with_a_newer_configuration_accept() {
     let mut test = TestZone::with_slots(256, 4);
+    test.zone.count_cycle();
     let (old, mut new) = (test.worker(), test.worker());
-    assert_eq!(old.accepting_others(), 0);
-    old.set_accepting(true);
-    assert_eq!((old.accepting_others(), new.accepting_others()), (0, 1));
-    new.set_accepting(true);
-    assert_eq!(old.accepting_others(), 1);
+    let before = test.zone.cycle();
+    old.set_accepting(Some(before));
+    assert_eq!(old.accepting(before), 0, "its own configuration is not newer");
+    test.zone.count_cycle();
+    new.set_accepting(Some(test.zone.cycle()));
+    assert_eq!((old.accepting(before), new.accepting(test.zone.cycle())), (1, 0));
     wait(fork(|| {
-        test.worker().set_accepting(true);
+        test.worker().set_accepting(Some(test.zone.cycle()));
         // SAFETY: ends the child as a kill would.
         unsafe { libc::_exit(0) }
     }));
     test.tick(&mut new, 1);
-    assert_eq!(old.accepting_others(), 1, "a dead one is reaped");
-    old.release();
-    assert_eq!(new.accepting_others(), 0);
+    assert_eq!(old.accepting(before), 1, "a dead worker is reaped");
+    new.release();
     let next = test.worker();
-    assert_eq!(
-        (next.accepting_others(), new.accepting_others()),
-        (1, 0),
-        "a slot's next owner has to say so itself"
-    );
+    assert_eq!(old.accepting(before), 0, "a slot's next owner has to accept itself");
+    next.set_accepting(Some(test.zone.cycle()));
+    assert_eq!(old.accepting(before), 1);
+    next.set_accepting(None);
+    assert_eq!(old.accepting(before), 0);
 }
 
 #[test]

@@ -79,7 +79,10 @@ impl Delivery {
     /// Starts to give subscribers away, if another worker accepts.
     pub fn begin_giving(&mut self, now_ms: u64) {
         self.stop_accepting();
-        let others = self.worker.as_ref().map_or(0, |worker| worker.accepting_others());
+        let others = self
+            .worker
+            .as_ref()
+            .map_or(0, |worker| worker.accepting(self.handover.cycle));
         if !self.settings.handover || !is_possible() || others == 0 || self.registry.slab.len() == 0 {
             return;
         }
@@ -129,7 +132,10 @@ impl Delivery {
             return;
         };
         // When all workers exit, each finds that the others, which it has invited, are leaving too.
-        let nobody = self.worker.as_ref().is_none_or(|worker| worker.accepting_others() == 0);
+        let nobody = self
+            .worker
+            .as_ref()
+            .is_none_or(|worker| worker.accepting(self.handover.cycle) == 0);
         let late = |giving: &Giving| match giving.state {
             _ if now_ms >= until_ms => true,
             State::Invited if nobody => true,

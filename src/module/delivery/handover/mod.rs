@@ -60,6 +60,8 @@ pub struct Handover {
     given: u64,
     /// Subscribers that resume in order and whose position is not known yet: messages wait for that.
     unplaced: usize,
+    /// Number of this worker's configuration: it gives to workers with a newer one only.
+    cycle: u32,
     keys: Key,
 }
 
@@ -69,6 +71,7 @@ pub fn prepare(zone: &Zone) -> io::Result<()> {
         let (receiver, sender) = socket::pair(false)?;
         zone.set_handover_fds([receiver.into_raw_fd(), sender.into_raw_fd()]);
     }
+    zone.count_cycle();
     Ok(())
 }
 
@@ -127,6 +130,14 @@ fn fd_of(connection: ptr::NonNull<ngx_connection_t>) -> i32 {
 }
 
 impl Handover {
+    /// For a worker whose configuration has number `cycle`.
+    pub fn new(cycle: u32) -> Handover {
+        Handover {
+            cycle,
+            ..Handover::default()
+        }
+    }
+
     fn new_key(&mut self) -> Key {
         self.keys += 1;
         self.keys

@@ -84,13 +84,14 @@ impl Delivery {
         };
         let log = ngx::log::ngx_cycle_log().as_ptr();
         self.handover.listening = listen(own, 0, Some(on_invitation), log);
-        worker.set_accepting(self.handover.listening.is_some());
+        let cycle = self.handover.cycle;
+        worker.set_accepting(self.handover.listening.is_some().then_some(cycle));
     }
 
     /// Stops accepting: this worker leaves or stops.
     pub fn stop_accepting(&mut self) {
         if let Some(worker) = &self.worker {
-            worker.set_accepting(false);
+            worker.set_accepting(None);
         }
         if let Some(listening) = self.handover.listening.take() {
             close(listening);
@@ -107,6 +108,12 @@ impl Delivery {
 
     /// Takes an invitation; true if there may be more.
     fn take_invitation(&mut self) -> bool {
+        let cycle = self.handover.cycle;
+        if self.worker.as_ref().is_some_and(|worker| worker.accepting(cycle) > 0) {
+            // This worker's turn to leave comes next: the invitation is for those of the newer configuration.
+            self.stop_accepting();
+            return false;
+        }
         let Some(listening) = self.handover.listening else {
             return false;
         };
