@@ -10,6 +10,7 @@ my $conf = <<'CONF';
 events {}
 http {
     %%HTTP%%
+    push_stream_handover off;
     push_stream_shared_memory_size 4m;
     push_stream_channels_path $arg_id;
     push_stream_store_messages on;
