@@ -4,7 +4,7 @@
 //! * A lone surrogate, as left by cutting a text inside an emoji (`"fun \ud83d"`), becomes U+FFFD, as in browsers.
 //! * Numbers keep their digits (`10.00`, `1E400`, integers of any length), though [`Value`] holds 64 bits: a number
 //!   that is not an integer of that size is in the tree as a float that stands for its text, and [`Digits`] maps each
-//!   such float to its text. Numbers with different texts have different floats. Write values with [`write`], get their
+//!   such float to its text. Numbers with different texts have different floats. Write values with [`write()`], get their
 //!   text with [`Digits::text`]; code that only compares or computes uses the float.
 
 use std::borrow::Cow;
@@ -153,7 +153,7 @@ pub fn write(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized), digits: &Digi
     value.serialize(&mut serde_json::Serializer::with_formatter(out, Exact(digits)))
 }
 
-/// As [`write`], into a string.
+/// As [`write()`], into a string.
 pub fn to_string(value: &(impl Serialize + ?Sized), digits: &Digits) -> serde_json::Result<String> {
     let mut out = Vec::new();
     write(&mut out, value, digits)?;

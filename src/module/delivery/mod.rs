@@ -13,7 +13,7 @@
 //! * [`mod@socket`]: input of WebSocket clients.
 //! * [`disconnect_log`]: one line for each stream that ends.
 //! * [`report`]: reports in the error log. [`local_counters`]: counts not yet in the zone.
-//! * [`shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
+//! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: callbacks and timers of nginx's event loop.
 //! * [`recovery`]: after a panic.
 //!
