@@ -24,6 +24,7 @@ my $conf = <<'CONF';
 events {}
 http {
     %%HTTP%%
+    push_stream_handover off;
     push_stream_shared_memory_size 8m;
     push_stream_max_messages_stored_per_channel 100;
     push_stream_message_template '{"id":~id~,"channel":"~channel~","text":"~text~","tag":"~tag~","time":"~time~","eventid":"~event-id~"}';
