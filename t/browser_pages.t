@@ -367,7 +367,9 @@ HTML
     ok wait_until(sub { subscribers($nginx, 'deleted') == 1 }, 20), 'and makes it anew';
 
     $nginx->reload;
-    $ends->(reload => [ 'open', '1005' ], 'a reload: 1005');
+    $ends->(reload => ['open'], 'a reload hands it over');
+    $nginx->reload($conf =~ s/%%STORED%%/1000/r =~ s/(?=push_stream_shared_memory_size)/push_stream_handover off; /r);
+    $ends->(reload => [ 'open', '1005' ], 'a reload without that: 1005');
     $opens->(socket => killed => '/end/ws?id=killed');
     wait_until { @{ $seen->('killed') } } 20;
     $nginx->kill_worker($_) for $nginx->worker_pids;
