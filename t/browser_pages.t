@@ -41,8 +41,10 @@ $at_http =~ s{"https://www\.example\.org"}{"~^http://127\\.0\\.0\\.1:\\d+\$"} or
 $at_http =~ s/(push_stream_ping_message_interval\s+)30s/${1}300ms/ or die;
 $at_http =~ s/(push_stream_longpolling_connection_ttl\s+)30s/${1}2s/ or die;
 
+# The proxy is the same nginx: its old workers would keep what they pass on open for as long as the new ones serve it.
 my $conf = <<"CONF";
 %%MAIN%%
+worker_shutdown_timeout 2s;
 events {}
 http {
     %%HTTP%%
