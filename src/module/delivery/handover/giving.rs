@@ -8,13 +8,13 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Connection, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
-use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
+use super::{Key, borrow, close, fd_of, hear, is_possible, listen, socket};
 use crate::delivery::disconnect_log::Reason;
 use crate::delivery::frames::Framing;
 use crate::delivery::inbox::Action;
 use crate::delivery::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::delivery::shutdown::PACE_MS;
-use crate::delivery::{Delivery, Ending, PROCESS, perform};
+use crate::delivery::{Delivery, Ending};
 use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, less one that may hold its payload.
@@ -62,16 +62,7 @@ pub struct Loss {
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
     panic_guard::event("handover to another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
-        let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
-        let mut actions = Vec::new();
-        PROCESS.with(|delivery| delivery.hear_from_taker(key, &mut actions));
-        perform(actions);
-        // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
-        unsafe {
-            if (*event).active() != 0 {
-                ngx_handle_read_event(event, 0);
-            }
-        }
+        unsafe { hear(event, Delivery::hear_from_taker) };
     });
 }
 

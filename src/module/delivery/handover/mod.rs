@@ -36,7 +36,8 @@ use push_stream_core::store::Zone;
 use push_stream_core::wire::handover::LocationName;
 use rustc_hash::FxHashMap;
 
-use super::Delivery;
+use super::inbox::Action;
+use super::{Delivery, PROCESS, perform};
 use crate::config::Audience;
 use giving::{Giving, Loss};
 use taking::Taking;
@@ -116,6 +117,34 @@ fn listen(
             return None;
         }
         Some(connection.into())
+    }
+}
+
+/// Takes the messages that wait in a session, and goes on listening to it.
+///
+/// # Safety
+/// `event` is the read event of a connection that [`listen`] made, with a session's key.
+unsafe fn hear(event: *mut ngx_event_t, take: impl FnOnce(&mut Delivery, Key, &mut Vec<Action>)) {
+    // SAFETY: guaranteed by the caller.
+    let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
+    let mut actions = Vec::new();
+    PROCESS.with(|delivery| take(delivery, key, &mut actions));
+    perform(actions);
+    // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
+    unsafe {
+        if (*event).active() != 0 {
+            ngx_handle_read_event(event, 0);
+        }
+    }
+}
+
+/// Removes a connection from epoll. Closing alone does not where another descriptor of this process keeps the socket open.
+fn forget_events(connection: ptr::NonNull<ngx_connection_t>) {
+    // SAFETY: the connection is open; `is_possible` found the function.
+    unsafe {
+        if let Some(remove) = ngx_event_actions.del_conn {
+            remove(connection.as_ptr(), 0);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 use smallvec::SmallVec;
 
-use super::{Key, borrow, close, fd_of, is_possible, listen, socket};
+use super::{Key, borrow, close, fd_of, forget_events, hear, is_possible, listen, socket};
 use crate::config::Audience;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
@@ -18,7 +18,7 @@ use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::inbox::Action;
 use crate::delivery::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::socket::Socket;
-use crate::delivery::{Delivery, Ending, PROCESS, perform};
+use crate::delivery::{Delivery, Ending, PROCESS};
 use crate::ffi::panic_guard;
 
 /// A socket to a leaving worker.
@@ -56,16 +56,7 @@ unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {
     panic_guard::event("handover from another worker", || {
         // SAFETY: nginx passes the read event of a connection that `listen` made.
-        let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
-        let mut actions = Vec::new();
-        PROCESS.with(|delivery| delivery.hear_from_giver(key, &mut actions));
-        perform(actions);
-        // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
-        unsafe {
-            if (*event).active() != 0 {
-                ngx_handle_read_event(event, 0);
-            }
-        }
+        unsafe { hear(event, Delivery::hear_from_giver) };
     });
 }
 
@@ -94,6 +85,7 @@ impl Delivery {
             worker.set_accepting(None);
         }
         if let Some(listening) = self.handover.listening.take() {
+            forget_events(listening);
             close(listening);
         }
         // Sessions with subscribers in transit may finish; the others are closed now.
