@@ -72,7 +72,10 @@ CONF
     is $skip[-1], $count, 'skip: it got the last message';
     ok $ascending->(@skip), 'skip: in order';
     cmp_ok $gaps->(@skip), '>', 0, 'skip: with gaps';
-    is $gaps->(@skip[ -20 .. -1 ]), 0, 'skip: but complete as far back as its queue reaches';
+    # A socket that takes bytes late leaves a piece that is begun at the head of the full queue. Over TLS and HTTP/2 it is
+    # several messages that were joined, which stay as they were offered: the last gap comes after them.
+    my $joined = ($ENV{TEST_TRANSPORT} // 'plain') ne 'plain' ? 1 : 0;
+    cmp_ok $gaps->(@skip[ -20 .. -1 ]), '<=', $joined, 'skip: but complete as far back as its queue reaches';
     my @latest = $numbers->($slow{latest});
     is $latest[-1], $count, 'latest: it got the last message';
     ok $ascending->(@latest), 'latest: in order';
