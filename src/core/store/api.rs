@@ -2,9 +2,14 @@
 
 use std::collections::VecDeque;
 
-use super::history::{Late, Offer};
+use super::layout::BodyRef;
 use super::{Connections, Counts};
 use crate::wire::event_id::OrderedId;
+
+/// Old messages that one hold of the lock selects.
+pub(super) const REPLAY_MESSAGES: usize = 100;
+/// Bytes of old messages after which a slice ends.
+pub(super) const REPLAY_BYTES: usize = 64 * 1024;
 
 /// A point in time, read once per event and passed down, so that tests can set the clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -389,6 +394,24 @@ pub(super) struct ReplayPart {
     pub offer: Offer,
 }
 
+/// A stored message that was published out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Late {
+    pub id: OrderedId,
+    pub seq: u64,
+    pub link: u32,
+}
+
+/// The next message of a part of an ordered replay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// Not looked up yet.
+    Unknown,
+    /// A message with this id; messages without an id are sent at once.
+    Message(Option<OrderedId>),
+    End,
+}
+
 /// Position of a walk over stored messages. It holds no resources in the zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -486,6 +509,15 @@ pub(super) struct Record {
 pub(super) struct Span {
     pub start: usize,
     pub len: usize,
+}
+
+/// The data needed to copy a message's payload without the lock.
+pub(super) struct Head {
+    pub body: BodyRef,
+    pub payload_len: usize,
+    pub multi: bool,
+    pub event_id: bool,
+    pub event_type: bool,
 }
 
 impl Batch {

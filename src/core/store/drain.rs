@@ -3,8 +3,7 @@
 //! Messages are selected under the lock and copied without it; meanwhile they are pinned through the worker's slot, so
 //! that they are not freed.
 
-use super::api::{Record, Span};
-use super::history::{REPLAY_BYTES, REPLAY_MESSAGES};
+use super::api::{Head, REPLAY_BYTES, REPLAY_MESSAGES, Record, Span};
 use super::layout::*;
 use super::memory::Locked;
 use super::*;
@@ -67,15 +66,6 @@ pub enum Drained {
 struct Take {
     member: MemberRef,
     count: u32,
-}
-
-/// The data needed to copy a message's payload without the lock.
-pub(super) struct Head {
-    body: BodyRef,
-    pub(super) payload_len: usize,
-    multi: bool,
-    event_id: bool,
-    event_type: bool,
 }
 
 impl Worker {

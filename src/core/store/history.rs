@@ -7,8 +7,7 @@
 //! their ids, so a seek collects them on its way: no message queued before the first unwanted in-order one can be
 //! wanted.
 
-use super::api::{Replay, ReplayPart};
-use super::drain::Head;
+use super::api::{Head, Late, Offer, REPLAY_BYTES, REPLAY_MESSAGES, Replay, ReplayPart};
 use super::layout::*;
 use super::memory::Locked;
 use super::{Batch, JoinRequest, Mark, Position};
@@ -16,12 +15,8 @@ use crate::wire::event_id::OrderedId;
 
 /// Links that one hold of the lock examines.
 pub const SEEK_LINKS: u32 = 512;
-/// Old messages that one hold of the lock selects.
-pub const REPLAY_MESSAGES: usize = 100;
 /// Queue entries that one hold of the lock pins: some of them may not be stored.
 const REPLAY_LINKS: u32 = 200;
-/// Bytes of old messages after which a slice ends.
-pub const REPLAY_BYTES: usize = 64 * 1024;
 /// How often a seek restarts when its place is gone.
 const RESTARTS: u8 = 3;
 
@@ -62,14 +57,6 @@ impl Aim {
 pub struct Place {
     pub link: u32,
     pub seq: u64,
-}
-
-/// A stored message that was published out of order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Late {
-    pub id: OrderedId,
-    pub seq: u64,
-    pub link: u32,
 }
 
 /// The search for the beginning of the wanted history of one channel.
@@ -368,16 +355,6 @@ impl Locked<'_> {
         let mut long = vec![0; 2 + wanted.len()];
         long.len() > short.len() && self.read_event_id(link, &mut long) == Some(wanted)
     }
-}
-
-/// The next message of a part of an ordered replay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
-    /// Not looked up yet.
-    Unknown,
-    /// A message with this id; messages without an id are sent at once.
-    Message(Option<OrderedId>),
-    End,
 }
 
 impl ReplayPart {
