@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::figures::{Connections, Counter, Counts};
 use super::layout::BodyRef;
-use super::{Connections, Counts};
 use crate::wire::event_id::OrderedId;
 
 /// Old messages that one hold of the lock selects.
@@ -123,6 +123,21 @@ pub enum Refusal {
     EventsChannel,
     #[error("a channel has had a higher event id")]
     OutOfOrder,
+}
+
+impl Refusal {
+    /// The counter of messages refused for this reason.
+    pub fn counter(self) -> Counter {
+        match self {
+            Refusal::Full | Refusal::NothingToEvict => Counter::RefusedFull,
+            Refusal::TooManyChannels | Refusal::TooManySubscribers | Refusal::TooManyFromAddress => {
+                Counter::RefusedLimit
+            }
+            Refusal::TooLarge => Counter::RefusedInvalid,
+            Refusal::OutOfOrder => Counter::RefusedOutOfOrder,
+            Refusal::MayNotCreate | Refusal::EventsChannel => Counter::RefusedForbidden,
+        }
+    }
 }
 
 /// What to do with a message whose ordered id is not above the newest of its channel (`push_stream_out_of_order`).

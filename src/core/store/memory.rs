@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use libc::pthread_mutex_t;
 
-use super::Counter;
+use super::figures::{Connections, Counter, Counts};
 use super::layout::*;
 use super::lock::{self, Taken, Tried};
 use super::wake;
@@ -514,6 +514,39 @@ impl Memory {
         assert!(index < COUNTERS, "no such counter");
         // SAFETY: in bounds, aligned, and only ever used as an atomic; the zone outlives the handle.
         unsafe { AtomicU64::from_ptr((&raw mut (*self.header()).counters).cast::<u64>().add(index)) }
+    }
+
+    /// Adds to a counter.
+    pub fn count(&self, counter: Counter, more: u64) {
+        self.add_to(counter as usize, more);
+    }
+
+    pub fn add_to(&self, index: usize, more: u64) {
+        if more > 0 {
+            // No other data depends on the order in which other processes see it.
+            self.counter(index).fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    /// All counters.
+    pub fn counts(&self) -> Counts {
+        // Related counters may be read a moment apart: they are for display.
+        Counts(std::array::from_fn(|index| self.counter(index).load(Ordering::Relaxed)))
+    }
+
+    /// How the subscribers of a slot's process are connected.
+    pub fn connections(&self, slot: SlotRef) -> Connections {
+        Connections(std::array::from_fn(|index| {
+            self.peek(slot, slot::connection_counts.nth(index))
+        }))
+    }
+
+    /// Clears the figures of a slot's former process.
+    pub fn clear_connections(&self, slot: SlotRef) {
+        for index in 0..CONNECTION_COUNTS {
+            self.init(slot, slot::connection_counts.nth(index), 0);
+        }
+        self.init(slot, slot::stretch_us, 0);
     }
 
     /// Signals a slot's process that messages wait for it.

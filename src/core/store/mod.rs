@@ -39,8 +39,8 @@
 //! # The files
 //!
 //! * Memory: `layout` (every field), `memory` (typed access, mutations, undo), `lock`, `blocks`, `lists`, `prefetch`.
-//! * Processes: `slots` (claim, tick, reap), `worker` (the operations of an nginx worker), `wake`, `connections` and
-//!   `counters` (figures outside of the lock).
+//! * Processes: `slots` (claim, tick, reap), `worker` (the operations of an nginx worker), `wake`, `figures` (those
+//!   outside of the lock).
 //! * Publish: `draft`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` and housekeeping.
 //! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.
 //! * Channels: `channels`, `listing` (walks over all of them).
@@ -49,14 +49,13 @@
 mod api;
 mod blocks;
 mod channels;
-mod connections;
-mod counters;
 mod dedup_window;
 mod draft;
 mod drain;
 mod eviction;
 #[cfg(feature = "fault-points")]
 pub mod fault_injection;
+mod figures;
 mod handover;
 mod history;
 mod ids;
@@ -76,10 +75,9 @@ mod wake;
 mod worker;
 
 pub use api::*;
-pub use connections::{AttachReason, Connection, Connections, Mode};
-pub use counters::{Counter, Counts, Fanout};
 pub use draft::Draft;
 pub use drain::Drained;
+pub use figures::{AttachReason, Connection, Connections, Counter, Counts, Fanout, Mode};
 pub use handover::Adopted;
 pub use layout::LAYOUT_VERSION;
 pub use listing::{Extent, Landmark, Listed, Listing};

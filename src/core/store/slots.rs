@@ -6,7 +6,7 @@ use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, ZoneError};
 use super::wake;
-use super::{Connections, Counts, Evictions, Limits, Now, Summary, Worker, WorkerInfo};
+use super::{Evictions, Limits, Now, Summary, Worker, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -117,7 +117,7 @@ impl Zone {
             locked.commit();
             drop(locked);
             wake::lower(self.memory.woken(slot));
-            Connections::clear(&self.memory, slot);
+            self.memory.clear_connections(slot);
             self.memory.init(slot, slot::accepts, 0);
             return Some(Worker::new(*self, slot, limits, now));
         }
@@ -161,7 +161,7 @@ impl Zone {
         let block = |count: u32| u64::from(count) * BLOCK as u64;
         // Slow work is done outside of the lock.
         let mut workers = Vec::with_capacity(usize::from(self.memory.slots));
-        let counts = Counts::of(&self.memory);
+        let counts = self.memory.counts();
         let locked = self.memory.lock();
         for slot in self
             .memory
@@ -173,7 +173,7 @@ impl Zone {
                 pid: locked.get(slot, slot::pid),
                 subscribers: locked.get(slot, slot::subscribers).into(),
                 uptime_secs: now.monotonic_ms.saturating_sub(locked.get(slot, slot::started_ms)) / 1000,
-                connections: Connections::of(&self.memory, slot),
+                connections: self.memory.connections(slot),
                 longest_stretch_us: self.memory.peek(slot, slot::stretch_us),
                 started_unix: locked.get(slot, slot::started_unix).into(),
                 queued_bytes: self.memory.peek(slot, slot::queued),

@@ -2,10 +2,12 @@
 
 use std::marker::PhantomData;
 use std::rc::Rc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
 use super::drain::WholeDrain;
+use super::figures::{FIRST_ATTACHED, FIRST_REASON};
 use super::layout::*;
 use super::lock::Taken;
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory};
@@ -112,6 +114,69 @@ impl Worker {
 
     pub fn zone(&self) -> Zone {
         self.zone
+    }
+
+    /// Counts a refused message.
+    pub fn count_refusal(&self, refusal: Refusal) {
+        self.count(refusal.counter(), 1);
+    }
+
+    /// Adds to a counter.
+    pub fn count(&self, counter: Counter, more: u64) {
+        self.memory().count(counter, more);
+    }
+
+    /// Adds the observations, and clears `fanout`.
+    pub fn count_fanout(&self, fanout: &mut Fanout) {
+        let Fanout { buckets, sum_ms } = std::mem::take(fanout);
+        for (index, count) in buckets.into_iter().enumerate() {
+            self.memory().add_to(FANOUT_FIRST + index, count);
+        }
+        self.memory().add_to(FANOUT_SUM, sum_ms);
+    }
+
+    /// Publishes the number of bytes queued for this worker's slow readers.
+    pub fn set_queued_bytes(&self, bytes: u64) {
+        self.memory().init(self.slot, slot::queued, bytes);
+    }
+
+    /// Are there messages for this worker without a signal? The publisher died before the signal, or is about to send
+    /// it.
+    pub fn is_overlooked(&self) -> bool {
+        !self.is_woken() && self.memory().peek(self.slot, slot::dirty_first).some().is_some()
+    }
+
+    /// Counts a subscriber's connection.
+    pub fn count_in(&self, connection: Connection) {
+        self.count_connection(connection, |count| count.wrapping_add(1));
+    }
+
+    /// Takes back a [`Worker::count_in`].
+    pub fn count_out(&self, connection: Connection) {
+        self.count_connection(connection, |count| count.saturating_sub(1));
+    }
+
+    /// Records a time that this worker spent delivering without polling for events; the longest is kept.
+    pub fn note_stretch(&self, stretch: Duration) {
+        let stretch_us = u32::try_from(stretch.as_micros()).unwrap_or(u32::MAX);
+        if stretch_us > self.memory().peek(self.own_slot(), slot::stretch_us) {
+            self.memory().init(self.own_slot(), slot::stretch_us, stretch_us);
+        }
+    }
+
+    fn count_connection(&self, connection: Connection, change: impl Fn(u32) -> u32) {
+        let (first, second) = match connection {
+            Connection::Detached(mode) => (mode as usize, None),
+            Connection::Attached(mode, reason) => (
+                FIRST_ATTACHED + mode as usize,
+                reason.map(|reason| FIRST_REASON + reason as usize),
+            ),
+        };
+        for index in [Some(first), second].into_iter().flatten() {
+            let field = slot::connection_counts.nth(index);
+            let count = self.memory().peek(self.own_slot(), field);
+            self.memory().init(self.own_slot(), field, change(count));
+        }
     }
 
     /// Releases the slot: all memberships end.
