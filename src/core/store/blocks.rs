@@ -1,8 +1,7 @@
 //! Blocks: the free list and the memory that was never used.
 
-use super::Stop;
 use super::layout::*;
-use super::memory::Locked;
+use super::memory::{Locked, Stop};
 
 /// How many blocks one hold of the lock takes or frees at most.
 pub const BLOCKS_PER_HOLD: u32 = 128;

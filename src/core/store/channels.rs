@@ -2,8 +2,8 @@
 
 use super::layout::*;
 use super::lists::List;
-use super::memory::{BUCKET_FIRST, Locked};
-use super::{ChannelEvent, ChannelInfo, Limits, Refusal, Stop, eviction};
+use super::memory::{BUCKET_FIRST, Locked, Stop};
+use super::{ChannelEvent, ChannelInfo, Limits, Refusal, eviction};
 
 /// Ticks in the trash, from the removal of a channel or message until its memory is freed.
 pub const TRASH_TICKS: u32 = 100;

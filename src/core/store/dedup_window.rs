@@ -3,9 +3,9 @@
 //! Each channel keeps the last ids that it accepted, oldest first, four to a block; all of them are chained in the
 //! zone's id table by their keyed hash, so that the cost of a look-up does not depend on the window's size.
 
+use super::Limits;
 use super::layout::*;
-use super::memory::{ENTRY_BUCKET_FIRST, Locked};
-use super::{Limits, Stop};
+use super::memory::{ENTRY_BUCKET_FIRST, Locked, Stop};
 
 /// The key of an id in one channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,8 @@
 //! which subscribers have a gap: it is the highest id among its messages that are no longer stored. A removed channel
 //! hands both on to the zone, and a new one starts with those, because it may be the same channel created again.
 
-use super::Stop;
 use super::layout::*;
-use super::memory::{Locked, Memory};
+use super::memory::{Locked, Memory, Stop};
 use crate::wire::event_id::{MAX_GROUPS, MAX_LEN, OrderedId};
 
 /// The fields of an ordered id: its groups, and their number.

@@ -6,7 +6,7 @@ use super::api::ReplayPart;
 use super::history::{SEEK_LINKS, Seek};
 use super::ids::ZONE_NEWEST;
 use super::layout::*;
-use super::memory::Locked;
+use super::memory::{Locked, Stop};
 use super::*;
 use crate::wire::event_id::OrderedId;
 

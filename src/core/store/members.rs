@@ -2,8 +2,8 @@
 
 use super::layout::*;
 use super::lists::List;
-use super::memory::Locked;
-use super::{ChannelEvent, OnFull, Stop};
+use super::memory::{Locked, Stop};
+use super::{ChannelEvent, OnFull};
 
 /// A channel's members.
 fn of_channel(channel: ChannelRef) -> List<ChannelRef, MemberRef> {

@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use libc::pthread_mutex_t;
 
+use super::Refusal;
 use super::figures::{Connections, Counter, Counts};
 use super::layout::*;
 use super::lock::{self, Taken, Tried};
@@ -54,6 +55,14 @@ pub struct Memory {
     created_monotonic_ms: u64,
     /// This process's slot: never signalled.
     own: Option<SlotRef>,
+}
+
+/// Why a mutation stopped; it is then undone.
+#[derive(Clone, Copy, Debug)]
+pub enum Stop {
+    Refused(Refusal),
+    /// Too few free blocks: evict, then retry.
+    Short,
 }
 
 /// A record that a reference names, by its offset in the zone.

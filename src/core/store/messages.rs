@@ -4,11 +4,11 @@
 //! neither. It stays in its channel's queue while it is either. Then it goes to the trash; leaving the trash, it drops
 //! a reference to its body, and the last reference frees the blocks.
 
+use super::Limits;
 use super::channels::TRASH_TICKS;
 use super::layout::*;
 use super::lists::{Item, List};
-use super::memory::{Locked, Memory};
-use super::{Limits, Stop};
+use super::memory::{Locked, Memory, Stop};
 use crate::wire::event_id::OrderedId;
 
 /// A channel's messages, oldest first.

@@ -85,11 +85,3 @@ pub use memory::ZoneError;
 pub use publishing::{Publication, Publishing};
 pub use slots::Zone;
 pub use worker::Worker;
-
-/// Why a mutation stopped; it is then undone.
-#[derive(Clone, Copy, Debug)]
-enum Stop {
-    Refused(Refusal),
-    /// Too few free blocks: evict, then retry.
-    Short,
-}

@@ -2,9 +2,9 @@
 
 use super::blocks::BLOCKS_PER_HOLD;
 use super::layout::*;
-use super::memory::Locked;
+use super::memory::{Locked, Stop};
 use super::messages::Shape;
-use super::{Limits, Now, OutOfOrder, Published, Refusal, Stop, Terms, Worker};
+use super::{Limits, Now, OutOfOrder, Published, Refusal, Terms, Worker};
 use crate::wire::event_id::OrderedId;
 
 /// Links that one hold of the lock appends: as long a hold as that of a drain or a listing.

@@ -10,7 +10,7 @@ use super::drain::WholeDrain;
 use super::figures::{FIRST_ATTACHED, FIRST_REASON};
 use super::layout::*;
 use super::lock::Taken;
-use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory};
+use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, Stop};
 use super::messages::Shape;
 use super::publishing::{Brought, Filled};
 use super::*;
