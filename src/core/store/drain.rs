@@ -6,20 +6,13 @@
 use super::api::{Head, REPLAY_BYTES, REPLAY_MESSAGES, Record, Span};
 use super::layout::*;
 use super::memory::Locked;
+use super::worker::WholeDrain;
 use super::*;
 
 /// Messages that one hold of the lock selects for delivery.
 const DRAIN_MESSAGES: usize = 1024;
 /// Sequence numbers that a [whole drain](Worker::drain_whole) covers at once: all their messages are in memory then.
 const WHOLE_DRAIN: u64 = 512;
-
-/// A drain that continues until everything up to a sequence number was taken.
-#[derive(Debug)]
-pub(super) struct WholeDrain {
-    until: u64,
-    /// The first membership that was put back: when it is at the front again, all have been visited.
-    first_left: Option<MemberRef>,
-}
 
 /// What a drain takes, and the first membership that it has put back.
 enum Scope<'s> {

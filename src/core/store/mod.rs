@@ -39,7 +39,7 @@
 //! # The files
 //!
 //! * Memory: `layout` (every field), `memory` (typed access, mutations, undo), `lock`, `blocks`, `lists`, `prefetch`.
-//! * Processes: `slots` (claim, tick, reap), `worker` (the operations of an nginx worker), `wake`, `figures` (those
+//! * Processes: `slots` (the zone, reap), `worker` (claim, tick, mutate), `wake`, `figures` (those
 //!   outside of the lock).
 //! * Publish: `draft`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` and housekeeping.
 //! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.

@@ -1,12 +1,9 @@
 //! Slots: the processes that use the zone, and the reaping of dead ones.
 
-use std::rc::Rc;
-
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, ZoneError};
-use super::wake;
-use super::{Evictions, Limits, Now, Summary, Worker, WorkerInfo};
+use super::{Evictions, Limits, Now, Summary, WorkerInfo};
 
 /// The zone as mapped into this process. Copies are handles on the same memory.
 #[derive(Clone, Copy, Debug)]
@@ -90,38 +87,6 @@ impl Zone {
     /// How often the death of a process inside the lock was repaired.
     pub fn repairs(&self) -> u64 {
         self.memory.repairs()
-    }
-
-    /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if
-    /// all are in use.
-    pub fn claim(&self, limits: Rc<Limits>, now: Now) -> Option<Worker> {
-        for slot in self.memory.all_slots() {
-            let Tried::Taken(taken) = self.memory.try_alive(slot) else {
-                continue;
-            };
-            self.reap(slot, taken, &limits, now);
-            if taken == Taken::OwnerDied {
-                self.memory.keep_alive(slot);
-            }
-            let mut locked = self.memory.lock();
-            locked.begin();
-            locked.advance_clock(now);
-            locked.add(slot, slot::generation, 1);
-            locked.set(slot, slot::pid, std::process::id());
-            locked.set(slot, slot::started_ms, now.monotonic_ms);
-            locked.set(slot, slot::started_unix, now.unix_secs() as u32);
-            locked.set(slot, slot::queued, 0);
-            locked.set(slot, slot::subscribers, 0);
-            locked.set(slot, slot::live, 1);
-            locked.add(Hot, hot::workers, 1);
-            locked.commit();
-            drop(locked);
-            wake::lower(self.memory.woken(slot));
-            self.memory.clear_connections(slot);
-            self.memory.init(slot, slot::accepts, 0);
-            return Some(Worker::new(*self, slot, limits, now));
-        }
-        None
     }
 
     /// Reaps all slots whose process died.

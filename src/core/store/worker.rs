@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::drain::WholeDrain;
 use super::figures::{FIRST_ATTACHED, FIRST_REASON};
 use super::layout::*;
-use super::lock::Taken;
+use super::lock::{Taken, Tried};
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, Stop};
 use super::messages::Shape;
 use super::publishing::{Brought, Filled};
@@ -50,6 +49,48 @@ pub struct Worker {
     pub(super) whole_drain: Option<WholeDrain>,
     /// A lock belongs to the thread that took it.
     not_send: PhantomData<*mut ()>,
+}
+
+/// A drain that continues until everything up to a sequence number was taken.
+#[derive(Debug)]
+pub(super) struct WholeDrain {
+    pub until: u64,
+    /// The first membership that was put back: when it is at the front again, all have been visited.
+    pub first_left: Option<MemberRef>,
+}
+
+impl Zone {
+    /// Takes a free slot, or that of a dead process, for this process until [`Worker::release`] or its death. None if
+    /// all are in use.
+    pub fn claim(&self, limits: Rc<Limits>, now: Now) -> Option<Worker> {
+        for slot in self.memory.all_slots() {
+            let Tried::Taken(taken) = self.memory.try_alive(slot) else {
+                continue;
+            };
+            self.reap(slot, taken, &limits, now);
+            if taken == Taken::OwnerDied {
+                self.memory.keep_alive(slot);
+            }
+            let mut locked = self.memory.lock();
+            locked.begin();
+            locked.advance_clock(now);
+            locked.add(slot, slot::generation, 1);
+            locked.set(slot, slot::pid, std::process::id());
+            locked.set(slot, slot::started_ms, now.monotonic_ms);
+            locked.set(slot, slot::started_unix, now.unix_secs() as u32);
+            locked.set(slot, slot::queued, 0);
+            locked.set(slot, slot::subscribers, 0);
+            locked.set(slot, slot::live, 1);
+            locked.add(Hot, hot::workers, 1);
+            locked.commit();
+            drop(locked);
+            wake::lower(self.memory.woken(slot));
+            self.memory.clear_connections(slot);
+            self.memory.init(slot, slot::accepts, 0);
+            return Some(Worker::new(*self, slot, limits, now));
+        }
+        None
+    }
 }
 
 impl Worker {
