@@ -1,10 +1,11 @@
-//! Drafts: messages being written. Their blocks are reserved, and listed in the worker's slot, until published.
+//! Drafts: messages being written, and published. Their blocks are reserved, and listed in the worker's slot, until published.
 
 use super::layout::*;
 use super::messages::{MAX_PAYLOAD, Shape, head_room};
-use super::publishing::Brought;
+use super::publishing::{Brought, Filled};
 use super::worker::{ATTEMPTS, refused};
 use super::*;
+use crate::wire::event_id::OrderedId;
 
 /// A reserved message that is being filled. Pass it to [`Worker::publish`] or [`Worker::discard`]; the blocks of a
 /// dropped one are reclaimed by the next [`Worker::draft`].
@@ -135,5 +136,75 @@ impl Worker {
     /// Frees a draft's blocks.
     pub fn discard(&mut self, _draft: Draft) {
         self.unreserve();
+    }
+
+    /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all
+    /// or none. Returns the result for each, in order. On refusal the draft is discarded.
+    pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], terms: Terms, now: Now) -> Result<Vec<Published>, Refusal> {
+        debug_assert_eq!(draft.missing, 0, "the whole text was announced");
+        debug_assert_eq!(draft.shape.links as usize, ids.len());
+        let message = Filled::new(draft.shape, draft.block, draft.id, terms);
+        let hashes = self.hashes(ids.iter().copied());
+        for &hash in &hashes {
+            self.memory().prefetch_publish(hash);
+        }
+        let slot = self.slot;
+        let limits = self.limits.clone();
+        let cost = self.cost(ids.iter().copied()).of_publish(terms.idempotent);
+        let channels = hashes.iter().copied().zip(ids.iter().copied());
+        let published = self.mutate(cost, channels, now, |locked| {
+            let mut published = Vec::with_capacity(ids.len());
+            locked.publish_reserved(slot, &message, ids, &hashes, &limits, &mut published)?;
+            Ok(published)
+        });
+        // If the draft was linked, the reservation is empty.
+        self.unreserve();
+        let mut published = published?;
+        self.count_duplicates(&published);
+        self.trim(&hashes, ids, &mut published);
+        Ok(published)
+    }
+
+    pub(super) fn count_duplicates(&self, published: &[Published]) {
+        let duplicates = published.iter().filter(|published| published.duplicate).count();
+        self.count(Counter::Duplicate, duplicates as u64);
+    }
+
+    /// The ordered form and window key of a message's event id; none if ids are not tracked.
+    pub(super) fn brought(&self, event_id: Option<&[u8]>) -> Brought {
+        let Some(id) = event_id.filter(|_| self.memory().tracks_ids()) else {
+            return Brought::default();
+        };
+        Brought {
+            ordered: OrderedId::parse(id),
+            key: Some(self.memory().id_key(id)),
+        }
+    }
+
+    /// Drops stored messages that are over a limit lowered by a reload. (A publish itself drops only as many as it
+    /// adds.)
+    pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [Published]) {
+        let Some(max) = self.limits.max_stored_per_channel else {
+            return;
+        };
+        for ((&hash, id), Published { info, .. }) in hashes.iter().zip(ids).zip(channels) {
+            while info.stored > max.into() {
+                self.step(|locked, _| {
+                    let Some(channel) = locked.find(hash, id) else {
+                        info.stored = 0;
+                        return;
+                    };
+                    for _ in 0..32 {
+                        if locked.get(channel, channel::stored) > max
+                            && let Some(oldest) = locked.first_stored(channel)
+                        {
+                            locked.unstore(oldest);
+                            locked.step();
+                        }
+                    }
+                    info.stored = locked.get(channel, channel::stored).into();
+                });
+            }
+        }
     }
 }

@@ -39,9 +39,8 @@
 //! # The files
 //!
 //! * Memory: `layout` (every field), `memory` (typed access, mutations, undo), `lock`, `blocks`, `lists`, `prefetch`.
-//! * Processes: `slots` (the zone, reap), `worker` (claim, tick, mutate), `wake`, `figures` (those
-//!   outside of the lock).
-//! * Publish: `draft`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` and housekeeping.
+//! * Processes: `slots` (the zone, reap), `worker` (claim, tick, mutate), `wake`, `figures` (those outside of the lock).
+//! * Publish: `draft`, `series`, `notices`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` (and housekeeping).
 //! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.
 //! * Channels: `channels`, `listing` (walks over all of them).
 //! * `api`: the types of the public interface. `invariants` and `fault_injection`: for tests.
@@ -68,8 +67,10 @@ mod lock;
 mod members;
 mod memory;
 mod messages;
+mod notices;
 mod prefetch;
 mod publishing;
+mod series;
 mod slots;
 mod wake;
 mod worker;
@@ -82,6 +83,6 @@ pub use handover::Adopted;
 pub use layout::LAYOUT_VERSION;
 pub use listing::{Extent, Landmark, Listed, Listing};
 pub use memory::ZoneError;
-pub use publishing::{Publication, Publishing};
+pub use series::{Publication, Publishing};
 pub use slots::Zone;
 pub use worker::Worker;

@@ -10,10 +10,8 @@ use super::figures::{FIRST_ATTACHED, FIRST_REASON};
 use super::layout::*;
 use super::lock::{Taken, Tried};
 use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, Stop};
-use super::messages::Shape;
-use super::publishing::{Brought, Filled};
 use super::*;
-use crate::wire::event_id::{MAX_GROUPS, OrderedId};
+use crate::wire::event_id::MAX_GROUPS;
 
 /// Undo log entries of a mutation, excluding those for its channels.
 const ENTRIES: usize = 16;
@@ -261,158 +259,6 @@ impl Worker {
     pub(super) fn count_if_full(&mut self, refusal: Refusal) {
         if matches!(refusal, Refusal::Full | Refusal::NothingToEvict) {
             self.step(|locked, _| locked.add(Hot, hot::refused_full, 1));
-        }
-    }
-
-    /// Starts a series of messages that are published one after the other.
-    pub fn publishing(&mut self) -> Publishing<'_> {
-        Publishing::new(self)
-    }
-
-    /// Publishes a fully written draft to all of `ids` (in order, duplicates twice), creating channels as needed: all
-    /// or none. Returns the result for each, in order. On refusal the draft is discarded.
-    pub fn publish(&mut self, draft: Draft, ids: &[&[u8]], terms: Terms, now: Now) -> Result<Vec<Published>, Refusal> {
-        debug_assert_eq!(draft.missing, 0, "the whole text was announced");
-        debug_assert_eq!(draft.shape.links as usize, ids.len());
-        let message = Filled::new(draft.shape, draft.block, draft.id, terms);
-        let hashes = self.hashes(ids.iter().copied());
-        for &hash in &hashes {
-            self.memory().prefetch_publish(hash);
-        }
-        let slot = self.slot;
-        let limits = self.limits.clone();
-        let cost = self.cost(ids.iter().copied()).of_publish(terms.idempotent);
-        let channels = hashes.iter().copied().zip(ids.iter().copied());
-        let published = self.mutate(cost, channels, now, |locked| {
-            let mut published = Vec::with_capacity(ids.len());
-            locked.publish_reserved(slot, &message, ids, &hashes, &limits, &mut published)?;
-            Ok(published)
-        });
-        // If the draft was linked, the reservation is empty.
-        self.unreserve();
-        let mut published = published?;
-        self.count_duplicates(&published);
-        self.trim(&hashes, ids, &mut published);
-        Ok(published)
-    }
-
-    pub(super) fn count_duplicates(&self, published: &[Published]) {
-        let duplicates = published.iter().filter(|published| published.duplicate).count();
-        self.count(Counter::Duplicate, duplicates as u64);
-    }
-
-    /// The ordered form and window key of a message's event id; none if ids are not tracked.
-    pub(super) fn brought(&self, event_id: Option<&[u8]>) -> Brought {
-        let Some(id) = event_id.filter(|_| self.memory().tracks_ids()) else {
-            return Brought::default();
-        };
-        Brought {
-            ordered: OrderedId::parse(id),
-            key: Some(self.memory().id_key(id)),
-        }
-    }
-
-    /// Drops stored messages that are over a limit lowered by a reload. (A publish itself drops only as many as it
-    /// adds.)
-    pub(super) fn trim(&mut self, hashes: &[u32], ids: &[&[u8]], channels: &mut [Published]) {
-        let Some(max) = self.limits.max_stored_per_channel else {
-            return;
-        };
-        for ((&hash, id), Published { info, .. }) in hashes.iter().zip(ids).zip(channels) {
-            while info.stored > max.into() {
-                self.step(|locked, _| {
-                    let Some(channel) = locked.find(hash, id) else {
-                        info.stored = 0;
-                        return;
-                    };
-                    for _ in 0..32 {
-                        if locked.get(channel, channel::stored) > max
-                            && let Some(oldest) = locked.first_stored(channel)
-                        {
-                            locked.unstore(oldest);
-                            locked.step();
-                        }
-                    }
-                    info.stored = locked.get(channel, channel::stored).into();
-                });
-            }
-        }
-    }
-
-    /// Deletes the existing channels of `ids`, all or none; every subscriber gets `notice` as a
-    /// [`MessageKind::Deleted`]. Returns the number of channels deleted.
-    pub fn delete(&mut self, ids: &[&[u8]], notice: &[u8], now: Now) -> Result<usize, Refusal> {
-        self.notify(ids, notice, link_flag::NOTICE, now, |locked, channels| {
-            for &channel in channels {
-                locked.delete(channel);
-            }
-            channels.len()
-        })
-    }
-
-    /// Dismisses all subscribers of the existing channels of `ids`, all or none; the channels stay. Returns their
-    /// figures from before.
-    pub fn dismiss(&mut self, ids: &[&[u8]], now: Now) -> Result<Vec<ChannelInfo>, Refusal> {
-        let hashes = self.hashes(ids.iter().copied());
-        let flags = link_flag::NOTICE | link_flag::DISMISSAL;
-        self.notify(ids, b"", flags, now, |locked, _| {
-            let found = ids.iter().zip(&hashes).filter_map(|(id, &hash)| locked.find(hash, id));
-            found.map(|channel| locked.info(channel)).collect()
-        })
-    }
-
-    /// Changes the existing channels of `ids` and sends their subscribers a notice, in one mutation.
-    fn notify<T>(
-        &mut self,
-        ids: &[&[u8]],
-        notice: &[u8],
-        flags: u16,
-        now: Now,
-        mut act: impl FnMut(&mut Locked<'_>, &[ChannelRef]) -> T,
-    ) -> Result<T, Refusal> {
-        let hashes = self.hashes(ids.iter().copied());
-        let cost = self.cost(ids.iter().copied());
-        let limits = self.limits.clone();
-        let slot = self.slot;
-        // The notice is made only if there are subscribers; it has room for this number of channels.
-        let mut draft: Option<(Draft, usize)> = None;
-        loop {
-            let named = hashes.iter().copied().zip(ids.iter().copied());
-            let attempt = self.mutate(cost, named, now, |locked| {
-                let mut channels = Vec::with_capacity(ids.len());
-                for (id, &hash) in ids.iter().zip(&hashes) {
-                    channels.extend(locked.find(hash, id).filter(|channel| !channels.contains(channel)));
-                }
-                let followed: Vec<_> = channels
-                    .iter()
-                    .copied()
-                    .filter(|&channel| locked.get(channel, channel::members) != MemberRef::NONE)
-                    .collect();
-                if followed.len() > draft.as_ref().map_or(0, |&(_, room)| room) {
-                    return Ok(Notified::Followed(followed.len()));
-                }
-                let result = act(locked, &channels);
-                if let Some((draft, _)) = draft.as_ref().filter(|_| !followed.is_empty()) {
-                    let shape = Shape { flags, ..draft.shape };
-                    locked.link_reserved(slot, &followed, shape, draft.block, None, &limits);
-                }
-                Ok(Notified::Done(result))
-            });
-            match attempt {
-                Ok(Notified::Followed(count)) => {
-                    let mut made = self.draft(notice.len(), None, None, count, now)?;
-                    self.write(&mut made, notice);
-                    draft = Some((made, count));
-                }
-                Ok(Notified::Done(result)) => {
-                    self.unreserve();
-                    return Ok(result);
-                }
-                Err(refusal) => {
-                    self.unreserve();
-                    return Err(refusal);
-                }
-            }
         }
     }
 
@@ -715,13 +561,6 @@ impl Locked<'_> {
         self.commit();
         Ok(result)
     }
-}
-
-/// Progress of an attempt with a notice.
-enum Notified<T> {
-    Done(T),
-    /// This many channels have subscribers to notify, which takes a message.
-    Followed(usize),
 }
 
 pub(super) fn refused(limits: &Limits) -> Refusal {
