@@ -3,7 +3,7 @@
 //! Unknown fields, which a browser ignores, are reported as [`Item::Foreign`]: in a stream fed only by our own
 //! publishers they are foreign data or a framing error.
 
-use super::{Item, Message};
+use super::item::{Item, Message};
 
 /// The undispatched rest of a stream: no heap memory as long as events arrive whole.
 #[derive(Debug, Default)]

@@ -2,6 +2,7 @@
 //! per format.
 
 mod event_source;
+mod item;
 mod texts;
 mod unfinished;
 mod websocket;
@@ -11,6 +12,7 @@ use clap::ValueEnum;
 use crate::http::{self, ResponseHead};
 
 use event_source::EventStream;
+pub use item::{Item, Message};
 use texts::Texts;
 use websocket::Frames;
 pub use websocket::{ACCEPT as WEBSOCKET_ACCEPT, pong, text as websocket_text};
@@ -75,27 +77,6 @@ impl Transport {
             Self::Plain => Feed::Anything,
         }
     }
-}
-
-/// One item of a server's stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Item<'a> {
-    Message(Message<'a>),
-    /// Pings, comments and blank lines.
-    Comment,
-    /// A ping: the pong must carry the same bytes.
-    Ping(&'a [u8]),
-    /// The server ends the stream.
-    Close,
-    /// Invalid data.
-    Foreign(&'a [u8]),
-}
-
-/// A delivered message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message<'a> {
-    pub id: Option<&'a [u8]>,
-    pub data: &'a [u8],
 }
 
 /// Finds messages in input that may be cut anywhere. No heap memory as long as messages arrive whole.

@@ -2,8 +2,8 @@
 //!
 //! Neither format marks the end of a message, but the text does (see [`crate::message`]).
 
+use super::item::{Item, Message};
 use super::unfinished::{Taken, Unfinished};
-use super::{Item, Message};
 use crate::message::{PREFIX, announced_length};
 
 /// A stream of texts so far.

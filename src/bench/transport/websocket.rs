@@ -3,8 +3,8 @@
 //! Stricter than a browser: a push server has no reason to send masked, fragmented or binary frames here, so these are
 //! foreign.
 
+use super::item::{Item, Message};
 use super::unfinished::{Taken, Unfinished};
-use super::{Item, Message};
 
 /// The header lines of the opening handshake, with the key of the example in RFC 6455 §1.3.
 pub const HANDSHAKE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
