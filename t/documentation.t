@@ -111,7 +111,7 @@ CONF
 };
 
 # Both logs and figures give the same reasons.
-my ($reasons) = slurp("$root/src/module/delivery/disconnect_log.rs") =~ /pub fn name\(self\).*?match self \{(.*?)^        \}/ms;
+my ($reasons) = slurp("$root/src/module/delivery/ending.rs") =~ /pub fn name\(self\).*?match self \{(.*?)^        \}/ms;
 my ($log) = $reference =~ /^### push_stream_log_disconnect\n(.*?)(?=^##|\z)/ms;
 my @reasons = $reasons =~ /=> "(\w+)"/g;
 cmp_ok scalar @reasons, '>', 10, 'the reasons were found';

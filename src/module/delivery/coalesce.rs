@@ -5,11 +5,12 @@
 
 use std::collections::VecDeque;
 
+use super::Delivery;
+use super::ending::Ending;
 use super::frames::Piece;
 use super::inbox::{Action, Delivered};
 use super::output::Progress;
 use super::registry::{Subscriber, SubscriberId};
-use super::{Delivery, Ending};
 
 /// Time for which a piece is held. It is too short to be noticed, and a drain is mostly handed out by then.
 const COALESCE_MS: u64 = 5;

@@ -12,9 +12,10 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use push_stream_core::store::{AttachReason, Connection};
 
+use super::ending::Ending;
 use super::frames::Framing;
 use super::registry::{Kind, SubscriberId};
-use super::{Delivery, Ending, PROCESS, advance, end, request_gone, socket, subscriber_event};
+use super::{Delivery, PROCESS, advance, end, request_gone, socket, subscriber_event};
 use crate::config::Audience;
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::{lookup, pool};

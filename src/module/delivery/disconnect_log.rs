@@ -5,95 +5,13 @@ use std::io;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Counter, Mode};
+use push_stream_core::store::Mode;
 use push_stream_core::wire::handover;
 
-use super::Ending;
+use super::ending::Reason;
 
 /// Bytes of lines buffered for one file: more are written before the event is over.
 const GATHERED: usize = 64 * 1024;
-
-/// Why a stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    ClientClosed,
-    /// The client sent a WebSocket close frame.
-    ClientClosing,
-    /// The client violated the WebSocket protocol.
-    Violation,
-    /// The client answered no ping.
-    DeadPeer,
-    TimedOut,
-    TooSlow,
-    Failed,
-    /// `push_stream_subscriber_connection_ttl`.
-    Ttl,
-    ChannelDeleted,
-    /// An operator dismissed all subscribers of a channel.
-    Dismissed,
-    /// The nginx worker exited: a reload or a stop.
-    WorkerExit,
-}
-
-impl Reason {
-    pub const ALL: [Reason; 11] = [
-        Reason::ClientClosed,
-        Reason::ClientClosing,
-        Reason::Violation,
-        Reason::DeadPeer,
-        Reason::TimedOut,
-        Reason::TooSlow,
-        Reason::Failed,
-        Reason::Ttl,
-        Reason::ChannelDeleted,
-        Reason::Dismissed,
-        Reason::WorkerExit,
-    ];
-
-    /// The name in the log and in statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Reason::ClientClosed => "client_closed",
-            Reason::ClientClosing => "client_close_frame",
-            Reason::Violation => "protocol_error",
-            Reason::DeadPeer => "dead_peer",
-            Reason::TimedOut => "timed_out",
-            Reason::TooSlow => "too_slow",
-            Reason::Failed => "write_failed",
-            Reason::Ttl => "ttl",
-            Reason::ChannelDeleted => "channel_deleted",
-            Reason::Dismissed => "dismissed",
-            Reason::WorkerExit => "worker_exit",
-        }
-    }
-
-    pub fn counter(self) -> Counter {
-        match self {
-            Reason::ClientClosed => Counter::ClosedByClient,
-            Reason::ClientClosing => Counter::ClosedByCloseFrame,
-            Reason::Violation => Counter::ClosedForViolation,
-            Reason::DeadPeer => Counter::ClosedDeadPeer,
-            Reason::TimedOut => Counter::ClosedTimedOut,
-            Reason::TooSlow => Counter::ClosedTooSlow,
-            Reason::Failed => Counter::ClosedWriteFailed,
-            Reason::Ttl => Counter::ClosedTtl,
-            Reason::ChannelDeleted => Counter::ClosedChannelDeleted,
-            Reason::Dismissed => Counter::ClosedDismissed,
-            Reason::WorkerExit => Counter::ClosedWorkerExit,
-        }
-    }
-
-    /// The reason of an end that had not begun regularly.
-    pub(super) fn of(ending: Ending) -> Reason {
-        match ending {
-            Ending::Regular => Reason::WorkerExit,
-            Ending::Failed => Reason::Failed,
-            Ending::Gone => Reason::ClientClosed,
-            Ending::TimedOut => Reason::TimedOut,
-            Ending::TooSlow => Reason::TooSlow,
-        }
-    }
-}
 
 /// The data of a stream for its line. Only kept where the directive is on.
 pub struct DisconnectRecord {

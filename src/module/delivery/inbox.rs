@@ -8,15 +8,15 @@ use push_stream_core::store::{Batch, Drained, Membership, Now};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
+use super::Delivery;
 use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::coalesce::Coalescer;
-use super::disconnect_log::Reason;
+use super::ending::{Ending, Reason};
 use super::frames::{Frames, Piece};
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use super::send_queue::{Bound, Overflow, SendQueue};
-use super::{Delivery, Ending};
 use crate::config::SlowReader;
 use crate::ffi::fault;
 

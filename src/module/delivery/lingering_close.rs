@@ -12,7 +12,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
-use super::Ending;
+use super::ending::Ending;
 use super::registry::{Kind, Subscriber};
 use crate::config::{Audience, Lingering};
 use crate::ffi::optional::{self, Stat};

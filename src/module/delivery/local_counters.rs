@@ -2,7 +2,7 @@
 
 use push_stream_core::store::{Counter, Fanout, Now};
 
-use super::disconnect_log::Reason;
+use super::ending::Reason;
 use super::{Delivery, send_queue};
 use crate::config::SlowReader;
 

@@ -11,7 +11,7 @@
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
 //! * [`mod@socket`]: input of WebSocket clients.
-//! * [`disconnect_log`]: one line for each stream that ends.
+//! * [`ending`]: how and why subscribers end. [`disconnect_log`]: one line for each stream that ends.
 //! * [`report`]: reports in the error log. [`local_counters`]: counts not yet in the zone.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
 //! * [`events`]: callbacks and timers of nginx's event loop.
@@ -24,6 +24,7 @@ mod channel_queue;
 mod coalesce;
 mod detach;
 mod disconnect_log;
+mod ending;
 mod events;
 mod frames;
 mod handover;
@@ -60,6 +61,7 @@ use crate::ffi::{body, fault, lookup, panic_guard, pool, tcp};
 
 use detach::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
+use ending::Ending;
 use events::Events;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
@@ -73,7 +75,7 @@ use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
 pub use detach::{Contexts, may_send_directly};
-pub use disconnect_log::Reason;
+pub use ending::Reason;
 pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use registry::{Kind, Reply, Rest};
@@ -124,21 +126,6 @@ struct Counters {
     ended_before: usize,
     /// When memory was last given back.
     trimmed_ms: u64,
-}
-
-/// Why a subscriber's connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
-    /// Footer and the end of the response.
-    Regular,
-    /// Writing failed.
-    Failed,
-    /// The client closed the connection.
-    Gone,
-    /// The client accepted nothing for `send_timeout`.
-    TimedOut,
-    /// Its queue is full.
-    TooSlow,
 }
 
 /// Starts the delivery in a worker process.

@@ -15,8 +15,8 @@ use smallvec::SmallVec;
 use push_stream_core::store::{AttachReason, Connection, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
-use super::Ending;
-use super::disconnect_log::{DisconnectRecord, Reason};
+use super::disconnect_log::DisconnectRecord;
+use super::ending::{Ending, Reason};
 use super::frames::Style;
 use super::output::Flight;
 use super::send_queue::{Bound, SendQueue};

@@ -9,7 +9,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
-use super::disconnect_log::Reason;
+use super::ending::Reason;
 use super::registry::SubscriberId;
 use super::{Delivery, PROCESS, perform};
 

@@ -7,10 +7,10 @@ use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Terms};
 use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
 
-use super::disconnect_log::Reason;
+use super::ending::{Ending, Reason};
 use super::frames::{Frames, Framing, Piece};
 use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
-use super::{Delivery, Ending, PROCESS, advance, end, subscriber_event};
+use super::{Delivery, PROCESS, advance, end, subscriber_event};
 use crate::ffi::lookup;
 
 /// Bytes read at once.

@@ -9,12 +9,12 @@ use push_stream_core::store::{Connection, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
 use super::{Key, borrow, close, fd_of, hear, is_possible, listen, socket};
-use crate::delivery::disconnect_log::Reason;
+use crate::delivery::Delivery;
+use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::inbox::Action;
 use crate::delivery::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::delivery::shutdown::PACE_MS;
-use crate::delivery::{Delivery, Ending};
 use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, less one that may hold its payload.

@@ -14,11 +14,12 @@ use super::{Key, borrow, close, fd_of, forget_events, hear, is_possible, listen,
 use crate::config::Audience;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
+use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::inbox::Action;
 use crate::delivery::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::socket::Socket;
-use crate::delivery::{Delivery, Ending, PROCESS};
+use crate::delivery::{Delivery, PROCESS};
 use crate::ffi::panic_guard;
 
 /// A socket to a leaving worker.
