@@ -1,6 +1,5 @@
 //! Directives of http, server, location and `if`: as written, inherited, checked and prepared.
 
-use std::cell::Cell;
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
@@ -10,17 +9,17 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::store::{OutOfOrder, Terms};
-use push_stream_core::wire::event_id::OrderedId;
+use push_stream_core::wire::eventsource;
 use push_stream_core::wire::statistics;
 use push_stream_core::wire::template::{self, Fields, Template};
 use push_stream_core::wire::websocket::{self, Opcode};
-use push_stream_core::wire::{eventsource, gap};
 
 use super::ids::{ORDERED, Retry, STORE};
 use super::main::Settings;
 use super::padding::{self, Padding};
 use super::place::Place;
 use super::{Main, REPORTED, arguments, core_location_of, given, given_ms, main_of, unset, verdict, word};
+use crate::delivery::{Audience, Format, Incoming, Lingering, SlowReader, Transport};
 use crate::ffi::{lookup, pool};
 use crate::http;
 
@@ -77,17 +76,6 @@ pub enum SubscriberMode {
     Polling,
     LongPolling,
     WebSocket,
-}
-
-/// Policy for a subscriber whose queue is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlowReader {
-    /// Close its connection.
-    Close,
-    /// Drop the oldest messages of its queue.
-    Skip,
-    /// Drop all messages but the newest.
-    Latest,
 }
 
 /// `push_stream_batch_max_lines` and `push_stream_batch_max_line`.
@@ -157,154 +145,6 @@ pub struct Location {
     pub(super) log_disconnect: *mut ngx_open_file_t,
     /// Prepared for subscriber locations.
     pub audience: Option<Rc<Audience>>,
-}
-
-/// Framing of messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// The rendered template as it is: streaming and polls.
-    Plain,
-    EventSource,
-    /// One text frame per message.
-    WebSocket {
-        /// Send binary messages, and texts that are not UTF-8, unchanged in binary frames.
-        binary: bool,
-    },
-}
-
-/// One format of messages. Locations with equal formats share it, so that a message is rendered once for all of them.
-#[derive(Debug, PartialEq)]
-pub struct Format {
-    pub transport: Transport,
-    pub template: Template,
-    /// A ping as sent.
-    pub ping: Vec<u8>,
-    /// The reader resumes by the order of event ids: only positions are shown as event ids.
-    pub ordered: bool,
-    /// Notice in place of messages that a reader has missed; None if gaps are not told.
-    pub gap_text: Option<Vec<u8>>,
-}
-
-impl Format {
-    /// Appends one message; returns the length that padding is computed from.
-    pub fn render(&self, fields: &Fields<'_>, is_binary: bool, out: &mut Vec<u8>) -> usize {
-        match self.transport {
-            Transport::Plain => {
-                let start = out.len();
-                self.template.render(fields, out);
-                out.len() - start
-            }
-            Transport::EventSource => eventsource::render(&self.template, fields, out),
-            Transport::WebSocket { binary } => {
-                let start = out.len();
-                if binary && (is_binary || str::from_utf8(fields.text).is_err()) {
-                    websocket::push_frame(Opcode::Binary, fields.text, out);
-                } else {
-                    self.template.render(fields, out);
-                    let mut header = Vec::new();
-                    websocket::push_header(Opcode::Text, out.len() - start, &mut header);
-                    out.splice(start..start, header);
-                }
-                out.len() - start
-            }
-        }
-    }
-}
-
-impl Format {
-    /// Appends a gap notice for `channel`: messages between the position `asked` and the id `first` are missing. The
-    /// notice is a message except for EventSource, and has the new `position` as its event id.
-    pub fn render_gap(
-        &self,
-        channel: &[u8],
-        asked: Option<OrderedId>,
-        first: Option<OrderedId>,
-        position: Option<OrderedId>,
-        out: &mut Vec<u8>,
-    ) {
-        let Some(text) = &self.gap_text else { return };
-        if self.transport == Transport::EventSource {
-            return gap::push_event(channel, asked, first, out);
-        }
-        let position = position.map(|id| id.to_text());
-        let fields = Fields {
-            id: gap::ID,
-            channel,
-            text,
-            time: 0,
-            tag: 0,
-            event_id: position.as_deref(),
-            event_type: None,
-        };
-        self.render(&fields, false, out);
-    }
-}
-
-/// Settings and templates that the subscribers of a location share once their response head is sent. Each owns a
-/// reference, so delivery needs nothing of the request.
-#[derive(Debug)]
-pub struct Audience {
-    /// Server and location by name: stable over a reload.
-    pub location: Box<[u8]>,
-    pub format: Rc<Format>,
-    /// As sent; empty = none.
-    pub header: Vec<u8>,
-    /// As sent; empty = none.
-    pub footer: Vec<u8>,
-    pub ping_interval_ms: Option<u64>,
-    pub ttl_ms: Option<u64>,
-    pub longpolling_ttl_ms: Option<u64>,
-    /// Time without acknowledgement after which the kernel drops the peer.
-    pub dead_peer_timeout_ms: Option<u32>,
-    pub slow_reader: SlowReader,
-    /// Bytes that may wait for a slow reader.
-    pub queue_bytes: usize,
-    pub padding: Vec<Padding>,
-    /// Handling of messages from WebSocket clients.
-    pub incoming: Incoming,
-    /// May its subscribers detach from nginx's requests?
-    pub detach: bool,
-    /// File of the disconnect log; NULL = none. Lives as long as the configuration.
-    pub log_disconnect: *mut ngx_open_file_t,
-    /// nginx's own settings for their connections. The log lives as long as the configuration, which nginx keeps as
-    /// long as one of its connections is open.
-    /// keeps as long as one of its connections is open.
-    pub send_timeout_ms: u64,
-    pub reset_timedout: bool,
-    pub lingering: Lingering,
-    pub lingering_timeout_ms: u64,
-    pub lingering_time_ms: u64,
-    pub error_log: *mut ngx_log_t,
-    /// The largest minimum of the whole configuration; final once all of it was read.
-    pub padding_max: Rc<Cell<u32>>,
-}
-
-/// `lingering_close`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lingering {
-    Off,
-    /// Only if the client may still be sending.
-    On,
-    Always,
-}
-
-impl Lingering {
-    fn of(core: &ngx_http_core_loc_conf_t) -> Lingering {
-        match core.lingering_close as u32 {
-            NGX_HTTP_LINGERING_OFF => Lingering::Off,
-            NGX_HTTP_LINGERING_ALWAYS => Lingering::Always,
-            _ => Lingering::On,
-        }
-    }
-}
-
-/// Rules for messages from WebSocket clients.
-#[derive(Clone, Copy, Debug)]
-pub struct Incoming {
-    pub rules: websocket::Rules,
-    /// Are their messages published?
-    pub publish: bool,
-    pub terms: Terms,
 }
 
 impl Location {

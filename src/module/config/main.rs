@@ -11,10 +11,9 @@ use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::store::{Events, Limits, OnFull, Zone};
 use push_stream_core::wire::statistics;
 
-use super::location::{Audience, Format};
 use super::place::Place;
 use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
-use crate::delivery;
+use crate::delivery::{self, Audience, Format};
 use crate::ffi::pool;
 
 /// `push_stream_on_full`.

@@ -20,14 +20,10 @@ use std::ptr;
 use ngx::ffi::*;
 use ngx::ngx_string;
 
-pub use location::{
-    Audience, Format, Lingering, Location, PublisherMode, Role, StatisticsFormat, SubscriberMode, Transport,
-};
+pub use location::{Location, PublisherMode, Role, StatisticsFormat, SubscriberMode};
 pub use main::{Main, Settings};
 pub use padding::Padding;
 pub use zone::forget_wake_fds;
-
-pub use location::SlowReader;
 
 use crate::ffi::lookup;
 

@@ -8,7 +8,9 @@ use push_stream_core::store::{Message, MessageKind};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::Fields;
 
-use crate::config::{Audience, Format, Padding, Transport};
+use super::format::{Format, Transport};
+use super::profile::Audience;
+use crate::config::Padding;
 
 /// Upper bound, with a margin, of bytes that framing and padding add to a message.
 const FRAME_MAX: usize = 64 * 1024;

@@ -13,8 +13,8 @@ use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
 use super::ending::Ending;
+use super::profile::{Audience, Lingering};
 use super::registry::{Kind, Subscriber};
-use crate::config::{Audience, Lingering};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::panic_guard;
 

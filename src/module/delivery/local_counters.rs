@@ -3,8 +3,8 @@
 use push_stream_core::store::{Counter, Fanout, Now};
 
 use super::ending::Reason;
+use super::profile::SlowReader;
 use super::{Delivery, send_queue};
-use crate::config::SlowReader;
 
 #[derive(Default)]
 pub struct LocalCounters {

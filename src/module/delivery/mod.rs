@@ -5,6 +5,7 @@
 //! * [`channel_queue`]: messages being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for readers that resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
+//! * [`profile`], [`format`]: what the subscribers of a location have in common.
 //! * [`frames`]: messages as bytes, rendered once for all subscribers of a style.
 //! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader.
 //! * [`detach`], [`lingering_close`]: connections without nginx's request, and their end.
@@ -26,6 +27,7 @@ mod detach;
 mod disconnect_log;
 mod ending;
 mod events;
+mod format;
 mod frames;
 mod handover;
 mod inbox;
@@ -33,6 +35,7 @@ mod lingering_close;
 mod local_counters;
 mod ordered;
 mod output;
+mod profile;
 mod recovery;
 mod registry;
 mod report;
@@ -55,7 +58,7 @@ use smallvec::SmallVec;
 use push_stream_core::store::{AttachReason, Connection, Counter, Joined, Membership, Now, Summary, Worker, Zone};
 use push_stream_core::wire::event_id::OrderedId;
 
-use crate::config::{Audience, Main, Settings, Transport};
+use crate::config::{Main, Settings};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, lookup, panic_guard, pool, tcp};
 
@@ -76,8 +79,10 @@ use top_channels::TopChannels;
 
 pub use detach::{Contexts, may_send_directly};
 pub use ending::Reason;
+pub use format::{Format, Transport};
 pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
+pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use registry::{Kind, Reply, Rest};
 pub use socket::Socket;
 pub use top_channels::{TopChannel, Tops, top_channels};

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::frames::{Frames, Piece};
-use crate::config::SlowReader;
+use super::profile::SlowReader;
 
 thread_local! {
     /// Bytes in all send queues of this process.

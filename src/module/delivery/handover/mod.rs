@@ -37,8 +37,8 @@ use push_stream_core::wire::handover::LocationName;
 use rustc_hash::FxHashMap;
 
 use super::inbox::Action;
+use super::profile::Audience;
 use super::{Delivery, PROCESS, perform};
-use crate::config::Audience;
 use giving::{Giving, Loss};
 use taking::Taking;
 

@@ -21,8 +21,8 @@ use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::{HeaderName, Request};
-use crate::config::{Audience, Role, Settings, SubscriberMode, Transport};
-use crate::delivery::{self, Seat};
+use crate::config::{Role, Settings, SubscriberMode};
+use crate::delivery::{self, Audience, Seat, Transport};
 
 /// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {

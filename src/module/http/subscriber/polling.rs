@@ -7,8 +7,7 @@ use push_stream_core::store::{Batch, Counter, JoinMode, Joined, Worker};
 use push_stream_core::wire::template::Fields;
 
 use super::{Asides, Candidate};
-use crate::config::Audience;
-use crate::delivery::{self, Enlistment, Kind, Rest, Seat};
+use crate::delivery::{self, Audience, Enlistment, Kind, Rest, Seat};
 use crate::http::answer;
 use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::Request;
