@@ -7,11 +7,12 @@
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
 //! * [`profile`], [`format`]: what the subscribers of a location have in common.
 //! * [`frames`]: messages as bytes, rendered once for all subscribers of a style.
-//! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader.
+//! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader. [`flight`]: buffers in nginx's
+//!   filters.
 //! * [`detach`], [`lingering_close`]: connections without nginx's request, and their end.
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`timer_wheel`]: pings and time limits.
-//! * [`mod@socket`]: input of WebSocket clients.
+//! * [`websocket`], [`mod@socket`]: WebSocket clients, and their input.
 //! * [`ending`]: how and why subscribers end. [`disconnect_log`]: one line for each stream that ends.
 //! * [`report`]: reports in the error log. [`local_counters`]: counts not yet in the zone.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
@@ -27,6 +28,7 @@ mod detach;
 mod disconnect_log;
 mod ending;
 mod events;
+mod flight;
 mod format;
 mod frames;
 mod handover;
@@ -44,6 +46,7 @@ mod shutdown;
 mod socket;
 mod timer_wheel;
 mod top_channels;
+mod websocket;
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
@@ -66,11 +69,12 @@ use detach::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
 use events::Events;
+use flight::Flight;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
 use local_counters::LocalCounters;
-use output::{Flight, Step};
+use output::Step;
 use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
 use report::Reported;
 use shutdown::Shutdown;
@@ -84,8 +88,8 @@ pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use registry::{Kind, Reply, Rest};
-pub use socket::Socket;
 pub use top_channels::{TopChannel, Tops, top_channels};
+pub use websocket::Socket;
 
 /// Pings and ends per slice, before other events get their turn.
 const DUE_PER_SLICE: usize = 256;

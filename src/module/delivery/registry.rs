@@ -17,13 +17,13 @@ use push_stream_core::wire::event_id::OrderedId;
 
 use super::disconnect_log::DisconnectRecord;
 use super::ending::{Ending, Reason};
+use super::flight::Flight;
 use super::format::Transport;
 use super::frames::Style;
-use super::output::Flight;
 use super::profile::Audience;
 use super::send_queue::{Bound, SendQueue};
-use super::socket::Socket;
 use super::timer_wheel::Place;
+use super::websocket::Socket;
 
 /// Names a subscriber, also after it is gone: its place is then empty or another subscriber's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,53 +22,6 @@ const READS_PER_TURN: u32 = 16;
 /// A close frame without a reason, as in the C module.
 const CLOSE: &[u8] = &[0x88, 0x00];
 
-/// The input side of a WebSocket subscriber.
-pub struct Socket {
-    /// The first bytes sent: the head of the answer and the header template. Taken when the subscriber is added.
-    opening: Vec<u8>,
-    /// Only set while a frame or a message is incomplete: an idle connection needs none.
-    decoder: Option<Box<Decoder>>,
-    /// When the oldest ping was sent that no input followed.
-    unanswered_since_ms: Option<u64>,
-}
-
-impl Socket {
-    pub fn new(opening: Vec<u8>) -> Socket {
-        Socket {
-            opening,
-            decoder: None,
-            unanswered_since_ms: None,
-        }
-    }
-
-    /// A socket whose handshake another worker has answered.
-    pub fn taken_over(unanswered_since_ms: Option<u64>) -> Socket {
-        Socket {
-            unanswered_since_ms,
-            ..Socket::new(Vec::new())
-        }
-    }
-
-    /// Is no frame or message of the client incomplete?
-    pub fn is_idle(&self) -> bool {
-        self.decoder.is_none()
-    }
-
-    pub fn unanswered_since_ms(&self) -> Option<u64> {
-        self.unanswered_since_ms
-    }
-
-    pub fn take_opening(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.opening)
-    }
-
-    /// Records a ping sent now. False if the peer is dead: no input since a ping of two intervals ago.
-    pub fn ping(&mut self, now_ms: u64, interval_ms: u64) -> bool {
-        let since = *self.unanswered_since_ms.get_or_insert(now_ms);
-        now_ms - since < 2 * interval_ms
-    }
-}
-
 /// Reaction to the client's input.
 enum Reaction {
     Nothing,
