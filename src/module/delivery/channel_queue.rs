@@ -13,7 +13,8 @@ use smallvec::SmallVec;
 
 use super::frames::{Frames, Mark, Style};
 use super::inbox::DRAIN_BYTES;
-use super::registry::{LocalChannel, Subscriber};
+use super::registry::LocalChannel;
+use super::subscriber::Subscriber;
 use crate::ffi::fault;
 
 /// Limit of a part and of a queue, in bytes on the wire; a queue at the limit gets no more for now.

@@ -10,7 +10,7 @@ use super::ending::Ending;
 use super::frames::Piece;
 use super::inbox::{Action, Delivered};
 use super::output::Progress;
-use super::registry::{Subscriber, SubscriberId};
+use super::subscriber::{Subscriber, SubscriberId};
 
 /// Time for which a piece is held. It is too short to be noticed, and a drain is mostly handed out by then.
 const COALESCE_MS: u64 = 5;

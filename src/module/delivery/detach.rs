@@ -15,7 +15,7 @@ use push_stream_core::store::{AttachReason, Connection};
 use super::ending::Ending;
 use super::frames::Framing;
 use super::profile::Audience;
-use super::registry::{Kind, SubscriberId};
+use super::subscriber::{Kind, SubscriberId};
 use super::{Delivery, PROCESS, advance, end, request_gone, socket, subscriber_event};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::{lookup, pool};

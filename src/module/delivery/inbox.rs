@@ -16,8 +16,9 @@ use super::frames::{Frames, Piece};
 use super::ordered::Ordered;
 use super::output::Progress;
 use super::profile::SlowReader;
-use super::registry::{Kind, Registry, Replaying, Subscriber, SubscriberId, Transit};
+use super::registry::Registry;
 use super::send_queue::{Bound, Overflow, SendQueue};
+use super::subscriber::{Kind, Replaying, Subscriber, SubscriberId, Transit};
 use crate::ffi::fault;
 
 /// Text drained from the store at once: messages drained together go out together, one send per subscriber.

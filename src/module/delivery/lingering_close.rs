@@ -14,7 +14,7 @@ use push_stream_core::store::Now;
 
 use super::ending::Ending;
 use super::profile::{Audience, Lingering};
-use super::registry::{Kind, Subscriber};
+use super::subscriber::{Kind, Subscriber};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::panic_guard;
 

@@ -1,6 +1,6 @@
 //! This worker's subscribers: registration, delivery, end.
 //!
-//! * [`registry`]: subscribers and their channels.
+//! * [`subscriber`], [`slab`]: a subscriber, and all of them by index. [`registry`]: their channels.
 //! * [`inbox`]: messages from the store, handed out to subscribers in slices.
 //! * [`channel_queue`]: messages being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for readers that resume in order.
@@ -43,7 +43,9 @@ mod registry;
 mod report;
 mod send_queue;
 mod shutdown;
+mod slab;
 mod socket;
+mod subscriber;
 mod timer_wheel;
 mod top_channels;
 mod websocket;
@@ -75,9 +77,10 @@ use handover::Handover;
 use inbox::{Action, Answer, Delivered, Inbox, Replayed};
 use local_counters::LocalCounters;
 use output::Step;
-use registry::{NEVER, NOWHERE, Registry, Replaying, Subscriber, SubscriberId, Transit};
+use registry::Registry;
 use report::Reported;
 use shutdown::Shutdown;
+use subscriber::{NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, Transit};
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
@@ -87,7 +90,7 @@ pub use format::{Format, Transport};
 pub use frames::{Framing, fields, header_filler};
 pub use handover::prepare as prepare_handover;
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
-pub use registry::{Kind, Reply, Rest};
+pub use subscriber::{Kind, Reply, Rest};
 pub use top_channels::{TopChannel, Tops, top_channels};
 pub use websocket::Socket;
 

@@ -18,7 +18,8 @@ use push_stream_core::wire::merge::merge;
 use super::Delivery;
 use super::frames::{Frames, Framing, Note, Piece, Style};
 use super::inbox::{Action, Answer, TURN};
-use super::registry::{Kind, Registry, SubscriberId};
+use super::registry::Registry;
+use super::subscriber::{Kind, SubscriberId};
 
 /// Renderings kept for other readers of the same channels.
 const SHARED: usize = 256;

@@ -14,7 +14,7 @@ use std::{io, ptr};
 use ngx::ffi::*;
 
 use super::frames::Piece;
-use super::registry::Subscriber;
+use super::subscriber::Subscriber;
 
 /// Outcome of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
 
 use super::ending::Ending;
-use super::registry::SubscriberId;
+use super::subscriber::SubscriberId;
 use super::{Delivery, PROCESS, end};
 use crate::ffi::panic_guard;
 

@@ -10,7 +10,7 @@ use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
 use super::ending::Reason;
-use super::registry::SubscriberId;
+use super::subscriber::SubscriberId;
 use super::{Delivery, PROCESS, perform};
 
 /// Subscribers ended per slice, before other events get their turn.

@@ -9,7 +9,7 @@ use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violati
 
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Framing, Piece};
-use super::registry::{Kind, NEVER, Subscriber, SubscriberId};
+use super::subscriber::{Kind, NEVER, Subscriber, SubscriberId};
 use super::{Delivery, PROCESS, advance, end, subscriber_event};
 use crate::ffi::lookup;
 

@@ -5,7 +5,8 @@
 
 use std::collections::VecDeque;
 
-use super::registry::Slab;
+use super::slab::Slab;
+use super::subscriber::{NONE, OUT, Place};
 
 /// Width of a slot.
 pub const SLOT_MS: u64 = 100;
@@ -13,30 +14,6 @@ pub const SLOT_MS: u64 = 100;
 /// Number of slots: a subscriber that is due later waits in the last one and is then put back.
 const SLOTS: u64 = 1024;
 const WORDS: usize = SLOTS as usize / 64;
-
-/// No subscriber.
-const NONE: u32 = u32::MAX;
-
-/// A subscriber's place in the timer wheel.
-#[derive(Clone, Copy, Debug)]
-pub struct Place {
-    slot: u16,
-    previous: u32,
-    next: u32,
-}
-
-/// Slot number of a subscriber that is in no slot.
-const OUT: u16 = u16::MAX;
-
-impl Default for Place {
-    fn default() -> Self {
-        Place {
-            slot: OUT,
-            previous: NONE,
-            next: NONE,
-        }
-    }
-}
 
 /// First subscriber of each slot, and which slots have one.
 pub struct TimerWheel {

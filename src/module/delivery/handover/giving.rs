@@ -13,8 +13,8 @@ use crate::delivery::Delivery;
 use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::inbox::Action;
-use crate::delivery::registry::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::delivery::shutdown::PACE_MS;
+use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, less one that may hold its payload.

@@ -17,7 +17,7 @@ use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::inbox::Action;
 use crate::delivery::profile::Audience;
-use crate::delivery::registry::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
+use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::websocket::Socket;
 use crate::delivery::{Delivery, PROCESS};
 use crate::ffi::panic_guard;

@@ -1,0 +1,266 @@
+//! A subscriber: one open stream or waiting request.
+
+use std::ffi::c_void;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
+use smallvec::SmallVec;
+
+use push_stream_core::store::{AttachReason, Connection, Membership, Mode, Replay};
+use push_stream_core::wire::event_id::OrderedId;
+
+use super::disconnect_log::DisconnectRecord;
+use super::ending::{Ending, Reason};
+use super::flight::Flight;
+use super::format::Transport;
+use super::frames::Style;
+use super::profile::Audience;
+use super::send_queue::{Bound, SendQueue};
+use super::websocket::Socket;
+
+/// Names a subscriber, also after it is gone: its place is then empty or another subscriber's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriberId {
+    pub index: u32,
+    pub generation: u32,
+}
+
+const _: () = assert!(
+    size_of::<usize>() == 8,
+    "a subscriber's id travels through nginx in a pointer"
+);
+
+impl SubscriberId {
+    /// The id as the data of a C callback; never NULL, because generations start at 1.
+    pub fn to_pointer(self) -> *mut c_void {
+        ((self.generation as usize) << 32 | self.index as usize) as *mut c_void
+    }
+
+    pub fn from_pointer(pointer: *mut c_void) -> SubscriberId {
+        let number = pointer as usize;
+        SubscriberId {
+            index: number as u32,
+            generation: (number >> 32) as u32,
+        }
+    }
+}
+
+/// The kind of a subscriber.
+pub enum Kind {
+    /// Streaming, EventSource: receives all messages until it ends.
+    Stream,
+    /// WebSocket: receives as a stream, and may send.
+    Socket(Box<Socket>),
+    /// A long poll that waits for its first message. The closure sends the whole answer.
+    Waiting(Responder),
+    /// A poll's answer that is too long for one piece. It is in no channel.
+    Answer(Box<Rest>),
+}
+
+/// The parts of an answer beside its messages.
+pub struct Rest {
+    /// Sent between two messages.
+    pub separator: &'static [u8],
+    /// Sent after the last message.
+    pub closing: Vec<u8>,
+}
+
+/// Due time of something that is never due.
+pub const NEVER: u64 = u64::MAX;
+
+/// Sends the answer to a waiting request; returns the code to finalize the request with. Its last argument: the
+/// channels in which the client missed messages meanwhile.
+pub type Responder = Box<dyn FnOnce(*mut ngx_http_request_t, Reply<'_>, &[Rc<[u8]>]) -> ngx_int_t>;
+
+/// The answer to a waiting request.
+#[derive(Clone, Copy, Debug)]
+pub enum Reply<'t> {
+    Message {
+        time: u64,
+        tag: u32,
+        /// Its event id, if the reader can resume from there.
+        position: Option<OrderedId>,
+        text: &'t [u8],
+    },
+    Deleted {
+        text: &'t [u8],
+    },
+    TimedOut,
+}
+
+/// One open stream or waiting request. It holds all that is needed after its response head; nothing is looked up in the
+/// request.
+///
+/// The fields that every message touches come first and fill one cache line.
+#[repr(C)]
+pub struct Subscriber {
+    /// Messages up to this sequence number are not sent to it.
+    pub joined_seq: u64,
+    pub style: Rc<Style>,
+    pub send_queue: SendQueue,
+    pub replay: Option<Box<Replaying>>,
+    /// Its record for the disconnect log.
+    pub disconnect_record: Option<Box<DisconnectRecord>>,
+    pub ping_due_ms: u64,
+    pub audience: Rc<Audience>,
+    /// The socket, if bytes may be sent to it directly: no request, no TLS. Else -1.
+    pub socket: i32,
+    /// It has left its channels, and ends once everything is sent.
+    pub ending: bool,
+    /// The first reason for its end, if that has begun.
+    pub end_reason: Option<Reason>,
+    /// Why it keeps its request; None if it is detached, or if it waits for one answer.
+    pub attach_reason: Option<AttachReason>,
+    pub transit: Transit,
+
+    /// Open as long as the subscriber is registered.
+    pub connection: *mut ngx_connection_t,
+    /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once detached.
+    pub request: *mut ngx_http_request_t,
+    /// None: bytes go straight to the connection. Otherwise the buffers in nginx's output filters; they belong to the
+    /// request's pool, which is destroyed after the subscriber is removed.
+    pub flight: Option<NonNull<Flight>>,
+    pub kind: Kind,
+    pub seats: SmallVec<[Seated; 2]>,
+    pub end_due_ms: u64,
+    /// Its membership in its client's address if that is limited; else number 0, which no membership has.
+    pub address: Membership,
+    pub place: Place,
+}
+
+/// The fields that every message touches are in its first cache line.
+const _: () = assert!(std::mem::offset_of!(Subscriber, connection) <= 64);
+
+/// A subscriber's seat in one channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Seated {
+    pub membership: Membership,
+    /// Index in the channel's list.
+    pub position: u32,
+}
+
+/// A replay in progress; live messages wait behind it.
+pub struct Replaying {
+    pub replay: Replay,
+    /// Ids of the path's channels.
+    pub ids: Vec<Rc<[u8]>>,
+    pub behind: SendQueue,
+    pub first: bool,
+    /// For an EventSource that resumes in order: its position, unless a replayed message carries one.
+    pub position: Option<OrderedId>,
+    /// The last id sent to it, or the one it resumed from.
+    pub last: Option<OrderedId>,
+}
+
+/// Is it on its way from one worker to another? Then nothing is sent to it or read from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transit {
+    None,
+    /// On offer to another worker.
+    Leaving,
+    /// Coming from another worker.
+    Arriving,
+    /// No other worker accepts it.
+    Refused,
+}
+
+/// Placeholder for no membership.
+pub const NOWHERE: Membership = Membership(0);
+
+impl Subscriber {
+    /// Takes the membership of its address, for leaving it in the store now.
+    pub fn take_address(&mut self) -> Option<Membership> {
+        Some(std::mem::replace(&mut self.address, NOWHERE)).filter(|&address| address != NOWHERE)
+    }
+
+    /// The membership of its address, if it has one.
+    pub fn share_of_address(&self) -> Option<Membership> {
+        Some(self.address).filter(|&address| address != NOWHERE)
+    }
+
+    /// Does it belong to another worker, too, so that neither may send or read?
+    pub fn is_in_transit(&self) -> bool {
+        matches!(self.transit, Transit::Leaving | Transit::Arriving)
+    }
+
+    /// Begins its end, if it has not begun already.
+    pub fn ends(&mut self, reason: Reason) {
+        self.end_reason.get_or_insert(reason);
+    }
+
+    /// The reason of its end, if it was a stream.
+    pub fn closing_reason(&self, ending: Ending) -> Option<Reason> {
+        matches!(self.kind, Kind::Stream | Kind::Socket(_)).then(|| self.end_reason.unwrap_or(Reason::of(ending)))
+    }
+
+    /// Has it given its request back to nginx?
+    pub fn is_detached(&self) -> bool {
+        self.request.is_null()
+    }
+
+    pub fn mode(&self) -> Mode {
+        match (&self.kind, self.style.format.transport) {
+            (Kind::Waiting(_) | Kind::Answer(_), _) => Mode::LongPolling,
+            (_, Transport::Plain) => Mode::Streaming,
+            (_, Transport::EventSource) => Mode::EventSource,
+            (_, Transport::WebSocket { .. }) => Mode::WebSocket,
+        }
+    }
+
+    /// How it is connected, for the counters.
+    pub fn connected(&self) -> Connection {
+        let mode = self.mode();
+        if self.is_detached() {
+            Connection::Detached(mode)
+        } else {
+            Connection::Attached(mode, self.attach_reason)
+        }
+    }
+
+    pub fn bound(&self, frozen: bool) -> Bound {
+        Bound {
+            bytes: self.audience.queue_bytes,
+            policy: self.audience.slow_reader,
+            frozen,
+        }
+    }
+
+    /// When the timer wheel must handle it next.
+    pub fn next_due_ms(&self) -> u64 {
+        self.ping_due_ms.min(self.end_due_ms)
+    }
+
+    /// A message was delivered: the ping interval starts anew.
+    pub fn postpone_ping(&mut self, now_ms: u64) {
+        if self.ping_due_ms != NEVER
+            && let Some(interval) = self.audience.ping_interval_ms
+        {
+            self.ping_due_ms = now_ms + interval;
+        }
+    }
+}
+
+/// No subscriber.
+pub const NONE: u32 = u32::MAX;
+
+/// A subscriber's place in the timer wheel.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub slot: u16,
+    pub previous: u32,
+    pub next: u32,
+}
+
+/// Slot number of a subscriber that is in no slot.
+pub const OUT: u16 = u16::MAX;
+
+impl Default for Place {
+    fn default() -> Self {
+        Place {
+            slot: OUT,
+            previous: NONE,
+            next: NONE,
+        }
+    }
+}
