@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 
 use super::Delivery;
+use super::action::{Action, Delivered};
 use super::ending::Ending;
 use super::frames::Piece;
-use super::inbox::{Action, Delivered};
 use super::output::Progress;
 use super::subscriber::{Subscriber, SubscriberId};
 

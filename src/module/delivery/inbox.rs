@@ -9,6 +9,7 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
 use super::Delivery;
+use super::action::{Action, Answer, Delivered};
 use super::channel_queue::{ChannelQueue, ChannelQueues};
 use super::coalesce::Coalescer;
 use super::ending::{Ending, Reason};
@@ -35,27 +36,6 @@ const ACTIONS_PER_SLICE: usize = 64;
 
 /// Slices of a replay for one subscriber before others get their turn.
 const REPLAYS_PER_TURN: usize = 4;
-
-/// Work left for one subscriber once the module's state is not borrowed any more.
-pub enum Action {
-    /// Go on sending.
-    Advance(SubscriberId),
-    /// Answer the long poll with this message.
-    Answer(SubscriberId, Answer),
-    End(SubscriberId, Ending),
-}
-
-/// A waiting long poll's answer.
-pub struct Answer {
-    pub piece: Piece,
-    pub time: u64,
-    pub tag: u32,
-    /// Its event id, for a reader that resumes in order, if the id is a position.
-    pub position: Option<OrderedId>,
-    pub deleted: bool,
-    /// Channels in which the reader missed messages while it waited.
-    pub missed: Vec<Rc<[u8]>>,
-}
 
 /// How far a queue was handed out.
 enum Handed {
@@ -475,14 +455,6 @@ pub enum Replayed {
     Later,
     /// Messages are missing and the head cannot say so any more: the answer must not look complete.
     Broken,
-}
-
-/// Outcome of a live piece.
-pub enum Delivered {
-    Sent,
-    Queued { dropped: usize },
-    Advance,
-    Cut(Ending),
 }
 
 impl Subscriber {

@@ -1,6 +1,7 @@
 //! This worker's subscribers: registration, delivery, end.
 //!
 //! * [`subscriber`], [`slab`]: a subscriber, and all of them by index. [`registry`]: their channels.
+//! * [`action`]: what is left to do for a subscriber, and the outcome of a delivery.
 //! * [`inbox`]: messages from the store, handed out to subscribers in slices.
 //! * [`channel_queue`]: messages being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for readers that resume in order.
@@ -22,6 +23,7 @@
 //! All state is one value, borrowed for short steps. Calls that may re-enter this module (the output filters,
 //! finalizing a request) are made between the steps.
 
+mod action;
 mod channel_queue;
 mod coalesce;
 mod detach;
@@ -67,6 +69,7 @@ use crate::config::{Main, Settings};
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::{body, fault, lookup, panic_guard, pool, tcp};
 
+use action::{Action, Answer, Delivered};
 use detach::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
@@ -74,7 +77,7 @@ use events::Events;
 use flight::Flight;
 use frames::{Frames, Piece, Style};
 use handover::Handover;
-use inbox::{Action, Answer, Delivered, Inbox, Replayed};
+use inbox::{Inbox, Replayed};
 use local_counters::LocalCounters;
 use output::Step;
 use registry::Registry;

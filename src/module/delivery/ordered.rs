@@ -16,8 +16,9 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::merge::merge;
 
 use super::Delivery;
+use super::action::{Action, Answer};
 use super::frames::{Frames, Framing, Note, Piece, Style};
-use super::inbox::{Action, Answer, TURN};
+use super::inbox::TURN;
 use super::registry::Registry;
 use super::subscriber::{Kind, SubscriberId};
 

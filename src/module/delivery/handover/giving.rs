@@ -10,9 +10,9 @@ use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent
 
 use super::{Key, borrow, close, fd_of, hear, is_possible, listen, socket};
 use crate::delivery::Delivery;
+use crate::delivery::action::Action;
 use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
-use crate::delivery::inbox::Action;
 use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::ffi::panic_guard;

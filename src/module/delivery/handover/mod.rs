@@ -36,7 +36,7 @@ use push_stream_core::store::Zone;
 use push_stream_core::wire::handover::LocationName;
 use rustc_hash::FxHashMap;
 
-use super::inbox::Action;
+use super::action::Action;
 use super::profile::Audience;
 use super::{Delivery, PROCESS, perform};
 use giving::{Giving, Loss};

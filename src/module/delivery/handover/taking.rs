@@ -11,11 +11,11 @@ use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent
 use smallvec::SmallVec;
 
 use super::{Key, borrow, close, fd_of, forget_events, hear, is_possible, listen, socket};
+use crate::delivery::action::Action;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
 use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
-use crate::delivery::inbox::Action;
 use crate::delivery::profile::Audience;
 use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::websocket::Socket;
