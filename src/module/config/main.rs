@@ -1,7 +1,7 @@
 //! The http block's own directives.
 
 use std::cell::{Cell, RefCell};
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
 use std::ptr;
 use std::rc::Rc;
@@ -12,9 +12,10 @@ use push_stream_core::store::{Events, Limits, OnFull, Zone};
 use push_stream_core::wire::statistics;
 
 use super::place::Place;
-use super::{REPORTED, arguments, given, given_ms, unset, word, zone};
+use super::values::{REPORTED, given, given_ms, refuse, unset, word};
+use super::zone;
 use crate::delivery::{self, Audience, Format};
-use crate::ffi::pool;
+use crate::ffi::{lookup, pool};
 
 /// `push_stream_on_full`.
 pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
@@ -134,49 +135,6 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
     unsafe { pool::place((*cf).pool, main) }.map_or(ptr::null_mut(), |main| main.as_ptr().cast())
 }
 
-pub unsafe extern "C" fn set_shared_memory_size(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes our main configuration and the directive's words.
-    let (main, words) = unsafe { (&mut *conf.cast::<Main>(), arguments(cf)) };
-    // SAFETY: `cf` is valid for the call.
-    match unsafe { zone::Wanted::parse(cf, words) } {
-        Ok(wanted) if main.zones.iter().any(|zone| zone.name == wanted.name) => {
-            ngx_conf_log_error!(NGX_LOG_EMERG, cf, "duplicate zone \"{}\"", wanted.name);
-            REPORTED
-        }
-        Ok(wanted) => {
-            main.zones.push(wanted);
-            ptr::null_mut()
-        }
-        Err(reported) => reported,
-    }
-}
-
-/// Setter of a number that is checked when the whole http block was read.
-pub unsafe extern "C" fn set_limit(cf: *mut ngx_conf_t, command: *mut ngx_command_t, conf: *mut c_void) -> *mut c_char {
-    // SAFETY: nginx passes the directive, its words and our main configuration.
-    unsafe {
-        (*conf.cast::<Main>()).note(cf, (*command).offset);
-        ngx_conf_set_num_slot(cf, command, conf)
-    }
-}
-
-/// Setter of a time that is checked when the whole http block was read.
-pub unsafe extern "C" fn set_message_ttl(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: as above.
-    unsafe {
-        (*conf.cast::<Main>()).note(cf, (*command).offset);
-        ngx_conf_set_sec_slot(cf, command, conf)
-    }
-}
-
 /// Runs when the whole http block was read, before servers and locations are merged.
 pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made.
@@ -207,18 +165,12 @@ pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_
     }
 }
 
-/// Logs a refusal without values.
-pub(super) fn refuse(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
-    ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {}", reason.to_string_lossy());
-    REPORTED
-}
-
 impl Main {
     /// Records where a limit is written.
     ///
     /// # Safety
     /// `cf` is what nginx passed to a setter.
-    unsafe fn note(&mut self, cf: *mut ngx_conf_t, offset: usize) {
+    pub(super) unsafe fn note(&mut self, cf: *mut ngx_conf_t, offset: usize) {
         // SAFETY: as above.
         self.limits_written.push((offset, unsafe { Place::of(cf) }));
     }
@@ -336,5 +288,17 @@ fn text(given: &ngx_str_t, default: &[u8]) -> Vec<u8> {
         default.to_vec()
     } else {
         given.as_bytes().to_vec()
+    }
+}
+
+/// This module's configuration of the http block that is being read.
+///
+/// # Safety
+/// `cf` is what nginx passed to a setter or merge function of this module.
+pub unsafe fn main_of<'a>(cf: *mut ngx_conf_t) -> &'a mut Main {
+    // SAFETY: inside the http block the context is an ngx_http_conf_ctx_t, and `main::create` filled our entry.
+    unsafe {
+        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
+        &mut *(*context).main_conf.add(lookup::own_index()).read().cast::<Main>()
     }
 }

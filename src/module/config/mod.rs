@@ -3,6 +3,7 @@
 //! * [`main`]: the http block's own directives and their checks by `nginx -t`.
 //! * [`ids`]: directives about message ids.
 //! * [`location`]: directives also allowed in servers, locations and `if` blocks: inheritance and checks.
+//! * [`setters`]: what nginx calls for directives that its own setters do not fit. [`values`]: what these share.
 //! * [`place`]: file and line for error messages.
 //! * [`zone`]: the shared memory zone's life across reloads.
 
@@ -11,9 +12,11 @@ mod location;
 mod main;
 mod padding;
 mod place;
+mod setters;
+mod values;
 mod zone;
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::mem::offset_of;
 use std::ptr;
 
@@ -87,21 +90,21 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_channels_statistics",
         LOC,
         NGX_CONF_NOARGS,
-        location::set_statistics,
+        setters::set_statistics,
         role
     ),
     location!(
         "push_stream_publisher",
         LOC,
         NGX_CONF_NOARGS | ONE,
-        location::set_publisher,
+        setters::set_publisher,
         role
     ),
     location!(
         "push_stream_subscriber",
         LOC,
         NGX_CONF_NOARGS | ONE,
-        location::set_subscriber,
+        setters::set_subscriber,
         role
     ),
     with_post(
@@ -124,7 +127,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
     http!(
         "push_stream_shared_memory_size",
         NGX_CONF_TAKE12,
-        main::set_shared_memory_size,
+        setters::set_shared_memory_size,
         zones
     ),
     http!(
@@ -146,36 +149,46 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         ngx_conf_set_flag_slot,
         timeout_with_body
     ),
-    http!("push_stream_message_ttl", ONE, main::set_message_ttl, message_ttl_secs),
+    http!(
+        "push_stream_message_ttl",
+        ONE,
+        setters::set_message_ttl,
+        message_ttl_secs
+    ),
     http!(
         "push_stream_max_subscribers_per_channel",
         ONE,
-        main::set_limit,
+        setters::set_limit,
         max_subscribers_per_channel
     ),
     http!(
         "push_stream_max_subscribers_per_address",
         ONE,
-        main::set_limit,
+        setters::set_limit,
         max_subscribers_per_address
     ),
     http!(
         "push_stream_max_messages_stored_per_channel",
         ONE,
-        main::set_limit,
+        setters::set_limit,
         max_stored_per_channel
     ),
     http!(
         "push_stream_max_channel_id_length",
         ONE,
-        main::set_limit,
+        setters::set_limit,
         max_channel_id_length
     ),
-    http!("push_stream_max_number_of_channels", ONE, main::set_limit, max_channels),
+    http!(
+        "push_stream_max_number_of_channels",
+        ONE,
+        setters::set_limit,
+        max_channels
+    ),
     http!(
         "push_stream_max_number_of_wildcard_channels",
         ONE,
-        main::set_limit,
+        setters::set_limit,
         max_wildcard_channels
     ),
     http!(
@@ -196,7 +209,12 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
     ),
     http!("push_stream_drain_time", ONE, ngx_conf_set_msec_slot, drain_time_ms),
     http!("push_stream_handover", FLAG, ngx_conf_set_flag_slot, handover),
-    http!("push_stream_idempotent_window", ONE, main::set_limit, idempotent_window),
+    http!(
+        "push_stream_idempotent_window",
+        ONE,
+        setters::set_limit,
+        idempotent_window
+    ),
     location!(
         "push_stream_channels_path",
         ALL_LEVELS_AND_IF,
@@ -251,28 +269,28 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_header_template_file",
         ALL_LEVELS,
         ONE,
-        location::set_header_template_file,
+        setters::set_header_template_file,
         header_template
     ),
     location!(
         "push_stream_header_template",
         ALL_LEVELS,
         ONE,
-        location::set_literal_template,
+        setters::set_literal_template,
         header_template
     ),
     location!(
         "push_stream_message_template",
         ALL_LEVELS,
         ONE,
-        location::set_message_template,
+        setters::set_message_template,
         message_template
     ),
     location!(
         "push_stream_footer_template",
         ALL_LEVELS,
         ONE,
-        location::set_literal_template,
+        setters::set_literal_template,
         footer_template
     ),
     location!(
@@ -384,7 +402,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_auto_event_id",
         ALL_LEVELS_AND_IF,
         FLAG,
-        ids::set_flag,
+        setters::set_id_flag,
         auto_event_id
     ),
     with_post(
@@ -392,7 +410,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
             "push_stream_out_of_order",
             ALL_LEVELS_AND_IF,
             ONE,
-            ids::set_choice,
+            setters::set_id_choice,
             out_of_order
         ),
         &raw mut ids::OUT_OF_ORDER as *mut c_void,
@@ -401,18 +419,24 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_idempotent_publish",
         ALL_LEVELS_AND_IF,
         FLAG,
-        ids::set_flag,
+        setters::set_id_flag,
         idempotent_publish
     ),
     with_post(
-        location!("push_stream_resume", ALL_LEVELS_AND_IF, ONE, ids::set_choice, resume),
+        location!(
+            "push_stream_resume",
+            ALL_LEVELS_AND_IF,
+            ONE,
+            setters::set_id_choice,
+            resume
+        ),
         &raw mut ids::RESUME as *mut c_void,
     ),
     location!(
         "push_stream_gap_notice",
         ALL_LEVELS_AND_IF,
         FLAG,
-        ids::set_flag,
+        setters::set_id_flag,
         gap_notice
     ),
     location!(
@@ -426,7 +450,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_eventsource_retry",
         ALL_LEVELS,
         NGX_CONF_TAKE12,
-        ids::set_retry,
+        setters::set_retry,
         eventsource_retry
     ),
     with_post(
@@ -458,7 +482,7 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         "push_stream_log_disconnect",
         ALL_LEVELS,
         ONE,
-        location::set_log_disconnect,
+        setters::set_log_disconnect,
         log_disconnect
     ),
     ngx_command_t::empty(),
@@ -493,80 +517,4 @@ pub unsafe fn of_cycle<'a>(cycle: *mut ngx_cycle_t) -> Option<&'a mut Main> {
             .cast::<Main>()
             .as_mut()
     }
-}
-
-/// This module's configuration of the http block that is being read.
-///
-/// # Safety
-/// `cf` is what nginx passed to a setter or merge function of this module.
-unsafe fn main_of<'a>(cf: *mut ngx_conf_t) -> &'a mut Main {
-    // SAFETY: inside the http block the context is an ngx_http_conf_ctx_t, and `main::create` filled our entry.
-    unsafe {
-        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        &mut *(*context).main_conf.add(lookup::own_index()).read().cast::<Main>()
-    }
-}
-
-/// The core module's configuration of the location that is being read or merged.
-///
-/// # Safety
-/// As for [`main_of`].
-unsafe fn core_location_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_core_loc_conf_t {
-    // SAFETY: as in `main_of`; the core module fills its entry at every level.
-    unsafe {
-        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        &mut *(*context)
-            .loc_conf
-            .add(lookup::core_index())
-            .read()
-            .cast::<ngx_http_core_loc_conf_t>()
-    }
-}
-
-/// The directive's words, its name first.
-///
-/// # Safety
-/// `cf` is what nginx passed to a setter.
-unsafe fn arguments<'a>(cf: *mut ngx_conf_t) -> &'a [ngx_str_t] {
-    // SAFETY: nginx passes the words of the directive as an array of ngx_str_t.
-    unsafe { (*(*cf).args).as_slice() }
-}
-
-/// Turns the result of a setter or merge function into nginx's return value.
-fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
-    match result {
-        Ok(()) => ptr::null_mut(),
-        Err(reason) => reason.as_ptr().cast_mut(),
-    }
-}
-
-/// Return value of a setter that has already logged the error.
-const REPORTED: *mut c_char = usize::MAX as *mut c_char;
-
-/// The "not given" value of each kind of field that nginx's own setters fill.
-mod unset {
-    use super::*;
-
-    pub const FLAG: ngx_flag_t = -1;
-    pub const NUMBER: ngx_int_t = -1;
-    pub const SECONDS: time_t = -1;
-    pub const MSEC: ngx_msec_t = ngx_msec_t::MAX;
-    pub const SIZE: usize = usize::MAX;
-    pub const FILE: *mut ngx_open_file_t = usize::MAX as *mut ngx_open_file_t;
-    pub const ENUM: ngx_uint_t = ngx_uint_t::MAX;
-}
-
-/// A non-negative number, if it was given.
-fn given(number: ngx_int_t) -> Option<u32> {
-    (number != unset::NUMBER).then(|| u32::try_from(number).unwrap_or(u32::MAX))
-}
-
-/// A time in milliseconds, if it was given.
-fn given_ms(time: ngx_msec_t) -> Option<u64> {
-    (time != unset::MSEC).then_some(time as u64)
-}
-
-/// One word of an enumeration, for `ngx_conf_set_enum_slot`.
-const fn word(name: ngx_str_t, value: ngx_uint_t) -> ngx_conf_enum_t {
-    ngx_conf_enum_t { name, value }
 }

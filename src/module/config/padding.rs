@@ -7,7 +7,7 @@ use ngx::ffi::*;
 use ngx::ngx_conf_log_error;
 use push_stream_core::wire::padding;
 
-use super::REPORTED;
+use super::values::REPORTED;
 use crate::ffi::pool;
 
 /// One group: minimum sizes for matching user agents.

@@ -13,8 +13,9 @@ use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_log_error, ngx_string};
 use push_stream_core::store::{LAYOUT_VERSION, Now, Zone};
 
+use super::main::Main;
 use super::place::Place;
-use super::{Main, REPORTED};
+use super::values::REPORTED;
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::panic_guard;
 
