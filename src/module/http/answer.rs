@@ -163,3 +163,16 @@ pub fn with_body(r: Request<'_>, content_type: &'static str, body: Vec<u8>) -> R
         Err(code) => code,
     })
 }
+
+/// Finishes a request whose body nginx has read.
+///
+/// # Safety
+/// `r` is valid, and nothing is done with it afterwards.
+pub unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_int_t, Denial>) {
+    // SAFETY: the request is valid until it is finalized, which is the last thing done.
+    unsafe {
+        let request = Request::new(r);
+        let code = panic_guard::request("publish", || conclude(request, work(request)));
+        ngx_http_finalize_request(r, code);
+    }
+}

@@ -7,6 +7,7 @@ use push_stream_core::store::{Draft, Worker};
 
 use super::denial::Denial;
 use super::request::Request;
+use crate::config::Settings;
 
 /// Bytes read at once from a body that nginx spooled to a file.
 const FILE_PIECE: usize = 64 * 1024;
@@ -126,5 +127,14 @@ impl<'b> Piece<'b> {
             offset += bytes.len() as off_t;
         }
         Ok(())
+    }
+}
+
+/// Text of the deletion notice for a channel's subscribers.
+pub fn deletion_notice(settings: &Settings, body: &Body) -> Result<Vec<u8>, Denial> {
+    if body.len() == 0 {
+        Ok(settings.channel_deleted_text.clone())
+    } else {
+        Ok(body.read()?.into_owned())
     }
 }

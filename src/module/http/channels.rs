@@ -136,3 +136,19 @@ pub fn hostname() -> &'static [u8] {
     // the process can take up another one.
     unsafe { (*ngx_cycle).hostname.into() }
 }
+
+/// A path without the events channel.
+pub fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
+    let (path, settings) = (Path::of(r)?, r.settings()?);
+    path.judge(|id| check_changeable(id, settings), |_| Ok(()))?;
+    Ok(path)
+}
+
+/// Checks the id of a channel that a request may change.
+pub fn check_changeable(id: &[u8], settings: &Settings) -> Result<(), Denial> {
+    check_id(id, settings)?;
+    if settings.limits.is_events(id) {
+        return Err(Denial::ToEventsChannel);
+    }
+    Ok(())
+}

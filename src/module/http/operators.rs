@@ -5,12 +5,12 @@ use ngx::ffi::*;
 use push_stream_core::store::{Batch, ChannelInfo, Landmark, Listing, Mark, Now};
 use push_stream_core::wire::operators::{self, List, Stored, bookmark, read_bookmark};
 
-use super::body::Body;
+use super::answer;
+use super::body::{self, Body};
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::pieces::{self, Source};
 use super::request::Request;
-use super::{answer, publisher};
 use crate::delivery;
 
 /// Channels per page by default.
@@ -208,7 +208,7 @@ fn position(after: &[u8]) -> Result<(u64, Option<Mark>), Denial> {
 
 unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     // SAFETY: nginx calls this once, when it has read the whole body.
-    unsafe { publisher::go_on(r, delete_all) }
+    unsafe { answer::go_on(r, delete_all) }
 }
 
 /// DELETE `?prefix=&dry_run=1`; a request body replaces the configured notice.
@@ -219,7 +219,7 @@ fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         return Err(Denial::Argument("An empty prefix would delete every channel."));
     }
     let settings = r.main().settings.clone().ok_or(Denial::Unavailable)?;
-    let notice = publisher::deletion_notice(&settings, &Body::of(r))?;
+    let notice = body::deletion_notice(&settings, &Body::of(r))?;
     let mut listing = Listing::default();
     let mut extent = ChannelInfo::default();
     let mut count = 0;
@@ -251,7 +251,7 @@ fn dismiss(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
     if arguments.only.as_deref() != Some(b"subscribers") {
         return Err(Denial::Argument("Argument only must be subscribers."));
     }
-    let path = publisher::changeable_path(r)?;
+    let path = channels::changeable_path(r)?;
     let had = delivery::with_store(|worker| worker.dismiss(&path.ids(), Now::read())).ok_or(Denial::Unavailable)??;
     if had.is_empty() {
         return Err(Denial::UnknownChannel);

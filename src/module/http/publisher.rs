@@ -7,14 +7,14 @@ use push_stream_core::wire::{batch::CONTENT_TYPE, statistics};
 
 use super::answer;
 use super::batch;
-use super::body::Body;
+use super::body::{self, Body};
 use super::channels::{self, Path};
 use super::denial::{Denial, NO_MEMORY};
 use super::operators;
 use super::request::{HeaderName, Request};
-use crate::config::{PublisherMode, Role, Settings};
+use crate::config::{PublisherMode, Role};
 use crate::delivery;
-use crate::ffi::{lookup, panic_guard, pool};
+use crate::ffi::{lookup, pool};
 
 /// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
@@ -57,7 +57,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
-            let path = changeable_path(r)?;
+            let path = channels::changeable_path(r)?;
             read_body(r, path, delete_body)
         }
         _ => Err(Denial::Method(methods)),
@@ -78,13 +78,6 @@ fn known_path(r: Request<'_>) -> Result<Path, Denial> {
     Ok(path)
 }
 
-/// A path without the events channel.
-pub fn changeable_path(r: Request<'_>) -> Result<Path, Denial> {
-    let (path, settings) = (Path::of(r)?, r.settings()?);
-    path.judge(|id| check_changeable(id, settings), |_| Ok(()))?;
-    Ok(path)
-}
-
 /// A path whose channels exist or may be created.
 fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
@@ -93,16 +86,8 @@ fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
         let checked = delivery::with_store(|worker| worker.check_channels(&ids[..count]));
         Ok(checked.ok_or(Denial::Unavailable)??)
     };
-    path.judge(|id| check_changeable(id, settings), may_exist)?;
+    path.judge(|id| channels::check_changeable(id, settings), may_exist)?;
     Ok(path)
-}
-
-fn check_changeable(id: &[u8], settings: &Settings) -> Result<(), Denial> {
-    channels::check_id(id, settings)?;
-    if settings.limits.is_events(id) {
-        return Err(Denial::ToEventsChannel);
-    }
-    Ok(())
 }
 
 /// Counts a refused message in the statistics.
@@ -181,30 +166,17 @@ fn kept_path(r: Request<'_>) -> Result<&Path, Denial> {
 
 unsafe extern "C" fn publish_body(r: *mut ngx_http_request_t) {
     // SAFETY: nginx calls this once, when it has read the whole body.
-    unsafe { go_on(r, publish) }
+    unsafe { answer::go_on(r, publish) }
 }
 
 unsafe extern "C" fn publish_lines(r: *mut ngx_http_request_t) {
     // SAFETY: as above.
-    unsafe { go_on(r, batch::publish) }
+    unsafe { answer::go_on(r, batch::publish) }
 }
 
 unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     // SAFETY: as above.
-    unsafe { go_on(r, delete) }
-}
-
-/// Finishes a request whose body nginx has read.
-///
-/// # Safety
-/// `r` is valid, and nothing is done with it afterwards.
-pub unsafe fn go_on(r: *mut ngx_http_request_t, work: fn(Request<'_>) -> Result<ngx_int_t, Denial>) {
-    // SAFETY: the request is valid until it is finalized, which is the last thing done.
-    unsafe {
-        let request = Request::new(r);
-        let code = panic_guard::request("publish", || answer::conclude(request, work(request)));
-        ngx_http_finalize_request(r, code);
-    }
+    unsafe { answer::go_on(r, delete) }
 }
 
 /// POST and PUT: one message to every channel of the path, or to none.
@@ -276,21 +248,12 @@ fn confirm(r: Request<'_>, ids: &[&[u8]], published: &[Published], now: Now) -> 
     answer::with_body(r, content_type, body.ok_or(Denial::Unavailable)?)
 }
 
-/// Text of the deletion notice for a channel's subscribers.
-pub fn deletion_notice(settings: &Settings, body: &Body) -> Result<Vec<u8>, Denial> {
-    if body.len() == 0 {
-        Ok(settings.channel_deleted_text.clone())
-    } else {
-        Ok(body.read()?.into_owned())
-    }
-}
-
 /// DELETE: a request body replaces the configured notice.
 fn delete(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let settings = r.settings()?;
     let ids = kept_path(r)?.ids();
     let body = Body::of(r);
-    let notice = deletion_notice(settings, &body)?;
+    let notice = body::deletion_notice(settings, &body)?;
     let deleted =
         delivery::with_store(|worker| worker.delete(&ids, &notice, Now::read())).ok_or(Denial::Unavailable)??;
     if deleted == 0 {
