@@ -55,7 +55,7 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
             if unsafe { ngx_test_config } != 0 {
                 return NGX_OK as ngx_int_t;
             }
-            match main.prepare_wake_fds() {
+            match main.prepare_wake_fds().and_then(|()| delivery::prepare_handover(main)) {
                 Ok(()) => {
                     delivery::reconfigure(main);
                     NGX_OK as ngx_int_t

@@ -14,7 +14,7 @@ use push_stream_core::wire::statistics;
 use super::place::Place;
 use super::values::{REPORTED, given, given_ms, refuse, unset, word};
 use super::zone;
-use crate::delivery::{self, Audience, Format};
+use crate::delivery::{Audience, Format};
 use crate::ffi::{lookup, pool};
 
 /// `push_stream_on_full`.
@@ -240,7 +240,7 @@ impl Main {
     /// Makes the eventfds that wake workers, unless an earlier cycle did: old and new workers share them.
     pub fn prepare_wake_fds(&self) -> std::io::Result<()> {
         match self.open_zone() {
-            Some(zone) => zone::prepare_wake_fds(&zone).and_then(|()| delivery::prepare_handover(&zone)),
+            Some(zone) => zone::prepare_wake_fds(&zone),
             None => Ok(()),
         }
     }

@@ -54,6 +54,7 @@ mod websocket;
 
 use std::collections::VecDeque;
 use std::ffi::c_void;
+use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::time::Instant;
@@ -91,7 +92,6 @@ pub use detach::{Contexts, may_send_directly};
 pub use ending::Reason;
 pub use format::{Format, Transport};
 pub use frames::{Framing, fields, header_filler};
-pub use handover::prepare as prepare_handover;
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subscriber::{Kind, Reply, Rest};
 pub use top_channels::{TopChannel, Tops, top_channels};
@@ -141,6 +141,11 @@ struct Counters {
     ended_before: usize,
     /// When memory was last given back.
     trimmed_ms: u64,
+}
+
+/// Makes the socket for invitations to a handover, unless an earlier cycle did.
+pub fn prepare_handover(main: &Main) -> io::Result<()> {
+    main.open_zone().map_or(Ok(()), |zone| handover::prepare(&zone))
 }
 
 /// Starts the delivery in a worker process.
