@@ -12,10 +12,12 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
 use super::frames::{Frames, Mark, Style};
-use super::inbox::DRAIN_BYTES;
 use super::registry::LocalChannel;
 use super::subscriber::Subscriber;
 use crate::ffi::fault;
+
+/// Text drained from the store at once: messages drained together go out together, one send per subscriber.
+pub const DRAIN_BYTES: usize = 256 * 1024;
 
 /// Limit of a part and of a queue, in bytes on the wire; a queue at the limit gets no more for now.
 const QUEUE_BYTES: usize = DRAIN_BYTES;

@@ -3,13 +3,11 @@
 //! A piece is held while another channel's piece is still to be handed to the same subscriber, and then goes out in
 //! front of that. It waits a moment at most: other channels may have very many subscribers.
 
-use std::collections::VecDeque;
-
-use super::Delivery;
 use super::action::{Action, Delivered};
 use super::ending::Ending;
 use super::frames::Piece;
 use super::output::Progress;
+use super::state::Delivery;
 use super::subscriber::{Subscriber, SubscriberId};
 
 /// Time for which a piece is held. It is too short to be noticed, and a drain is mostly handed out by then.
@@ -17,19 +15,6 @@ const COALESCE_MS: u64 = 5;
 
 /// Bytes held for a subscriber: beyond that, another send costs little.
 const COALESCE_BYTES: usize = 16 * 1024;
-
-/// Subscribers with held pieces.
-#[derive(Default)]
-pub struct Coalescer {
-    /// Subscribers with the time since when pieces are held, the oldest first. They may have been sent since.
-    waiting: VecDeque<(SubscriberId, u64)>,
-}
-
-impl Coalescer {
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
-    }
-}
 
 impl Delivery {
     /// Will a subscriber soon get messages from another of its channels than the current one?

@@ -12,63 +12,16 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use push_stream_core::store::{AttachReason, Connection};
 
+use super::contexts::{Contexts, Neighbours};
 use super::ending::Ending;
 use super::frames::Framing;
+use super::perform::{advance, end, subscriber_event};
 use super::profile::Audience;
+use super::socket;
+use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, SubscriberId};
-use super::{Delivery, PROCESS, advance, end, request_gone, socket, subscriber_event};
 use crate::ffi::optional::{self, Stat};
-use crate::ffi::{lookup, pool};
-
-/// Other modules that are known not to prevent detaching, by their index.
-#[derive(Clone, Copy, Debug)]
-pub struct Neighbours {
-    chunked: Option<usize>,
-    realip: Option<usize>,
-}
-
-impl Neighbours {
-    /// Finds these modules in the current cycle.
-    pub fn find() -> Neighbours {
-        Neighbours {
-            chunked: lookup::http_module_index(c"ngx_http_chunked_filter_module"),
-            realip: lookup::http_module_index(c"ngx_http_realip_module"),
-        }
-    }
-}
-
-/// The set of modules that have a context in a request, one bit each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Contexts([u64; 8]);
-
-impl Contexts {
-    /// The contexts of the request so far.
-    ///
-    /// # Safety
-    /// `r` is a valid request.
-    pub unsafe fn of(r: *mut ngx_http_request_t) -> Contexts {
-        // SAFETY: a request's context array has one entry per http module.
-        let contexts = unsafe { std::slice::from_raw_parts((*r).ctx, ngx_http_max_module) };
-        let mut words = [0; 8];
-        // Few modules have one: test eight at a time first.
-        for (group, contexts) in contexts.chunks(8).enumerate() {
-            if contexts.iter().fold(0, |any, context| any | context.addr()) != 0 {
-                let bits = contexts
-                    .iter()
-                    .enumerate()
-                    .map(|(bit, context)| u64::from(!context.is_null()) << bit);
-                words[group / 8] |= bits.fold(0, |all, bit| all | bit) << (group % 8 * 8);
-            }
-        }
-        Contexts(words)
-    }
-
-    fn insert(&mut self, index: usize) {
-        if let Some(word) = self.0.get_mut(index / 64) {
-            *word |= 1 << (index % 64);
-        }
-    }
-}
+use crate::ffi::{lookup, panic_guard, pool};
 
 /// May bytes bypass the output filters of this request, whose head was just sent? Returns the framing then.
 ///
@@ -396,4 +349,14 @@ impl Delivery {
         }
         released
     }
+}
+
+/// Cleanup handler: nginx frees the request, for whatever reason.
+unsafe extern "C" fn request_gone(data: *mut c_void) {
+    let remove = || {
+        PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
+    };
+    // A subscriber without its request must not stay.
+    let or_abort = || panic_guard::guard("request cleanup again", || std::process::abort(), remove);
+    panic_guard::guard("request cleanup", or_abort, remove);
 }

@@ -1,26 +1,21 @@
-//! Event handlers called by nginx: the eventfd that other workers write to, posted work, and timers.
+//! This module's events in nginx's loop: posted work, timers, and the eventfd that other workers write to.
 
 use std::cell::{Cell, UnsafeCell};
-use std::ffi::c_void;
-use std::ptr;
-use std::time::Instant;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Counter, Now, Tick};
 
-use super::{Delivery, PROCESS, detach, perform, recovery, shutdown};
-use crate::ffi::panic_guard;
+pub type Callback = unsafe extern "C" fn(*mut ngx_event_t);
 
-/// Interval of housekeeping, and of a check of the inbox in case a publisher died before it could wake this worker.
-const TICK_MS: u64 = 1000;
-
-/// Delay of the next slice of housekeeping, if one was not enough.
-const SOON_MS: u64 = 10;
-
-/// Subscribers that must have ended before a worker gives memory back to the system, and the minimum interval.
-const TRIM_AFTER: usize = 256;
-const TRIM_EVERY_MS: u64 = 10_000;
+/// What nginx calls for each of the events.
+pub struct Callbacks {
+    pub wake: Callback,
+    pub work: Callback,
+    pub tick: Callback,
+    pub timer_wheel: Callback,
+    pub walk: Callback,
+    pub shutdown: Callback,
+}
 
 /// The event structures. nginx links them into its own lists, so they stay where they are until the process ends.
 pub struct Events {
@@ -29,14 +24,15 @@ pub struct Events {
     timer_wheel: UnsafeCell<ngx_event_t>,
     walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
+    wake: Callback,
     /// Its eventfd could not be registered.
-    deaf: Cell<bool>,
+    pub deaf: Cell<bool>,
     log: *mut ngx_log_t,
 }
 
 impl Events {
     /// Makes the events of this process; none is armed yet.
-    pub fn new(log: *mut ngx_log_t) -> &'static Events {
+    pub fn new(callbacks: Callbacks, log: *mut ngx_log_t) -> &'static Events {
         // nginx prints the descriptor of an event's connection in its debug log.
         // SAFETY: a connection of all zeroes is a valid one that is not open.
         let mut nobody: ngx_connection_t = unsafe { std::mem::zeroed() };
@@ -52,19 +48,20 @@ impl Events {
             UnsafeCell::new(event)
         };
         Box::leak(Box::new(Events {
-            work: event(on_work, true),
-            tick: event(on_tick, true),
-            timer_wheel: event(on_timer_wheel, true),
-            walk: event(on_walk, true),
+            work: event(callbacks.work, true),
+            tick: event(callbacks.tick, true),
+            timer_wheel: event(callbacks.timer_wheel, true),
+            walk: event(callbacks.walk, true),
             // The only timer that keeps a leaving worker alive.
-            leave: event(on_shutdown, false),
+            leave: event(callbacks.shutdown, false),
+            wake: callbacks.wake,
             deaf: Cell::new(false),
             log,
         }))
     }
 
-    pub fn start(&self) {
-        add_timer(&self.tick, TICK_MS);
+    pub fn tick_in(&self, delay_ms: u64) {
+        add_timer(&self.tick, delay_ms);
     }
 
     /// Posts work, to run as soon as the current events are handled.
@@ -112,7 +109,7 @@ impl Events {
                 return false;
             };
             let read = connection.read;
-            (*read).handler = Some(on_wake);
+            (*read).handler = Some(self.wake);
             (*read).log = self.log;
             // Not a client's connection: no alert at exit that it is still open.
             (*read).set_channel(1);
@@ -144,135 +141,5 @@ fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
             ngx_del_timer(event);
         }
         ngx_add_timer(event, delay_ms as ngx_msec_t);
-    }
-}
-
-/// Handler: another process published to a channel of this worker, or nginx tells the worker to exit.
-unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
-    panic_guard::event("wake-up", || {
-        // SAFETY: nginx passes the read event of the connection that `listen` made.
-        let leave = unsafe {
-            let connection = (*event).data.cast::<ngx_connection_t>();
-            empty((*connection).fd);
-            (*event).set_ready(0);
-            ngx_handle_read_event(event, 0);
-            (*connection).close() != 0
-        };
-        PROCESS.with(Delivery::wake);
-        if leave {
-            shutdown::begin();
-        }
-    });
-}
-
-/// Reads the eventfd, always: a level-triggered event method would report it again and again.
-fn empty(fd: i32) {
-    let mut count = 0u64;
-    // SAFETY: an eventfd gives eight bytes or fails.
-    unsafe { libc::read(fd, ptr::from_mut(&mut count).cast::<c_void>(), size_of::<u64>()) };
-}
-
-unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
-    panic_guard::guard("delivery", recovery::start_over, || {
-        let started = Instant::now();
-        let settling = PROCESS.with(|delivery| {
-            delivery.disconnect_log.flush(Now::read().monotonic_ms);
-            std::mem::take(&mut delivery.settling)
-        });
-        settling.unwrap_or_default().into_iter().for_each(detach::detach);
-        let mut actions = Vec::new();
-        let more = PROCESS.with(|delivery| {
-            let more = delivery.work(&mut actions);
-            delivery.conclude_giving(&mut actions);
-            more
-        });
-        let more = more.unwrap_or(false);
-        perform(actions);
-        PROCESS.with(|delivery| {
-            delivery.pace(started, more);
-            if more {
-                delivery.events.post_more_work();
-            }
-        });
-    });
-}
-
-unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
-    panic_guard::guard("timer wheel", recovery::start_over, || {
-        let mut actions = Vec::new();
-        PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
-        perform(actions);
-    });
-}
-
-unsafe extern "C" fn on_walk(_event: *mut ngx_event_t) {
-    panic_guard::event("walk over channels", || {
-        PROCESS.with(Delivery::walk);
-    });
-}
-
-unsafe extern "C" fn on_shutdown(_event: *mut ngx_event_t) {
-    panic_guard::guard("leaving", recovery::start_over, shutdown::go_on);
-}
-
-unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {
-    let tick_again = || {
-        PROCESS.with(|delivery| add_timer(&delivery.events.tick, TICK_MS));
-    };
-    panic_guard::guard("tick", tick_again, || {
-        PROCESS.with(Delivery::tick);
-    });
-}
-
-impl Delivery {
-    fn tick(&mut self) {
-        let now = Now::read();
-        let mut next = TICK_MS;
-        if self.worker.is_none() {
-            self.claim();
-        } else if self.events.deaf.get() {
-            self.listen();
-        }
-        if let Some(worker) = &mut self.worker
-            && worker.tick(now) == Tick::More
-        {
-            next = SOON_MS;
-        }
-        if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_overlooked()) {
-            worker.count(Counter::WakeupTimer, 1);
-        }
-        self.count();
-        self.report(now);
-        self.start_top_channels_walk(now);
-        self.look_after_taking(now.monotonic_ms);
-        self.forget_buffers();
-        self.give_memory_back(now.monotonic_ms);
-        self.wake();
-        add_timer(&self.events.tick, next);
-    }
-
-    /// Records the time without a poll for events: from one slice to the next, if nginx did not sleep in between.
-    fn pace(&mut self, started: Instant, more: bool) {
-        let before = std::mem::replace(&mut self.slice_before, more.then_some(started));
-        let stretch = before.map_or(started.elapsed(), |before| started.duration_since(before));
-        if let Some(worker) = &self.worker {
-            worker.note_stretch(stretch.max(started.elapsed()));
-        }
-    }
-
-    /// Returns freed memory, which glibc keeps, to the system: after many subscribers have ended and the storm is over.
-    fn give_memory_back(&mut self, now_ms: u64) {
-        let ended = self.counters.ended;
-        let calm = std::mem::replace(&mut self.counters.ended_before, ended) == ended;
-        // The call walks all memory: the more there is, the more must be gained.
-        let worth = TRIM_AFTER.max(self.registry.slab.len() / 8);
-        if calm && ended >= worth && now_ms >= self.counters.trimmed_ms + TRIM_EVERY_MS {
-            self.counters.ended = 0;
-            self.counters.ended_before = 0;
-            self.counters.trimmed_ms = now_ms;
-            self.registry.channels.shrink_to_fit();
-            // SAFETY: may be called at any time.
-            unsafe { libc::malloc_trim(0) };
-        }
     }
 }

@@ -1,10 +1,9 @@
 //! Local counters: events counted in this process and not yet added to the zone's counters, once for many events.
 
-use push_stream_core::store::{Counter, Fanout, Now};
+use push_stream_core::store::{Counter, Evictions, Fanout, Now};
 
 use super::ending::Reason;
 use super::profile::SlowReader;
-use super::{Delivery, send_queue};
 
 #[derive(Default)]
 pub struct LocalCounters {
@@ -12,12 +11,12 @@ pub struct LocalCounters {
     pub delivered: u64,
     /// Slow readers that got a gap notice.
     pub gap_notices: u64,
-    closed: u64,
-    skipped: u64,
-    latest: u64,
-    fanout: Fanout,
+    pub closed: u64,
+    pub skipped: u64,
+    pub latest: u64,
+    pub fanout: Fanout,
     /// Rare events without a field of their own, each with its count.
-    seldom: Vec<(Counter, u64)>,
+    pub seldom: Vec<(Counter, u64)>,
     /// Refused subscriptions not reported yet.
     pub refused_lately: RefusedLately,
 }
@@ -78,23 +77,19 @@ impl LocalCounters {
     }
 }
 
-impl Delivery {
-    /// Adds these counts to the zone's counters.
-    pub fn count(&mut self) {
-        let Some(worker) = &self.worker else { return };
-        for (counter, count) in [
-            (Counter::Delivered, &mut self.local_counters.delivered),
-            (Counter::GapNotice, &mut self.local_counters.gap_notices),
-            (Counter::SlowClose, &mut self.local_counters.closed),
-            (Counter::SlowSkip, &mut self.local_counters.skipped),
-            (Counter::SlowLatest, &mut self.local_counters.latest),
-        ] {
-            worker.count(counter, std::mem::take(count));
-        }
-        for (counter, count) in self.local_counters.seldom.drain(..) {
-            worker.count(counter, count);
-        }
-        worker.count_fanout(&mut self.local_counters.fanout);
-        worker.set_queued_bytes(send_queue::queued_bytes());
-    }
+/// Counts as of the last report.
+#[derive(Default)]
+pub struct Reported {
+    /// Time of the last report.
+    pub at_ms: u64,
+    pub dropped: u64,
+    pub too_slow: u64,
+    /// Zone-wide; None until this worker has a slot.
+    pub zone: Option<ZoneCounts>,
+}
+
+#[derive(Clone, Copy)]
+pub struct ZoneCounts {
+    pub evicted: Evictions,
+    pub refused: u64,
 }

@@ -1,31 +1,35 @@
 //! This worker's subscribers: registration, delivery, end.
 //!
 //! * [`subscriber`], [`slab`]: a subscriber, and all of them by index. [`registry`]: their channels.
-//! * [`action`]: what is left to do for a subscriber, and the outcome of a delivery.
-//! * [`inbox`]: messages from the store, handed out to subscribers in slices.
+//! * [`profile`], [`mod@format`]: what the subscribers of a location have in common.
+//! * [`inbox`]: messages from the store. [`hand_out`], [`hand_out_ordered`]: they reach subscribers, in slices.
 //! * [`channel_queue`]: messages being handed out, channel by channel in turns.
 //! * [`ordered`]: messages merged over several channels, for readers that resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
-//! * [`profile`], [`format`]: what the subscribers of a location have in common.
 //! * [`frames`]: messages as bytes, rendered once for all subscribers of a style.
 //! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader. [`flight`]: buffers in nginx's
 //!   filters.
-//! * [`detach`], [`lingering_close`]: connections without nginx's request, and their end.
-//! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
-//! * [`timer_wheel`]: pings and time limits.
+//! * [`action`], [`mod@perform`]: what is left to do for a subscriber while the state is not borrowed.
+//! * [`mod@detach`], [`lingering_close`]: connections without nginx's request, and their end. [`contexts`]: which modules
+//!   hold on to a request.
+//! * [`timers`], [`timer_wheel`]: pings and time limits.
 //! * [`websocket`], [`mod@socket`]: WebSocket clients, and their input.
 //! * [`ending`]: how and why subscribers end. [`disconnect_log`]: one line for each stream that ends.
-//! * [`report`]: reports in the error log. [`local_counters`]: counts not yet in the zone.
+//! * [`local_counters`]: counts not yet in the zone. [`report`]: adds them, and reports in the error log.
+//! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
-//! * [`events`]: callbacks and timers of nginx's event loop.
+//! * [`events`], [`callbacks`]: events in nginx's loop, and what it calls. [`housekeeping`]: once a second.
 //! * [`recovery`]: after a panic.
+//! * [`state`]: the one value that has it all. Files below it do not know it; those above it extend it with `impl`.
 //!
-//! All state is one value, borrowed for short steps. Calls that may re-enter this module (the output filters,
+//! That value is borrowed for short steps. Calls that may re-enter this module (the output filters,
 //! finalizing a request) are made between the steps.
 
 mod action;
+mod callbacks;
 mod channel_queue;
 mod coalesce;
+mod contexts;
 mod detach;
 mod disconnect_log;
 mod ending;
@@ -33,12 +37,16 @@ mod events;
 mod flight;
 mod format;
 mod frames;
+mod hand_out;
+mod hand_out_ordered;
 mod handover;
+mod housekeeping;
 mod inbox;
 mod lingering_close;
 mod local_counters;
 mod ordered;
 mod output;
+mod perform;
 mod profile;
 mod recovery;
 mod registry;
@@ -47,101 +55,56 @@ mod send_queue;
 mod shutdown;
 mod slab;
 mod socket;
+mod state;
 mod subscriber;
 mod timer_wheel;
+mod timers;
 mod top_channels;
 mod websocket;
 
 use std::collections::VecDeque;
-use std::ffi::c_void;
 use std::io;
 use std::ptr::NonNull;
 use std::rc::Rc;
-use std::time::Instant;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{AttachReason, Connection, Counter, Joined, Membership, Now, Summary, Worker, Zone};
+use push_stream_core::store::{AttachReason, Connection, Counter, Joined, Membership, Now, Summary, Worker};
 use push_stream_core::wire::event_id::OrderedId;
 
-use crate::config::{Main, Settings};
-use crate::ffi::cell::ProcessCell;
-use crate::ffi::{body, fault, lookup, panic_guard, pool, tcp};
+use crate::config::Main;
+use crate::ffi::{fault, lookup, panic_guard, pool, tcp};
 
-use action::{Action, Answer, Delivered};
-use detach::Neighbours;
+use action::Action;
+use callbacks::CALLBACKS;
+use contexts::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
 use events::Events;
 use flight::Flight;
-use frames::{Frames, Piece, Style};
-use handover::Handover;
-use inbox::{Inbox, Replayed};
-use local_counters::LocalCounters;
-use output::Step;
+use frames::Style;
+use handover::sessions::Handover;
+use housekeeping::TICK_MS;
+use inbox::Inbox;
+use local_counters::{LocalCounters, Reported};
+use perform::{advance, end, subscriber_event};
 use registry::Registry;
-use report::Reported;
-use shutdown::Shutdown;
+use state::{Counters, Delivery, PROCESS, Shutdown};
 use subscriber::{NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, Transit};
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
-pub use detach::{Contexts, may_send_directly};
+pub use contexts::Contexts;
+pub use detach::may_send_directly;
 pub use ending::Reason;
 pub use format::{Format, Transport};
 pub use frames::{Framing, fields, header_filler};
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subscriber::{Kind, Reply, Rest};
-pub use top_channels::{TopChannel, Tops, top_channels};
+pub use top_channels::{TopChannel, Tops};
 pub use websocket::Socket;
-
-/// Pings and ends per slice, before other events get their turn.
-const DUE_PER_SLICE: usize = 256;
-
-/// All delivery state of this process.
-static PROCESS: ProcessCell<Delivery> = ProcessCell::empty();
-
-/// One worker's part of the delivery.
-struct Delivery {
-    zone: Zone,
-    /// None while no slot of the zone is free.
-    worker: Option<Worker>,
-    settings: Rc<Settings>,
-    registry: Registry,
-    inbox: Inbox,
-    timer_wheel: TimerWheel,
-    /// Indices of subscribers whose timer has expired and that are not handled yet.
-    due: VecDeque<u32>,
-    /// Subscribers to try to detach once none of their request's handlers is running.
-    settling: Vec<SubscriberId>,
-    neighbours: Neighbours,
-    /// Start of the last slice of work, if that left more to do.
-    slice_before: Option<Instant>,
-    events: &'static Events,
-    shutdown: Shutdown,
-    counters: Counters,
-    local_counters: LocalCounters,
-    top_channels: TopChannels,
-    handover: Handover,
-    reported: Reported,
-    disconnect_log: DisconnectLog,
-}
-
-/// Counts of slow readers and ended subscribers in this worker.
-#[derive(Default)]
-struct Counters {
-    /// Messages dropped by the policies `skip` and `latest`.
-    dropped: u64,
-    /// Connections closed by the policy `close`.
-    too_slow: u64,
-    /// Subscribers ended since memory was last given back, now and at the last tick.
-    ended: usize,
-    ended_before: usize,
-    /// When memory was last given back.
-    trimmed_ms: u64,
-}
 
 /// Makes the socket for invitations to a handover, unless an earlier cycle did.
 pub fn prepare_handover(main: &Main) -> io::Result<()> {
@@ -155,7 +118,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
     };
     // SAFETY: nginx passes a valid cycle.
     let log = unsafe { (*cycle).log };
-    let events = Events::new(log);
+    let events = Events::new(CALLBACKS, log);
     let mut delivery = Delivery {
         zone,
         worker: None,
@@ -185,7 +148,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         );
     }
     PROCESS.set(delivery);
-    events.start();
+    events.tick_in(TICK_MS);
 }
 
 /// Ends the delivery: ends all remaining subscribers, as far as that is possible without waiting.
@@ -329,21 +292,6 @@ unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     }
 }
 
-/// Cleanup handler: nginx frees the request, for whatever reason.
-unsafe extern "C" fn request_gone(data: *mut c_void) {
-    let remove = || {
-        PROCESS.with(|delivery| delivery.remove(SubscriberId::from_pointer(data), Ending::Gone));
-    };
-    // A subscriber without its request must not stay.
-    let or_abort = || panic_guard::guard("request cleanup again", || std::process::abort(), remove);
-    panic_guard::guard("request cleanup", or_abort, remove);
-}
-
-/// The guard for handlers of one subscriber: after a panic its connection ends.
-fn subscriber_event(entry: &str, id: SubscriberId, body: impl FnOnce()) {
-    panic_guard::guard(entry, || panic_guard::event("end", || end(id, Ending::Failed)), body);
-}
-
 /// Write handler: the socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
@@ -366,135 +314,6 @@ unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
             advance(id);
         }
     });
-}
-
-/// Performs the actions left by a slice of work or an expired timer.
-fn perform(actions: Vec<Action>) {
-    for action in actions {
-        match action {
-            Action::Advance(id) => advance(id),
-            Action::Answer(id, answer) => answer_waiting(id, &answer),
-            Action::End(id, ending) => end(id, ending),
-        }
-    }
-}
-
-/// Sends to a subscriber until its socket is full or nothing is left to send.
-fn advance(id: SubscriberId) {
-    let (mut attempted, mut replays) = (false, 0);
-    loop {
-        let Some(step) = PROCESS
-            .with(|delivery| delivery.step(id, &mut attempted, &mut replays))
-            .flatten()
-        else {
-            return;
-        };
-        match step {
-            Next::Filter(r, chain) => {
-                // SAFETY: the subscriber is registered, so its request is alive; the chain is in its flight.
-                if unsafe { output::filter(r, chain) } == NGX_ERROR as ngx_int_t {
-                    return end(id, Ending::Failed);
-                }
-            }
-            Next::End(ending) => return end(id, ending),
-        }
-    }
-}
-
-/// Steps of [`advance`] outside of the borrow.
-enum Next {
-    Filter(*mut ngx_http_request_t, *mut ngx_chain_t),
-    End(Ending),
-}
-
-/// Ends a subscriber's request.
-fn end(id: SubscriberId, ending: Ending) {
-    let removed = PROCESS.with(|delivery| {
-        let missed = delivery.inbox.ordered.take_missed(id.index);
-        Some((delivery.remove(id, ending)?, missed))
-    });
-    let Some((subscriber, missed)) = removed.flatten() else {
-        return;
-    };
-    if subscriber.is_detached() {
-        // SAFETY: the subscriber was registered until now, so its connection is open.
-        return unsafe { lingering_close::close(&subscriber, ending) };
-    }
-    let r = subscriber.request;
-    // SAFETY: the subscriber was registered until now, so its request is alive.
-    unsafe {
-        let connection = (*r).connection;
-        let code = match ending {
-            Ending::Regular => match subscriber.kind {
-                Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
-                // Its last frames were in the send queue.
-                Kind::Socket(_) => {
-                    if ngx_exiting != 0 || ngx_terminate != 0 {
-                        // The process must not wait for further input from the client.
-                        (*r).set_lingering_close(0);
-                    }
-                    NGX_OK as ngx_int_t
-                }
-                Kind::Waiting(respond) => panic_guard::request("time-out", || respond(r, Reply::TimedOut, &missed)),
-                // The end of its text was in the send queue.
-                Kind::Answer(_) => body::send(r, Vec::new(), true),
-            },
-            Ending::Failed => cut(connection),
-            Ending::Gone => {
-                (*connection).set_error(1);
-                NGX_HTTP_CLIENT_CLOSED_REQUEST as ngx_int_t
-            }
-            Ending::TimedOut => {
-                ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: client timed out");
-                (*connection).set_timedout(1);
-                NGX_HTTP_REQUEST_TIME_OUT as ngx_int_t
-            }
-            Ending::TooSlow => {
-                ngx_log_error!(NGX_LOG_INFO, (*connection).log, "push stream: slow subscriber closed");
-                cut(connection)
-            }
-        };
-        finalize(r, code);
-    }
-}
-
-/// Ends a connection on which half a message may be sent: nothing may follow it, not even the end of TLS.
-unsafe fn cut(connection: *mut ngx_connection_t) -> ngx_int_t {
-    // SAFETY: the connection is open.
-    unsafe { (*connection).set_error(1) };
-    NGX_ERROR as ngx_int_t
-}
-
-/// Answers a waiting long poll with a message.
-fn answer_waiting(id: SubscriberId, answer: &Answer) {
-    let Some(subscriber) = PROCESS.with(|delivery| delivery.remove(id, Ending::Regular)).flatten() else {
-        return;
-    };
-    let text = answer.piece.bytes();
-    let reply = if answer.deleted {
-        Reply::Deleted { text }
-    } else {
-        Reply::Message {
-            time: answer.time,
-            tag: answer.tag,
-            position: answer.position,
-            text,
-        }
-    };
-    if let Kind::Waiting(respond) = subscriber.kind {
-        let code = panic_guard::request("answer", || respond(subscriber.request, reply, &answer.missed));
-        finalize(subscriber.request, code);
-    }
-}
-
-/// Gives a request back to nginx.
-fn finalize(r: *mut ngx_http_request_t, code: ngx_int_t) {
-    // SAFETY: the request is alive; connections outlive their requests, and nginx marks those that do not go on.
-    unsafe {
-        let connection = (*r).connection;
-        ngx_http_finalize_request(r, code);
-        ngx_http_run_posted_requests(connection);
-    }
 }
 
 impl Delivery {
@@ -640,25 +459,6 @@ impl Delivery {
         self.events.post_work();
     }
 
-    /// Puts a subscriber into the timer wheel where its next ping or end is due.
-    fn schedule(&mut self, index: u32, now_ms: u64) {
-        let due = self
-            .registry
-            .slab
-            .at(index)
-            .map_or(NEVER, |subscriber| subscriber.next_due_ms());
-        if due != NEVER {
-            self.timer_wheel.put(&mut self.registry.slab, index, due, now_ms);
-            self.arm_timer_wheel(now_ms);
-        }
-    }
-
-    fn arm_timer_wheel(&self, now_ms: u64) {
-        if let Some(delay) = self.timer_wheel.next_ms(now_ms) {
-            self.events.advance_timer_wheel_in(delay);
-        }
-    }
-
     /// Removes a subscriber, here and in the store.
     fn remove(&mut self, id: SubscriberId, ending: Ending) -> Option<Subscriber> {
         let connected = self.registry.slab.get(id)?.connected();
@@ -713,38 +513,6 @@ impl Delivery {
         self.look_if_woken();
     }
 
-    /// The next step for a subscriber, as far as it must be done outside of the borrow.
-    fn step(&mut self, id: SubscriberId, attempted: &mut bool, replays: &mut usize) -> Option<Next> {
-        loop {
-            let subscriber = self.registry.slab.get(id)?;
-            if let Kind::Waiting(_) = subscriber.kind {
-                return subscriber.ending.then_some(Next::End(Ending::Regular));
-            }
-            match subscriber.step(attempted) {
-                Step::Filter(r, chain) => return Some(Next::Filter(r, chain)),
-                Step::Failed => return Some(Next::End(Ending::Failed)),
-                Step::Blocked => return None,
-                Step::Drained => {}
-            }
-            let ends = subscriber.ending;
-            let settles = !ends && subscriber.attach_reason == Some(AttachReason::Unsent);
-            match self.replay(id, replays) {
-                Replayed::Some => *attempted = false,
-                Replayed::Broken => return Some(Next::End(Ending::Failed)),
-                Replayed::Later => {
-                    self.events.post_more_work();
-                    return None;
-                }
-                Replayed::Nothing => {
-                    if settles {
-                        self.settle(id);
-                    }
-                    return ends.then_some(Next::End(Ending::Regular));
-                }
-            }
-        }
-    }
-
     /// Begins the regular end of a subscriber.
     fn begin_end(&mut self, id: SubscriberId, reason: Reason) -> Option<Action> {
         let subscriber = self.registry.slab.get(id)?;
@@ -761,84 +529,18 @@ impl Delivery {
         self.leave_store(id.index);
         Some(Action::Advance(id))
     }
-
-    /// Sends due pings and begins due ends.
-    fn advance_timer_wheel(&mut self, actions: &mut Vec<Action>) {
-        let now_ms = Now::read().monotonic_ms;
-        self.timer_wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
-        let mut pings = Pings::default();
-        for _ in 0..DUE_PER_SLICE.min(self.due.len()) {
-            let Some(index) = self.due.pop_front() else {
-                break;
-            };
-            let Some((id, subscriber)) = self.registry.slab.named(index) else {
-                continue;
-            };
-            if subscriber.end_due_ms <= now_ms {
-                actions.extend(self.begin_end(id, Reason::Ttl));
-                continue;
-            }
-            if subscriber.ping_due_ms <= now_ms {
-                // Count from the due time, or the slots' rounding would add up.
-                let beat = subscriber.ping_due_ms.max(now_ms.saturating_sub(timer_wheel::SLOT_MS));
-                subscriber.postpone_ping(beat);
-                match subscriber.ping(&mut pings, now_ms) {
-                    Pinged::Sent => {}
-                    Pinged::Queued => actions.push(Action::Advance(id)),
-                    Pinged::Lost(ending) => actions.push(Action::End(id, ending)),
-                }
-            }
-            self.schedule(index, now_ms);
-        }
-        if self.due.is_empty() {
-            self.arm_timer_wheel(now_ms);
-        } else {
-            self.events.advance_timer_wheel_in(1);
-        }
-    }
 }
 
-/// The pings of one advance of the timer wheel, by style.
-#[derive(Default)]
-struct Pings(Vec<(Rc<Style>, Rc<Frames>)>);
-
-impl Pings {
-    fn of(&mut self, style: &Rc<Style>) -> Rc<Frames> {
-        if let Some((_, ping)) = self.0.iter().find(|(known, _)| Rc::ptr_eq(known, style)) {
-            return ping.clone();
+/// The `count` busiest channels by each measure, as far as they are known.
+pub fn top_channels(count: usize) -> Tops {
+    let some = PROCESS.with(|delivery| {
+        let first = |found: &[TopChannel]| found.iter().take(count).cloned().collect();
+        let found = &delivery.top_channels.found;
+        Tops {
+            by_subscribers: first(&found.by_subscribers),
+            by_bytes: first(&found.by_bytes),
+            by_rate: first(&found.by_rate),
         }
-        let ping = Frames::of_bytes(&style.format.ping, style.framing);
-        self.0.push((style.clone(), ping.clone()));
-        ping
-    }
-}
-
-/// Outcome of a ping.
-enum Pinged {
-    Sent,
-    Queued,
-    /// The peer has not answered earlier pings, or cannot be written to.
-    Lost(Ending),
-}
-
-impl Subscriber {
-    /// Sends a ping. Pings are skipped while data is queued.
-    fn ping(&mut self, pings: &mut Pings, now_ms: u64) -> Pinged {
-        if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
-            && !socket.ping(now_ms, interval)
-        {
-            self.ends(Reason::DeadPeer);
-            return Pinged::Lost(Ending::Gone);
-        }
-        if self.is_quick() {
-            return match self.send_quickly(&pings.of(&self.style), 0, None) {
-                Delivered::Cut(ending) => Pinged::Lost(ending),
-                _ => Pinged::Sent,
-            };
-        }
-        if self.send_queue.is_empty() && self.replay.is_none() {
-            self.send_queue.push(Piece::whole(pings.of(&self.style)));
-        }
-        Pinged::Queued
-    }
+    });
+    some.unwrap_or_default()
 }

@@ -8,8 +8,9 @@ use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
 
 use super::ending::Ending;
+use super::perform::end;
+use super::state::{Delivery, PROCESS};
 use super::subscriber::SubscriberId;
-use super::{Delivery, PROCESS, end};
 use crate::ffi::panic_guard;
 
 /// Cuts all subscribers off. A panic in here ends the process: then the master starts another, and the others repair

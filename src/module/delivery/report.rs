@@ -1,33 +1,36 @@
-//! Reports in the error log, at most once a second per worker: slow and refused subscribers, and a full zone.
+//! Local counts added to the zone's, and reports in the error log, at most once a second per worker: slow and refused subscribers, and a full zone.
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Evictions, Now};
+use push_stream_core::store::{Counter, Evictions, Now};
 
-use super::Delivery;
-use super::local_counters::RefusedLately;
+use super::local_counters::{RefusedLately, ZoneCounts};
+use super::send_queue;
+use super::state::Delivery;
 
 /// Minimum interval of a worker's reports: ticks come faster while there is much to clean up.
 const PAUSE_MS: u64 = 1000;
 
-/// Counts as of the last report.
-#[derive(Default)]
-pub struct Reported {
-    /// Time of the last report.
-    at_ms: u64,
-    dropped: u64,
-    too_slow: u64,
-    /// Zone-wide; None until this worker has a slot.
-    zone: Option<ZoneCounts>,
-}
-
-#[derive(Clone, Copy)]
-struct ZoneCounts {
-    evicted: Evictions,
-    refused: u64,
-}
-
 impl Delivery {
+    /// Adds these counts to the zone's counters.
+    pub fn count(&mut self) {
+        let Some(worker) = &self.worker else { return };
+        for (counter, count) in [
+            (Counter::Delivered, &mut self.local_counters.delivered),
+            (Counter::GapNotice, &mut self.local_counters.gap_notices),
+            (Counter::SlowClose, &mut self.local_counters.closed),
+            (Counter::SlowSkip, &mut self.local_counters.skipped),
+            (Counter::SlowLatest, &mut self.local_counters.latest),
+        ] {
+            worker.count(counter, std::mem::take(count));
+        }
+        for (counter, count) in self.local_counters.seldom.drain(..) {
+            worker.count(counter, count);
+        }
+        worker.count_fanout(&mut self.local_counters.fanout);
+        worker.set_queued_bytes(send_queue::queued_bytes());
+    }
+
     /// Logs the events since the last report, if there are any.
     pub fn report(&mut self, now: Now) {
         if now.monotonic_ms < self.reported.at_ms + PAUSE_MS {

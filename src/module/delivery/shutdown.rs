@@ -10,8 +10,9 @@ use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
 use super::ending::Reason;
+use super::perform::perform;
+use super::state::{Delivery, PROCESS};
 use super::subscriber::SubscriberId;
-use super::{Delivery, PROCESS, perform};
 
 /// Subscribers ended per slice, before other events get their turn.
 const ENDS_PER_SLICE: u32 = 256;
@@ -21,21 +22,6 @@ pub const PACE_MS: u64 = 50;
 
 /// Time for a fast stop: the master kills after about a second and a half.
 const LAST_MS: u64 = 700;
-
-/// Progress of the shutdown.
-#[derive(Default)]
-pub struct Shutdown {
-    /// When it began and when all subscribers must have ended.
-    span: Option<(u64, u64)>,
-    /// Subscribers up to this index have been ended.
-    next: u32,
-}
-
-impl Shutdown {
-    pub fn begun(&self) -> bool {
-        self.span.is_some()
-    }
-}
 
 /// Begins the shutdown: nginx told the worker to exit.
 pub fn begin() {

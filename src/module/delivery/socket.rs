@@ -9,8 +9,9 @@ use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violati
 
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Framing, Piece};
+use super::perform::{advance, end, subscriber_event};
+use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, NEVER, Subscriber, SubscriberId};
-use super::{Delivery, PROCESS, advance, end, subscriber_event};
 use crate::ffi::lookup;
 
 /// Bytes read at once.

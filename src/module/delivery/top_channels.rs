@@ -7,13 +7,8 @@ use rustc_hash::FxHashMap;
 
 use push_stream_core::store::{ChannelInfo, Extent, Listing, Now, Worker};
 
-use super::{Delivery, PROCESS};
-
 /// Interval between the starts of two walks.
-const PERIOD_MS: u64 = 10_000;
-
-/// Pause between two slices of a walk.
-const PAUSE_MS: u64 = 2;
+pub const PERIOD_MS: u64 = 10_000;
 
 /// Slices of the channel list, each a few hundred channels, per slice of the walk.
 const LISTS_PER_SLICE: usize = 4;
@@ -43,21 +38,21 @@ pub struct Tops {
 #[derive(Default)]
 pub struct TopChannels {
     /// The result of the last walk.
-    found: Tops,
-    walk: Option<Walk>,
-    due_ms: u64,
-    counts: Counts,
+    pub found: Tops,
+    pub walk: Option<Walk>,
+    pub due_ms: u64,
+    pub counts: Counts,
 }
 
 /// Total messages published in each recently active channel, as seen by one walk.
 #[derive(Default)]
-struct Counts {
+pub struct Counts {
     /// When the walk began; None before the first one.
     began: Option<Now>,
     /// By the channel's creation number.
     published: FxHashMap<u64, u64>,
     /// All channels that the walk met have a creation number up to this one.
-    born: u64,
+    pub born: u64,
 }
 
 impl Counts {
@@ -71,17 +66,17 @@ impl Counts {
     }
 }
 
-struct Walk {
-    listing: Listing,
+pub struct Walk {
+    pub listing: Listing,
     began: Now,
-    counts: Counts,
-    by_subscribers: Best,
-    by_bytes: Best,
-    by_rate: Best,
+    pub counts: Counts,
+    pub by_subscribers: Best,
+    pub by_bytes: Best,
+    pub by_rate: Best,
 }
 
 /// The top channels so far by one measure, and not many more.
-struct Best {
+pub struct Best {
     wanted: usize,
     measure: fn(&TopChannel) -> u64,
     channels: Vec<TopChannel>,
@@ -118,14 +113,14 @@ impl Best {
         }
     }
 
-    fn into_found(mut self) -> Vec<TopChannel> {
+    pub fn into_found(mut self) -> Vec<TopChannel> {
         self.cut();
         self.channels
     }
 }
 
 impl Walk {
-    fn new(wanted: usize, began: Now) -> Walk {
+    pub fn new(wanted: usize, began: Now) -> Walk {
         Walk {
             listing: Listing::default(),
             began,
@@ -140,7 +135,7 @@ impl Walk {
     }
 
     /// One slice; true if there is more.
-    fn go_on(&mut self, worker: &Worker, before: &Counts) -> bool {
+    pub fn go_on(&mut self, worker: &Worker, before: &Counts) -> bool {
         let passed_ms = before
             .began
             .map_or(PERIOD_MS, |began| self.began.monotonic_ms - began.monotonic_ms);
@@ -179,56 +174,5 @@ impl Walk {
                 }
             })
         })
-    }
-}
-
-/// The `count` busiest channels by each measure, as far as they are known.
-pub fn top_channels(count: usize) -> Tops {
-    let some = PROCESS.with(|delivery| {
-        let first = |found: &[TopChannel]| found.iter().take(count).cloned().collect();
-        let found = &delivery.top_channels.found;
-        Tops {
-            by_subscribers: first(&found.by_subscribers),
-            by_bytes: first(&found.by_bytes),
-            by_rate: first(&found.by_rate),
-        }
-    });
-    some.unwrap_or_default()
-}
-
-impl Delivery {
-    /// Starts a walk if its result is wanted and it is due.
-    pub fn start_top_channels_walk(&mut self, now: Now) {
-        let wanted = self.settings.statistics_channels.get() as usize;
-        let top_channels = &mut self.top_channels;
-        if wanted == 0 {
-            top_channels.found = Tops::default();
-            top_channels.counts = Counts::default();
-        }
-        if wanted == 0 || top_channels.walk.is_some() || now.monotonic_ms < top_channels.due_ms {
-            return;
-        }
-        top_channels.due_ms = now.monotonic_ms + PERIOD_MS;
-        top_channels.walk = Some(Walk::new(wanted, now));
-        self.events.walk_in(0);
-    }
-
-    /// One slice of the walk.
-    pub fn walk(&mut self) {
-        let (Some(mut walk), Some(worker)) = (self.top_channels.walk.take(), &self.worker) else {
-            return;
-        };
-        if walk.go_on(worker, &self.top_channels.counts) {
-            self.top_channels.walk = Some(walk);
-            self.events.walk_in(PAUSE_MS);
-        } else {
-            walk.counts.born = walk.listing.visited();
-            self.top_channels.counts = walk.counts;
-            self.top_channels.found = Tops {
-                by_subscribers: walk.by_subscribers.into_found(),
-                by_bytes: walk.by_bytes.into_found(),
-                by_rate: walk.by_rate.into_found(),
-            };
-        }
     }
 }

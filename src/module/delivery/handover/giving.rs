@@ -1,19 +1,19 @@
 //! The leaving worker's part: offers its subscribers, delivers their messages up to the answer, and forgets them.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::ptr::NonNull;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Connection, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
-use super::{Key, borrow, close, fd_of, hear, is_possible, listen, socket};
-use crate::delivery::Delivery;
+use super::sessions::{Giving, Key, Loss, State};
+use super::{borrow, close, fd_of, hear, is_possible, listen, socket};
 use crate::delivery::action::Action;
 use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::shutdown::PACE_MS;
+use crate::delivery::state::Delivery;
 use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, Transit};
 use crate::ffi::panic_guard;
 
@@ -31,32 +31,6 @@ const PATIENCE_MS: u64 = 700;
 
 /// Text of an invitation: the information is in the socket sent with it.
 const INVITATION: &[u8] = b"push stream handover";
-
-/// A socket to an accepting worker.
-pub struct Giving {
-    key: Key,
-    connection: NonNull<ngx_connection_t>,
-    state: State,
-    /// When the other side last had something to do.
-    since_ms: u64,
-}
-
-enum State {
-    /// No worker has taken the invitation yet.
-    Invited,
-    Idle,
-    Offered(Vec<SubscriberId>),
-    /// Answered. The messages that the leaving worker must still deliver are being drained from the store.
-    Settling(Vec<(SubscriberId, Option<u64>)>),
-}
-
-/// Channels lost by a subscriber while it was on offer.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Loss {
-    /// Sequence number of the first notice that one of its channels was deleted or its subscribers were dismissed.
-    seq: Option<u64>,
-    dismissed: bool,
-}
 
 /// Read handler of a session: the other side sent a message, or is gone.
 unsafe extern "C" fn on_session(event: *mut ngx_event_t) {

@@ -23,6 +23,7 @@
 //! gone) end as at every reload.
 
 pub mod giving;
+pub mod sessions;
 mod socket;
 pub mod taking;
 
@@ -34,37 +35,12 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use push_stream_core::store::Zone;
 use push_stream_core::wire::handover::LocationName;
-use rustc_hash::FxHashMap;
 
 use super::action::Action;
+use super::perform::perform;
 use super::profile::Audience;
-use super::{Delivery, PROCESS, perform};
-use giving::{Giving, Loss};
-use taking::Taking;
-
-/// Identifies a session in the data of its connection.
-type Key = u32;
-
-/// State of the handover in this worker.
-#[derive(Default)]
-pub struct Handover {
-    /// The connection that receives invitations; None if the worker does not accept.
-    listening: Option<ptr::NonNull<ngx_connection_t>>,
-    taking: Vec<Taking>,
-    giving: Vec<Giving>,
-    /// While subscribers are given away: the deadline.
-    until_ms: Option<u64>,
-    /// Index of the next subscriber to offer.
-    next: u32,
-    /// Losses of subscribers on offer since the offer, by index.
-    losses: FxHashMap<u32, Loss>,
-    given: u64,
-    /// Subscribers that resume in order and whose position is not known yet: messages wait for that.
-    unplaced: usize,
-    /// Number of this worker's configuration: it gives to workers with a newer one only.
-    cycle: u32,
-    keys: Key,
-}
+use super::state::{Delivery, PROCESS};
+use sessions::Key;
 
 /// Makes the socket for invitations, unless an earlier cycle did.
 pub fn prepare(zone: &Zone) -> io::Result<()> {
@@ -156,26 +132,6 @@ fn close(connection: ptr::NonNull<ngx_connection_t>) {
 fn fd_of(connection: ptr::NonNull<ngx_connection_t>) -> i32 {
     // SAFETY: the connection is open.
     unsafe { connection.as_ref().fd }
-}
-
-impl Handover {
-    /// For a worker whose configuration has number `cycle`.
-    pub fn new(cycle: u32) -> Handover {
-        Handover {
-            cycle,
-            ..Handover::default()
-        }
-    }
-
-    fn new_key(&mut self) -> Key {
-        self.keys += 1;
-        self.keys
-    }
-
-    /// Must messages wait until the positions of some subscribers are known?
-    pub fn is_unplaced(&self) -> bool {
-        self.unplaced > 0
-    }
 }
 
 impl Delivery {

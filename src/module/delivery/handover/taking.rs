@@ -10,27 +10,18 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 use smallvec::SmallVec;
 
-use super::{Key, borrow, close, fd_of, forget_events, hear, is_possible, listen, socket};
+use super::sessions::{Key, Taking};
+use super::{borrow, close, fd_of, forget_events, hear, is_possible, listen, socket};
 use crate::delivery::action::Action;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
 use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::profile::Audience;
+use crate::delivery::state::{Delivery, PROCESS};
 use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::websocket::Socket;
-use crate::delivery::{Delivery, PROCESS};
 use crate::ffi::panic_guard;
-
-/// A socket to a leaving worker.
-pub struct Taking {
-    key: Key,
-    connection: NonNull<ngx_connection_t>,
-    /// Subscribers of the offer that was answered and has no rest yet; None for those not taken.
-    arriving: Vec<Option<SubscriberId>>,
-    /// When the other side last sent a message.
-    since_ms: u64,
-}
 
 /// A leaving worker that is silent for this long while subscribers are in transit is given up.
 const PATIENCE_MS: u64 = 2000;

@@ -1,0 +1,101 @@
+//! What nginx's event loop calls: the eventfd that other workers write to, posted work, and timers.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::time::Instant;
+
+use ngx::ffi::*;
+use push_stream_core::store::Now;
+
+use super::events::Callbacks;
+use super::housekeeping::TICK_MS;
+use super::perform::perform;
+use super::state::{Delivery, PROCESS};
+use super::{detach, recovery, shutdown};
+use crate::ffi::panic_guard;
+
+pub const CALLBACKS: Callbacks = Callbacks {
+    wake: on_wake,
+    work: on_work,
+    tick: on_tick,
+    timer_wheel: on_timer_wheel,
+    walk: on_walk,
+    shutdown: on_shutdown,
+};
+
+/// Handler: another process published to a channel of this worker, or nginx tells the worker to exit.
+unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
+    panic_guard::event("wake-up", || {
+        // SAFETY: nginx passes the read event of the connection that `listen` made.
+        let leave = unsafe {
+            let connection = (*event).data.cast::<ngx_connection_t>();
+            empty((*connection).fd);
+            (*event).set_ready(0);
+            ngx_handle_read_event(event, 0);
+            (*connection).close() != 0
+        };
+        PROCESS.with(Delivery::wake);
+        if leave {
+            shutdown::begin();
+        }
+    });
+}
+
+/// Reads the eventfd, always: a level-triggered event method would report it again and again.
+fn empty(fd: i32) {
+    let mut count = 0u64;
+    // SAFETY: an eventfd gives eight bytes or fails.
+    unsafe { libc::read(fd, ptr::from_mut(&mut count).cast::<c_void>(), size_of::<u64>()) };
+}
+
+unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
+    panic_guard::guard("delivery", recovery::start_over, || {
+        let started = Instant::now();
+        let settling = PROCESS.with(|delivery| {
+            delivery.disconnect_log.flush(Now::read().monotonic_ms);
+            std::mem::take(&mut delivery.settling)
+        });
+        settling.unwrap_or_default().into_iter().for_each(detach::detach);
+        let mut actions = Vec::new();
+        let more = PROCESS.with(|delivery| {
+            let more = delivery.work(&mut actions);
+            delivery.conclude_giving(&mut actions);
+            more
+        });
+        let more = more.unwrap_or(false);
+        perform(actions);
+        PROCESS.with(|delivery| {
+            delivery.pace(started, more);
+            if more {
+                delivery.events.post_more_work();
+            }
+        });
+    });
+}
+
+unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
+    panic_guard::guard("timer wheel", recovery::start_over, || {
+        let mut actions = Vec::new();
+        PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
+        perform(actions);
+    });
+}
+
+unsafe extern "C" fn on_walk(_event: *mut ngx_event_t) {
+    panic_guard::event("walk over channels", || {
+        PROCESS.with(Delivery::walk);
+    });
+}
+
+unsafe extern "C" fn on_shutdown(_event: *mut ngx_event_t) {
+    panic_guard::guard("leaving", recovery::start_over, shutdown::go_on);
+}
+
+unsafe extern "C" fn on_tick(_event: *mut ngx_event_t) {
+    let tick_again = || {
+        PROCESS.with(|delivery| delivery.events.tick_in(TICK_MS));
+    };
+    panic_guard::guard("tick", tick_again, || {
+        PROCESS.with(Delivery::tick);
+    });
+}
