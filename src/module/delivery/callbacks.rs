@@ -12,6 +12,7 @@ use super::housekeeping::TICK_MS;
 use super::perform::perform;
 use super::state::{Delivery, PROCESS};
 use super::{detach, recovery, shutdown};
+use crate::ffi::connection::Event;
 use crate::ffi::panic_guard;
 
 pub const CALLBACKS: Callbacks = Callbacks {
@@ -27,13 +28,14 @@ pub const CALLBACKS: Callbacks = Callbacks {
 unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
     panic_guard::event("wake-up", || {
         // SAFETY: nginx passes the read event of the connection that `listen` made.
-        let leave = unsafe {
-            let connection = (*event).data.cast::<ngx_connection_t>();
-            empty((*connection).fd);
-            (*event).set_ready(0);
-            ngx_handle_read_event(event, 0);
-            (*connection).close() != 0
+        let (event, connection) = unsafe {
+            let event = Event::new(event);
+            (event, event.connection())
         };
+        empty(connection.fd());
+        event.set_ready(false);
+        event.watch_read();
+        let leave = connection.is_to_close();
         PROCESS.with(Delivery::wake);
         if leave {
             shutdown::begin();

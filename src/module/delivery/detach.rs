@@ -10,7 +10,7 @@ use std::ptr;
 use std::rc::Rc;
 
 use ngx::ffi::*;
-use push_stream_core::store::{AttachReason, Connection};
+use push_stream_core::store::{self, AttachReason};
 
 use super::contexts::{Contexts, Neighbours};
 use super::ending::Ending;
@@ -20,6 +20,7 @@ use super::profile::Audience;
 use super::socket;
 use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, SubscriberId};
+use crate::ffi::connection::{Connection, Event};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::{lookup, panic_guard, pool};
 
@@ -63,7 +64,7 @@ pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -
 unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, socket: bool) -> Option<AttachReason> {
     // SAFETY: request, connection and their lists are valid; cleanups end with NULL.
     unsafe {
-        let connection = (*r).connection;
+        let connection = Connection::new((*r).connection);
         if (*r).discard_body() != 0 {
             return Some(AttachReason::Body);
         }
@@ -77,7 +78,7 @@ unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, sock
         if is_claimed(r, neighbours) {
             return Some(AttachReason::Cleanup);
         }
-        if (*connection).buffered() != 0 || !(*r).out.is_null() || is_busy_with_tls(connection) {
+        if connection.is_buffered() || !(*r).out.is_null() || connection.is_busy_with_tls() {
             return Some(AttachReason::Unsent);
         }
         None
@@ -111,20 +112,6 @@ unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool
     false
 }
 
-/// Has TLS replaced the handlers of the connection's events, because a read waits for a write or the reverse?
-#[cfg(ngx_feature = "ssl")]
-unsafe fn is_busy_with_tls(connection: *mut ngx_connection_t) -> bool {
-    // SAFETY: the connection is open.
-    unsafe { (*connection).ssl.as_ref() }
-        .is_some_and(|ssl| ssl.saved_read_handler.is_some() || ssl.saved_write_handler.is_some())
-}
-
-/// This nginx has no TLS.
-#[cfg(not(ngx_feature = "ssl"))]
-unsafe fn is_busy_with_tls(_connection: *mut ngx_connection_t) -> bool {
-    false
-}
-
 /// One address of the handler, for comparisons.
 pub static REQUEST_GONE: unsafe extern "C" fn(*mut c_void) = request_gone;
 
@@ -135,22 +122,19 @@ pub fn detach(id: SubscriberId) {
         return;
     };
     // SAFETY: the request was the subscriber's until now, and nothing else needs it; the connection stays open.
-    let early = unsafe {
-        let early = socket::take_early_bytes(request);
-        adopt(release(request), id, &audience);
-        early
-    };
+    let (early, connection) = unsafe { (socket::take_early_bytes(request), release(request)) };
+    adopt(connection, id, &audience);
     if !early.is_empty() {
         socket::react(id, &early);
     }
 }
 
 /// Frees the request. Returns its connection.
-unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
+unsafe fn release<'c>(r: *mut ngx_http_request_t) -> Connection<'c> {
     // SAFETY: `attach_reason` found that nothing refers to the request but the connection, whose handlers are replaced
     // next.
     unsafe {
-        let connection = (*r).connection;
+        let connection = Connection::new((*r).connection);
         let http = (*r).http_connection;
         let mut cleanup = (*r).cleanup;
         while let Some(entry) = cleanup.as_mut() {
@@ -159,18 +143,12 @@ unsafe fn release(r: *mut ngx_http_request_t) -> *mut ngx_connection_t {
             cleanup = entry.next;
         }
         ngx_http_free_request(r, 0);
-        (*connection).set_destroyed(0);
-        if !can_do_without_pool(connection) {
-            free_header_buffers(connection, http);
+        (*connection.raw()).set_destroyed(0);
+        if !connection.can_do_without_pool() {
+            free_header_buffers(connection.raw(), http);
         }
         connection
     }
-}
-
-/// Can the connection's pool be freed? TLS lives in it, and other modules may have registered a cleanup there.
-unsafe fn can_do_without_pool(connection: *mut ngx_connection_t) -> bool {
-    // SAFETY: the connection and its pool are valid.
-    unsafe { (*connection).ssl.is_null() && (*(*connection).pool).cleanup.is_null() }
 }
 
 /// Frees the buffers that requests are read into, as nginx does between two requests of a connection.
@@ -194,50 +172,31 @@ unsafe fn free_header_buffers(connection: *mut ngx_connection_t, http: *mut ngx_
 }
 
 /// Takes over a connection whose request is freed.
-unsafe fn adopt(connection: *mut ngx_connection_t, id: SubscriberId, audience: &Audience) {
-    // SAFETY: the connection is open; its events are valid as long as it is.
-    unsafe {
-        Stat::Writing.add(1);
-        if can_do_without_pool(connection) {
-            drop_pool(connection, audience);
-        } else if !(*connection).ssl.is_null() {
-            optional::ssl_free_buffer(connection);
-        }
-        (*connection).data = id.to_pointer();
-        (*(*connection).read).handler = Some(on_read);
-        (*(*connection).write).handler = Some(on_write);
-        if (*(*connection).read).ready() != 0 {
-            // No further event announces input that came meanwhile.
-            ngx_post_event((*connection).read, &raw mut ngx_posted_events);
-        }
+fn adopt(connection: Connection<'_>, id: SubscriberId, audience: &Audience) {
+    Stat::Writing.add(1);
+    if connection.can_do_without_pool() {
+        // SAFETY: the request is freed; the subscriber has nothing in the pool.
+        unsafe { connection.drop_pool(audience.error_log) };
+    } else {
+        optional::ssl_free_buffer(connection);
     }
-}
-
-/// Frees the pool of a connection, and clears the pointers into it.
-unsafe fn drop_pool(connection: *mut ngx_connection_t, audience: &Audience) {
-    // SAFETY: without TLS and without cleanups only these refer to the pool.
-    unsafe {
-        let connection = &mut *connection;
-        connection.log = audience.error_log;
-        (*connection.read).log = audience.error_log;
-        (*connection.write).log = audience.error_log;
-        connection.sockaddr = ptr::null_mut();
-        connection.socklen = 0;
-        connection.addr_text = ngx_str_t::empty();
-        connection.local_sockaddr = ptr::null_mut();
-        connection.local_socklen = 0;
-        connection.proxy_protocol = ptr::null_mut();
-        ngx_destroy_pool(std::mem::replace(&mut connection.pool, ptr::null_mut()));
+    connection.set_data(id.to_pointer());
+    connection.read().set_handler(on_read);
+    connection.write().set_handler(on_write);
+    if connection.read().is_ready() {
+        // No further event announces input that came meanwhile.
+        connection.read().post();
     }
 }
 
 /// The subscriber and the connection of an event.
-unsafe fn subject(event: *mut ngx_event_t) -> (SubscriberId, *mut ngx_connection_t) {
-    // SAFETY: nginx passes an event of a connection that `adopt` took over.
-    unsafe {
-        let connection = (*event).data.cast::<ngx_connection_t>();
-        (SubscriberId::from_pointer((*connection).data), connection)
-    }
+///
+/// # Safety
+/// nginx passes the event, of a connection that `adopt` took over.
+unsafe fn subject<'c>(event: *mut ngx_event_t) -> (SubscriberId, Connection<'c>) {
+    // SAFETY: guaranteed by the caller.
+    let connection = unsafe { Event::new(event).connection() };
+    (SubscriberId::from_pointer(connection.data()), connection)
 }
 
 /// Read handler of a detached connection.
@@ -249,8 +208,7 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
     // SAFETY: as for `subject`.
     let (id, connection) = unsafe { subject(event) };
     subscriber_event("read event of a detached subscriber", id, || {
-        // SAFETY: the connection is open.
-        if unsafe { (*connection).close() } != 0 {
+        if connection.is_to_close() {
             // worker_shutdown_timeout has passed.
             return end(id, Ending::Failed);
         }
@@ -260,56 +218,34 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
         });
         match socket.flatten() {
             Some(true) => socket::read(id, connection),
-            // SAFETY: the connection is open.
-            Some(false) if unsafe { is_gone(connection) } => end(id, Ending::Gone),
+            Some(false) if is_gone(connection) => end(id, Ending::Gone),
             _ => {}
         }
     });
 }
 
 /// Has the client closed its side? As `ngx_http_test_reading()`. Input is left unread: no input is expected.
-unsafe fn is_gone(connection: *mut ngx_connection_t) -> bool {
-    // SAFETY: the connection and its event are valid.
-    unsafe {
-        let event = (*connection).read;
-        if is_told_about_ends() {
-            return (*event).pending_eof() != 0;
-        }
-        let mut byte = 0u8;
-        let peeked = libc::recv((*connection).fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK);
-        if peeked == 0 {
-            return true;
-        }
-        if peeked < 0 {
-            let error = std::io::Error::last_os_error();
-            return error.kind() != std::io::ErrorKind::WouldBlock;
-        }
-        // A level-triggered event method would report it again and again.
-        ngx_handle_read_event(event, 0);
-        false
+fn is_gone(connection: Connection<'_>) -> bool {
+    if Event::is_told_about_ends() {
+        return connection.read().is_at_end();
     }
-}
-
-/// Does the event method report that a client has closed its side?
-#[cfg(ngx_feature = "have_epollrdhup")]
-fn is_told_about_ends() -> bool {
-    // SAFETY: set before any event is handled.
-    unsafe { ngx_event_flags & NGX_USE_EPOLL_EVENT as ngx_uint_t != 0 && ngx_use_epoll_rdhup != 0 }
-}
-
-/// Does the event method report that a client has closed its side?
-#[cfg(not(ngx_feature = "have_epollrdhup"))]
-fn is_told_about_ends() -> bool {
-    false
+    match connection.peek() {
+        Ok(0) => true,
+        Ok(_) => {
+            // A level-triggered event method would report it again and again.
+            connection.read().watch_read();
+            false
+        }
+        Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
+    }
 }
 
 /// Write handler: the socket can take more, or has taken nothing for too long.
 unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
     // SAFETY: as for `subject`.
-    let (id, _) = unsafe { subject(event) };
+    let (id, connection) = unsafe { subject(event) };
     subscriber_event("write event of a detached subscriber", id, || {
-        // SAFETY: as above.
-        if unsafe { (*event).timedout() } != 0 {
+        if connection.write().is_timed_out() {
             end(id, Ending::TimedOut);
         } else {
             advance(id);
@@ -322,7 +258,7 @@ impl Delivery {
     fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
         let subscriber = self.registry.slab.get(id)?;
         let before = subscriber.connected();
-        let Connection::Attached(_, Some(AttachReason::Unsent)) = before else {
+        let store::Connection::Attached(_, Some(AttachReason::Unsent)) = before else {
             return None;
         };
         let request = subscriber.request;
@@ -335,10 +271,8 @@ impl Delivery {
         }
         let released = subscriber.attach_reason.is_none().then(|| {
             subscriber.request = ptr::null_mut();
-            // SAFETY: the connection is open.
-            let connection = unsafe { &*subscriber.connection };
-            if connection.ssl.is_null() {
-                subscriber.socket = connection.fd;
+            if !subscriber.connection().has_tls() {
+                subscriber.socket = subscriber.connection().fd();
             }
             (request, subscriber.audience.clone())
         });

@@ -5,16 +5,16 @@ use std::cell::{Cell, UnsafeCell};
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 
-pub type Callback = unsafe extern "C" fn(*mut ngx_event_t);
+use crate::ffi::connection::{Connection, Event, Handler};
 
 /// What nginx calls for each of the events.
 pub struct Callbacks {
-    pub wake: Callback,
-    pub work: Callback,
-    pub tick: Callback,
-    pub timer_wheel: Callback,
-    pub walk: Callback,
-    pub shutdown: Callback,
+    pub wake: Handler,
+    pub work: Handler,
+    pub tick: Handler,
+    pub timer_wheel: Handler,
+    pub walk: Handler,
+    pub shutdown: Handler,
 }
 
 /// The event structures. nginx links them into its own lists, so they stay where they are until the process ends.
@@ -24,7 +24,7 @@ pub struct Events {
     timer_wheel: UnsafeCell<ngx_event_t>,
     walk: UnsafeCell<ngx_event_t>,
     leave: UnsafeCell<ngx_event_t>,
-    wake: Callback,
+    wake: Handler,
     /// Its eventfd could not be registered.
     pub deaf: Cell<bool>,
     log: *mut ngx_log_t,
@@ -60,31 +60,29 @@ impl Events {
         }))
     }
 
-    pub fn tick_in(&self, delay_ms: u64) {
+    pub fn tick_in(&'static self, delay_ms: u64) {
         add_timer(&self.tick, delay_ms);
     }
 
     /// Posts work, to run as soon as the current events are handled.
-    pub fn post_work(&self) {
-        // SAFETY: the event and nginx's queue are valid; this is nginx's thread.
-        unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_events) };
+    pub fn post_work(&'static self) {
+        handle(&self.work).post();
     }
 
     /// Posts more work, to run after other events had their turn.
-    pub fn post_more_work(&self) {
-        // SAFETY: as above.
-        unsafe { ngx_post_event(self.work.get(), &raw mut ngx_posted_next_events) };
+    pub fn post_more_work(&'static self) {
+        handle(&self.work).post_next();
     }
 
-    pub fn advance_timer_wheel_in(&self, delay_ms: u64) {
+    pub fn advance_timer_wheel_in(&'static self, delay_ms: u64) {
         add_timer(&self.timer_wheel, delay_ms);
     }
 
-    pub fn walk_in(&self, delay_ms: u64) {
+    pub fn walk_in(&'static self, delay_ms: u64) {
         add_timer(&self.walk, delay_ms);
     }
 
-    pub fn shutdown_in(&self, delay_ms: u64) {
+    pub fn shutdown_in(&'static self, delay_ms: u64) {
         add_timer(&self.leave, delay_ms);
     }
 
@@ -103,43 +101,37 @@ impl Events {
     }
 
     fn open(&self, fd: i32) -> bool {
-        // SAFETY: the descriptor is open, inherited from the master; the connection is ours until the process ends.
-        unsafe {
-            let Some(connection) = ngx_get_connection(fd, self.log).as_mut() else {
-                return false;
-            };
-            let read = connection.read;
-            (*read).handler = Some(self.wake);
-            (*read).log = self.log;
-            // Not a client's connection: no alert at exit that it is still open.
-            (*read).set_channel(1);
-            (*connection.write).set_channel(1);
-            (*connection.write).log = self.log;
-            connection.log = self.log;
-            // Makes nginx call the handler when the worker is told to exit.
-            connection.set_idle(1);
-            if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
-                ngx_free_connection(connection);
-                return false;
-            }
+        let Some(connection) = Connection::open(fd, self.log) else {
+            return false;
+        };
+        connection.read().set_handler(self.wake);
+        connection.set_internal();
+        // Makes nginx call the handler when the worker is told to exit.
+        connection.set_idle();
+        let watched = connection.read().watch_read();
+        if !watched {
+            // SAFETY: nothing else has it; the descriptor is the zone's.
+            unsafe { connection.give_back() };
         }
-        true
+        watched
     }
 }
 
+/// The event as a handle.
+fn handle(event: &'static UnsafeCell<ngx_event_t>) -> Event<'static> {
+    // SAFETY: the event lives for ever, and nothing refers to it but nginx's lists.
+    unsafe { Event::new(event.get()) }
+}
+
 /// Arms a timer, or moves it to an earlier time.
-fn add_timer(event: &UnsafeCell<ngx_event_t>, delay_ms: u64) {
-    // SAFETY: the event lives for ever; this is nginx's thread.
-    unsafe {
-        let event = event.get();
-        let due = ngx_current_msec.wrapping_add(delay_ms as ngx_msec_t);
-        if (*event).timer_set() != 0 {
-            if (*event).timer.key <= due {
-                return;
-            }
-            // nginx keeps an armed timer that is less than 300 ms too late.
-            ngx_del_timer(event);
-        }
-        ngx_add_timer(event, delay_ms as ngx_msec_t);
+fn add_timer(event: &'static UnsafeCell<ngx_event_t>, delay_ms: u64) {
+    let event = handle(event);
+    // SAFETY: nginx's clock, which only this thread moves.
+    let due = unsafe { ngx_current_msec }.wrapping_add(delay_ms as ngx_msec_t);
+    if event.is_due_before(due) {
+        return;
     }
+    // nginx keeps an armed timer that is less than 300 ms too late.
+    event.drop_timer();
+    event.add_timer(delay_ms);
 }

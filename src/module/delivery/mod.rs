@@ -71,11 +71,12 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{AttachReason, Connection, Counter, Joined, Membership, Now, Summary, Worker};
+use push_stream_core::store::{self, AttachReason, Counter, Joined, Membership, Now, Summary, Worker};
 use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::Main;
-use crate::ffi::{fault, lookup, panic_guard, pool, tcp};
+use crate::ffi::connection::Connection;
+use crate::ffi::{fault, lookup, panic_guard, pool};
 
 use action::Action;
 use callbacks::CALLBACKS;
@@ -245,7 +246,7 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
     unsafe {
         let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
         if let Some(timeout_ms) = enlistment.audience.dead_peer_timeout_ms {
-            tcp::set_user_timeout((*r).connection, timeout_ms);
+            Connection::new((*r).connection).set_user_timeout(timeout_ms);
         }
         let flight = match enlistment.direct {
             Err(_) => Some(pool::place((*r).pool, Flight::new())?),
@@ -267,28 +268,27 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
 /// Registers for events: the client is gone, or can take more.
 unsafe fn watch(r: *mut ngx_http_request_t, streams: bool, socket: bool) {
     // SAFETY: request and connection are valid.
-    unsafe {
-        let connection = (*r).connection;
+    let connection = unsafe {
         (*r).read_event_handler = Some(if socket {
             socket::readable
         } else {
             ngx_http_test_reading
         });
         (*r).write_event_handler = Some(writable);
-        if streams && (*r).http_version <= NGX_HTTP_VERSION_11 as ngx_uint_t {
-            // TCP_NODELAY: nginx does not set it for a first plain request, and Nagle would add 40 ms to the second
-            // message.
-            ngx_tcp_nodelay(connection);
-        }
-        let read = (*connection).read;
-        // Read or send nothing before the handler has returned: a failure would free the request under it. Bytes that
-        // came with a WebSocket handshake are in the request's buffer, and no event announces them.
-        if socket || (*read).ready() != 0 {
-            ngx_post_event(read, &raw mut ngx_posted_events);
-        } else {
-            // A failure shows at the next event of the connection.
-            ngx_handle_read_event(read, 0);
-        }
+        Connection::new((*r).connection)
+    };
+    // SAFETY: as above.
+    if streams && unsafe { (*r).http_version } <= NGX_HTTP_VERSION_11 as ngx_uint_t {
+        // TCP_NODELAY: nginx does not set it for a first plain request, and Nagle would add 40 ms to the second message.
+        connection.set_no_delay();
+    }
+    // Read or send nothing before the handler has returned: a failure would free the request under it. Bytes that came
+    // with a WebSocket handshake are in the request's buffer, and no event announces them.
+    if socket || connection.read().is_ready() {
+        connection.read().post();
+    } else {
+        // A failure shows at the next event of the connection.
+        connection.read().watch_read();
     }
 }
 
@@ -298,18 +298,15 @@ unsafe extern "C" fn writable(r: *mut ngx_http_request_t) {
     let (id, event) = unsafe {
         (
             SubscriberId::from_pointer(*lookup::context(r)),
-            (*(*r).connection).write,
+            Connection::new((*r).connection).write(),
         )
     };
     subscriber_event("write event", id, || {
-        // SAFETY: a connection has a write event.
-        let (timed_out, delayed) = unsafe { ((*event).timedout() != 0, (*event).delayed() != 0) };
-        if timed_out {
+        if event.is_timed_out() {
             end(id, Ending::TimedOut);
-        } else if delayed {
+        } else if event.is_delayed() {
             // limit_rate: nginx's timer fires again.
-            // SAFETY: as above.
-            unsafe { ngx_handle_write_event(event, 0) };
+            event.watch_write();
         } else {
             advance(id);
         }
@@ -421,11 +418,11 @@ impl Delivery {
             subscriber.push_bytes(&opening);
         }
         if !subscriber.audience.log_disconnect.is_null()
-            && let (Kind::Stream | Kind::Socket(_), Connection::Attached(mode, _)) =
+            && let (Kind::Stream | Kind::Socket(_), store::Connection::Attached(mode, _)) =
                 (&subscriber.kind, subscriber.connected())
         {
-            // SAFETY: the connection has the address of its peer as text, as realip and the like have left it.
-            let client = unsafe { (*subscriber.connection).addr_text.as_bytes() };
+            // As realip and the like have left it.
+            let client = subscriber.connection().client();
             let disconnect_record =
                 DisconnectRecord::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
             subscriber.disconnect_record = Some(Box::new(disconnect_record));

@@ -15,6 +15,7 @@ use ngx::ffi::*;
 
 use super::frames::Piece;
 use super::subscriber::Subscriber;
+use crate::ffi::connection::{Connection, Transfer};
 
 /// Outcome of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +47,13 @@ pub enum Step {
 impl Subscriber {
     /// Must bytes that were offered be offered again unchanged? True over TLS.
     pub fn frozen(&self) -> bool {
-        // SAFETY: the connection is open as long as the subscriber is registered.
-        unsafe { !(*self.connection).ssl.is_null() }
+        self.connection().has_tls()
     }
 
     /// Does nginx hold unsent bytes?
     pub fn buffered(&self) -> bool {
-        // SAFETY: the connection is open. The head was flushed, so nothing is held back without `buffered`.
-        let held = unsafe { (*self.connection).buffered() != 0 };
+        // The head was flushed, so nothing is held back without this.
+        let held = self.connection().is_buffered();
         // SAFETY: the flight lives as long as the request's pool.
         held || self.flight.is_some_and(|flight| unsafe { flight.as_ref() }.pending())
     }
@@ -63,7 +63,7 @@ impl Subscriber {
         if self.flight.is_some() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
         }
-        let (taken, progress) = send(self.connection, piece.bytes());
+        let (taken, progress) = send(self.connection(), piece.bytes());
         self.count(taken);
         Some((taken, progress))
     }
@@ -72,29 +72,23 @@ impl Subscriber {
     /// connection: that would be several cache lines for each message.
     pub fn send_to_socket(&self, bytes: &[u8]) -> (usize, Progress) {
         loop {
-            // SAFETY: the socket is open as long as the subscriber is registered; the bytes are valid.
-            let sent = unsafe { libc::send(self.socket, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
-            if sent == bytes.len() as isize {
-                return (bytes.len(), Progress::Done);
-            }
-            let error = std::io::Error::last_os_error();
-            // SAFETY: the connection is open.
-            let event = unsafe { &mut *(*self.connection).write };
-            match usize::try_from(sent) {
+            let error = match Connection::send_to(self.socket, bytes) {
+                Ok(taken) if taken == bytes.len() => return (taken, Progress::Done),
                 Ok(taken) => {
-                    event.set_ready(0);
+                    self.connection().write().set_ready(false);
                     return (taken, Progress::Blocked);
                 }
-                Err(_) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) if error.kind() == io::ErrorKind::WouldBlock => {
-                    event.set_ready(0);
+                Err(error) => error,
+            };
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => {
+                    self.connection().write().set_ready(false);
                     return (0, Progress::Blocked);
                 }
-                Err(_) => {
-                    event.set_error(1);
-                    let code = error.raw_os_error().unwrap_or(0);
-                    // SAFETY: nginx only prints the text.
-                    unsafe { ngx_connection_error(self.connection, code, c"send() failed".as_ptr().cast_mut()) };
+                _ => {
+                    self.connection().write().set_error();
+                    self.connection().log_error(&error, c"send() failed");
                     return (0, Progress::Failed);
                 }
             }
@@ -154,7 +148,7 @@ impl Subscriber {
         }
         while let Some(piece) = self.send_queue.front() {
             let gathered = (self.socket >= 0).then(|| self.send_queue.gather(GATHERED)).flatten();
-            let (taken, progress) = send(self.connection, gathered.as_deref().unwrap_or(piece.bytes()));
+            let (taken, progress) = send(self.connection(), gathered.as_deref().unwrap_or(piece.bytes()));
             self.send_queue.start();
             self.send_queue.advance(taken);
             self.count(taken);
@@ -167,50 +161,37 @@ impl Subscriber {
 
     /// Makes nginx call when the socket is writable, or when the client took nothing for too long.
     pub fn wait_writable(&self) {
-        // SAFETY: the connection is open; a failing event is met again at the next send.
-        unsafe {
-            let event = (*self.connection).write;
-            if (*event).delayed() == 0 {
-                ngx_add_timer(event, self.audience.send_timeout_ms as ngx_msec_t);
-            }
-            ngx_handle_write_event(event, 0);
+        let event = self.connection().write();
+        if !event.is_delayed() {
+            event.add_timer(self.audience.send_timeout_ms);
         }
+        event.watch_write();
     }
 
     fn stop_waiting(&self) {
-        // SAFETY: the connection is open.
-        unsafe {
-            let event = (*self.connection).write;
-            if (*event).timer_set() != 0 && (*event).delayed() == 0 {
-                ngx_del_timer(event);
-            }
-            // A level-triggered event method would report it again and again.
-            ngx_handle_write_event(event, 0);
+        let event = self.connection().write();
+        if !event.is_delayed() {
+            event.drop_timer();
         }
+        // A level-triggered event method would report it again and again.
+        event.watch_write();
     }
 }
 
 /// Offers bytes to the connection until it takes no more; returns the number of bytes taken.
-fn send(connection: *mut ngx_connection_t, mut bytes: &[u8]) -> (usize, Progress) {
+fn send(connection: Connection<'_>, mut bytes: &[u8]) -> (usize, Progress) {
     let mut taken = 0;
-    // SAFETY: the connection is open, with `send` set when it was accepted (or by TLS later).
-    unsafe {
-        let Some(send) = (*connection).send else {
-            return (0, Progress::Failed);
-        };
-        while !bytes.is_empty() {
-            if (*(*connection).write).ready() == 0 {
-                return (taken, Progress::Blocked);
+    while !bytes.is_empty() {
+        if !connection.write().is_ready() {
+            return (taken, Progress::Blocked);
+        }
+        match connection.send(bytes) {
+            Transfer::Bytes(sent) => {
+                taken += sent;
+                bytes = bytes.get(sent..).unwrap_or_default();
             }
-            let sent = send(connection, bytes.as_ptr().cast_mut(), bytes.len());
-            if sent == NGX_AGAIN as isize || sent == 0 {
-                return (taken, Progress::Blocked);
-            }
-            let Ok(sent) = usize::try_from(sent) else {
-                return (taken, Progress::Failed);
-            };
-            taken += sent;
-            bytes = bytes.get(sent..).unwrap_or_default();
+            Transfer::Again => return (taken, Progress::Blocked),
+            Transfer::Over => return (taken, Progress::Failed),
         }
     }
     (taken, Progress::Done)

@@ -62,8 +62,7 @@ pub fn end(id: SubscriberId, ending: Ending) {
         return;
     };
     if subscriber.is_detached() {
-        // SAFETY: the subscriber was registered until now, so its connection is open.
-        return unsafe { lingering_close::close(&subscriber, ending) };
+        return lingering_close::close(subscriber, ending);
     }
     let r = subscriber.request;
     // SAFETY: the subscriber was registered until now, so its request is alive.

@@ -1,7 +1,5 @@
 //! Input of WebSocket clients (RFC 6455).
 
-use std::ptr;
-
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Terms};
@@ -12,6 +10,7 @@ use super::frames::{Frames, Framing, Piece};
 use super::perform::{advance, end, subscriber_event};
 use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, NEVER, Subscriber, SubscriberId};
+use crate::ffi::connection::{Connection, Transfer};
 use crate::ffi::lookup;
 
 /// Bytes read at once.
@@ -53,7 +52,12 @@ pub unsafe fn take_early_bytes(r: *mut ngx_http_request_t) -> Vec<u8> {
 /// Read handler: the client sent something, or is gone.
 pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
     // SAFETY: nginx passes a valid request that `enlist` gave this handler and its context.
-    let (id, connection) = unsafe { (SubscriberId::from_pointer(*lookup::context(r)), (*r).connection) };
+    let (id, connection) = unsafe {
+        (
+            SubscriberId::from_pointer(*lookup::context(r)),
+            Connection::new((*r).connection),
+        )
+    };
     subscriber_event("read event", id, || {
         // SAFETY: as above.
         let early = unsafe { take_early_bytes(r) };
@@ -64,30 +68,24 @@ pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
 }
 
 /// Reads a subscriber's input.
-pub fn read(id: SubscriberId, connection: *mut ngx_connection_t) {
+pub fn read(id: SubscriberId, connection: Connection<'_>) {
     let mut buffer = [0u8; READ];
     for _ in 0..READS_PER_TURN {
-        // SAFETY: the subscriber is registered, so its connection is open; the buffer is as long as said.
-        let read = unsafe {
-            match (*connection).recv {
-                Some(recv) => recv(connection, buffer.as_mut_ptr(), READ),
-                None => NGX_ERROR as isize,
+        match connection.recv(&mut buffer) {
+            Transfer::Bytes(read) => {
+                if !react(id, &buffer[..read]) {
+                    return;
+                }
             }
-        };
-        if read == NGX_AGAIN as isize {
-            // SAFETY: as above; a failure shows at the next event.
-            unsafe { ngx_handle_read_event((*connection).read, 0) };
-            return;
-        }
-        let Some(bytes) = usize::try_from(read).ok().filter(|&read| read > 0) else {
-            return end(id, Ending::Gone);
-        };
-        if !react(id, &buffer[..bytes]) {
-            return;
+            Transfer::Again => {
+                // A failure shows at the next event.
+                connection.read().watch_read();
+                return;
+            }
+            Transfer::Over => return end(id, Ending::Gone),
         }
     }
-    // SAFETY: as above.
-    unsafe { ngx_post_event((*connection).read, ptr::addr_of_mut!(ngx_posted_next_events)) };
+    connection.read().post_next();
 }
 
 /// Handles the client's bytes; false if the subscriber has ended.

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
 use smallvec::SmallVec;
 
-use push_stream_core::store::{AttachReason, Connection, Membership, Mode, Replay};
+use push_stream_core::store::{self, AttachReason, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::disconnect_log::DisconnectRecord;
@@ -18,6 +18,7 @@ use super::frames::Style;
 use super::profile::Audience;
 use super::send_queue::{Bound, SendQueue};
 use super::websocket::Socket;
+use crate::ffi::connection::Connection;
 
 /// Names a subscriber, also after it is gone: its place is then empty or another subscriber's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +195,12 @@ impl Subscriber {
         matches!(self.kind, Kind::Stream | Kind::Socket(_)).then(|| self.end_reason.unwrap_or(Reason::of(ending)))
     }
 
+    #[inline]
+    pub fn connection(&self) -> Connection<'_> {
+        // SAFETY: open as long as the subscriber is registered, and until `end` has closed it.
+        unsafe { Connection::new(self.connection) }
+    }
+
     /// Has it given its request back to nginx?
     pub fn is_detached(&self) -> bool {
         self.request.is_null()
@@ -209,12 +216,12 @@ impl Subscriber {
     }
 
     /// How it is connected, for the counters.
-    pub fn connected(&self) -> Connection {
+    pub fn connected(&self) -> store::Connection {
         let mode = self.mode();
         if self.is_detached() {
-            Connection::Detached(mode)
+            store::Connection::Detached(mode)
         } else {
-            Connection::Attached(mode, self.attach_reason)
+            store::Connection::Attached(mode, self.attach_reason)
         }
     }
 

@@ -2,9 +2,9 @@
 
 pub mod body;
 pub mod cell;
+pub mod connection;
 pub mod fault;
 pub mod lookup;
 pub mod optional;
 pub mod panic_guard;
 pub mod pool;
-pub mod tcp;

@@ -4,7 +4,9 @@ use std::ffi::{CStr, c_void};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ngx::ffi::{NGX_ERROR, ngx_connection_t, ngx_int_t};
+use ngx::ffi::*;
+
+use super::connection::Connection;
 
 /// Counters that `stub_status` shows as active and writing connections; no-ops if nginx was built without it.
 #[derive(Clone, Copy, Debug)]
@@ -32,30 +34,41 @@ impl Stat {
     }
 }
 
-/// Shuts TLS down and frees its state, as `ngx_ssl_shutdown()`; NGX_AGAIN: it continues by itself.
-///
-/// # Safety
-/// `connection` is open and has TLS.
-pub unsafe fn ssl_shutdown(connection: *mut ngx_connection_t) -> ngx_int_t {
+/// Shuts TLS down and frees its state, as `ngx_ssl_shutdown()`; NGX_AGAIN: it continues by itself, and calls `then`.
+#[cfg(ngx_feature = "ssl")]
+pub fn ssl_shutdown(connection: Connection<'_>, then: unsafe extern "C" fn(*mut ngx_connection_t)) -> ngx_int_t {
     static SHUTDOWN: Symbol = Symbol::new(c"ngx_ssl_shutdown");
     type Function = unsafe extern "C" fn(*mut ngx_connection_t) -> ngx_int_t;
-    match SHUTDOWN.address() {
-        // SAFETY: a connection with TLS exists only in an nginx that has the function, of this type.
-        Some(function) => unsafe { std::mem::transmute::<*mut c_void, Function>(function)(connection) },
-        None => NGX_ERROR as ngx_int_t,
+    let Some(function) = SHUTDOWN.address().filter(|_| connection.has_tls()) else {
+        return NGX_ERROR as ngx_int_t;
+    };
+    // SAFETY: the function has this type, and the connection has TLS, until it was shut down.
+    unsafe {
+        let code = std::mem::transmute::<*mut c_void, Function>(function)(connection.raw());
+        if code == NGX_AGAIN as ngx_int_t {
+            (*(*connection.raw()).ssl).handler = Some(then);
+        }
+        code
     }
 }
 
-/// Frees the buffer that collects TLS records, as `ngx_ssl_free_buffer()`.
-///
-/// # Safety
-/// `connection` is open and has TLS; nothing waits in that buffer.
-pub unsafe fn ssl_free_buffer(connection: *mut ngx_connection_t) {
+/// This nginx has no TLS.
+#[cfg(not(ngx_feature = "ssl"))]
+pub fn ssl_shutdown(_connection: Connection<'_>, _then: unsafe extern "C" fn(*mut ngx_connection_t)) -> ngx_int_t {
+    NGX_OK as ngx_int_t
+}
+
+/// Frees the buffer that collects TLS records, as `ngx_ssl_free_buffer()`; nginx makes it again at the next send. Nothing
+/// happens if bytes wait in it.
+pub fn ssl_free_buffer(connection: Connection<'_>) {
     static FREE: Symbol = Symbol::new(c"ngx_ssl_free_buffer");
     type Function = unsafe extern "C" fn(*mut ngx_connection_t);
-    if let Some(function) = FREE.address() {
-        // SAFETY: as above.
-        unsafe { std::mem::transmute::<*mut c_void, Function>(function)(connection) }
+    if connection.has_tls()
+        && !connection.is_buffered()
+        && let Some(function) = FREE.address()
+    {
+        // SAFETY: the function has this type, and the connection TLS; without `buffered` nothing waits.
+        unsafe { std::mem::transmute::<*mut c_void, Function>(function)(connection.raw()) }
     }
 }
 

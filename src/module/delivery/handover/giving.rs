@@ -4,17 +4,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
-use push_stream_core::store::{Connection, Counter, Now};
+use push_stream_core::store::{self, Counter, Now};
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
 use super::sessions::{Giving, Key, Loss, State};
-use super::{borrow, close, fd_of, hear, is_possible, listen, socket};
+use super::{borrow, close, hear, is_possible, listen, socket};
 use crate::delivery::action::Action;
 use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::state::Delivery;
 use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, Transit};
+use crate::ffi::connection::Connection;
 use crate::ffi::panic_guard;
 
 /// Subscribers in one offer: the descriptors that fit into a message, less one that may hold its payload.
@@ -60,7 +61,7 @@ impl Delivery {
             };
             let key = self.handover.new_key();
             let log = ngx::log::ngx_cycle_log().as_ptr();
-            let Some(connection) = listen(own, key, Some(on_session), log) else {
+            let Some(connection) = listen(own, key, on_session, log) else {
                 break;
             };
             if socket::send(borrow(sender), INVITATION, &[other.as_fd()]).is_err() {
@@ -164,7 +165,7 @@ impl Delivery {
                 return;
             };
             let giving = &mut self.handover.giving[index];
-            let payload = match socket::receive(borrow(fd_of(giving.connection))) {
+            let payload = match socket::receive(giving.connection.socket()) {
                 Ok(socket::Received::Nothing) => return,
                 Ok(socket::Received::Message { payload, .. }) => payload,
                 Ok(socket::Received::Closed) | Err(_) => return self.stop_giving_to(key, actions),
@@ -200,7 +201,7 @@ impl Delivery {
         let (offer, sockets) = self.describe(&ids);
         let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(|&fd| borrow(fd)).collect();
         let giving = &mut self.handover.giving[index];
-        match socket::send(borrow(fd_of(giving.connection)), &wire::encode(&offer), &fds) {
+        match socket::send(giving.connection.socket(), &wire::encode(&offer), &fds) {
             Ok(()) => {
                 giving.state = State::Offered(ids.clone());
                 giving.since_ms = now_ms;
@@ -290,22 +291,10 @@ impl Delivery {
         };
         subscriber.transit = Transit::Leaving;
         subscriber.socket = -1;
-        // SAFETY: the connection is open; it stays so while another process has its socket, too.
-        unsafe {
-            let connection = subscriber.connection;
-            for event in [(*connection).read, (*connection).write] {
-                if (*event).timer_set() != 0 {
-                    ngx_del_timer(event);
-                }
-                if (*event).posted() != 0 {
-                    ngx_delete_posted_event(event);
-                }
-            }
-            // Remove it from epoll: closing alone would leave it there while the other process has it open.
-            if let Some(remove) = ngx_event_actions.del_conn {
-                remove(connection, 0);
-            }
-        }
+        let connection = subscriber.connection();
+        connection.read().forget();
+        connection.write().forget();
+        connection.unwatch();
         self.timer_wheel.remove(&mut self.registry.slab, id.index);
         self.handover.losses.insert(id.index, Loss::default());
     }
@@ -326,14 +315,8 @@ impl Delivery {
             return;
         };
         subscriber.transit = transit;
-        // SAFETY: the connection is open, and not in epoll.
-        let failed = unsafe {
-            let connection = subscriber.connection;
-            subscriber.socket = (*connection).fd;
-            ngx_event_actions
-                .add_conn
-                .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
-        };
+        subscriber.socket = subscriber.connection().fd();
+        let failed = !subscriber.connection().watch();
         if failed {
             actions.push(Action::End(id, Ending::Failed));
             return;
@@ -364,7 +347,7 @@ impl Delivery {
             giving.since_ms = now_ms;
             let rest: Vec<_> = answers.iter().map(|&(id, joined)| self.unsent(id, joined?)).collect();
             let message = wire::encode(&Rest(rest.clone()));
-            let sent = socket::send(borrow(fd_of(connection)), &message, &[]).is_ok();
+            let sent = socket::send(connection.socket(), &message, &[]).is_ok();
             for (&(id, joined), rest) in answers.iter().zip(&rest) {
                 match (sent, rest, joined) {
                     (true, Some(_), _) => self.forget_given(id),
@@ -409,7 +392,7 @@ impl Delivery {
         };
         let connection = subscriber.connection;
         let connected = subscriber.connected();
-        debug_assert!(matches!(connected, Connection::Detached(_)));
+        debug_assert!(matches!(connected, store::Connection::Detached(_)));
         subscriber.disconnect_record = None;
         let address = subscriber.take_address();
         let mut left = self.registry.unseat_all(id.index);
@@ -425,7 +408,7 @@ impl Delivery {
             worker.count(Counter::HandedOver, 1);
         }
         // SAFETY: the connection was the subscriber's; its socket stays open in the other process.
-        unsafe { ngx_close_connection(connection) };
+        unsafe { Connection::new(connection).close() };
     }
 }
 

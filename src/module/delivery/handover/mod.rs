@@ -29,7 +29,6 @@ pub mod taking;
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
-use std::ptr;
 use std::rc::Rc;
 
 use ngx::ffi::*;
@@ -40,6 +39,7 @@ use super::action::Action;
 use super::perform::perform;
 use super::profile::Audience;
 use super::state::{Delivery, PROCESS};
+use crate::ffi::connection::{Connection, Event, Handler};
 use sessions::Key;
 
 /// Makes the socket for invitations, unless an earlier cycle did.
@@ -52,13 +52,9 @@ pub fn prepare(zone: &Zone) -> io::Result<()> {
     Ok(())
 }
 
-/// Can connections move from one process's event loop to another's? Only implemented for epoll.
+/// Can connections move from one process's event loop to another's?
 fn is_possible() -> bool {
-    // SAFETY: set before any worker handles events.
-    unsafe {
-        let (add, del) = (ngx_event_actions.add_conn, ngx_event_actions.del_conn);
-        ngx_event_flags & NGX_USE_EPOLL_EVENT as ngx_uint_t != 0 && add.is_some() && del.is_some()
-    }
+    Connection::can_move()
 }
 
 /// Borrows a descriptor that stays open while it is used.
@@ -69,31 +65,17 @@ fn borrow(fd: i32) -> BorrowedFd<'static> {
 
 /// Makes nginx read from one of this module's sockets; the connection owns it. None if nginx has no free connection or
 /// cannot watch the socket, which is closed then.
-fn listen(
-    fd: OwnedFd,
-    key: Key,
-    handler: ngx_event_handler_pt,
-    log: *mut ngx_log_t,
-) -> Option<ptr::NonNull<ngx_connection_t>> {
-    // SAFETY: the descriptor is open; from here on nginx's connection owns it.
-    unsafe {
-        let connection = ngx_get_connection(fd.as_raw_fd(), log).as_mut()?;
-        let _ = fd.into_raw_fd();
-        let (read, write) = (connection.read, connection.write);
-        (*read).handler = handler;
-        (*read).log = log;
-        (*write).log = log;
-        connection.log = log;
-        // Not a client's connection: no alert at exit that it is still open.
-        (*read).set_channel(1);
-        (*write).set_channel(1);
-        connection.data = key as usize as *mut std::ffi::c_void;
-        if ngx_handle_read_event(read, 0) != NGX_OK as ngx_int_t {
-            ngx_close_connection(connection);
-            return None;
-        }
-        Some(connection.into())
+fn listen(fd: OwnedFd, key: Key, handler: Handler, log: *mut ngx_log_t) -> Option<Connection<'static>> {
+    let connection = Connection::open(fd.as_raw_fd(), log)?;
+    let _ = fd.into_raw_fd();
+    connection.read().set_handler(handler);
+    connection.set_internal();
+    connection.set_data(key as usize as *mut std::ffi::c_void);
+    if !connection.read().watch_read() {
+        close(connection);
+        return None;
     }
+    Some(connection)
 }
 
 /// Takes the messages that wait in a session, and goes on listening to it.
@@ -101,37 +83,24 @@ fn listen(
 /// # Safety
 /// `event` is the read event of a connection that [`listen`] made, with a session's key.
 unsafe fn hear(event: *mut ngx_event_t, take: impl FnOnce(&mut Delivery, Key, &mut Vec<Action>)) {
-    // SAFETY: guaranteed by the caller.
-    let key = unsafe { (*(*event).data.cast::<ngx_connection_t>()).data } as usize as Key;
+    // SAFETY: guaranteed by the caller; nginx's events live as long as the process.
+    let (event, key) = unsafe {
+        let event = Event::new(event);
+        (event, event.connection().data() as usize as Key)
+    };
     let mut actions = Vec::new();
     PROCESS.with(|delivery| take(delivery, key, &mut actions));
     perform(actions);
-    // SAFETY: nginx's events live as long as the process; a closed connection's event is not active.
-    unsafe {
-        if (*event).active() != 0 {
-            ngx_handle_read_event(event, 0);
-        }
+    // The event of a closed connection is not active.
+    if event.is_active() {
+        event.watch_read();
     }
 }
 
-/// Removes a connection from epoll. Closing alone does not where another descriptor of this process keeps the socket open.
-fn forget_events(connection: ptr::NonNull<ngx_connection_t>) {
-    // SAFETY: the connection is open; `is_possible` found the function.
-    unsafe {
-        if let Some(remove) = ngx_event_actions.del_conn {
-            remove(connection.as_ptr(), 0);
-        }
-    }
-}
-
-fn close(connection: ptr::NonNull<ngx_connection_t>) {
-    // SAFETY: made by `listen` or `taking::connect`, and not closed yet.
-    unsafe { ngx_close_connection(connection.as_ptr()) };
-}
-
-fn fd_of(connection: ptr::NonNull<ngx_connection_t>) -> i32 {
-    // SAFETY: the connection is open.
-    unsafe { connection.as_ref().fd }
+/// Closes the connection of a session; the session is forgotten.
+fn close(connection: Connection<'static>) {
+    // SAFETY: made by `listen`; callers have taken it out of the state.
+    unsafe { connection.close() };
 }
 
 impl Delivery {

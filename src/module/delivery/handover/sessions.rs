@@ -1,11 +1,9 @@
 //! The state of a handover: sessions with other workers, and what is under way on each.
 
-use std::ptr::NonNull;
-
-use ngx::ffi::ngx_connection_t;
 use rustc_hash::FxHashMap;
 
 use crate::delivery::subscriber::SubscriberId;
+use crate::ffi::connection::Connection;
 
 /// Identifies a session in the data of its connection.
 pub type Key = u32;
@@ -14,7 +12,7 @@ pub type Key = u32;
 #[derive(Default)]
 pub struct Handover {
     /// The connection that receives invitations; None if the worker does not accept.
-    pub listening: Option<NonNull<ngx_connection_t>>,
+    pub listening: Option<Connection<'static>>,
     pub taking: Vec<Taking>,
     pub giving: Vec<Giving>,
     /// While subscribers are given away: the deadline.
@@ -54,7 +52,7 @@ impl Handover {
 /// A socket to an accepting worker.
 pub struct Giving {
     pub key: Key,
-    pub connection: NonNull<ngx_connection_t>,
+    pub connection: Connection<'static>,
     pub state: State,
     /// When the other side last had something to do.
     pub since_ms: u64,
@@ -80,7 +78,7 @@ pub struct Loss {
 /// A socket to a leaving worker.
 pub struct Taking {
     pub key: Key,
-    pub connection: NonNull<ngx_connection_t>,
+    pub connection: Connection<'static>,
     /// Subscribers of the offer that was answered and has no rest yet; None for those not taken.
     pub arriving: Vec<Option<SubscriberId>>,
     /// When the other side last sent a message.

@@ -1,7 +1,7 @@
 //! The accepting worker's part: takes subscribers over from a leaving worker.
 
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
-use std::ptr::{self, NonNull};
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr;
 use std::rc::Rc;
 
 use ngx::ffi::*;
@@ -11,7 +11,7 @@ use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent
 use smallvec::SmallVec;
 
 use super::sessions::{Key, Taking};
-use super::{borrow, close, fd_of, forget_events, hear, is_possible, listen, socket};
+use super::{borrow, close, hear, is_possible, listen, socket};
 use crate::delivery::action::Action;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
@@ -21,6 +21,7 @@ use crate::delivery::profile::Audience;
 use crate::delivery::state::{Delivery, PROCESS};
 use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
 use crate::delivery::websocket::Socket;
+use crate::ffi::connection::{Connection, Event};
 use crate::ffi::panic_guard;
 
 /// A leaving worker that is silent for this long while subscribers are in transit is given up.
@@ -30,16 +31,16 @@ const PATIENCE_MS: u64 = 2000;
 unsafe extern "C" fn on_invitation(event: *mut ngx_event_t) {
     panic_guard::event("invitation to take subscribers", || {
         let more = PROCESS.with(Delivery::take_invitation).unwrap_or(false);
-        // SAFETY: nginx passes the read event of a connection that `listen` made; it is open unless taking was stopped.
-        unsafe {
-            if (*event).active() != 0 {
-                if more {
-                    // One at a time: other workers take the others.
-                    ngx_post_event(event, &raw mut ngx_posted_next_events);
-                }
-                (*event).set_ready(0);
-                ngx_handle_read_event(event, 0);
+        // SAFETY: nginx passes the read event of a connection that `listen` made.
+        let event = unsafe { Event::new(event) };
+        // It is, unless accepting was stopped.
+        if event.is_active() {
+            if more {
+                // One at a time: other workers take the others.
+                event.post_next();
             }
+            event.set_ready(false);
+            event.watch_read();
         }
     });
 }
@@ -66,7 +67,7 @@ impl Delivery {
             return;
         };
         let log = ngx::log::ngx_cycle_log().as_ptr();
-        self.handover.listening = listen(own, 0, Some(on_invitation), log);
+        self.handover.listening = listen(own, 0, on_invitation, log);
         let cycle = self.handover.cycle;
         worker.set_accepting(self.handover.listening.is_some().then_some(cycle));
     }
@@ -77,7 +78,7 @@ impl Delivery {
             worker.set_accepting(None);
         }
         if let Some(listening) = self.handover.listening.take() {
-            forget_events(listening);
+            listening.unwatch();
             close(listening);
         }
         // Sessions with subscribers in transit may finish; the others are closed now.
@@ -101,7 +102,7 @@ impl Delivery {
         let Some(listening) = self.handover.listening else {
             return false;
         };
-        let mut fds = match socket::receive(borrow(fd_of(listening))) {
+        let mut fds = match socket::receive(listening.socket()) {
             Ok(socket::Received::Message { fds, .. }) => fds,
             Ok(_) => return false,
             Err(_) => return true,
@@ -112,8 +113,8 @@ impl Delivery {
         let key = self.handover.new_key();
         let log = ngx::log::ngx_cycle_log().as_ptr();
         let ready = wire::encode(&Answer::default());
-        if socket::send(borrow(own.as_raw_fd()), &ready, &[]).is_ok()
-            && let Some(connection) = listen(own, key, Some(on_session), log)
+        if socket::send(own.as_fd(), &ready, &[]).is_ok()
+            && let Some(connection) = listen(own, key, on_session, log)
         {
             self.handover.taking.push(Taking {
                 key,
@@ -131,7 +132,7 @@ impl Delivery {
                 return;
             };
             let taking = &mut self.handover.taking[index];
-            let (payload, fds) = match socket::receive(borrow(fd_of(taking.connection))) {
+            let (payload, fds) = match socket::receive(taking.connection.socket()) {
                 Ok(socket::Received::Nothing) => return,
                 Ok(socket::Received::Message { payload, fds }) => (payload, fds),
                 Ok(socket::Received::Closed) | Err(_) => return self.stop_taking_from(key),
@@ -199,7 +200,7 @@ impl Delivery {
         }
         let taking = &mut self.handover.taking[index];
         taking.arriving = arriving;
-        if socket::send(borrow(fd_of(taking.connection)), &wire::encode(&answer), &[]).is_err() {
+        if socket::send(taking.connection.socket(), &wire::encode(&answer), &[]).is_err() {
             let key = taking.key;
             self.stop_taking_from(key);
         }
@@ -232,7 +233,7 @@ impl Delivery {
         });
         let now = Now::read();
         let ids: SmallVec<[&[u8]; 2]> = offered.channels.iter().map(|id| &id[..]).collect();
-        let connection = connect(fd, &audience)?;
+        let connection = Connection::accepted(fd, audience.error_log)?;
         let ping_due_ms = audience.ping_interval_ms.map_or(NEVER, |interval| {
             let latest = now.monotonic_ms + interval;
             offered.ping_due_ms.unwrap_or(latest).min(latest)
@@ -245,7 +246,7 @@ impl Delivery {
         let mut subscriber = Subscriber {
             request: ptr::null_mut(),
             socket: -1,
-            connection: connection.as_ptr(),
+            connection: connection.raw(),
             style,
             kind,
             flight: None,
@@ -301,17 +302,12 @@ impl Delivery {
             .send_queue
             .prepend(Piece::whole(Frames::of_bytes(&rest.bytes, Framing::Raw)), position);
         subscriber.transit = Transit::None;
-        // SAFETY: the connection is open, with the subscriber's name in its data, and not in epoll yet.
-        let failed = unsafe {
-            let connection = subscriber.connection;
-            subscriber.socket = (*connection).fd;
-            (*connection).data = id.to_pointer();
-            (*(*connection).read).handler = Some(detach::ON_READ);
-            (*(*connection).write).handler = Some(detach::ON_WRITE);
-            ngx_event_actions
-                .add_conn
-                .is_none_or(|add| add(connection) != NGX_OK as ngx_int_t)
-        };
+        let connection = subscriber.connection();
+        connection.set_data(id.to_pointer());
+        connection.read().set_handler(detach::ON_READ);
+        connection.write().set_handler(detach::ON_WRITE);
+        let failed = !connection.watch();
+        subscriber.socket = connection.fd();
         if failed {
             actions.push(Action::End(id, Ending::Failed));
         } else {
@@ -347,8 +343,8 @@ impl Delivery {
         if ordered {
             self.place_one();
         }
-        // SAFETY: made by `connect`; nothing else refers to it. The leaving worker has the socket, or has died.
-        unsafe { ngx_close_connection(connection) };
+        // SAFETY: the subscriber is forgotten, and nothing else refers to it. The leaving worker has the socket, or has died.
+        unsafe { Connection::new(connection).close() };
     }
 
     fn place_one(&mut self) {
@@ -356,36 +352,5 @@ impl Delivery {
         if self.handover.unplaced == 0 {
             self.wake();
         }
-    }
-}
-
-/// Makes nginx's connection for a socket, as one that was accepted and then detached.
-fn connect(fd: OwnedFd, audience: &Audience) -> Option<NonNull<ngx_connection_t>> {
-    // SAFETY: the descriptor is an open socket; from here on nginx's connection owns it. The log lives as long as the
-    // configuration.
-    unsafe {
-        let connection = ngx_get_connection(fd.as_raw_fd(), audience.error_log).as_mut()?;
-        let _ = fd.into_raw_fd();
-        connection.recv = ngx_io.recv;
-        connection.send = ngx_io.send;
-        connection.recv_chain = ngx_io.recv_chain;
-        connection.send_chain = ngx_io.send_chain;
-        connection.log = audience.error_log;
-        (*connection.read).log = audience.error_log;
-        (*connection.write).log = audience.error_log;
-        (*connection.write).set_ready(1);
-        connection.type_ = libc::SOCK_STREAM;
-        connection.set_tcp_nodelay(ngx_connection_tcp_nodelay_e_NGX_TCP_NODELAY_SET);
-        connection.number = next_number();
-        Some(connection.into())
-    }
-}
-
-/// The next connection number, as shown in the log.
-unsafe fn next_number() -> ngx_atomic_uint_t {
-    // SAFETY: the counter is an aligned word in memory that all of nginx's processes share.
-    unsafe {
-        std::sync::atomic::AtomicUsize::from_ptr(ngx_connection_counter.cast())
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed) as ngx_atomic_uint_t
     }
 }
