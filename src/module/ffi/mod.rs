@@ -8,3 +8,4 @@ pub mod lookup;
 pub mod optional;
 pub mod panic_guard;
 pub mod pool;
+pub mod request;

@@ -17,7 +17,7 @@ const RETRY_AFTER: &[u8] = b"1";
 pub fn add_cache_headers(r: Request<'_>) -> Result<(), Denial> {
     r.forget_entity();
     r.set_expires("Thu, 01 Jan 1970 00:00:01 GMT")?;
-    r.set_cache_control("no-cache, no-store, must-revalidate")
+    Ok(r.set_cache_control("no-cache, no-store, must-revalidate")?)
 }
 
 /// Adds the CORS headers of `push_stream_allowed_origins`, if it has a value.
@@ -46,7 +46,7 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
 /// Adds the newest event id of the channels in question, if it is known.
 pub fn add_event_id(r: Request<'_>, id: Option<&[u8]>) -> Result<(), Denial> {
     match id {
-        Some(id) => r.add_header("X-Nginx-PushStream-Event-Id", id),
+        Some(id) => Ok(r.add_header("X-Nginx-PushStream-Event-Id", id)?),
         None => Ok(()),
     }
 }
@@ -129,7 +129,7 @@ pub fn header_only(r: Request<'_>, status: u32) -> Result<ngx_int_t, Denial> {
     r.set_status(status, Some(0));
     if r.is_stream_with_body_to_come() {
         // Read the body: nginx would reset the stream behind the answer, which some clients take for a failure.
-        return r.read_body(send_header_only);
+        return Ok(r.read_body(send_header_only)?);
     }
     r.discard_body()?;
     Ok(send_prepared(r))

@@ -42,7 +42,7 @@ pub fn warn_of_single_message(r: Request<'_>) -> Result<(), Denial> {
     } else {
         b"Published as one message: push_stream_batch_publish is off."
     };
-    r.add_header("X-Nginx-PushStream-Warning", reason)
+    Ok(r.add_header("X-Nginx-PushStream-Warning", reason)?)
 }
 
 /// Publishes a body of lines that nginx has read completely.

@@ -57,7 +57,7 @@ pub fn respond(r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
         NGX_HTTP_DELETE => {
             let arguments = Arguments::of(r)?;
             if arguments.prefix.is_some() {
-                return r.read_body(delete_body).map(Some);
+                return Ok(Some(r.read_body(delete_body)?));
             }
             if arguments.only.is_some() {
                 return dismiss(r, &arguments).map(Some);

@@ -50,7 +50,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             let path = known_path(r)?;
             report(r, &path)
         }
-        NGX_HTTP_POST if batch::is_batch(r) => r.read_body(publish_lines),
+        NGX_HTTP_POST if batch::is_batch(r) => Ok(r.read_body(publish_lines)?),
         NGX_HTTP_POST | NGX_HTTP_PUT => {
             let path = publishable_path(r).inspect_err(count_refusal)?;
             check_fields(r).inspect_err(count_refusal)?;
@@ -68,7 +68,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 fn tell_epoch(r: Request<'_>) -> Result<(), Denial> {
     let epoch = delivery::with_store(|worker| worker.zone().epoch_ms());
     let epoch = epoch.ok_or(Denial::Unavailable)?;
-    r.add_header(HeaderName::EPOCH.text(), epoch.to_string().as_bytes())
+    Ok(r.add_header(HeaderName::EPOCH.text(), epoch.to_string().as_bytes())?)
 }
 
 /// The path of a request for figures.
@@ -150,7 +150,7 @@ fn read_body(
         let place = pool::place((*r.raw()).pool, path).ok_or(NO_MEMORY)?;
         *lookup::context(r.raw()) = place.as_ptr().cast();
     }
-    r.read_body(then)
+    Ok(r.read_body(then)?)
 }
 
 /// The path kept by [`read_body`].

@@ -44,7 +44,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
 
 /// Adds an Etag of `W/` and the bare number: the form that clients of the C module send back.
 pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
-    r.add_header("Etag", format!("W/{tag}").as_bytes())
+    Ok(r.add_header("Etag", format!("W/{tag}").as_bytes())?)
 }
 
 /// Answers with old messages: a short answer in one piece, a long one as the client takes it. With gap notices, up to
@@ -156,7 +156,7 @@ impl Envelope {
 
     pub fn set_content_type(&self, r: Request<'_>) -> Result<(), Denial> {
         if self.callback.is_none() {
-            return r.set_default_content_type();
+            return Ok(r.set_default_content_type()?);
         }
         r.set_content_type("application/javascript");
         Ok(())
