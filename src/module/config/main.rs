@@ -15,7 +15,7 @@ use super::place::Place;
 use super::values::{REPORTED, given, given_ms, refuse, unset, word};
 use super::zone;
 use crate::delivery::{Audience, Format};
-use crate::ffi::{lookup, pool};
+use crate::ffi::{lookup, pool, shared_memory};
 
 /// `push_stream_on_full`.
 pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
@@ -234,7 +234,7 @@ impl Main {
     /// This cycle's zone, once it is mapped.
     pub fn open_zone(&self) -> Option<Zone> {
         // SAFETY: the pointer is NULL or the zone that `zone::add` registered in this cycle.
-        unsafe { zone::open(self.zone) }
+        unsafe { shared_memory::open(self.zone) }
     }
 
     /// Makes the eventfds that wake workers, unless an earlier cycle did: old and new workers share them.

@@ -17,7 +17,7 @@ use super::main::Main;
 use super::place::Place;
 use super::values::REPORTED;
 use crate::ffi::cell::ProcessCell;
-use crate::ffi::panic_guard;
+use crate::ffi::{panic_guard, shared_memory};
 
 /// Identifies zones of this module and layout: "pushs" and the layout's number.
 const TAG: usize = 0x70_7573_6873_0000 | LAYOUT_VERSION as usize;
@@ -125,7 +125,7 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
 /// The running zone's size, kept: nginx would replace a zone whose size changed, and all messages would be lost.
 unsafe fn keep_running_size(cf: *mut ngx_conf_t, wanted: &Wanted) -> usize {
     // SAFETY: the previous cycle is alive while the next one is read.
-    match unsafe { running_size((*(*cf).cycle).old_cycle, wanted) } {
+    match unsafe { shared_memory::size_in((*(*cf).cycle).old_cycle, wanted.name.0, TAG) } {
         Some(running) if running != wanted.size => {
             ngx_conf_log_error!(
                 NGX_LOG_WARN,
@@ -139,23 +139,6 @@ unsafe fn keep_running_size(cf: *mut ngx_conf_t, wanted: &Wanted) -> usize {
     }
 }
 
-unsafe fn running_size(old: *const ngx_cycle_t, wanted: &Wanted) -> Option<usize> {
-    // SAFETY: the list's parts hold `nelts` zones each; the first cycle's list is empty.
-    unsafe {
-        let mut part: *const ngx_list_part_t = &raw const old.as_ref()?.shared_memory.part;
-        while let Some(zones) = part.as_ref() {
-            for index in 0..zones.nelts {
-                let zone = &*zones.elts.cast::<ngx_shm_zone_t>().add(index);
-                if zone.shm.name == wanted.name.0 && zone.tag == TAG as *mut c_void {
-                    return Some(zone.shm.size);
-                }
-            }
-            part = zones.next;
-        }
-    }
-    None
-}
-
 /// nginx calls this once the zone is mapped; `old` is NULL for new memory.
 ///
 /// No configuration is written to shared memory: the reload may still fail.
@@ -166,12 +149,11 @@ unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_in
         || {
             // SAFETY: nginx passes a mapped zone whose slab pool it has initialized.
             let result = unsafe {
-                let pool = (*zone).shm.addr.cast::<ngx_slab_pool_t>();
                 let workers = (*(*zone).data.cast::<Main>()).worker_processes();
                 if old.is_null() {
-                    create(pool, workers)
+                    shared_memory::create(zone, |len| slots(workers, len))
                 } else {
-                    attach(pool).and_then(|zone| admit(&zone, workers))
+                    shared_memory::attach(zone).and_then(|zone| admit(&zone, workers))
                 }
             };
             match result {
@@ -186,57 +168,6 @@ unsafe extern "C" fn init(zone: *mut ngx_shm_zone_t, old: *mut c_void) -> ngx_in
             }
         },
     )
-}
-
-/// Takes all pages of the slab pool in one allocation and lays the zone out in them.
-unsafe fn create(pool: *mut ngx_slab_pool_t, workers: usize) -> Result<Zone, String> {
-    // SAFETY: the pool is fresh, so its free pages are one run; the memory is zero as mapped, because nginx's slab
-    // only writes into the page table.
-    unsafe {
-        (*pool).set_log_nomem(0);
-        let len = capacity(pool);
-        let memory = ngx_slab_alloc(pool, len).cast::<u8>();
-        if memory.is_null() {
-            return Err(format!("cannot take its {len} bytes"));
-        }
-        let zone = Zone::create(memory, len, slots(workers, len), Now::read()).map_err(|error| error.to_string())?;
-        (*pool).data = memory.cast();
-        Ok(zone)
-    }
-}
-
-/// Opens the zone made by an earlier cycle.
-unsafe fn attach(pool: *mut ngx_slab_pool_t) -> Result<Zone, String> {
-    // SAFETY: `create` left the memory's address here; it is mapped at the same address in every process.
-    unsafe {
-        let memory = (*pool).data.cast::<u8>();
-        if memory.is_null() {
-            return Err("the running zone was never laid out".into());
-        }
-        Zone::attach(memory, capacity(pool)).map_err(|error| error.to_string())
-    }
-}
-
-/// The zone of a cycle whose shared memory is mapped.
-///
-/// # Safety
-/// `zone` is NULL or a zone that this module registered.
-pub unsafe fn open(zone: *const ngx_shm_zone_t) -> Option<Zone> {
-    // SAFETY: as above; `init` succeeded, or the cycle would not run.
-    unsafe {
-        let pool = zone.as_ref()?.shm.addr.cast::<ngx_slab_pool_t>();
-        let memory = pool.as_ref()?.data.cast::<u8>();
-        if memory.is_null() {
-            return None;
-        }
-        Zone::attach(memory, capacity(pool)).ok()
-    }
-}
-
-/// Bytes in all pages of the slab pool.
-unsafe fn capacity(pool: *const ngx_slab_pool_t) -> usize {
-    // SAFETY: `pages..last` is the pool's page table.
-    unsafe { (*pool).last.offset_from((*pool).pages) as usize * ngx_pagesize }
 }
 
 /// Slots of a new zone: the workers of two generations, also if a later configuration says `auto`.
@@ -289,7 +220,7 @@ pub fn prepare_wake_fds(zone: &Zone) -> io::Result<()> {
 
 fn add_eventfds(fds: &mut Vec<i32>, wanted: usize) -> io::Result<()> {
     while fds.len() < wanted {
-        fds.push(eventfd()?);
+        fds.push(shared_memory::eventfd()?);
     }
     Ok(())
 }
@@ -297,14 +228,4 @@ fn add_eventfds(fds: &mut Vec<i32>, wanted: usize) -> io::Result<()> {
 /// Forgets the eventfds at the end of a process, which closes them.
 pub fn forget_wake_fds() {
     drop(WAKE_FDS.take());
-}
-
-fn eventfd() -> io::Result<i32> {
-    // SAFETY: no memory is passed.
-    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
-    if fd < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(fd)
-    }
 }

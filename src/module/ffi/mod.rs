@@ -9,3 +9,4 @@ pub mod optional;
 pub mod panic_guard;
 pub mod pool;
 pub mod request;
+pub mod shared_memory;
