@@ -59,7 +59,7 @@ pub struct Main {
     /// Where the first location with a role is written.
     pub(super) first_used: Option<Place>,
     /// Where limits are written, by the offsets of their fields.
-    limits_written: Vec<(usize, Option<Place>)>,
+    pub(super) limits_written: Vec<(usize, Option<Place>)>,
     /// The zone of this cycle; NULL if no size was given.
     pub zone: *mut ngx_shm_zone_t,
     /// Set when the block has been read.
@@ -166,15 +166,6 @@ pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_
 }
 
 impl Main {
-    /// Records where a limit is written.
-    ///
-    /// # Safety
-    /// `cf` is what nginx passed to a setter.
-    pub(super) unsafe fn note(&mut self, cf: *mut ngx_conf_t, offset: usize) {
-        // SAFETY: as above.
-        self.limits_written.push((offset, unsafe { Place::of(cf) }));
-    }
-
     /// The first directive whose value must not be zero but is, in the C module's order, and where it is written.
     fn zero_limit(&self) -> Option<(&'static str, Option<Place>)> {
         macro_rules! limit {

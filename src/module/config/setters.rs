@@ -13,51 +13,64 @@ use super::ids::Retry;
 use super::location::{Location, PublisherMode, Role, SubscriberMode};
 use super::main::{Main, main_of};
 use super::place::Place;
-use super::values::{REPORTED, arguments, core_location_of, refuse, unset, verdict, warn};
+use super::values::{REPORTED, core_location_of, refuse, unset, verdict, warn};
 use super::zone;
-use crate::ffi::pool;
+use crate::ffi::directive::{Directive, parse_time};
 use crate::http;
 
-pub unsafe extern "C" fn set_statistics(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes this level's configuration.
-    unsafe { install(cf, conf, Role::Statistics, http::statistics_handler) };
+macro_rules! setters {
+    ($($name:ident($level:ty) = $set:ident;)*) => {$(
+        pub unsafe extern "C" fn $name(
+            cf: *mut ngx_conf_t,
+            command: *mut ngx_command_t,
+            conf: *mut c_void,
+        ) -> *mut c_char {
+            // SAFETY: nginx passes the directive and what this module has made for its level.
+            $set(unsafe { Directive::<$level>::new(cf, command, conf) })
+        }
+    )*};
+}
+
+setters! {
+    set_statistics(Location) = statistics;
+    set_publisher(Location) = publisher;
+    set_subscriber(Location) = subscriber;
+    set_shared_memory_size(Main) = shared_memory_size;
+    set_limit(Main) = limit;
+    set_message_ttl(Main) = message_ttl;
+    set_header_template_file(Location) = header_template_file;
+    set_message_template(Location) = message_template;
+    set_literal_template(Location) = literal_template;
+    set_id_flag(Location) = id_flag;
+    set_id_choice(Location) = id_choice;
+    set_retry(Location) = retry;
+    set_log_disconnect(Location) = log_disconnect;
+}
+
+fn statistics(directive: Directive<'_, Location>) -> *mut c_char {
+    install(directive, Role::Statistics, http::statistics_handler);
     ptr::null_mut()
 }
 
-pub unsafe extern "C" fn set_publisher(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes this level's configuration and the directive's words.
-    let (taken, words) = unsafe { ((*conf.cast::<Location>()).role.is_some(), arguments(cf)) };
-    if taken {
+fn publisher(directive: Directive<'_, Location>) -> *mut c_char {
+    let words = directive.words();
+    if directive.level.role.is_some() {
         return verdict(Err(c"is duplicate"));
     }
     let mode = match words.get(1).map(ngx_str_t::as_bytes) {
         None => PublisherMode::Normal,
         Some(word) if word.eq_ignore_ascii_case(b"normal") => PublisherMode::Normal,
         Some(word) if word.eq_ignore_ascii_case(b"admin") => PublisherMode::Admin,
-        Some(_) => return unknown_mode(cf, "push_stream_publisher", &words[1], "normal, admin"),
+        Some(_) => return unknown_mode(directive.conf(), "push_stream_publisher", &words[1], "normal, admin"),
     };
-    // SAFETY: as above.
-    unsafe { install(cf, conf, Role::Publisher(mode), http::publisher_handler) };
+    install(directive, Role::Publisher(mode), http::publisher_handler);
     ptr::null_mut()
 }
 
-pub unsafe extern "C" fn set_subscriber(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
+fn subscriber(directive: Directive<'_, Location>) -> *mut c_char {
     const ACCEPTED: &str = "streaming, polling, long-polling, eventsource, websocket";
-    // SAFETY: nginx passes this level's configuration and the directive's words.
-    let (taken, words) = unsafe { ((*conf.cast::<Location>()).role.is_some(), arguments(cf)) };
-    if taken {
+    let words = directive.words();
+    if directive.level.role.is_some() {
         return verdict(Err(c"is duplicate"));
     }
     let mode = match words.get(1).map(|word| word.as_bytes().to_ascii_lowercase()).as_deref() {
@@ -66,10 +79,9 @@ pub unsafe extern "C" fn set_subscriber(
         Some(b"long-polling") => SubscriberMode::LongPolling,
         Some(b"eventsource") => SubscriberMode::EventSource,
         Some(b"websocket") => SubscriberMode::WebSocket,
-        Some(_) => return unknown_mode(cf, "push_stream_subscriber", &words[1], ACCEPTED),
+        Some(_) => return unknown_mode(directive.conf(), "push_stream_subscriber", &words[1], ACCEPTED),
     };
-    // SAFETY: as above.
-    unsafe { install(cf, conf, Role::Subscriber(mode), http::subscriber_handler) };
+    install(directive, Role::Subscriber(mode), http::subscriber_handler);
     ptr::null_mut()
 }
 
@@ -83,32 +95,25 @@ fn unknown_mode(cf: *mut ngx_conf_t, directive: &str, word: &ngx_str_t, accepted
 }
 
 /// Gives the location its role. nginx's own If-Modified-Since processing would turn our 200 into a 304.
-unsafe fn install(
-    cf: *mut ngx_conf_t,
-    conf: *mut c_void,
+fn install(
+    directive: Directive<'_, Location>,
     role: Role,
     handler: unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t,
 ) {
-    // SAFETY: `cf` and `conf` are what nginx passed to the setter.
-    unsafe {
-        (*conf.cast::<Location>()).role = Some(role);
-        let main = main_of(cf);
-        if !main.used {
-            (main.used, main.first_used) = (true, Place::of(cf));
-        }
-        let core = core_location_of(cf);
-        core.handler = Some(handler);
-        core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;
+    directive.level.role = Some(role);
+    let cf = directive.conf();
+    // SAFETY: `cf` is what nginx passed to the setter.
+    let (main, core, place) = unsafe { (main_of(cf), core_location_of(cf), Place::of(cf)) };
+    if !main.used {
+        (main.used, main.first_used) = (true, place);
     }
+    core.handler = Some(handler);
+    core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;
 }
 
-pub unsafe extern "C" fn set_shared_memory_size(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes our main configuration and the directive's words.
-    let (main, words) = unsafe { (&mut *conf.cast::<Main>(), arguments(cf)) };
+fn shared_memory_size(directive: Directive<'_, Main>) -> *mut c_char {
+    let (cf, words) = (directive.conf(), directive.words());
+    let main = directive.level;
     // SAFETY: `cf` is valid for the call.
     match unsafe { zone::Wanted::parse(cf, words) } {
         Ok(wanted) if main.zones.iter().any(|zone| zone.name == wanted.name) => {
@@ -123,70 +128,53 @@ pub unsafe extern "C" fn set_shared_memory_size(
     }
 }
 
+/// Records where a value is written that is checked when the whole http block was read.
+fn note(directive: &mut Directive<'_, Main>) {
+    // SAFETY: nginx passed it to the setter.
+    let place = unsafe { Place::of(directive.conf()) };
+    directive.level.limits_written.push((directive.offset(), place));
+}
+
 /// Setter of a number that is checked when the whole http block was read.
-pub unsafe extern "C" fn set_limit(cf: *mut ngx_conf_t, command: *mut ngx_command_t, conf: *mut c_void) -> *mut c_char {
-    // SAFETY: nginx passes the directive, its words and our main configuration.
-    unsafe {
-        (*conf.cast::<Main>()).note(cf, (*command).offset);
-        ngx_conf_set_num_slot(cf, command, conf)
-    }
+fn limit(mut directive: Directive<'_, Main>) -> *mut c_char {
+    note(&mut directive);
+    directive.set_number()
 }
 
 /// Setter of a time that is checked when the whole http block was read.
-pub unsafe extern "C" fn set_message_ttl(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: as above.
-    unsafe {
-        (*conf.cast::<Main>()).note(cf, (*command).offset);
-        ngx_conf_set_sec_slot(cf, command, conf)
-    }
+fn message_ttl(mut directive: Directive<'_, Main>) -> *mut c_char {
+    note(&mut directive);
+    directive.set_seconds()
 }
 
-pub unsafe extern "C" fn set_header_template_file(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes this level's configuration and the directive's words.
-    let (location, words) = unsafe { (&mut *conf.cast::<Location>(), arguments(cf)) };
-    if !location.header_template.data.is_null() {
+fn header_template_file(directive: Directive<'_, Location>) -> *mut c_char {
+    let words = directive.words();
+    if !directive.level.header_template.data.is_null() {
         return verdict(Err(c"is duplicate or template set by 'push_stream_header_template'"));
     }
     let Ok(text) = std::fs::read(OsStr::from_bytes(words[1].as_bytes())) else {
         ngx_conf_log_error!(
             NGX_LOG_ERR,
-            cf,
+            directive.conf(),
             "push stream module: unable to open file \"{}\" for header template",
             words[1]
         );
         return REPORTED;
     };
-    // SAFETY: the pool lives as long as the configuration.
-    let Some(copy) = (unsafe { pool::copy((*cf).pool, &text) }) else {
+    let Some(text) = directive.keep(&text) else {
         return REPORTED;
     };
-    location.header_template = ngx_str_t {
-        len: text.len(),
-        data: copy.as_ptr(),
-    };
+    directive.level.header_template = text;
     ptr::null_mut()
 }
 
-pub unsafe extern "C" fn set_message_template(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes the directive, its words and this level's configuration.
-    let (problem, words) = unsafe { (ngx_conf_set_str_slot(cf, command, conf), arguments(cf)) };
+fn message_template(mut directive: Directive<'_, Location>) -> *mut c_char {
+    let (problem, words) = (directive.set_text(), directive.words());
     if problem.is_null() {
         for word in template::unknown_words(words[1].as_bytes()) {
             let word = String::from_utf8_lossy(word);
             warn(
-                cf,
+                directive.conf(),
                 format_args!("{word} in {} is no word of templates, and is sent as it is", words[0]),
             );
         }
@@ -195,19 +183,14 @@ pub unsafe extern "C" fn set_message_template(
 }
 
 /// Setter of a template without substitutions.
-pub unsafe extern "C" fn set_literal_template(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: as above.
-    let (problem, words) = unsafe { (ngx_conf_set_str_slot(cf, command, conf), arguments(cf)) };
+fn literal_template(mut directive: Directive<'_, Location>) -> *mut c_char {
+    let (problem, words) = (directive.set_text(), directive.words());
     if problem.is_null()
         && let Some(word) = template::tokens(words[1].as_bytes()).next()
     {
         let word = String::from_utf8_lossy(word);
         warn(
-            cf,
+            directive.conf(),
             format_args!("{word} in {} is not replaced, and is sent as it is", words[0]),
         );
     }
@@ -215,98 +198,64 @@ pub unsafe extern "C" fn set_literal_template(
 }
 
 /// Makes the zone track the order of ids.
-unsafe fn track(cf: *mut ngx_conf_t, auto: bool) {
-    // SAFETY: `cf` is what nginx passed to the setter.
-    let main = unsafe { main_of(cf) };
+fn track(directive: &Directive<'_, Location>, auto: bool) {
+    // SAFETY: nginx passed it to the setter.
+    let main = unsafe { main_of(directive.conf()) };
     main.track_ids = true;
     main.auto_ids |= auto;
 }
 
 /// Setter of a flag that needs the zone to track the order of ids.
-pub unsafe extern "C" fn set_id_flag(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes the directive, its words and this level's configuration.
-    unsafe {
-        let problem = ngx_conf_set_flag_slot(cf, command, conf);
-        if problem.is_null() && arguments(cf)[1].as_bytes().eq_ignore_ascii_case(b"on") {
-            track(cf, (*command).offset == offset_of!(Location, auto_event_id));
-        }
-        problem
+fn id_flag(mut directive: Directive<'_, Location>) -> *mut c_char {
+    let problem = directive.set_flag();
+    if problem.is_null() && directive.words()[1].as_bytes().eq_ignore_ascii_case(b"on") {
+        track(&directive, directive.offset() == offset_of!(Location, auto_event_id));
     }
+    problem
 }
 
 /// Setter of a choice that needs the zone to track the order of ids, unless it is `exact`.
-pub unsafe extern "C" fn set_id_choice(
-    cf: *mut ngx_conf_t,
-    command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes the directive, its words and this level's configuration.
-    unsafe {
-        let problem = ngx_conf_set_enum_slot(cf, command, conf);
-        if problem.is_null() && !arguments(cf)[1].as_bytes().eq_ignore_ascii_case(b"exact") {
-            track(cf, false);
-        }
-        problem
+fn id_choice(mut directive: Directive<'_, Location>) -> *mut c_char {
+    let problem = directive.set_enum();
+    if problem.is_null() && !directive.words()[1].as_bytes().eq_ignore_ascii_case(b"exact") {
+        track(&directive, false);
     }
+    problem
 }
 
-pub unsafe extern "C" fn set_retry(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes this level's configuration and the directive's words.
-    let (location, words) = unsafe { (&mut *conf.cast::<Location>(), arguments(cf)) };
-    if location.eventsource_retry.is_some() {
+fn retry(directive: Directive<'_, Location>) -> *mut c_char {
+    let words = directive.words();
+    if directive.level.eventsource_retry.is_some() {
         return verdict(Err(c"is duplicate"));
     }
-    let time = |word: &ngx_str_t| {
-        let mut word = *word;
-        // SAFETY: `word` is a valid string.
-        let time = unsafe { ngx_parse_time(&mut word, 0) };
-        u32::try_from(time).ok()
-    };
-    let (Some(min_ms), Some(max_ms)) = (time(&words[1]), time(words.last().unwrap_or(&words[1]))) else {
+    let (Some(min_ms), Some(max_ms)) = (parse_time(&words[1]), parse_time(words.last().unwrap_or(&words[1]))) else {
         return verdict(Err(c"invalid value"));
     };
     if min_ms > max_ms {
         return refuse(
-            cf,
+            directive.conf(),
             c"push_stream_eventsource_retry: the first time cannot be longer than the second.",
         );
     }
-    location.eventsource_retry = Some(Retry { min_ms, max_ms });
+    directive.level.eventsource_retry = Some(Retry { min_ms, max_ms });
     ptr::null_mut()
 }
 
-pub unsafe extern "C" fn set_log_disconnect(
-    cf: *mut ngx_conf_t,
-    _command: *mut ngx_command_t,
-    conf: *mut c_void,
-) -> *mut c_char {
-    // SAFETY: nginx passes this level's configuration and the directive's words, which live as long as the cycle.
-    unsafe {
-        let (location, words) = (&mut *conf.cast::<Location>(), arguments(cf));
-        if location.log_disconnect != unset::FILE {
-            return verdict(Err(c"is duplicate"));
-        }
-        if words[1].is_empty() {
-            return verdict(Err(c"wants a file or off"));
-        }
-        if words[1].as_bytes() == b"off" {
-            location.log_disconnect = ptr::null_mut();
-            return ptr::null_mut();
-        }
-        // The file is opened with the cycle's other files, and reopened when nginx gets USR1.
-        let mut name = words[1];
-        location.log_disconnect = ngx_conf_open_file((*cf).cycle, &mut name);
-        if location.log_disconnect.is_null() {
-            return REPORTED;
-        }
+fn log_disconnect(directive: Directive<'_, Location>) -> *mut c_char {
+    let words = directive.words();
+    if directive.level.log_disconnect != unset::FILE {
+        return verdict(Err(c"is duplicate"));
+    }
+    if words[1].is_empty() {
+        return verdict(Err(c"wants a file or off"));
+    }
+    if words[1].as_bytes() == b"off" {
+        directive.level.log_disconnect = ptr::null_mut();
+        return ptr::null_mut();
+    }
+    directive.level.log_disconnect = directive.open_file(&words[1]);
+    if directive.level.log_disconnect.is_null() {
+        return REPORTED;
     }
     ptr::null_mut()
 }

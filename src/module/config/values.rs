@@ -25,15 +25,6 @@ pub unsafe fn core_location_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_core
     }
 }
 
-/// The directive's words, its name first.
-///
-/// # Safety
-/// `cf` is what nginx passed to a setter.
-pub unsafe fn arguments<'a>(cf: *mut ngx_conf_t) -> &'a [ngx_str_t] {
-    // SAFETY: nginx passes the words of the directive as an array of ngx_str_t.
-    unsafe { (*(*cf).args).as_slice() }
-}
-
 /// Turns the result of a setter or merge function into nginx's return value.
 pub fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
     match result {

@@ -22,7 +22,8 @@ use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, SubscriberId};
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::optional::{self, Stat};
-use crate::ffi::{lookup, panic_guard, pool};
+use crate::ffi::release::{is_claimed, release};
+use crate::ffi::{lookup, panic_guard};
 
 /// May bytes bypass the output filters of this request, whose head was just sent? Returns the framing then.
 ///
@@ -75,7 +76,7 @@ unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, sock
         if early && !socket {
             return Some(AttachReason::Pipelined);
         }
-        if is_claimed(r, neighbours) {
+        if is_claimed(r, REQUEST_GONE, neighbours.realip) {
             return Some(AttachReason::Cleanup);
         }
         if connection.is_buffered() || !(*r).out.is_null() || connection.is_busy_with_tls() {
@@ -83,33 +84,6 @@ unsafe fn attach_reason(r: *mut ngx_http_request_t, neighbours: Neighbours, sock
         }
         None
     }
-}
-
-/// Does another module want to be told of the request's end?
-unsafe fn is_claimed(r: *mut ngx_http_request_t, neighbours: Neighbours) -> bool {
-    // SAFETY: as for `attach_reason`. What realip registers is also its context: it only puts the connection's own
-    // address back.
-    unsafe {
-        let mut cleanup = (*r).cleanup;
-        while let Some(entry) = cleanup.as_ref() {
-            if entry
-                .handler
-                .is_some_and(|handler| handler as usize != REQUEST_GONE as usize)
-            {
-                return true;
-            }
-            cleanup = entry.next;
-        }
-        let realip = neighbours.realip.map(|index| (*r).ctx.add(index).read());
-        let mut cleanup = (*(*r).pool).cleanup;
-        while let Some(entry) = cleanup.as_ref() {
-            if entry.handler.is_some() && !pool::is_own(entry) && realip != Some(entry.data) {
-                return true;
-            }
-            cleanup = entry.next;
-        }
-    }
-    false
 }
 
 /// One address of the handler, for comparisons.
@@ -126,48 +100,6 @@ pub fn detach(id: SubscriberId) {
     adopt(connection, id, &audience);
     if !early.is_empty() {
         socket::react(id, &early);
-    }
-}
-
-/// Frees the request. Returns its connection.
-unsafe fn release<'c>(r: *mut ngx_http_request_t) -> Connection<'c> {
-    // SAFETY: `attach_reason` found that nothing refers to the request but the connection, whose handlers are replaced
-    // next.
-    unsafe {
-        let connection = Connection::new((*r).connection);
-        let http = (*r).http_connection;
-        let mut cleanup = (*r).cleanup;
-        while let Some(entry) = cleanup.as_mut() {
-            // The subscriber's own cleanup: it must not run, as the subscriber outlives its request.
-            entry.handler = None;
-            cleanup = entry.next;
-        }
-        ngx_http_free_request(r, 0);
-        (*connection.raw()).set_destroyed(0);
-        if !connection.can_do_without_pool() {
-            free_header_buffers(connection.raw(), http);
-        }
-        connection
-    }
-}
-
-/// Frees the buffers that requests are read into, as nginx does between two requests of a connection.
-unsafe fn free_header_buffers(connection: *mut ngx_connection_t, http: *mut ngx_http_connection_t) {
-    // SAFETY: the buffers are in the connection's pool, and no request refers to them any more.
-    unsafe {
-        let pool = (*connection).pool;
-        for list in [&raw mut (*http).free, &raw mut (*http).busy] {
-            let mut link = std::mem::replace(&mut *list, ptr::null_mut());
-            while let Some(entry) = link.as_ref() {
-                ngx_pfree(pool, (*entry.buf).start.cast());
-                link = entry.next;
-            }
-        }
-        (*http).nbusy = 0;
-        if let Some(buffer) = (*connection).buffer.as_ref() {
-            ngx_pfree(pool, buffer.start.cast());
-        }
-        (*connection).buffer = ptr::null_mut();
     }
 }
 

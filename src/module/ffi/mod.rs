@@ -3,10 +3,13 @@
 pub mod body;
 pub mod cell;
 pub mod connection;
+pub mod directive;
 pub mod fault;
 pub mod lookup;
 pub mod optional;
 pub mod panic_guard;
 pub mod pool;
+pub mod received;
+pub mod release;
 pub mod request;
 pub mod shared_memory;

@@ -15,6 +15,7 @@ use super::denial::{Denial, NO_MEMORY};
 use super::request::Request;
 use crate::delivery;
 use crate::ffi::body::Sent;
+use crate::ffi::connection::{Connection, Event};
 use crate::ffi::{lookup, panic_guard, pool};
 
 /// Makes the next piece and appends it; true if there is more. It must be quick: about as long as a publish or two
@@ -64,7 +65,10 @@ pub fn answer(r: Request<'_>, content_type: &'static str, source: Source) -> Res
         }
         (*raw).write_event_handler = Some(go_on);
         (*(*raw).main).set_count((*(*raw).main).count() + 1);
-        go_on_later(raw);
+        go_on_later(
+            Connection::new((*raw).connection).write(),
+            lookup::core_location(raw).send_timeout,
+        );
     }
     Ok(NGX_DONE as ngx_int_t)
 }
@@ -130,15 +134,15 @@ unsafe extern "C" fn go_on(r: *mut ngx_http_request_t) {
 unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
     // SAFETY: request and connection are valid; the context entry was set by `answer`.
     unsafe {
-        let connection = (*r).connection;
-        let event = (*connection).write;
-        if (*event).timedout() != 0 {
-            (*connection).set_timedout(1);
+        let connection = Connection::new((*r).connection);
+        let (event, timeout_ms) = (connection.write(), lookup::core_location(r).send_timeout);
+        if event.is_timed_out() {
+            connection.set_timed_out();
             return Some(NGX_HTTP_REQUEST_TIME_OUT as ngx_int_t);
         }
-        if (*event).delayed() != 0 {
+        if event.is_delayed() {
             // limit_rate: nginx's timer fires again.
-            ngx_handle_write_event(event, 0);
+            event.watch_write();
             return None;
         }
         if is_full(r) {
@@ -146,7 +150,7 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
                 return Some(NGX_ERROR as ngx_int_t);
             }
             if is_full(r) {
-                wait(r);
+                wait(event, timeout_ms);
                 return None;
             }
         }
@@ -157,9 +161,9 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
             Err(denial) => return Some(answer::conclude(Request::new(r), Err(denial))),
         }
         if is_full(r) {
-            wait(r);
+            wait(event, timeout_ms);
         } else {
-            go_on_later(r);
+            go_on_later(event, timeout_ms);
         }
         None
     }
@@ -168,32 +172,24 @@ unsafe fn next_turn(r: *mut ngx_http_request_t) -> Option<ngx_int_t> {
 /// Does nginx still hold unsent bytes, or delay further ones (limit_rate)?
 unsafe fn is_full(r: *mut ngx_http_request_t) -> bool {
     // SAFETY: request and connection are valid.
-    unsafe {
-        let connection = (*r).connection;
-        let held = (*r).buffered() != 0 || !(*r).postponed.is_null() || (*connection).buffered() != 0;
-        held || (*(*connection).write).delayed() != 0
-    }
+    let (held, connection) = unsafe {
+        let held = (*r).buffered() != 0 || !(*r).postponed.is_null();
+        (held, Connection::new((*r).connection))
+    };
+    held || connection.is_buffered() || connection.write().is_delayed()
 }
 
 /// Waits until the client can take more.
-unsafe fn wait(r: *mut ngx_http_request_t) {
-    // SAFETY: request and connection are valid.
-    unsafe {
-        let event = (*(*r).connection).write;
-        if (*event).delayed() == 0 {
-            ngx_add_timer(event, lookup::core_location(r).send_timeout);
-        }
-        ngx_handle_write_event(event, 0);
+fn wait(event: Event<'_>, timeout_ms: ngx_msec_t) {
+    if !event.is_delayed() {
+        event.add_timer(timeout_ms as u64);
     }
+    event.watch_write();
 }
 
 /// Continues after other events had their turn.
-unsafe fn go_on_later(r: *mut ngx_http_request_t) {
-    // SAFETY: request and connection are valid; nginx takes the event off the queue if the connection is closed before.
-    unsafe {
-        let event = (*(*r).connection).write;
-        // A leaving worker waits for this timer.
-        ngx_add_timer(event, lookup::core_location(r).send_timeout);
-        ngx_post_event(event, &raw mut ngx_posted_next_events);
-    }
+fn go_on_later(event: Event<'_>, timeout_ms: ngx_msec_t) {
+    // A leaving worker waits for this timer. nginx takes the event off the queue if the connection is closed before.
+    event.add_timer(timeout_ms as u64);
+    event.post_next();
 }
