@@ -40,10 +40,9 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         "init_module",
         || NGX_ERROR as ngx_int_t,
         || {
-            // SAFETY: nginx passes a cycle whose configuration was read and whose zones are mapped.
-            let Some(main) = (unsafe { config::of_cycle(cycle) }).filter(|main| main.used) else {
-                // SAFETY: a cycle has a log.
-                let log = unsafe { (*cycle).log };
+            // SAFETY: nginx passes a cycle whose configuration was read and whose zones are mapped; it has a log.
+            let (main, log) = unsafe { (config::of_cycle(cycle), (*cycle).log) };
+            let Some(main) = main.filter(|main| main.used) else {
                 ngx_log_error!(
                     NGX_LOG_NOTICE,
                     log,
@@ -61,8 +60,6 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
                     NGX_OK as ngx_int_t
                 }
                 Err(error) => {
-                    // SAFETY: a cycle has a log.
-                    let log = unsafe { (*cycle).log };
                     ngx_log_error!(NGX_LOG_EMERG, log, "push stream: eventfd() failed: {error}");
                     NGX_ERROR as ngx_int_t
                 }

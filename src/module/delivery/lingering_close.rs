@@ -53,15 +53,13 @@ pub fn close(subscriber: Subscriber, ending: Ending) {
 
 /// Logs an event with the client's address, which nginx adds to its own lines.
 fn tell(connection: Connection<'_>, what: &str) {
-    let log = connection.log();
-    // SAFETY: an open connection has a log.
-    if unsafe { (*log).log_level } < NGX_LOG_INFO as ngx_uint_t {
+    if !connection.logs(NGX_LOG_INFO) {
         return;
     }
     let client = connection
         .with_socket(|socket| socket.peer_addr())
         .map_or("unix:".into(), |address| address.ip().to_string());
-    ngx_log_error!(NGX_LOG_INFO, log, "push stream: {what}, client: {client}");
+    ngx_log_error!(NGX_LOG_INFO, connection.log(), "push stream: {what}, client: {client}");
 }
 
 /// Ends a connection after everything was sent: shuts it down, and waits for the client's close if it may still be

@@ -145,6 +145,12 @@ impl<'c> Connection<'c> {
         self.get().log
     }
 
+    /// Are messages of this level logged?
+    pub fn logs(self, level: u32) -> bool {
+        // SAFETY: an open connection has a log.
+        unsafe { (*self.log()).log_level >= level as ngx_uint_t }
+    }
+
     /// The log of the connection and of its events.
     pub fn set_log(self, log: *mut ngx_log_t) {
         self.get().log = log;

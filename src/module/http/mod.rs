@@ -29,20 +29,21 @@ use ngx::ffi::{ngx_http_request_t, ngx_int_t};
 use crate::ffi::panic_guard;
 use request::Request;
 
-/// Content handler of publisher locations.
-pub unsafe extern "C" fn publisher_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    // SAFETY: nginx passes a request that stays valid until the handler returns.
-    panic_guard::request("publisher", || publisher::handle(unsafe { Request::new(r) }))
+macro_rules! handlers {
+    ($($(#[$doc:meta])* $name:ident = $entry:literal $handle:path;)*) => {$(
+        $(#[$doc])*
+        pub unsafe extern "C" fn $name(r: *mut ngx_http_request_t) -> ngx_int_t {
+            // SAFETY: nginx passes a request that stays valid until the handler returns.
+            panic_guard::request($entry, || $handle(unsafe { Request::new(r) }))
+        }
+    )*};
 }
 
-/// Content handler of subscriber locations.
-pub unsafe extern "C" fn subscriber_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    // SAFETY: as above.
-    panic_guard::request("subscriber", || subscriber::handle(unsafe { Request::new(r) }))
-}
-
-/// Content handler of statistics locations.
-pub unsafe extern "C" fn statistics_handler(r: *mut ngx_http_request_t) -> ngx_int_t {
-    // SAFETY: as above.
-    panic_guard::request("statistics", || statistics::handle(unsafe { Request::new(r) }))
+handlers! {
+    /// Content handler of publisher locations.
+    publisher_handler = "publisher" publisher::handle;
+    /// Content handler of subscriber locations.
+    subscriber_handler = "subscriber" subscriber::handle;
+    /// Content handler of statistics locations.
+    statistics_handler = "statistics" statistics::handle;
 }
