@@ -74,7 +74,7 @@ impl Delivery {
 impl Subscriber {
     /// May a live piece wait here for another one? Only where a plain send is all that is to be done.
     pub fn may_coalesce(&self) -> bool {
-        self.flight.is_none()
+        !self.is_filtered()
             && !self.buffered()
             && self.seats.len() > 1
             && !self.ending

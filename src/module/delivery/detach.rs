@@ -189,6 +189,9 @@ impl Delivery {
     /// Detaches a subscriber from its request, if possible; returns the request then.
     fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
         let subscriber = self.registry.slab.get(id)?;
+        if !subscriber.buffered() && subscriber.send_queue.is_empty() {
+            subscriber.land();
+        }
         let before = subscriber.connected();
         let store::Connection::Attached(_, Some(AttachReason::Unsent)) = before else {
             return None;

@@ -1,8 +1,9 @@
-//! Buffers on their way through nginx's output filters to one attached subscriber.
+//! A flight: buffers on their way through nginx to one subscriber. It exists while something is on its way.
 
 use std::ptr;
 
 use ngx::ffi::*;
+use smallvec::SmallVec;
 
 use super::frames::Piece;
 use super::send_queue::SendQueue;
@@ -10,49 +11,58 @@ use super::send_queue::SendQueue;
 /// Maximum of pieces in a flight.
 const FLIGHT: usize = 32;
 
-/// Buffers in nginx's output filters, and the bytes that they point to.
+/// Buffers that nginx has been given, and the bytes that they point to. nginx keeps pointers to buffers and links: they
+/// stay where they are.
 pub struct Flight {
-    bufs: Vec<ngx_buf_t>,
-    links: Vec<ngx_chain_t>,
-    pieces: Vec<Piece>,
+    parts: SmallVec<[Part; 1]>,
+}
+
+struct Part {
+    buf: ngx_buf_t,
+    link: ngx_chain_t,
+    _piece: Piece,
+}
+
+impl Part {
+    fn new(piece: Piece) -> Part {
+        Part {
+            buf: buffer(piece.bytes()),
+            link: ngx_chain_t {
+                buf: ptr::null_mut(),
+                next: ptr::null_mut(),
+            },
+            _piece: piece,
+        }
+    }
 }
 
 impl Flight {
-    pub fn new() -> Flight {
-        // Filters keep pointers to buffers and links: the vectors must never grow.
-        Flight {
-            bufs: Vec::with_capacity(FLIGHT),
-            links: Vec::with_capacity(FLIGHT),
-            pieces: Vec::with_capacity(FLIGHT),
-        }
+    /// A flight with the first pieces of the send queue.
+    pub fn load(send_queue: &mut SendQueue) -> Box<Flight> {
+        let pieces = std::iter::from_fn(|| send_queue.pop()).take(FLIGHT);
+        Box::new(Flight {
+            parts: pieces.map(Part::new).collect(),
+        })
     }
 
-    /// Are some of its buffers not taken yet?
-    pub fn pending(&self) -> bool {
-        self.bufs.iter().any(|buf| buf.pos < buf.last)
-    }
-
-    /// Starts a new flight with the first pieces of the send queue. The previous one was taken completely.
-    pub fn load(&mut self, send_queue: &mut SendQueue) -> *mut ngx_chain_t {
-        self.links.clear();
-        self.bufs.clear();
-        self.pieces.clear();
-        while self.pieces.len() < FLIGHT
-            && let Some(piece) = send_queue.pop()
-        {
-            self.bufs.push(buffer(piece.bytes()));
-            self.pieces.push(piece);
-        }
-        if let Some(last) = self.bufs.last_mut() {
-            last.set_flush(1);
+    /// The chain of its buffers, as nginx gets it; once for each flight.
+    pub fn chain(&mut self) -> *mut ngx_chain_t {
+        if let Some(last) = self.parts.last_mut() {
+            last.buf.set_flush(1);
         }
         let mut next = ptr::null_mut();
         // From the last to the first, so that each link can point to the next one.
-        for buf in self.bufs.iter_mut().rev() {
-            self.links.push(ngx_chain_t { buf, next });
-            next = self.links.last_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        for part in self.parts.iter_mut().rev() {
+            part.link.buf = &raw mut part.buf;
+            part.link.next = next;
+            next = &raw mut part.link;
         }
         next
+    }
+
+    /// Are some of its buffers not taken yet?
+    pub fn is_pending(&self) -> bool {
+        self.parts.iter().any(|part| part.buf.pos < part.buf.last)
     }
 }
 

@@ -464,7 +464,7 @@ impl Subscriber {
             Some((_, Progress::Failed)) => Delivered::Cut(Ending::Failed),
             Some((taken, Progress::Blocked)) => self.keep_rest(piece, taken, position.flatten()),
             None => {
-                let idle = self.flight.is_some() && self.send_queue.is_empty();
+                let idle = self.is_filtered() && self.send_queue.is_empty();
                 match queued(push_at(&mut self.send_queue, piece, bound, position)) {
                     Delivered::Queued { .. } if idle => Delivered::Advance,
                     delivered => delivered,

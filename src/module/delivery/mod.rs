@@ -64,7 +64,6 @@ mod websocket;
 
 use std::collections::VecDeque;
 use std::io;
-use std::ptr::NonNull;
 use std::rc::Rc;
 
 use ngx::ffi::*;
@@ -76,7 +75,7 @@ use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::Main;
 use crate::ffi::connection::Connection;
-use crate::ffi::{fault, lookup, panic_guard, pool};
+use crate::ffi::{fault, lookup, panic_guard};
 
 use action::Action;
 use callbacks::CALLBACKS;
@@ -84,7 +83,6 @@ use contexts::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
 use events::Events;
-use flight::Flight;
 use frames::Style;
 use handover::sessions::Handover;
 use housekeeping::TICK_MS;
@@ -93,7 +91,7 @@ use local_counters::{LocalCounters, Reported};
 use perform::{advance, end, subscriber_event};
 use registry::Registry;
 use state::{Counters, Delivery, PROCESS, Shutdown};
-use subscriber::{NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, Transit};
+use subscriber::{NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS, Transit};
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
@@ -248,14 +246,10 @@ pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Opt
         if let Some(timeout_ms) = enlistment.audience.dead_peer_timeout_ms {
             Connection::new((*r).connection).set_user_timeout(timeout_ms);
         }
-        let flight = match enlistment.direct {
-            Err(_) => Some(pool::place((*r).pool, Flight::new())?),
-            Ok(_) => None,
-        };
         // From here on the subscriber owns the memberships.
         enlistment.seat.0.clear();
         let memberships = std::mem::take(&mut enlistment.joined.memberships);
-        let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships, flight))?;
+        let id = PROCESS.with(|delivery| delivery.add(r, enlistment, &memberships))?;
         cleanup.handler = Some(detach::REQUEST_GONE);
         cleanup.data = id.to_pointer();
         *lookup::context(r) = id.to_pointer();
@@ -350,7 +344,6 @@ impl Delivery {
         r: *mut ngx_http_request_t,
         enlistment: Enlistment<'_>,
         memberships: &[Membership],
-        flight: Option<NonNull<Flight>>,
     ) -> SubscriberId {
         let now_ms = Now::read().monotonic_ms;
         let Enlistment {
@@ -392,12 +385,16 @@ impl Delivery {
         let style = self.registry.styles.intern(style);
         let mut subscriber = Subscriber {
             request: r,
-            socket: -1,
+            socket: if enlistment.direct.is_err() {
+                THROUGH_FILTERS
+            } else {
+                THROUGH_CONNECTION
+            },
             // SAFETY: the request is valid, and keeps its connection.
             connection: unsafe { (*r).connection },
             style,
             kind,
-            flight,
+            flight: None,
             joined_seq: joined.seq,
             seats: SmallVec::new(),
             address: joined.address.unwrap_or(NOWHERE),
@@ -429,6 +426,7 @@ impl Delivery {
         }
         let waiting = subscriber.replay.is_some() || !subscriber.send_queue.is_empty();
         let connected = subscriber.connected();
+        let frees_buffer = subscriber.is_filtered() && subscriber.frozen();
         let id = self.registry.add(subscriber, memberships, &ids);
         if ordered {
             self.inbox.ordered.add_reader(id.index, joined.position);
@@ -437,7 +435,7 @@ impl Delivery {
             worker.count_in(connected);
         }
         self.schedule(id.index, now_ms);
-        if attach_reason == Some(AttachReason::Unsent) {
+        if attach_reason == Some(AttachReason::Unsent) || frees_buffer {
             self.settle(id);
         }
         if waiting {
@@ -450,7 +448,8 @@ impl Delivery {
         id
     }
 
-    /// Schedules a try to detach a subscriber, for when none of its handlers is running any more.
+    /// Schedules a try to detach a subscriber, or at least to give back buffers, for when none of its handlers is running any
+    /// more.
     fn settle(&mut self, id: SubscriberId) {
         self.settling.push(id);
         self.events.post_work();
@@ -467,6 +466,7 @@ impl Delivery {
         self.inbox.ordered.remove_reader(id.index);
         self.counters.ended += 1;
         let mut subscriber = self.registry.take(id)?;
+        subscriber.leave_flight();
         if let Some(reason) = subscriber.closing_reason(ending) {
             self.local_counters.closed(reason);
             if let Some(disconnect_record) = subscriber.disconnect_record.take() {

@@ -13,9 +13,11 @@ use std::{io, ptr};
 
 use ngx::ffi::*;
 
+use super::flight::Flight;
 use super::frames::Piece;
 use super::subscriber::Subscriber;
 use crate::ffi::connection::{Connection, Transfer};
+use crate::ffi::{optional, stream};
 
 /// Outcome of an attempt to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,13 +56,12 @@ impl Subscriber {
     pub fn buffered(&self) -> bool {
         // The head was flushed, so nothing is held back without this.
         let held = self.connection().is_buffered();
-        // SAFETY: the flight lives as long as the request's pool.
-        held || self.flight.is_some_and(|flight| unsafe { flight.as_ref() }.pending())
+        held || self.flight.as_ref().is_some_and(|flight| flight.is_pending())
     }
 
     /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        if self.flight.is_some() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
+        if self.is_filtered() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
         }
         let (taken, progress) = send(self.connection(), piece.bytes());
@@ -117,14 +118,16 @@ impl Subscriber {
             return Step::Filter(self.request, ptr::null_mut());
         }
         if self.send_queue.is_empty() {
+            self.land();
             self.stop_waiting();
             return Step::Drained;
         }
-        if let Some(mut flight) = self.flight {
+        if self.is_filtered() {
             *attempted = true;
             let waiting = self.send_queue.bytes();
-            // SAFETY: the flight lives as long as the request's pool, and nothing else refers to it now.
-            let chain = unsafe { flight.as_mut() }.load(&mut self.send_queue);
+            // The filters have finished with the last one.
+            let flight = self.flight.insert(Flight::load(&mut self.send_queue));
+            let chain = flight.chain();
             self.count(waiting - self.send_queue.bytes());
             return Step::Filter(self.request, chain);
         }
@@ -138,6 +141,18 @@ impl Subscriber {
                 Step::Blocked
             }
             Progress::Failed => Step::Failed,
+        }
+    }
+
+    /// Frees what is only needed while something is on its way: the flight, and the buffer in which nginx collects TLS
+    /// records. nginx has finished with both.
+    pub fn land(&mut self) {
+        self.flight = None;
+        if self.is_filtered() && self.frozen() {
+            // SAFETY: an attached subscriber's request is alive.
+            if let Some(carrier) = unsafe { stream::carrier(self.request) } {
+                optional::ssl_free_buffer(carrier);
+            }
         }
     }
 

@@ -1,7 +1,6 @@
 //! A subscriber: one open stream or waiting request.
 
 use std::ffi::c_void;
-use std::ptr::NonNull;
 use std::rc::Rc;
 
 use ngx::ffi::{ngx_connection_t, ngx_http_request_t, ngx_int_t};
@@ -19,6 +18,7 @@ use super::profile::Audience;
 use super::send_queue::{Bound, SendQueue};
 use super::websocket::Socket;
 use crate::ffi::connection::Connection;
+use crate::ffi::pool;
 
 /// Names a subscriber, also after it is gone: its place is then empty or another subscriber's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +105,8 @@ pub struct Subscriber {
     pub disconnect_record: Option<Box<DisconnectRecord>>,
     pub ping_due_ms: u64,
     pub audience: Rc<Audience>,
-    /// The socket, if bytes may be sent to it directly: no request, no TLS. Else -1.
+    /// The socket, if bytes may be sent to it directly: no request, no TLS. Else one of [`THROUGH_CONNECTION`] and its
+    /// like.
     pub socket: i32,
     /// It has left its channels, and ends once everything is sent.
     pub ending: bool,
@@ -119,9 +120,8 @@ pub struct Subscriber {
     pub connection: *mut ngx_connection_t,
     /// Alive as long as the subscriber is registered: its cleanup removes the subscriber. NULL once detached.
     pub request: *mut ngx_http_request_t,
-    /// None: bytes go straight to the connection. Otherwise the buffers in nginx's output filters; they belong to the
-    /// request's pool, which is destroyed after the subscriber is removed.
-    pub flight: Option<NonNull<Flight>>,
+    /// Buffers that nginx was given and has not finished with.
+    pub flight: Option<Box<Flight>>,
     pub kind: Kind,
     pub seats: SmallVec<[Seated; 2]>,
     pub end_due_ms: u64,
@@ -166,6 +166,12 @@ pub enum Transit {
     Refused,
 }
 
+/// In place of a socket: bytes go to the connection's `send`, past the output filters.
+pub const THROUGH_CONNECTION: i32 = -1;
+
+/// In place of a socket: bytes go through the request's output filters.
+pub const THROUGH_FILTERS: i32 = -2;
+
 /// Placeholder for no membership.
 pub const NOWHERE: Membership = Membership(0);
 
@@ -199,6 +205,21 @@ impl Subscriber {
     pub fn connection(&self) -> Connection<'_> {
         // SAFETY: open as long as the subscriber is registered, and until `end` has closed it.
         unsafe { Connection::new(self.connection) }
+    }
+
+    /// Does nginx send for it, through its output filters?
+    pub fn is_filtered(&self) -> bool {
+        self.socket == THROUGH_FILTERS
+    }
+
+    /// Leaves buffers that nginx still refers to with the request: it ends without the subscriber.
+    pub fn leave_flight(&mut self) {
+        if let Some(flight) = self.flight.take()
+            && !self.request.is_null()
+        {
+            // SAFETY: the subscriber's request is alive.
+            unsafe { pool::keep((*self.request).pool, flight) };
+        }
     }
 
     /// Has it given its request back to nginx?

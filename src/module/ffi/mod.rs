@@ -13,3 +13,4 @@ pub mod received;
 pub mod release;
 pub mod request;
 pub mod shared_memory;
+pub mod stream;

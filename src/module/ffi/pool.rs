@@ -35,6 +35,24 @@ pub unsafe fn place<T>(pool: *mut ngx_pool_t, value: T) -> Option<NonNull<T>> {
     }
 }
 
+/// Gives a value to `pool`, as [`place`]. It stays where it is; without memory for that it is never dropped.
+///
+/// # Safety
+/// `pool` is a valid pool.
+pub unsafe fn keep<T>(pool: *mut ngx_pool_t, value: Box<T>) {
+    let value = Box::into_raw(value);
+    // SAFETY: as in `place`.
+    unsafe {
+        if let Some(cleanup) = ngx_pool_cleanup_add(pool, size_of::<Placed>()).as_mut() {
+            cleanup.data.cast::<Placed>().write(Placed {
+                value: value.cast(),
+                drop: drop_box::<T>,
+            });
+            cleanup.handler = Some(CLEANUP);
+        }
+    }
+}
+
 /// Did [`place`] register this cleanup?
 pub fn is_own(cleanup: &ngx_pool_cleanup_t) -> bool {
     cleanup

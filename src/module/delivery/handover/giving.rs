@@ -14,7 +14,7 @@ use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::state::Delivery;
-use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, Transit};
+use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
 use crate::ffi::connection::Connection;
 use crate::ffi::panic_guard;
 
@@ -290,7 +290,7 @@ impl Delivery {
             return;
         };
         subscriber.transit = Transit::Leaving;
-        subscriber.socket = -1;
+        subscriber.socket = THROUGH_CONNECTION;
         let connection = subscriber.connection();
         connection.read().forget();
         connection.write().forget();

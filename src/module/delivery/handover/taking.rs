@@ -19,7 +19,7 @@ use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::profile::Audience;
 use crate::delivery::state::{Delivery, PROCESS};
-use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, Transit};
+use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
 use crate::delivery::websocket::Socket;
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::panic_guard;
@@ -245,7 +245,7 @@ impl Delivery {
             .map(|disconnect_record| Box::new(DisconnectRecord::from_wire(audience.log_disconnect, disconnect_record)));
         let mut subscriber = Subscriber {
             request: ptr::null_mut(),
-            socket: -1,
+            socket: THROUGH_CONNECTION,
             connection: connection.raw(),
             style,
             kind,
