@@ -833,3 +833,23 @@ fn a_worker_that_is_ready_says_so_and_one_that_lost_its_broker_does_not() {
     wait("it to be ready again", || get(admin, "/ready").status == 200);
     assert!(worker.terminate().success());
 }
+
+#[test]
+fn a_worker_that_was_stopped_as_a_whole_goes_on_without_an_error() {
+    let dir = TempDir::new();
+    let nginx = StandIn::accepting();
+    let (port, admin) = (free_port(), free_port());
+    let config = pipeline(&nginx.address, &http_in(port));
+    let config = format!("{config}[admin]\nlisten = \"127.0.0.1:{admin}\"\n");
+    let mut worker = Worker::start(&dir, &config);
+    worker.wait_for_log("taking POST");
+    worker.signal("-STOP");
+    // Longer than a thread may be silent.
+    std::thread::sleep(Duration::from_secs(7));
+    worker.signal("-CONT");
+    assert_eq!(get(admin, "/health").status, 200);
+    worker.wait_for_log("WARN the process was held up for ");
+    assert_eq!(post(port, "/", &event(1)).status, 200);
+    assert!(worker.terminate().success());
+    assert!(!dir.read("worker.log").contains("ERROR"), "{}", dir.read("worker.log"));
+}
