@@ -21,7 +21,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use crate::config::section::FromText;
+use crate::config::value::FromText;
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::config::section::FromText;
+use crate::config::value::FromText;
 use crate::event::Event;
 
 /// `author.id`: object keys or array indexes, outermost first.

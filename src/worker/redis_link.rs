@@ -9,8 +9,9 @@ use redis::{AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, From
 
 use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
-use crate::config::cycle::Endpoint;
-use crate::config::section::{FromText, Section};
+use crate::config::endpoint::Endpoint;
+use crate::config::section::Section;
+use crate::config::value::FromText;
 use crate::ops::finding::Finding;
 
 /// A Redis server silent for this long is considered down.

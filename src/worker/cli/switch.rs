@@ -9,7 +9,8 @@ use redis::aio::MultiplexedConnection;
 use super::{Outcome, block_on, load};
 use crate::config::Config;
 use crate::redis_link::describe_error;
-use crate::switch::{Live, State};
+use crate::switch::State;
+use crate::switch::live::Live;
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {

@@ -3,8 +3,10 @@
 //! Named `[source]`, `[stage]` and `[sink]` tables, and ordered `[pipeline]` lists of their names. [`load`] reads the
 //! file and returns a [`Config`] that can run, or every mistake found.
 
-pub mod cycle;
+mod cycle;
+pub mod endpoint;
 pub mod section;
+mod spec;
 pub mod value;
 
 use std::collections::BTreeMap;
@@ -22,8 +24,10 @@ use crate::sink::{self, Sink};
 use crate::source::{self, Guarantee, Source};
 use crate::stage::gate::Gate;
 use crate::stage::{self, Stage};
-use crate::switch::{Live, State, Switch, Switches};
+use crate::switch::live::{self, Live, Switches};
 use section::{Located, Problem, Problems, Section};
+use spec::LocatedSpec;
+pub use spec::{Named, PipelineSpec};
 
 /// Lanes are threads; a larger number is a typing mistake.
 const MAX_LANES: usize = 256;
@@ -56,28 +60,6 @@ pub struct Config {
     pub pipelines: Vec<PipelineSpec>,
     /// Legal settings that are probably mistakes.
     pub warnings: Vec<String>,
-}
-
-/// A component with the name the user gave it.
-pub struct Named<T> {
-    pub name: String,
-    pub component_type: &'static str,
-    pub component: T,
-    /// Byte position of its table in the file.
-    pub at: usize,
-}
-
-/// A pipeline, its components by index.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PipelineSpec {
-    pub name: String,
-    pub source: usize,
-    pub stages: Vec<usize>,
-    pub sinks: Vec<usize>,
-    /// Prefix of every channel: `prefix = "dark."`
-    pub prefix: String,
-    /// `mode = "dark"`: the source does not wait for it.
-    pub is_dark: bool,
 }
 
 /// Reading the configuration failed.
@@ -303,7 +285,7 @@ fn read_switches(root: &Section<'_>, problems: &Problems) -> Option<Switches> {
     let live = root.table("switches", Live::read).flatten();
     let mut all = BTreeMap::new();
     let defined = read_all(root, "switch", |section| {
-        let (state, by) = State::read(section);
+        let (state, by) = live::read(section);
         Some((section.name().to_owned(), state, by))
     })?;
     let asked = problems.switches();
@@ -328,18 +310,6 @@ struct Names {
     sources: Vec<String>,
     stages: Vec<String>,
     sinks: Vec<String>,
-}
-
-/// A pipeline and the positions of its parts in the file.
-struct LocatedSpec {
-    spec: PipelineSpec,
-    from: Located<String>,
-    stages: Vec<Located<String>>,
-    sinks: Vec<Located<String>>,
-    /// Switch that decides which events enter.
-    gate: Option<Arc<Switch>>,
-    /// Must the source hear of each event only after it was published?
-    end_to_end: Option<Located<bool>>,
 }
 
 fn read_pipeline(section: &Section<'_>, names: &Names, problems: &Problems) -> Option<LocatedSpec> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::value::{self, ByteSize};
+use super::value::{self, ByteSize, FromText};
 use crate::switch::Switch;
 
 /// One mistake in a configuration file.
@@ -479,13 +479,6 @@ impl<T: FromItem> FromItem for Located<T> {
             key: item.path.clone(),
         })
     }
-}
-
-/// A value parsed from a string.
-pub trait FromText: Sized {
-    /// Expected value, with its article: "a field path such as \"author.id\"".
-    const WANTED: &'static str;
-    fn from_text(text: &str) -> Result<Self, String>;
 }
 
 impl<T: FromText> FromItem for T {

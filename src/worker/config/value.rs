@@ -2,6 +2,13 @@
 
 use std::time::Duration;
 
+/// A value parsed from a string.
+pub trait FromText: Sized {
+    /// Expected value, with its article: "a field path such as \"author.id\"".
+    const WANTED: &'static str;
+    fn from_text(text: &str) -> Result<Self, String>;
+}
+
 /// A number of bytes, written `"64KiB"`, `"32MiB"`, `"1000B"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub usize);

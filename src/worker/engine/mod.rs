@@ -54,7 +54,7 @@ use crate::ops::watchdog::{Beat, Watchdog};
 use crate::sink::RunningSink;
 use crate::source::{Context, Guarantee, Source};
 use crate::stage::Order;
-use crate::switch::Switches;
+use crate::switch::live::Switches;
 
 /// A thread still running this long after everything it waits for has ended is stuck.
 const STUCK: Duration = Duration::from_secs(5);

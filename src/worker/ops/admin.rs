@@ -16,7 +16,7 @@ use super::metrics::Metrics;
 use super::watchdog::Watchdog;
 use crate::engine::Stop;
 use crate::server::{Front, Fronts, Service};
-use crate::switch::Switches;
+use crate::switch::live::Switches;
 
 /// Enough for scrapers, load balancers, operators, and their mistakes.
 const MAX_CONNECTIONS: usize = 64;

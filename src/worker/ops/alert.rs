@@ -23,7 +23,8 @@ use super::metrics::Metrics;
 #[cfg(feature = "sentry")]
 use super::sentry::{self, Dsn};
 use super::watchdog::Watchdog;
-use crate::config::section::{FromText, Section};
+use crate::config::section::Section;
+use crate::config::value::FromText;
 use crate::sink::webhook::Target;
 
 const INTERVAL: Duration = Duration::from_secs(1);

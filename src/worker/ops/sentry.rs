@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::client::Address;
 use crate::clock::Timestamp;
-use crate::config::section::FromText;
+use crate::config::value::FromText;
 use crate::sink::webhook::Target;
 
 /// A DSN: `https://PUBLIC_KEY@host/PROJECT`.

@@ -26,8 +26,9 @@ use tokio::sync::oneshot;
 
 use super::{Delivery, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::clock::{Timestamp, check_pattern};
-use crate::config::cycle::Endpoint;
-use crate::config::section::{FromText, Section};
+use crate::config::endpoint::Endpoint;
+use crate::config::section::Section;
+use crate::config::value::FromText;
 use crate::engine::sequencer::Reservation;
 use crate::event::Event;
 

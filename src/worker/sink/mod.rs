@@ -22,7 +22,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::client::{Address, Tls};
-use crate::config::cycle::Endpoint;
+use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
 use crate::engine::lane_thread::LaneThreads;
 use crate::engine::sequencer::Reservation;

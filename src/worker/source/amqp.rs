@@ -49,7 +49,8 @@ use super::{Context, Guarantee, Kind, Limits, Operation, ParkedEvent, ParkedEven
 use crate::broker_tls::BrokerTls;
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
-use crate::config::section::{FromText, Section};
+use crate::config::section::Section;
+use crate::config::value::FromText;
 use crate::credit::Permit;
 use crate::engine::{Feed, Stop};
 use crate::event::{Event, EventId};

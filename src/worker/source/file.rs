@@ -101,8 +101,8 @@ struct Mark {
 }
 
 impl Source for FileSource {
-    fn reads(&self) -> Option<crate::config::cycle::Endpoint> {
-        Some(crate::config::cycle::Endpoint::File(self.path.clone()))
+    fn reads(&self) -> Option<crate::config::endpoint::Endpoint> {
+        Some(crate::config::endpoint::Endpoint::File(self.path.clone()))
     }
 
     fn limits(&self) -> Limits {

@@ -47,7 +47,7 @@ use super::spool::{self, Entry, Spool};
 use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
-use crate::config::cycle::Endpoint;
+use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Permit;

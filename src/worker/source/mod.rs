@@ -31,7 +31,7 @@ use std::pin::Pin;
 
 use crate::checkpoint;
 use crate::clock::Timestamp;
-use crate::config::cycle::Endpoint;
+use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Credit;

@@ -804,7 +804,7 @@ mod tests {
 
     #[test]
     fn keys_follow_the_dialect() {
-        use crate::config::section::FromText;
+        use crate::config::value::FromText;
         let mut config = Thoonk {
             server: Server::from_text("redis://127.0.0.1:1").unwrap(),
             queue: "q".into(),

@@ -131,7 +131,7 @@ fn network_of(text: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::section::FromText;
+    use crate::config::value::FromText;
     use crate::event::EventId;
     use serde_json::json;
 

@@ -99,7 +99,7 @@ impl Stage for CleanHtml {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::section::FromText;
+    use crate::config::value::FromText;
     use crate::event::EventId;
     use serde_json::json;
 

@@ -6,7 +6,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Expression, UndefinedBehavior};
 
 use super::template_check::{self, describe};
-use crate::config::section::FromText;
+use crate::config::value::FromText;
 use crate::event::Event;
 
 /// Enough for a long condition; bounds a pathological one.

@@ -312,7 +312,7 @@ fn render(environment: &Environment<'static>, event: &Event) -> Result<Bytes, St
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::section::FromText;
+    use crate::config::value::FromText;
     use crate::event::EventId;
     use serde_json::json;
 

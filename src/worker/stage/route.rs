@@ -171,7 +171,7 @@ fn ends_like_backtrack(id: &str) -> bool {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::section::FromText;
+    use crate::config::value::FromText;
     use crate::event::EventId;
     use serde_json::{Value, json};
 

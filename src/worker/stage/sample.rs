@@ -10,7 +10,8 @@
 use std::sync::Arc;
 
 use super::{Flow, Kind, Stage};
-use crate::config::section::{FromText, Section};
+use crate::config::section::Section;
+use crate::config::value::FromText;
 use crate::event::Event;
 use crate::field::FieldPath;
 

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Flow, Kind, Stage};
-use crate::config::section::{FromItem, FromText, Section};
+use crate::config::section::{FromItem, Section};
+use crate::config::value::FromText;
 use crate::event::Event;
 use crate::field::FieldPath;
 

@@ -15,24 +15,19 @@
 //!
 //! The file gives a switch's initial state. The hash, if configured, has precedence; a message on the pub/sub channel
 //! of the same name triggers a reread, which also happens every few seconds. While Redis is unreachable, the last known
-//! state applies.
+//! state applies. [`live`] reads the tables and follows the hash; here is what a switch decides.
 
-use std::collections::BTreeMap;
+pub mod live;
+
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_util::StreamExt;
 use parking_lot::RwLock;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::section::Section;
 use crate::event::Event;
 use crate::field::FieldPath;
-use crate::redis_link::{Server, describe_error};
 
-/// The hash is reread after this time even without a nudge.
-const REFRESH: Duration = Duration::from_secs(5);
 /// Percentages are exact to a hundredth.
 const STEPS: u64 = 10_000;
 
@@ -158,30 +153,6 @@ impl Switch {
 }
 
 impl State {
-    pub fn read(section: &Section<'_>) -> (Self, Option<FieldPath>) {
-        let words = [
-            ("off", Status::Off),
-            ("on", Status::On),
-            ("selective", Status::Selective),
-        ];
-        let percent = section.or("percent", 0_usize);
-        if percent > 100 {
-            section.complain_at("percent", "must be from 0 to 100");
-        }
-        let by = section.optional("by");
-        let state = Self {
-            status: section.choice("status", &words, Status::Off),
-            percent: percent as f64,
-            include: section.or("include", Vec::new()),
-            exclude: section.or("exclude", Vec::new()),
-            value: section.optional("value"),
-        };
-        if state.status == Status::Selective && by.is_none() {
-            section.complain_at("status", "\"selective\" needs a field: by = \"…\"");
-        }
-        (state, by)
-    }
-
     /// Parses a field of the hash: a word, a percentage, or JSON. `Ok(None)` inherits.
     pub fn parse(text: &str, base: &Self) -> Result<Option<Self>, String> {
         let status = match text.trim() {
@@ -234,81 +205,11 @@ impl State {
     }
 }
 
-/// All switches of a configuration, and the Redis hash that changes them live.
-#[derive(Debug, Default)]
-pub struct Switches {
-    pub all: BTreeMap<String, Arc<Switch>>,
-    pub live: Option<Live>,
-}
-
-/// `[switches]`
-#[derive(Clone, Debug)]
-pub struct Live {
-    pub server: Server,
-    pub key: String,
-}
-
-impl Live {
-    pub fn read(section: &Section<'_>) -> Option<Self> {
-        let server = Server::read(section);
-        Some(Self {
-            key: section.or("key", "glue.switches".to_owned()),
-            server: server?,
-        })
-    }
-}
-
-impl Switches {
-    /// Follows the hash while polled.
-    pub async fn follow(self: Arc<Self>) {
-        let Some(live) = &self.live else { return };
-        let mut is_away = false;
-        loop {
-            let Err(error) = self.follow_connection(live).await else {
-                continue;
-            };
-            if !std::mem::replace(&mut is_away, true) {
-                tracing::warn!("switches: {error}; they stay as they are");
-            }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
-    }
-
-    async fn follow_connection(&self, live: &Live) -> Result<(), String> {
-        let mut nudges = live.server.subscribe().await?;
-        nudges.subscribe(&live.key).await.map_err(describe_error)?;
-        let mut connection = live.server.connect().await?;
-        let mut nudges = nudges.on_message();
-        loop {
-            let fields: BTreeMap<String, String> = redis::cmd("HGETALL")
-                .arg(&live.key)
-                .query_async(&mut connection)
-                .await
-                .map_err(describe_error)?;
-            self.apply(&fields);
-            // Reread the hash after a nudge, and periodically without one.
-            if let Ok(None) = tokio::time::timeout(REFRESH, nudges.next()).await {
-                return Err("the connection to Redis is lost".to_owned());
-            }
-        }
-    }
-
-    fn apply(&self, fields: &BTreeMap<String, String>) {
-        for (name, switch) in &self.all {
-            let base = switch.file.read().clone();
-            match fields.get(name).map_or(Ok(None), |text| State::parse(text, &base)) {
-                Ok(state) => switch.set_live(state),
-                Err(error) => tracing::error!("switch {name}: {error}; it stays as it is"),
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
-    use crate::config::section::FromText;
+    use crate::config::value::FromText;
     use crate::event::EventId;
     use serde_json::json;
 

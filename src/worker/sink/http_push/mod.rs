@@ -56,7 +56,7 @@ use self::ordered::{OrderedPublisher, Parcel};
 use self::quorum::{Quorum, Required};
 use super::{Delivery, DirectSink, Kind, LaneSink, RunningSink, Scene, Sink, Verdict};
 use crate::client::{Address, Tls};
-use crate::config::cycle::Endpoint;
+use crate::config::endpoint::Endpoint;
 use crate::config::section::{Located, Section};
 use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};

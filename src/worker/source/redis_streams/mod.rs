@@ -42,7 +42,7 @@ use self::group::{Group, group_info};
 use super::queue_driver::{self, Terms};
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
-use crate::config::cycle::Endpoint;
+use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
 use crate::redis_link::{Server, describe_error};
 
