@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use super::{Outcome, block_on, load};
 use crate::client::{self, Address};
-use crate::ops::finding::Finding;
-use crate::source::Examination;
+use crate::ops::finding::{Examination, Finding};
 
 /// Short, for interactive use.
 const TIMEOUT: Duration = Duration::from_secs(3);

@@ -20,8 +20,8 @@ use crate::engine::dead_letter::{self, Change};
 use crate::engine::lane::{Ending, try_stages};
 use crate::event::{Event, EventId, OrderedId};
 use crate::finalizer::Parked;
+use crate::ops::finding::Operation;
 use crate::sink::Sink;
-use crate::source::Operation;
 use crate::source::recorded::{Channels, Ledger, Record, Recorded};
 use crate::stage::Stage;
 

@@ -22,11 +22,11 @@ use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::pipeline::{Pipeline, SinkSlot};
 use super::sequencer::Reservation;
-use super::settlement::{InFlight, SinkAck};
+use super::settlement::{InFlight, SinkAck, Verdict};
 use crate::event::{Event, EventId};
 use crate::finalizer::{Handle, Outcome};
 use crate::ops::metrics::{Component, Metrics};
-use crate::sink::{Delivery, LaneSink, RunningSink, Verdict};
+use crate::sink::{Delivery, LaneSink, RunningSink};
 use crate::stage::{Flow, Stage};
 
 /// How often an event may panic a stage before it is parked.
@@ -216,7 +216,7 @@ impl Lane {
             mut reservations,
         } = ready;
         let mut settling = Vec::new();
-        for sink_ack in self.in_flight.open(&pipeline, &event, handle) {
+        for sink_ack in self.in_flight.open(&pipeline.account, &event, handle) {
             let reservation = reservations.iter().position(|(at, _)| *at == sink_ack.sink());
             let reservation = reservation.map(|at| reservations.swap_remove(at).1);
             let sink = &self.sinks[pipeline.sinks[sink_ack.sink()].sink];
@@ -418,7 +418,7 @@ mod tests {
     use std::cell::Cell;
 
     use crate::clock::Timestamp;
-    use crate::engine::pipeline::{Account, StageSlot};
+    use crate::engine::pipeline::{StageSlot, account};
     use crate::finalizer::{Ack, AckTo};
     use crate::sink::Delivery;
     use crate::stage::Order;
@@ -501,7 +501,7 @@ mod tests {
             name: "p".into(),
             index: 0,
             stages: vec![slot(Arc::new(parse)), slot(Arc::new(Panics))],
-            account: Account::of("s", "p", &sinks),
+            account: account("s", "p", &sinks),
             sinks,
             order: Order::Source,
             prefix: String::new(),
@@ -575,7 +575,7 @@ mod tests {
             index: 0,
             stages,
             sinks: vec![],
-            account: Account::of("s", "p", &[]),
+            account: account("s", "p", &[]),
             order: Order::Source,
             prefix: String::new(),
             dark: None,

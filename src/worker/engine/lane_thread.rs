@@ -5,20 +5,19 @@
 //! distributes all non-blocking tasks among them: with one lane an event stays on one thread from the claim to the
 //! acknowledgement.
 
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 
-use super::{Ended, Report, Stop, Succeeding, runtime};
-use crate::engine::lane::{Job, Lane};
-use crate::ops::watchdog::Beat;
+use super::lane::{Job, Lane};
+use super::report::{Ended, Report};
+use super::spawn::{Spawn, Task};
+use super::stop::Stop;
+use super::succession::Succeeding;
+use crate::ops::watchdog::{Beat, Watchdog};
 use crate::source::Context;
-
-/// A future that is created on the thread where it runs.
-type Task = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// The tasks of one thread, beside its lane.
 #[derive(Default)]
@@ -29,12 +28,9 @@ pub struct LaneThread {
 
 impl LaneThread {
     /// Keeps a watchdog beat for as long as the task runs.
-    pub fn sink<F>(&mut self, work: impl FnOnce() -> F + Send + 'static, beat: Beat)
-    where
-        F: Future<Output = ()> + 'static,
-    {
+    fn sink(&mut self, task: Task, beat: Beat) {
         self.sinks.push(Box::new(move || {
-            let work = work();
+            let work = task();
             Box::pin(async move {
                 tokio::select! {
                     () = work => {}
@@ -45,13 +41,7 @@ impl LaneThread {
     }
 
     /// Reports its end, even after a panic.
-    pub(super) fn source(
-        &mut self,
-        source: Succeeding,
-        context: Context,
-        ended: mpsc::UnboundedSender<Ended>,
-        beat: Beat,
-    ) {
+    pub fn source(&mut self, source: Succeeding, context: Context, ended: mpsc::UnboundedSender<Ended>, beat: Beat) {
         let report = Report::of_source(context.name.clone(), ended);
         self.sources.push(Box::new(move || {
             Box::pin(async move {
@@ -124,4 +114,21 @@ impl LaneThreads {
     pub fn into_vec(self) -> Vec<LaneThread> {
         self.threads
     }
+}
+
+/// Distributes the tasks of sinks.
+pub struct Spawner<'a> {
+    pub threads: &'a mut LaneThreads,
+    pub watchdog: &'a Watchdog,
+}
+
+impl Spawn for Spawner<'_> {
+    fn spawn(&mut self, name: String, task: Task) {
+        let beat = self.watchdog.watch(name);
+        self.threads.take_next().sink(task, beat);
+    }
+}
+
+pub fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }

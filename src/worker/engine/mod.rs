@@ -15,13 +15,18 @@
 //! from sending them afterwards.
 
 pub mod dead_letter;
+pub mod feed;
 pub mod join;
 pub mod lane;
-pub mod lane_thread;
+mod lane_thread;
 pub mod order;
 pub mod pipeline;
+mod report;
 pub mod sequencer;
 pub mod settlement;
+pub mod spawn;
+pub mod stop;
+mod succession;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -31,24 +36,24 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinSet, LocalSet};
 
 use crate::config::{self, Config};
 use crate::credit::Credit;
-use crate::engine::dead_letter::{DeadLetters, Reason};
-use crate::engine::lane::{Job, Lane};
-use crate::engine::lane_thread::LaneThreads;
-use crate::engine::order::OrderKey;
-use crate::engine::pipeline::{Account, DARK_BACKLOG, Pipeline, SinkSlot, StageSlot};
-use crate::event::Event;
+use crate::engine::dead_letter::DeadLetters;
+use crate::engine::feed::{DRAIN_POLL, Feed};
+use crate::engine::lane::Lane;
+use crate::engine::lane_thread::{LaneThreads, Spawner, runtime};
+use crate::engine::pipeline::{DARK_BACKLOG, Pipeline, SinkSlot, StageSlot, account};
+use crate::engine::report::{Ended, Report};
+use crate::engine::stop::{Phase, Stop};
+use crate::engine::succession::{Predecessors, Succeeding};
 use crate::fence::Fence;
-use crate::finalizer::{AckTo, Handle};
 use crate::ops::admin;
 use crate::ops::alert::{self, Alert};
-use crate::ops::metrics::{Component, Labels, Metrics, Node, Source as Gauges};
+use crate::ops::metrics::{Labels, Metrics, Node};
 use crate::ops::statsd::Statsd;
 use crate::ops::watchdog::{Beat, Watchdog};
 use crate::sink::RunningSink;
@@ -60,8 +65,6 @@ use crate::switch::live::Switches;
 const STUCK: Duration = Duration::from_secs(5);
 /// Extra time for dark pipelines and optional sinks once all sources have ended.
 const GRACE: Duration = Duration::from_secs(1);
-/// Polling interval of a drain's end condition, where no event signals it.
-const DRAIN_POLL: Duration = Duration::from_millis(5);
 /// At a reload, a source without progress for this long while a node is down gives back its events in flight.
 const HELD_UP_BY_NODE: Duration = Duration::from_millis(100);
 /// The same if no node is known to be down, and at a stop, where no successor in this process continues.
@@ -85,162 +88,6 @@ pub enum Error {
 fn io_error(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let what = what.into();
     move |error| Error::Io { what, error }
-}
-
-/// Progress of a stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Phase {
-    Running,
-    /// Claim nothing more; finish what is in flight.
-    Draining,
-    /// Abandon the events in flight.
-    Abandoning,
-}
-
-/// Stop notification, shared by all tasks.
-#[derive(Clone, Debug)]
-pub struct Stop(watch::Receiver<Phase>);
-
-impl Stop {
-    pub fn is_requested(&self) -> bool {
-        *self.0.borrow() >= Phase::Draining
-    }
-
-    pub async fn requested(&mut self) {
-        self.reached(Phase::Draining).await;
-    }
-
-    /// The time for draining is over.
-    pub async fn abandoned(&mut self) {
-        self.reached(Phase::Abandoning).await;
-    }
-
-    async fn reached(&mut self, phase: Phase) {
-        // If the sender is gone, the worker has ended.
-        let _ = self.0.wait_for(|now| *now >= phase).await;
-    }
-}
-
-/// A source's connection to the lanes.
-#[derive(Clone)]
-pub struct Feed {
-    /// The configured name.
-    source: Arc<str>,
-    /// All pipelines of this source.
-    pipelines: Vec<Arc<Pipeline>>,
-    lanes: Vec<mpsc::UnboundedSender<Job>>,
-    credit: Arc<Credit>,
-    dead_letters: DeadLetters,
-    metrics: Arc<Component>,
-    gauges: Arc<Gauges>,
-    recoveries: watch::Receiver<u64>,
-    /// For events without a fence of their own. It falls when the source's work passes to a successor.
-    fence: Arc<Fence>,
-}
-
-impl Feed {
-    pub fn credit(&self) -> &Arc<Credit> {
-        &self.credit
-    }
-
-    pub fn gauges(&self) -> &Gauges {
-        &self.gauges
-    }
-
-    /// Counts events that the queue dropped before they were read. They are lost.
-    pub fn note_missed(&self, source: &str, events: u64) {
-        if events > 0 {
-            tracing::error!("source {source}: {events} events were trimmed away before they were read");
-            self.gauges.count_missed(events);
-        }
-    }
-
-    /// Number of node recoveries so far. A recovered node may have lost its memory.
-    pub fn recoveries(&self) -> watch::Receiver<u64> {
-        self.recoveries.clone()
-    }
-
-    /// Hands the event to every pipeline of the source.
-    pub fn emit(&self, mut event: Event, handle: Handle) {
-        event.fence.get_or_insert_with(|| Arc::clone(&self.fence));
-        self.metrics.receive();
-        self.metrics.tap.show(&event);
-        if let [only] = self.pipelines.as_slice() {
-            self.send(only, event, handle);
-        } else {
-            for pipeline in &self.pipelines {
-                self.send(pipeline, event.clone(), handle.share());
-            }
-            handle.resolve(crate::finalizer::Outcome::Accepted);
-        }
-        self.metrics.send(1);
-    }
-
-    /// As [`Feed::emit`], but parks an event that the source found unusable, with that reason.
-    pub fn emit_usable(&self, event: Event, unusable: Option<String>, attempts: u32, handle: Handle) {
-        let Some(text) = unusable else {
-            return self.emit(event, handle);
-        };
-        let component = "source".to_owned();
-        let reason = Reason {
-            component,
-            text,
-            attempts,
-        };
-        self.park(&event, &reason, handle);
-    }
-
-    /// Parks input that cannot be made an event.
-    pub fn park(&self, event: &Event, reason: &Reason, handle: Handle) {
-        self.metrics.receive();
-        self.dead_letters.park(&self.source, "", event, reason, handle);
-        self.metrics.park();
-    }
-
-    /// Waits until nothing of this source is in flight, or draining is abandoned.
-    pub async fn drained(&self, stop: &mut Stop) {
-        let empty = async {
-            while self.credit.in_flight() > 0 {
-                tokio::time::sleep(DRAIN_POLL).await;
-            }
-        };
-        tokio::select! {
-            () = empty => {}
-            () = stop.abandoned() => {}
-        }
-    }
-
-    fn send(&self, pipeline: &Arc<Pipeline>, event: Event, handle: Handle) {
-        let handle = match &pipeline.dark {
-            None => handle,
-            // Dark pipelines do not affect the source: their share is settled at once.
-            Some(room) => {
-                handle.resolve(crate::finalizer::Outcome::Accepted);
-                match Arc::clone(room).try_acquire_owned() {
-                    Ok(room) => Handle::new(0, AckTo::Dark(room), None),
-                    Err(_) => return self.metrics.miss("dark_backlog_full"),
-                }
-            }
-        };
-        let key = OrderKey::of(&event, &pipeline.order);
-        let lane = &self.lanes[key.lane(self.lanes.len())];
-        let reservation = |(index, slot): (usize, &SinkSlot)| Some((index, slot.running.reserve()?));
-        let reservations = pipeline.sinks.iter().enumerate().filter_map(reservation).collect();
-        // A dead lane drops the job, which releases the event.
-        let _ = lane.send(Job {
-            pipeline: Arc::clone(pipeline),
-            event,
-            key,
-            handle,
-            reservations,
-        });
-    }
-}
-
-/// A thread's final report.
-enum Ended {
-    Source { name: String, result: io::Result<()> },
-    Lane(usize),
 }
 
 /// The lock on a state directory.
@@ -516,40 +363,6 @@ impl RunningSource {
             self.progress = (in_flight, Instant::now());
         }
         self.progress.1.elapsed()
-    }
-}
-
-/// Earlier sources by name, to wait for.
-type Predecessors = Vec<(String, watch::Receiver<()>)>;
-
-/// Waits for the earlier source of this name; a new name may take over another source's work, so it waits for all.
-async fn wait_for_predecessors(name: &str, mut predecessors: Predecessors) {
-    if predecessors.iter().any(|(known, _)| known == name) {
-        predecessors.retain(|(known, _)| known == name);
-    }
-    for (_, mut presence) in predecessors {
-        // Nothing is ever sent: the wait ends with the source.
-        while presence.changed().await.is_ok() {}
-    }
-}
-
-/// A source that begins when its predecessors have ended.
-struct Succeeding {
-    source: Box<dyn Source>,
-    predecessors: Predecessors,
-    /// Dropped at the end, so that the successor can begin.
-    presence: watch::Sender<()>,
-}
-
-impl Succeeding {
-    async fn run(self, context: Context) -> io::Result<()> {
-        wait_for_predecessors(&context.name, self.predecessors).await;
-        let result = match context.stop.is_requested() {
-            true => Ok(()),
-            false => self.source.run(context).await,
-        };
-        drop(self.presence);
-        result
     }
 }
 
@@ -851,16 +664,15 @@ fn lock_state_dir(directory: &Path) -> Result<(PathBuf, File), Error> {
 fn start_sinks(
     config: &Config,
     metrics: &Metrics,
-    watchdog: &Arc<Watchdog>,
+    watchdog: &Watchdog,
     threads: &mut LaneThreads,
 ) -> Result<Vec<Arc<dyn RunningSink>>, Error> {
     let start = |(index, sink): (usize, &config::Named<Arc<dyn crate::sink::Sink>>)| {
         let mut scene = crate::sink::Scene {
             name: &sink.name,
             metrics,
-            watchdog,
             has_ids: has_ids(config, index),
-            threads: &mut *threads,
+            spawn: &mut Spawner { threads, watchdog },
         };
         sink.component
             .start(&mut scene)
@@ -918,7 +730,7 @@ fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningS
                 name: spec.name.clone(),
                 index,
                 stages,
-                account: Account::of(&config.sources[spec.source].name, &spec.name, &slots),
+                account: account(&config.sources[spec.source].name, &spec.name, &slots),
                 sinks: slots,
                 order,
                 prefix: spec.prefix.clone(),
@@ -927,10 +739,6 @@ fn build_pipelines(config: &Config, metrics: &Metrics, sinks: &[Arc<dyn RunningS
         )
     };
     config.pipelines.iter().enumerate().map(build).collect()
-}
-
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
 }
 
 /// Starts a thread that reports its end, even after a panic.
@@ -945,38 +753,6 @@ fn spawn(
         report.tell(body());
     };
     std::thread::Builder::new().name(name).spawn(run).map_err(failed)
-}
-
-/// Sends its message when dropped, thus on every path.
-struct Report(Option<(mpsc::UnboundedSender<Ended>, Ended)>);
-
-impl Report {
-    fn of_lane(number: usize, ended: mpsc::UnboundedSender<Ended>) -> Self {
-        Self(Some((ended, Ended::Lane(number))))
-    }
-
-    fn of_source(name: String, ended: mpsc::UnboundedSender<Ended>) -> Self {
-        let result = Err(io::Error::other("it panicked"));
-        Self(Some((ended, Ended::Source { name, result })))
-    }
-
-    /// Reports a regular end.
-    fn tell(mut self, result: io::Result<()>) {
-        match (&mut self.0, result) {
-            (Some((_, Ended::Source { result: reported, .. })), result) => *reported = result,
-            // A lane ends well when all sources have dropped it, which may precede the report of their own end.
-            (Some((_, Ended::Lane(_))), Ok(())) => self.0 = None,
-            _ => {}
-        }
-    }
-}
-
-impl Drop for Report {
-    fn drop(&mut self) {
-        if let Some((ended, ending)) = self.0.take() {
-            let _ = ended.send(ending);
-        }
-    }
 }
 
 /// A source with a thread of its own.

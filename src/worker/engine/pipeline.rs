@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+use super::settlement::{Account, SinkAccount};
 use crate::ops::metrics::Component;
 use crate::sink::RunningSink;
 use crate::stage::{Order, Stage};
@@ -26,26 +27,6 @@ pub struct Pipeline {
     pub dark: Option<Arc<Semaphore>>,
 }
 
-/// Names and counters for a pipeline's deliveries.
-pub struct Account {
-    /// Name of the source.
-    pub source: String,
-    pub pipeline: String,
-    /// Name and counters of each sink.
-    pub sinks: Vec<(String, Arc<Component>)>,
-}
-
-impl Account {
-    pub fn of(source: &str, pipeline: &str, sinks: &[SinkSlot]) -> Arc<Self> {
-        let sinks = sinks.iter().map(|slot| (slot.name.clone(), Arc::clone(&slot.metrics)));
-        Arc::new(Self {
-            source: source.to_owned(),
-            pipeline: pipeline.to_owned(),
-            sinks: sinks.collect(),
-        })
-    }
-}
-
 /// A stage at its place in a pipeline.
 pub struct StageSlot {
     pub name: String,
@@ -61,6 +42,20 @@ pub struct SinkSlot {
     pub running: Arc<dyn RunningSink>,
     pub required: bool,
     pub metrics: Arc<Component>,
+}
+
+/// What the settlement of an event needs of a pipeline.
+pub fn account(source: &str, pipeline: &str, sinks: &[SinkSlot]) -> Arc<Account> {
+    let sinks = sinks.iter().map(|slot| SinkAccount {
+        name: slot.name.clone(),
+        required: slot.required,
+        metrics: Arc::clone(&slot.metrics),
+    });
+    Arc::new(Account {
+        source: source.to_owned(),
+        pipeline: pipeline.to_owned(),
+        sinks: sinks.collect(),
+    })
 }
 
 impl Pipeline {

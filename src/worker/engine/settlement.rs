@@ -10,11 +10,38 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::dead_letter::{DeadLetters, Reason};
-use super::pipeline::{Account, Pipeline};
 use crate::event::Event;
 use crate::finalizer::{Handle, Outcome};
-use crate::ops::metrics::Metrics;
-use crate::sink::Verdict;
+use crate::ops::metrics::{Component, Metrics};
+
+/// Outcome of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accepted,
+    /// Another worker has the claim by now: nothing more was sent; the outcome is unknown.
+    Released,
+    /// No further attempt is made; the event must be parked.
+    Refused {
+        reason: String,
+        attempts: u32,
+    },
+}
+
+/// Names and counters for a pipeline's deliveries.
+pub struct Account {
+    /// Name of the source.
+    pub source: String,
+    pub pipeline: String,
+    /// All sinks of the pipeline, in its order.
+    pub sinks: Vec<SinkAccount>,
+}
+
+/// A sink of a pipeline, as its settlements see it.
+pub struct SinkAccount {
+    pub name: String,
+    pub required: bool,
+    pub metrics: Arc<Component>,
+}
 
 /// Settlement of one event in one pipeline. It holds no reference to the pipeline: a sink holding this would hold
 /// itself.
@@ -77,12 +104,12 @@ impl InFlight {
     }
 
     /// A [`SinkAck`] for each required sink of the pipeline, with its place; counts the event as in flight.
-    pub fn open(self: &Arc<Self>, pipeline: &Pipeline, event: &Arc<Event>, handle: Handle) -> Vec<SinkAck> {
-        let required = pipeline.sinks.iter().filter(|slot| slot.required).count();
+    pub fn open(self: &Arc<Self>, account: &Arc<Account>, event: &Arc<Event>, handle: Handle) -> Vec<SinkAck> {
+        let required = account.sinks.iter().filter(|sink| sink.required).count();
         // Release, as in `close_one`: an observer of zero sees all effects of the settled events.
         self.open.fetch_add(1, Ordering::Release);
         let settlement = Arc::new(Settlement {
-            account: Arc::clone(&pipeline.account),
+            account: Arc::clone(account),
             event: Arc::clone(event),
             in_flight: Arc::downgrade(self),
             state: Mutex::new(State {
@@ -96,9 +123,9 @@ impl InFlight {
             settlement.conclude();
         }
         let start = Instant::now();
-        let sinks = pipeline.sinks.iter().enumerate().filter(|(_, slot)| slot.required);
-        let sink_ack = |(sink, slot): (usize, &super::pipeline::SinkSlot)| {
-            slot.metrics.receive();
+        let sinks = account.sinks.iter().enumerate().filter(|(_, sink)| sink.required);
+        let sink_ack = |(sink, one): (usize, &SinkAccount)| {
+            one.metrics.receive();
             SinkAck {
                 settlement: Arc::clone(&settlement),
                 sink,
@@ -134,7 +161,7 @@ impl SinkAck {
 
     fn record(&mut self, verdict: Verdict) {
         self.is_told = true;
-        let (name, metrics) = &self.settlement.account.sinks[self.sink];
+        let SinkAccount { name, metrics, .. } = &self.settlement.account.sinks[self.sink];
         match &verdict {
             Verdict::Accepted => {
                 metrics.send(1);

@@ -14,7 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 
 use super::metrics::Metrics;
 use super::watchdog::Watchdog;
-use crate::engine::Stop;
+use crate::engine::stop::Stop;
 use crate::server::{Front, Fronts, Service};
 use crate::switch::live::Switches;
 

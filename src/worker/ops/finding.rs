@@ -1,4 +1,13 @@
-//! The result of a check, printed by `doctor`.
+//! What commands ask of components: checks with their findings, and other operations.
+
+use std::future::Future;
+use std::pin::Pin;
+
+/// Checks whose findings `doctor` prints.
+pub type Examination<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
+
+/// The error is text for the operator.
+pub type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
 
 /// Findings other than `Good` include the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]

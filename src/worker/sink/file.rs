@@ -225,11 +225,18 @@ fn push_line(out: &mut Vec<u8>, body: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::lane_thread::LaneThreads;
+    use crate::engine::spawn::{Spawn, Task};
     use crate::event::EventId;
     use crate::ops::metrics::Metrics;
-    use crate::ops::watchdog::Watchdog;
     use crate::testing::TempDir;
+
+    struct NoTasks;
+
+    impl Spawn for NoTasks {
+        fn spawn(&mut self, name: String, _task: Task) {
+            panic!("{name}: it has no tasks");
+        }
+    }
 
     fn deliver(sink: &dyn LaneSink, received: u64, body: &'static str) {
         let event = Event::new(EventId::new(1, 1), Timestamp(received), body.into());
@@ -249,9 +256,8 @@ mod tests {
         let mut scene = Scene {
             name: "archive",
             metrics: &Metrics::default(),
-            watchdog: &Watchdog::new(),
             has_ids: true,
-            threads: &mut LaneThreads::new(1),
+            spawn: &mut NoTasks,
         };
         let lane = config.start(&mut scene).unwrap().open();
         deliver(&*lane, 0, "{\"a\":1}");

@@ -24,26 +24,13 @@ use std::sync::Arc;
 use crate::client::{Address, Tls};
 use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
-use crate::engine::lane_thread::LaneThreads;
 use crate::engine::sequencer::Reservation;
 use crate::engine::settlement::SinkAck;
+pub use crate::engine::settlement::Verdict;
+use crate::engine::spawn::Spawn;
 use crate::event::{Event, OrderedId};
+use crate::ops::finding::{Examination, Operation};
 use crate::ops::metrics::Metrics;
-use crate::ops::watchdog::Watchdog;
-use crate::source::{Examination, Operation};
-
-/// Outcome of a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Accepted,
-    /// Another worker has the claim by now: nothing more was sent; the outcome is unknown.
-    Released,
-    /// No further attempt is made; the event must be parked.
-    Refused {
-        reason: String,
-        attempts: u32,
-    },
-}
 
 pub type Delivery = Pin<Box<dyn Future<Output = Verdict>>>;
 
@@ -97,10 +84,9 @@ pub struct Scene<'a> {
     /// The configured name.
     pub name: &'a str,
     pub metrics: &'a Metrics,
-    pub watchdog: &'a Arc<Watchdog>,
     /// Does every event that reaches this sink have an id?
     pub has_ids: bool,
-    pub threads: &'a mut LaneThreads,
+    pub spawn: &'a mut dyn Spawn,
 }
 
 impl Scene<'_> {
@@ -109,8 +95,7 @@ impl Scene<'_> {
     where
         F: Future<Output = ()> + 'static,
     {
-        let beat = self.watchdog.watch(name);
-        self.threads.take_next().sink(work, beat);
+        self.spawn.spawn(name, Box::new(|| Box::pin(work())));
     }
 }
 

@@ -27,9 +27,9 @@ use crate::config::section::Section;
 use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};
 use crate::event::Event;
+use crate::ops::finding::Examination;
 use crate::redis_link::{Server, describe_error};
 use crate::retry::{Backoff, Policy};
-use crate::source::Examination;
 
 pub const KIND: Kind = Kind {
     name: "redis_stream",

@@ -35,9 +35,10 @@ use crate::config::endpoint::Endpoint;
 use crate::config::section::Section;
 use crate::config::value::ByteSize;
 use crate::credit::Credit;
-use crate::engine::{Feed, Stop};
+use crate::engine::feed::Feed;
+use crate::engine::stop::Stop;
 use crate::finalizer::Parked;
-use crate::ops::finding::Finding;
+pub use crate::ops::finding::{Examination, Operation};
 
 /// Delivery guarantee of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,10 +156,6 @@ pub trait ParkedEvents {
     /// Deletes them, and returns their number.
     fn forget(&self, ids: Vec<String>) -> Operation<'_, u64>;
 }
-
-pub type Examination<'a> = Pin<Box<dyn Future<Output = Vec<Finding>> + 'a>>;
-
-pub type Operation<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + 'a>>;
 
 /// Unfinished events of a queue.
 #[derive(Clone, Copy, Debug)]

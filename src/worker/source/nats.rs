@@ -37,7 +37,7 @@ use crate::broker_tls::BrokerTls;
 use crate::clock::Timestamp;
 use crate::config::section::Section;
 use crate::config::value::FromText;
-use crate::engine::Feed;
+use crate::engine::feed::Feed;
 use crate::event::{Event, EventId};
 use crate::finalizer::Parked;
 use crate::redis_link::process_name;

@@ -17,7 +17,7 @@ use super::trouble::Trouble;
 use super::{Context, Guarantee, Kind, Limits, Run, Source, next_epoch};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
-use crate::engine::Stop;
+use crate::engine::stop::Stop;
 use crate::event::{Event, EventId};
 use crate::finalizer::{AckTo, Handle};
 use crate::redis_link::{Server, describe_error};

@@ -37,7 +37,7 @@ use super::watch::Watches;
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
 use crate::config::section::Section;
-use crate::engine::Feed;
+use crate::engine::feed::Feed;
 use crate::event::{Event, EventId};
 use crate::finalizer::Parked;
 use crate::redis_link::{Lease, Server, describe_error, invoke, process_name};

@@ -61,8 +61,8 @@ use crate::config::section::{Located, Section};
 use crate::engine::sequencer::{Reservation, Sequencer};
 use crate::engine::settlement::{Reply, SinkAck};
 use crate::event::{Event, OrderedId};
+use crate::ops::finding::{Examination, Operation};
 use crate::retry::Policy;
-use crate::source::{Examination, Operation};
 
 pub const KIND: Kind = Kind {
     name: "http_push",

@@ -13,7 +13,7 @@ use super::reader::{self, Reader};
 use super::trimmed::{Extent, Missed};
 use super::{RedisStreams, wait_for_entry};
 use crate::clock::Timestamp;
-use crate::engine::Feed;
+use crate::engine::feed::Feed;
 use crate::finalizer::Parked;
 use crate::redis_link::{Lease, describe_error, invoke, process_name};
 use crate::source::queue_driver::{Claimed, Grant, Queue};
