@@ -9,9 +9,9 @@ use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc};
 
-use super::entry::{Entry, StreamId};
+use super::entry::{Entry, Format, StreamId};
+use super::stream::{RedisStreams, wait_for_entry};
 use super::trimmed::{Extent, Missed};
-use super::{Format, RedisStreams, wait_for_entry};
 use crate::checkpoint::{self, Checkpointer};
 use crate::clock::Timestamp;
 use crate::engine::feed::Feed;

@@ -6,9 +6,19 @@ use bytes::Bytes;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use super::Format;
 use crate::clock::Timestamp;
 use crate::event::{Event, EventId};
+
+/// Format of an event in an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// In this field.
+    Field(String),
+    /// Spread over all fields.
+    Object,
+    /// A finished event, as written by the `redis_stream` sink.
+    Envelope,
+}
 
 /// An entry as Redis returns it.
 pub struct Entry {

@@ -10,8 +10,8 @@ use tokio::sync::Notify;
 
 use super::entry::{Entry, StreamId, bytes_of, list_of};
 use super::reader::{self, Reader};
+use super::stream::{RedisStreams, wait_for_entry};
 use super::trimmed::{Extent, Missed};
-use super::{RedisStreams, wait_for_entry};
 use crate::clock::Timestamp;
 use crate::engine::feed::Feed;
 use crate::finalizer::Parked;

@@ -29,16 +29,17 @@ mod entry;
 mod group;
 mod parked;
 mod reader;
+mod stream;
 mod trimmed;
 
 use std::time::Duration;
 
 use redis::Value;
-use redis::aio::MultiplexedConnection;
 
 use self::cursor::Cursor;
-use self::entry::{Entry, StreamId, bytes_of};
+use self::entry::{Entry, Format, StreamId, bytes_of};
 use self::group::{Group, group_info};
+use self::stream::RedisStreams;
 use super::queue_driver::{self, Terms};
 use super::{Context, Guarantee, Kind, Limits, Open, Operation, Run, Source};
 use crate::clock::Timestamp;
@@ -52,40 +53,8 @@ pub const KIND: Kind = Kind {
     read,
 };
 
-/// A blocking read is renewed after this time.
-const BLOCK: Duration = Duration::from_secs(5);
-/// A failed wait counts as over after this time.
-const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum entries per read.
 const DEFAULT_BATCH: usize = 256;
-
-#[derive(Clone)]
-pub struct RedisStreams {
-    server: Server,
-    stream: String,
-    /// `None`: reads from a cursor.
-    group: Option<String>,
-    format: Format,
-    /// A new group or cursor starts at the end of the stream.
-    from_end: bool,
-    /// How far back a cursor begins at each start.
-    history: Option<Duration>,
-    /// Delete finished entries.
-    delete: bool,
-    terms: Terms,
-    limits: Limits,
-}
-
-/// Format of an event in an entry.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Format {
-    /// In this field.
-    Field(String),
-    /// Spread over all fields.
-    Object,
-    /// A finished event, as written by the `redis_stream` sink.
-    Envelope,
-}
 
 fn read(section: &Section<'_>) -> Option<Box<dyn Source>> {
     let server = Server::read(section);
@@ -222,21 +191,3 @@ const NO_STREAM: &str = "no such key";
 
 /// Number, first id, last id, and numbers by consumer.
 type PendingSummary = (u64, Option<String>, Option<String>, Option<Vec<(String, String)>>);
-
-/// Returns when there is an entry after this one, or after a timeout.
-async fn wait_for_entry(mut connection: MultiplexedConnection, stream: &str, after: StreamId) {
-    let mut read = redis::cmd("XREAD");
-    let block = u64::try_from(BLOCK.as_millis()).unwrap_or(u64::MAX);
-    read.arg("COUNT")
-        .arg(1)
-        .arg("BLOCK")
-        .arg(block)
-        .arg("STREAMS")
-        .arg(stream)
-        .arg(after.to_string());
-    if let Err(error) = read.query_async::<Value>(&mut connection).await {
-        // The main connection will have failed, too.
-        tracing::debug!("waiting for stream {stream}: {error}");
-        tokio::time::sleep(FAILURE_PAUSE).await;
-    }
-}

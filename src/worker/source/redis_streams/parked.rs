@@ -2,8 +2,8 @@
 
 use redis::{Script, Value};
 
-use super::RedisStreams;
 use super::entry::Entry;
+use super::stream::RedisStreams;
 use crate::redis_link::{describe_error, invoke};
 use crate::source::{Operation, ParkedEvent, ParkedEvents};
 

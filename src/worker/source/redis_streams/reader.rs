@@ -16,8 +16,8 @@ use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
 
-use super::BLOCK;
 use super::entry::Entry;
+use super::stream::BLOCK;
 use crate::redis_link::{describe_error, invoke};
 
 // KEYS: lease, reader. ARGV: token, name of the reader.
