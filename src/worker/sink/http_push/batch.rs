@@ -14,8 +14,8 @@ use hyper::http::response::Parts;
 use hyper::{Method, Request};
 use serde::{Deserialize, Serialize};
 
+use super::config::{EPOCH, HttpPush};
 use super::node::{Answer, Attempt, Failure, Node};
-use super::{EPOCH, HttpPush};
 use crate::event::Event;
 
 pub const CONTENT_TYPE: &str = "application/x-ndjson";

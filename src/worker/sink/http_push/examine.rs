@@ -9,7 +9,9 @@ use hyper::Request;
 use hyper::header::{ACCEPT, DATE, HOST, HeaderValue};
 use hyper::http::response::Parts;
 
-use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, publish_path, reconcile};
+use super::config::{EPOCH, HttpPush, MAX_ANSWER_BYTES};
+use super::request::publish_path;
+use super::{batch, reconcile};
 use crate::client::{Address, Pool};
 use crate::event::OrderedId;
 use crate::ops::finding::Finding;

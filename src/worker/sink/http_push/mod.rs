@@ -32,25 +32,26 @@
 //! channel would refuse ids older than its newest event.
 
 mod batch;
+mod config;
 mod examine;
 mod node;
 mod ordered;
 mod quorum;
 mod reconcile;
+mod request;
 mod unordered;
 
-use std::borrow::Cow;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
-use hyper::{Method, Request, Uri};
+use hyper::Uri;
+use hyper::header::HeaderValue;
 
+use self::config::HttpPush;
+pub use self::config::is_stale;
 use self::node::Node;
 use self::ordered::{OrderedPublisher, Parcel};
 use self::quorum::{Quorum, Required};
@@ -72,55 +73,6 @@ pub const KIND: Kind = Kind {
 
 /// Enough for one lane to keep an nginx worker busy; each costs a socket on both ends.
 const DEFAULT_CONNECTIONS: usize = 16;
-/// Channel information is a few hundred bytes per channel; a larger body is no answer to a publish.
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
-
-const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
-const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
-/// Start of a node's refusal reason if it already has newer events.
-const STALE: &str = "stale";
-
-/// Was an event refused as stale?
-pub fn is_stale(reason: &str) -> bool {
-    // After the node's address.
-    reason.contains(&format!(": {STALE}: 409"))
-}
-
-/// Request and response header with the epoch of a node's memory.
-const EPOCH: &str = "x-nginx-pushstream-epoch";
-
-#[derive(Clone, Debug)]
-pub struct HttpPush {
-    /// Where the nodes listen: `http://host:port`, `https://host:port` or `unix:/path`.
-    nodes: Vec<Address>,
-    /// Number of nodes that must have an event.
-    required: Required,
-    /// Path before the channels: `/pub?id=` (default) or `/pub/`.
-    path: String,
-    /// Path of batches: `path` up to its `?`.
-    batch_path: Uri,
-    /// The `Host` header, if it is not the node's own address.
-    host: Option<HeaderValue>,
-    content_type: HeaderValue,
-    /// For one attempt, connecting included.
-    timeout: Duration,
-    /// `None`: ordered if the source gives ids.
-    ordered: Option<bool>,
-    /// Maximum events per POST; 0 disables batches.
-    batch: usize,
-    /// Maximum connections of one lane to one node, if unordered.
-    connections: usize,
-    /// Further statuses that park an event at once.
-    permanent: Vec<u16>,
-    /// Does a node that already has newer events count as having accepted this one?
-    accepts_stale: bool,
-    retry: Policy,
-    /// The node's statistics location, to compare its counts with ours.
-    statistics: Option<String>,
-    /// Trusted authorities for `https` nodes; default: the system's.
-    tls: Option<Tls>,
-}
-
 fn read(section: &Section<'_>) -> Option<Arc<dyn Sink>> {
     let located = section.required::<Vec<Located<Address>>>("nodes");
     if located.as_ref().is_some_and(Vec::is_empty) {
@@ -357,105 +309,5 @@ impl OrderedLane {
         // An event without a reservation was never announced; it is appended at the end.
         let reservation = reservation.unwrap_or_else(|| self.sequencer.reserve());
         self.sequencer.put(&reservation, parcel);
-    }
-}
-
-/// The POST of one event.
-fn event_request(config: &HttpPush, node: &Node, event: &Event) -> Result<Request<Full<Bytes>>, String> {
-    let path = publish_path(&config.path, &event.channels);
-    let uri = path
-        .parse::<Uri>()
-        .map_err(|error| format!("channels make no URL: {error}"))?;
-    let mut request = Request::new(Full::new(event.payload()));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = uri;
-    let headers = request.headers_mut();
-    headers.insert(HOST, node.host.clone());
-    headers.insert(CONTENT_TYPE, config.content_type.clone());
-    if event.id.is_known() {
-        let id = HeaderValue::from_str(&event.id.to_string());
-        headers.insert(
-            EVENT_ID,
-            id.map_err(|_| "the event id is not a header value".to_owned())?,
-        );
-    }
-    if let Some(kind) = &event.event_type {
-        let kind = HeaderValue::from_bytes(kind.as_bytes());
-        headers.insert(
-            EVENT_TYPE,
-            kind.map_err(|_| "the event type is not a header value".to_owned())?,
-        );
-    }
-    Ok(request)
-}
-
-/// `/pub?id=` and `a b`, `c` make `/pub?id=a%20b/c`.
-fn publish_path(base: &str, channels: &[String]) -> String {
-    let mut path = String::with_capacity(base.len() + channels.iter().map(|id| id.len() + 8).sum::<usize>());
-    path.push_str(base);
-    for (index, id) in channels.iter().enumerate() {
-        if index > 0 {
-            path.push('/');
-        }
-        path.push_str(&percent_encode(id));
-    }
-    path
-}
-
-/// Encodes all but the unreserved characters of RFC 3986 §2.3.
-fn percent_encode(text: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-    if text.bytes().all(plain) {
-        return Cow::Borrowed(text);
-    }
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let mut out = String::with_capacity(text.len() * 3);
-    for byte in text.bytes() {
-        if plain(byte) {
-            out.push(char::from(byte));
-        } else {
-            out.extend([
-                '%',
-                char::from(HEX[usize::from(byte >> 4)]),
-                char::from(HEX[usize::from(byte & 15)]),
-            ]);
-        }
-    }
-    Cow::Owned(out)
-}
-
-#[cfg(test)]
-impl HttpPush {
-    fn for_tests() -> Self {
-        Self {
-            nodes: vec![],
-            required: Required::All,
-            path: "/".into(),
-            batch_path: Uri::from_static("/"),
-            host: None,
-            content_type: HeaderValue::from_static("text/plain"),
-            timeout: Duration::from_secs(1),
-            ordered: None,
-            batch: 0,
-            connections: 1,
-            permanent: vec![],
-            accepts_stale: false,
-            retry: Policy::default(),
-            statistics: None,
-            tls: None,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn channels_are_joined_and_encoded() {
-        let channels: Vec<String> = ["forum.cnn", "ü b", "100%&?#+", "a-b_c~d"].map(String::from).to_vec();
-        let path = publish_path("/pub?id=", &channels);
-        assert_eq!(path, "/pub?id=forum.cnn/%C3%BC%20b/100%25%26%3F%23%2B/a-b_c~d");
-        assert!(path.parse::<Uri>().is_ok());
     }
 }

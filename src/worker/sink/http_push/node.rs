@@ -10,7 +10,7 @@ use hyper::http::response::Parts;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{HttpPush, STALE};
+use super::config::{HttpPush, STALE};
 use crate::client::{self, Address};
 use crate::event::Event;
 use crate::ops::metrics::{Breaker, Code, Node as NodeMetrics};

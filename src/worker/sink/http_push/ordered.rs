@@ -14,9 +14,11 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+use super::batch;
+use super::config::{EPOCH, HttpPush, MAX_ANSWER_BYTES};
 use super::node::{Attempt, Failure, Node};
 use super::quorum::Quorum;
-use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
+use super::request::event_request;
 use crate::client::{self, Sender};
 use crate::engine::sequencer::Sequencer;
 use crate::event::Event;

@@ -16,8 +16,8 @@ use hyper::http::response::Parts;
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
+use super::config::{HttpPush, MAX_ANSWER_BYTES};
 use super::node::Node;
-use super::{HttpPush, MAX_ANSWER_BYTES};
 use crate::client::Pool;
 
 const INTERVAL: Duration = Duration::from_secs(10);

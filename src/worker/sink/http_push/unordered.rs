@@ -13,9 +13,11 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_local;
 
+use super::batch;
+use super::config::{EPOCH, HttpPush, MAX_ANSWER_BYTES};
 use super::node::{Attempt, Failure, Node};
 use super::quorum::Quorum;
-use super::{EPOCH, HttpPush, MAX_ANSWER_BYTES, batch, event_request};
+use super::request::event_request;
 use crate::client::{self, Pool};
 use crate::engine::sequencer::Reservation;
 use crate::event::Event;
