@@ -4,14 +4,16 @@
 //! # Layout
 //!
 //! * [`cli`]: the commands. `main.rs` only calls it.
-//! * [`config`]: the TOML file; every mistake is reported. `section` is the typed reader, `value` parses single values.
+//! * [`config`]: the TOML file; every mistake is reported. `section` is the typed reader, `value` parses single values,
+//!   `spec` has what the file names, `cycle` finds sinks that feed their own source.
 //! * Data: [`event`] (an event and its id), [`field`] (field paths and templates), [`json`] (lenient, exact JSON
 //!   reading), [`clock`].
 //! * Components, one file each, with configuration, execution and tests, registered in the `KINDS` table of their
 //!   directory: [`source`], [`stage`], [`sink`].
-//! * [`engine`]: threads, start and stop. `lane` runs stages and delivers, `lane_thread` is the thread a lane shares
-//!   with other tasks, `order` finds the order key, `dead_letter` is the dead-letter file, `pipeline` what all lanes
-//!   share of a pipeline.
+//! * [`engine`]: threads, start and stop. `feed` takes events from a source to the lanes, `lane` runs stages and
+//!   delivers, `settlement` waits for the sinks, `lane_thread` is the thread a lane shares with other tasks, `order`
+//!   finds the order key, `dead_letter` is the dead-letter file, `pipeline` what all lanes share of a pipeline.
+//!   Components see `feed`, `stop` and `spawn` of it, never the engine itself.
 //! * Delivery: [`finalizer`] (reports an event's outcome to its source), [`fence`] (until when an event may be sent),
 //!   [`credit`] (bound on events in flight), [`watermark`] (position below which all events are settled),
 //!   [`checkpoint`] (durable positions), [`retry`] (back-off).

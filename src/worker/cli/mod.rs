@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod live;
 mod park;
+mod parked_line;
 mod publish;
 mod replay;
 mod switch;

@@ -11,7 +11,7 @@ use clap::Args;
 use parking_lot::Mutex;
 use tracing::level_filters::LevelFilter;
 
-use super::park::Line;
+use super::parked_line::Line;
 use super::{LogFormat, Outcome, load, start_logging};
 use crate::clock::Timestamp;
 use crate::config::{Config, Named, PipelineSpec};
