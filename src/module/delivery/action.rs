@@ -32,7 +32,11 @@ pub struct Answer {
 /// Outcome of a live piece.
 pub enum Delivered {
     Sent,
-    Queued { dropped: usize },
+    Queued {
+        dropped: usize,
+    },
     Advance,
+    /// It waits for the flush of its connection.
+    Gathered,
     Cut(Ending),
 }

@@ -8,7 +8,7 @@ use super::ending::Ending;
 use super::frames::Piece;
 use super::output::Progress;
 use super::state::Delivery;
-use super::subscriber::{Subscriber, SubscriberId};
+use super::subscriber::{Subscriber, SubscriberId, THROUGH_CONNECTION};
 
 /// Time for which a piece is held. It is too short to be noticed, and a drain is mostly handed out by then.
 const COALESCE_MS: u64 = 5;
@@ -74,7 +74,7 @@ impl Delivery {
 impl Subscriber {
     /// May a live piece wait here for another one? Only where a plain send is all that is to be done.
     pub fn may_coalesce(&self) -> bool {
-        !self.is_filtered()
+        self.socket >= THROUGH_CONNECTION
             && !self.buffered()
             && self.seats.len() > 1
             && !self.ending

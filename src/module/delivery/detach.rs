@@ -19,10 +19,11 @@ use super::perform::{advance, end, subscriber_event};
 use super::profile::Audience;
 use super::socket;
 use super::state::{Delivery, PROCESS};
-use super::subscriber::{Kind, SubscriberId};
+use super::subscriber::{Kind, SubscriberId, THROUGH_STREAM};
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::release::{is_claimed, release};
+use crate::ffi::stream::{self, Stream};
 use crate::ffi::{lookup, panic_guard};
 
 /// May bytes bypass the output filters of this request, whose head was just sent? Returns the framing then.
@@ -32,7 +33,7 @@ use crate::ffi::{lookup, panic_guard};
 pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -> Result<Framing, AttachReason> {
     // SAFETY: request, connection and configuration are valid.
     unsafe {
-        if (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t {
+        if (*r).http_version > NGX_HTTP_VERSION_11 as ngx_uint_t && !stream::is_http2(r) {
             return Err(AttachReason::Protocol);
         }
         if (*r).main != r || !(*r).postponed.is_null() {
@@ -92,15 +93,32 @@ pub static REQUEST_GONE: unsafe extern "C" fn(*mut c_void) = request_gone;
 /// Gives the request of a subscriber back to nginx if nothing needs it any more. Must not be called while one of the
 /// request's handlers is running.
 pub fn detach(id: SubscriberId) {
-    let Some((request, audience)) = PROCESS.with(|delivery| delivery.let_go(id)).flatten() else {
+    let Some(Released {
+        request,
+        audience,
+        stub,
+    }) = PROCESS.with(|delivery| delivery.let_go(id)).flatten()
+    else {
         return;
     };
+    if let Some(stub) = stub {
+        // SAFETY: the request was the subscriber's until now, and nothing else needs it.
+        return adopt_stream(unsafe { stub.replace(request, id.to_pointer()) });
+    }
     // SAFETY: the request was the subscriber's until now, and nothing else needs it; the connection stays open.
     let (early, connection) = unsafe { (socket::take_early_bytes(request), release(request)) };
     adopt(connection, id, &audience);
     if !early.is_empty() {
         socket::react(id, &early);
     }
+}
+
+/// What a subscriber has given back.
+struct Released {
+    request: *mut ngx_http_request_t,
+    audience: Rc<Audience>,
+    /// Over HTTP/2: what takes the request's place.
+    stub: Option<stream::Prepared>,
 }
 
 /// Takes over a connection whose request is freed.
@@ -185,9 +203,52 @@ unsafe extern "C" fn on_write(event: *mut ngx_event_t) {
     });
 }
 
+/// Takes over a stream whose request has a stub in its place.
+fn adopt_stream(stream: Stream<'_>) {
+    Stat::Writing.add(1);
+    stream.connection().read().set_handler(on_stream_read);
+    stream.connection().write().set_handler(on_stream_write);
+}
+
+/// The subscriber and the stream of an event.
+///
+/// # Safety
+/// nginx passes the event, of a stream that `adopt_stream` took over.
+unsafe fn stream_subject<'s>(event: *mut ngx_event_t) -> (SubscriberId, Stream<'s>) {
+    // SAFETY: guaranteed by the caller.
+    let stream = unsafe { Stream::of(Event::new(event).connection()) };
+    (SubscriberId::from_pointer(stream.subject()), stream)
+}
+
+/// Read handler: the client has reset the stream, or the connection is at its end. There is no input.
+unsafe extern "C" fn on_stream_read(event: *mut ngx_event_t) {
+    // SAFETY: as for `stream_subject`.
+    let (id, stream) = unsafe { stream_subject(event) };
+    subscriber_event("read event of a stream", id, || {
+        if stream.is_over() {
+            end(id, Ending::Gone);
+        }
+    });
+}
+
+/// Write handler: frames were sent, or may be sent again, or none could be for too long.
+unsafe extern "C" fn on_stream_write(event: *mut ngx_event_t) {
+    // SAFETY: as for `stream_subject`.
+    let (id, stream) = unsafe { stream_subject(event) };
+    subscriber_event("write event of a stream", id, || {
+        if stream.is_over() {
+            end(id, Ending::Gone);
+        } else if stream.connection().write().is_timed_out() {
+            end(id, Ending::TimedOut);
+        } else {
+            advance(id);
+        }
+    });
+}
+
 impl Delivery {
     /// Detaches a subscriber from its request, if possible; returns the request then.
-    fn let_go(&mut self, id: SubscriberId) -> Option<(*mut ngx_http_request_t, Rc<Audience>)> {
+    fn let_go(&mut self, id: SubscriberId) -> Option<Released> {
         let subscriber = self.registry.slab.get(id)?;
         if !subscriber.buffered() && subscriber.send_queue.is_empty() {
             subscriber.land();
@@ -204,12 +265,27 @@ impl Delivery {
             // Keep the request: it ends with it, as its end began.
             subscriber.attach_reason = Some(AttachReason::Unsent);
         }
+        let mut stub = None;
+        // SAFETY: as above.
+        if subscriber.attach_reason.is_none() && unsafe { stream::is_http2(request) } {
+            // SAFETY: as above.
+            stub = unsafe { stream::Prepared::new(request) };
+            if stub.is_none() {
+                subscriber.attach_reason = Some(AttachReason::Unsent);
+            }
+        }
         let released = subscriber.attach_reason.is_none().then(|| {
             subscriber.request = ptr::null_mut();
-            if !subscriber.connection().has_tls() {
+            if stub.is_some() {
+                subscriber.socket = THROUGH_STREAM;
+            } else if !subscriber.connection().has_tls() {
                 subscriber.socket = subscriber.connection().fd();
             }
-            (request, subscriber.audience.clone())
+            Released {
+                request,
+                audience: subscriber.audience.clone(),
+                stub,
+            }
         });
         let after = subscriber.connected();
         if let Some(worker) = &self.worker {

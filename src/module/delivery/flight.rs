@@ -15,6 +15,8 @@ const FLIGHT: usize = 32;
 /// stay where they are.
 pub struct Flight {
     parts: SmallVec<[Part; 1]>,
+    /// Of a stream with a stub: the links that nginx has not taken.
+    pub rest: *mut ngx_chain_t,
 }
 
 struct Part {
@@ -42,6 +44,15 @@ impl Flight {
         let pieces = std::iter::from_fn(|| send_queue.pop()).take(FLIGHT);
         Box::new(Flight {
             parts: pieces.map(Part::new).collect(),
+            rest: ptr::null_mut(),
+        })
+    }
+
+    /// A flight with one piece.
+    pub fn of(piece: Piece) -> Box<Flight> {
+        Box::new(Flight {
+            parts: SmallVec::from_buf([Part::new(piece)]),
+            rest: ptr::null_mut(),
         })
     }
 

@@ -68,6 +68,9 @@ impl Delivery {
                 break;
             }
         }
+        if !self.inbox.gathered.is_empty() {
+            self.flush_streams(actions);
+        }
         self.release_coalesced(now.monotonic_ms, ACTIONS_PER_SLICE, actions);
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
@@ -90,6 +93,7 @@ impl Delivery {
             scratch,
             catching_up,
             taken,
+            gathered,
             ..
         } = &mut self.inbox;
         let at_rest = !std::mem::take(taken);
@@ -97,6 +101,7 @@ impl Delivery {
             *scratch = Vec::new();
             *batch = Batch::default();
             catching_up.shrink_to_fit();
+            gathered.shrink_to_fit();
         }
     }
 
@@ -304,6 +309,7 @@ impl Delivery {
                 }
             }
             Delivered::Advance => actions.push(Action::Advance(id)),
+            Delivered::Gathered => self.inbox.gathered.push(id),
             Delivered::Cut(ending) => {
                 // Nothing more may be written: TLS would take it for a bad repetition.
                 subscriber.ending = true;
@@ -458,6 +464,11 @@ impl Subscriber {
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
             return queued(push_at(&mut replaying.behind, piece, bound, position));
+        }
+        if self.is_stream()
+            && let Some(delivered) = self.send_to_stream(&piece)
+        {
+            return delivered;
         }
         match self.send_now(&piece) {
             Some((_, Progress::Done)) => Delivered::Sent,

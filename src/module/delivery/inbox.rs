@@ -22,6 +22,8 @@ pub struct Inbox {
     pub taken: bool,
     /// Subscribers in replay that are not waiting for their socket.
     pub catching_up: VecDeque<SubscriberId>,
+    /// Streams over HTTP/2 with frames that wait for the end of the slice.
+    pub gathered: Vec<SubscriberId>,
     /// Pieces held for other channels of the same subscribers.
     pub coalescer: Coalescer,
 }

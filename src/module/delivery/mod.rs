@@ -56,6 +56,7 @@ mod shutdown;
 mod slab;
 mod socket;
 mod state;
+mod stream;
 mod subscriber;
 mod timer_wheel;
 mod timers;
@@ -75,7 +76,7 @@ use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::Main;
 use crate::ffi::connection::Connection;
-use crate::ffi::{fault, lookup, panic_guard};
+use crate::ffi::{fault, lookup, panic_guard, stream as ffi_stream};
 
 use action::Action;
 use callbacks::CALLBACKS;
@@ -383,13 +384,12 @@ impl Delivery {
             })
         });
         let style = self.registry.styles.intern(style);
+        // SAFETY: the request is valid.
+        let filtered = enlistment.direct.is_err() || unsafe { ffi_stream::is_http2(r) };
+        let socket = if filtered { THROUGH_FILTERS } else { THROUGH_CONNECTION };
         let mut subscriber = Subscriber {
             request: r,
-            socket: if enlistment.direct.is_err() {
-                THROUGH_FILTERS
-            } else {
-                THROUGH_CONNECTION
-            },
+            socket,
             // SAFETY: the request is valid, and keeps its connection.
             connection: unsafe { (*r).connection },
             style,

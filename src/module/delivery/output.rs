@@ -15,7 +15,7 @@ use ngx::ffi::*;
 
 use super::flight::Flight;
 use super::frames::Piece;
-use super::subscriber::Subscriber;
+use super::subscriber::{Subscriber, THROUGH_CONNECTION};
 use crate::ffi::connection::{Connection, Transfer};
 use crate::ffi::{optional, stream};
 
@@ -54,6 +54,9 @@ impl Subscriber {
 
     /// Does nginx hold unsent bytes?
     pub fn buffered(&self) -> bool {
+        if self.is_stream() {
+            return self.flight.is_some();
+        }
         // The head was flushed, so nothing is held back without this.
         let held = self.connection().is_buffered();
         held || self.flight.as_ref().is_some_and(|flight| flight.is_pending())
@@ -61,7 +64,7 @@ impl Subscriber {
 
     /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        if self.is_filtered() || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
+        if self.socket < THROUGH_CONNECTION || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
         }
         let (taken, progress) = send(self.connection(), piece.bytes());
@@ -97,7 +100,7 @@ impl Subscriber {
     }
 
     /// Counts sent bytes.
-    fn count(&mut self, bytes: usize) {
+    pub fn count(&mut self, bytes: usize) {
         if let Some(disconnect_record) = &mut self.disconnect_record {
             disconnect_record.add_bytes(bytes);
         }
@@ -108,6 +111,9 @@ impl Subscriber {
     pub fn step(&mut self, attempted: &mut bool) -> Step {
         if self.is_in_transit() {
             return Step::Blocked;
+        }
+        if self.is_stream() {
+            return self.step_stream();
         }
         if self.buffered() {
             if *attempted {
@@ -180,16 +186,21 @@ impl Subscriber {
         if !event.is_delayed() {
             event.add_timer(self.audience.send_timeout_ms);
         }
-        event.watch_write();
+        // nginx calls the handler of a stream by itself.
+        if !self.is_stream() {
+            event.watch_write();
+        }
     }
 
-    fn stop_waiting(&self) {
+    pub fn stop_waiting(&self) {
         let event = self.connection().write();
         if !event.is_delayed() {
             event.drop_timer();
         }
         // A level-triggered event method would report it again and again.
-        event.watch_write();
+        if !self.is_stream() {
+            event.watch_write();
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use super::hand_out::Replayed;
 use super::output::Step;
 use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, Reply, SubscriberId};
-use super::{lingering_close, output};
+use super::{lingering_close, output, stream};
 use crate::ffi::{body, panic_guard};
 
 /// Performs the actions left by a slice of work or an expired timer.
@@ -61,6 +61,9 @@ pub fn end(id: SubscriberId, ending: Ending) {
     let Some((subscriber, missed)) = removed.flatten() else {
         return;
     };
+    if subscriber.is_stream() {
+        return stream::close(subscriber, ending);
+    }
     if subscriber.is_detached() {
         return lingering_close::close(subscriber, ending);
     }

@@ -172,6 +172,9 @@ pub const THROUGH_CONNECTION: i32 = -1;
 /// In place of a socket: bytes go through the request's output filters.
 pub const THROUGH_FILTERS: i32 = -2;
 
+/// In place of a socket: bytes go to a stream over HTTP/2 that has a stub in place of its request.
+pub const THROUGH_STREAM: i32 = -3;
+
 /// Placeholder for no membership.
 pub const NOWHERE: Membership = Membership(0);
 
@@ -212,10 +215,15 @@ impl Subscriber {
         self.socket == THROUGH_FILTERS
     }
 
+    /// Is it a stream over HTTP/2 that has given its request back?
+    pub fn is_stream(&self) -> bool {
+        self.socket == THROUGH_STREAM
+    }
+
     /// Leaves buffers that nginx still refers to with the request: it ends without the subscriber.
     pub fn leave_flight(&mut self) {
-        if let Some(flight) = self.flight.take()
-            && !self.request.is_null()
+        if !self.request.is_null()
+            && let Some(flight) = self.flight.take()
         {
             // SAFETY: the subscriber's request is alive.
             unsafe { pool::keep((*self.request).pool, flight) };

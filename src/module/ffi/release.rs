@@ -21,7 +21,8 @@ pub unsafe fn is_claimed(r: *mut ngx_http_request_t, own: Cleanup, realip: Optio
     unsafe {
         let mut cleanup = (*r).cleanup;
         while let Some(entry) = cleanup.as_ref() {
-            if entry.handler.is_some_and(|handler| handler as usize != own as usize) {
+            let is_other = |handler: Cleanup| handler as usize != own as usize && !is_of_stream(r, entry.data);
+            if entry.handler.is_some_and(is_other) {
                 return true;
             }
             cleanup = entry.next;
@@ -35,6 +36,19 @@ pub unsafe fn is_claimed(r: *mut ngx_http_request_t, own: Cleanup, realip: Optio
             cleanup = entry.next;
         }
     }
+    false
+}
+
+/// Is this what nginx's own cleanup of an HTTP/2 stream gets?
+#[cfg(ngx_feature = "http_v2")]
+unsafe fn is_of_stream(r: *mut ngx_http_request_t, data: *mut c_void) -> bool {
+    // SAFETY: the request is valid.
+    unsafe { !data.is_null() && data == (*r).stream.cast() }
+}
+
+/// This nginx has no HTTP/2.
+#[cfg(not(ngx_feature = "http_v2"))]
+unsafe fn is_of_stream(_r: *mut ngx_http_request_t, _data: *mut c_void) -> bool {
     false
 }
 

@@ -419,6 +419,7 @@ impl Subscriber {
             && self.is_detached()
             && !self.ending
             && matches!(self.kind, Kind::Stream | Kind::Socket(_))
+            && !self.is_stream()
             && !self.frozen()
     }
 
