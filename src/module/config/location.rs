@@ -16,9 +16,9 @@ use super::ids::{ORDERED, Retry, STORE};
 use super::main::{Main, Settings, main_of};
 use super::padding::{self, Padding};
 use super::place::Place;
-use super::values::{REPORTED, core_location_of, given, given_ms, unset, warn, word};
+use super::values::{REPORTED, given, given_ms, unset, warn, word};
 use crate::delivery::{Audience, Format, Incoming, Lingering, SlowReader, Transport};
-use crate::ffi::{lookup, pool};
+use crate::ffi::directive::Conf;
 
 /// `push_stream_slow_reader`.
 pub static mut SLOW_READER: [ngx_conf_enum_t; 4] = [
@@ -371,13 +371,13 @@ impl Location {
     }
 
     /// Warns of configured texts that clients will misread.
-    fn warn(&self, cf: *mut ngx_conf_t, mode: SubscriberMode, main: &Main) {
+    fn warn(&self, conf: Conf<'_>, mode: SubscriberMode, main: &Main) {
         let message = self.message_template.as_bytes();
         let (header, footer) = (self.header_template.as_bytes(), self.footer_template.as_bytes());
         match mode {
             SubscriberMode::EventSource => {
                 for oddity in eventsource::oddities(message, header, footer) {
-                    warn(cf, format_args!("{oddity}{}", location_name(cf)));
+                    warn(conf, format_args!("{oddity}{}", location_name(conf)));
                 }
             }
             SubscriberMode::WebSocket => {
@@ -392,9 +392,9 @@ impl Location {
                     ),
                 ];
                 for (name, _) in texts.into_iter().filter(|(_, text)| str::from_utf8(text).is_err()) {
-                    let location = location_name(cf);
+                    let location = location_name(conf);
                     warn(
-                        cf,
+                        conf,
                         format_args!("{name} is not UTF-8, so clients will close the connection{location}"),
                     );
                 }
@@ -589,9 +589,10 @@ fn settle<T: PartialEq + Copy>(inner: &mut T, outer: T, unset: T, default: T) {
 }
 
 pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
+    // SAFETY: nginx passes it.
+    let conf = unsafe { Conf::new(cf) };
     let location = Location {
-        // SAFETY: nginx passes a valid conf.
-        place: unsafe { Place::of(cf) },
+        place: Place::of(conf),
         role: None,
         channels_path: ptr::null_mut(),
         store_messages: unset::FLAG,
@@ -635,36 +636,39 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         log_disconnect: unset::FILE,
         audience: None,
     };
-    // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
-    unsafe { pool::place((*cf).pool, location) }.map_or(ptr::null_mut(), |location| location.as_ptr().cast())
+    conf.place(location)
 }
 
 pub unsafe extern "C" fn merge(cf: *mut ngx_conf_t, outer: *mut c_void, inner: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made for the two levels; they differ.
-    let (outer, inner, main) = unsafe { (&*outer.cast::<Location>(), &mut *inner.cast::<Location>(), main_of(cf)) };
-    // SAFETY: `cf` is valid for the call.
-    unsafe { Place::during(inner.place, cf, || settle_level(cf, outer, inner, main)) }
+    let (outer, inner, conf) = unsafe {
+        (
+            &*outer.cast::<Location>(),
+            &mut *inner.cast::<Location>(),
+            Conf::new(cf),
+        )
+    };
+    Place::during(inner.place, conf, || settle_level(conf, outer, inner, main_of(conf)))
 }
 
-fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, main: &mut Main) -> *mut c_char {
+fn settle_level(conf: Conf<'_>, outer: &Location, inner: &mut Location, main: &mut Main) -> *mut c_char {
     if let Err(reason) = inner.check_own() {
-        return refuse_here(cf, reason);
+        return refuse_here(conf, reason);
     }
     inner.inherit(outer, main);
     let Some(role) = inner.role else {
         return ptr::null_mut();
     };
     if let Err(reason) = inner.check(role, main) {
-        return refuse_here(cf, reason);
+        return refuse_here(conf, reason);
     }
     if role == Role::Statistics {
         let wanted = given(inner.statistics_channels).unwrap_or(0);
         main.statistics_channels.set(main.statistics_channels.get().max(wanted));
     }
     if let Role::Subscriber(mode) = role {
-        inner.warn(cf, mode, main);
-        // SAFETY: `cf` is valid for the call.
-        let padding = match unsafe { padding::parse(cf, inner.padding_text.as_bytes()) } {
+        inner.warn(conf, mode, main);
+        let padding = match padding::parse(conf, inner.padding_text.as_bytes()) {
             Ok(padding) => padding,
             Err(reported) => return reported,
         };
@@ -674,10 +678,9 @@ fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, mai
             .max()
             .unwrap_or(0);
         main.padding_max.set(main.padding_max.get().max(largest));
-        // SAFETY: as above; the core module's part of this level is merged, it comes first.
-        let core = unsafe { core_location_of(cf) };
-        // SAFETY: as above.
-        let location = unsafe { location_key(cf, core) };
+        // The core module's part of this level is merged, it comes first.
+        let core = conf.core_location();
+        let location = location_key(conf, core);
         let audience = inner.prepare(mode, main, core, padding, location);
         let audience = Rc::new(audience);
         main.audiences.borrow_mut().push(audience.clone());
@@ -687,9 +690,8 @@ fn settle_level(cf: *mut ngx_conf_t, outer: &Location, inner: &mut Location, mai
 }
 
 /// The name of the location being merged; empty for a server.
-fn location_name(cf: *mut ngx_conf_t) -> String {
-    // SAFETY: `cf` is what nginx passed to a merge function.
-    let name = unsafe { core_location_of(cf).name };
+fn location_name(conf: Conf<'_>) -> String {
+    let name = conf.core_location().name;
     if name.is_empty() {
         return String::new();
     }
@@ -697,26 +699,15 @@ fn location_name(cf: *mut ngx_conf_t) -> String {
 }
 
 /// Logs why a location's configuration is refused.
-fn refuse_here(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
-    let (reason, location) = (reason.to_string_lossy(), location_name(cf));
-    ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {reason}{location}");
+fn refuse_here(conf: Conf<'_>, reason: &CStr) -> *mut c_char {
+    let (reason, location) = (reason.to_string_lossy(), location_name(conf));
+    ngx_conf_log_error!(NGX_LOG_ERR, conf.raw(), "push stream module: {reason}{location}");
     REPORTED
 }
 
-/// The server's first name, how the location is matched, and its name.
-///
-/// # Safety
-/// `cf` is what nginx passed to `merge`, `core` the core module's part of the same level.
-unsafe fn location_key(cf: *mut ngx_conf_t, core: &ngx_http_core_loc_conf_t) -> Box<[u8]> {
-    // SAFETY: the core module fills its entry at every level.
-    let server = unsafe {
-        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        &*(*context)
-            .srv_conf
-            .add(lookup::core_index())
-            .read()
-            .cast::<ngx_http_core_srv_conf_t>()
-    };
+/// The server's first name, how the location is matched, and its name. `core` is the core module's part of this level.
+fn location_key(conf: Conf<'_>, core: &ngx_http_core_loc_conf_t) -> Box<[u8]> {
+    let server = conf.core_server();
     let matching = match (
         core.exact_match() != 0,
         core.named() != 0,

@@ -15,7 +15,8 @@ use super::place::Place;
 use super::values::{REPORTED, given, given_ms, refuse, unset, word};
 use super::zone;
 use crate::delivery::{Audience, Format};
-use crate::ffi::{lookup, pool, shared_memory};
+use crate::ffi::directive::Conf;
+use crate::ffi::shared_memory;
 
 /// `push_stream_on_full`.
 pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
@@ -98,9 +99,11 @@ pub struct Settings {
 }
 
 pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
+    // SAFETY: nginx passes it.
+    let conf = unsafe { Conf::new(cf) };
     let main = Main {
-        // SAFETY: nginx passes a valid conf; the cycle outlives this structure, which is in its pool.
-        cycle: unsafe { (*cf).cycle },
+        // It outlives this structure, which is in its pool.
+        cycle: conf.cycle(),
         zones: Vec::new(),
         channel_deleted_text: ngx_str_t::empty(),
         channel_inactivity_secs: unset::SECONDS,
@@ -131,32 +134,29 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         statistics_channels: Rc::default(),
         audiences: Rc::default(),
     };
-    // SAFETY: nginx passes a valid conf with a pool that lives as long as the cycle.
-    unsafe { pool::place((*cf).pool, main) }.map_or(ptr::null_mut(), |main| main.as_ptr().cast())
+    conf.place(main)
 }
 
 /// Runs when the whole http block was read, before servers and locations are merged.
-pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, conf: *mut c_void) -> *mut c_char {
+pub unsafe extern "C" fn init(cf: *mut ngx_conf_t, made: *mut c_void) -> *mut c_char {
     // SAFETY: nginx passes what `create` made.
-    let main = unsafe { &mut *conf.cast::<Main>() };
+    let (conf, main) = unsafe { (Conf::new(cf), &mut *made.cast::<Main>()) };
     if main.used && main.zones.is_empty() {
-        let refuse = || refuse(cf, c"push_stream_shared_memory_size must be set.");
-        // SAFETY: `cf` is valid for the call.
-        return unsafe { Place::during(main.first_used, cf, refuse) };
+        let refuse = || refuse(conf, c"push_stream_shared_memory_size must be set.");
+        return Place::during(main.first_used, conf, refuse);
     }
     if main.used
         && let Some((name, place)) = main.zero_limit()
     {
         let log = || {
-            ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {name} cannot be zero.");
+            ngx_conf_log_error!(NGX_LOG_ERR, conf.raw(), "push stream module: {name} cannot be zero.");
         };
-        // SAFETY: as above.
-        unsafe { Place::during(place, cf, log) };
+        Place::during(place, conf, log);
         return REPORTED;
     }
     main.settings = Some(Rc::new(main.settle()));
-    // SAFETY: `cf` is valid, and the configuration outlives the zone's registration in this cycle.
-    match unsafe { zone::add(cf, &main.zones, conf.cast()) } {
+    // SAFETY: the configuration outlives the zone's registration in this cycle.
+    match unsafe { zone::add(conf, &main.zones, made.cast()) } {
         Ok(zone) => {
             main.zone = zone;
             ptr::null_mut()
@@ -283,13 +283,7 @@ fn text(given: &ngx_str_t, default: &[u8]) -> Vec<u8> {
 }
 
 /// This module's configuration of the http block that is being read.
-///
-/// # Safety
-/// `cf` is what nginx passed to a setter or merge function of this module.
-pub unsafe fn main_of<'a>(cf: *mut ngx_conf_t) -> &'a mut Main {
-    // SAFETY: inside the http block the context is an ngx_http_conf_ctx_t, and `main::create` filled our entry.
-    unsafe {
-        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        &mut *(*context).main_conf.add(lookup::own_index()).read().cast::<Main>()
-    }
+pub fn main_of<'c>(conf: Conf<'c>) -> &'c mut Main {
+    // SAFETY: `create` made it; setters and merge functions have no other reference to it.
+    unsafe { &mut *conf.main_conf().cast::<Main>() }
 }

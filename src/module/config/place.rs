@@ -3,6 +3,8 @@
 
 use ngx::ffi::*;
 
+use crate::ffi::directive::Conf;
+
 /// A file and a line.
 #[derive(Clone, Copy)]
 pub struct Place {
@@ -13,32 +15,31 @@ pub struct Place {
 
 impl Place {
     /// The place that nginx is reading; None if it is not in a file.
-    ///
-    /// # Safety
-    /// `cf` is what nginx passed to a function of this module.
-    pub unsafe fn of(cf: *mut ngx_conf_t) -> Option<Place> {
-        // SAFETY: nginx has a structure for the file that it reads.
-        let file = unsafe { (*cf).conf_file.as_ref()? };
+    pub fn of(conf: Conf<'_>) -> Option<Place> {
+        let (file, line) = conf.position()?;
         Some(Place {
-            file: file.file.name,
-            line: file.line,
+            file: *file,
+            line: *line,
         })
     }
 
-    /// Runs `work`; its log messages through `cf` name this place.
-    ///
-    /// # Safety
-    /// As for [`Place::of`].
-    pub unsafe fn during<R>(place: Option<Place>, cf: *mut ngx_conf_t, work: impl FnOnce() -> R) -> R {
-        // SAFETY: as in `of`; nothing else reads the configuration meanwhile.
-        let file = unsafe { (*cf).conf_file.as_mut() };
-        let (Some(place), Some(file)) = (place, file) else {
+    /// Runs `work`; its log messages through `conf` name this place.
+    pub fn during<R>(place: Option<Place>, conf: Conf<'_>, work: impl FnOnce() -> R) -> R {
+        let Some(place) = place else {
             return work();
         };
-        let name = std::mem::replace(&mut file.file.name, place.file);
-        let line = std::mem::replace(&mut file.line, place.line);
+        let Some(here) = Place::of(conf) else {
+            return work();
+        };
+        place.enter(conf);
         let result = work();
-        (file.file.name, file.line) = (name, line);
+        here.enter(conf);
         result
+    }
+
+    fn enter(self, conf: Conf<'_>) {
+        if let Some((file, line)) = conf.position() {
+            (*file, *line) = (self.file, self.line);
+        }
     }
 }

@@ -13,9 +13,9 @@ use super::ids::Retry;
 use super::location::{Location, PublisherMode, Role, SubscriberMode};
 use super::main::{Main, main_of};
 use super::place::Place;
-use super::values::{REPORTED, core_location_of, refuse, unset, verdict, warn};
+use super::values::{REPORTED, refuse, unset, verdict, warn};
 use super::zone;
-use crate::ffi::directive::{Directive, parse_time};
+use crate::ffi::directive::{Conf, Directive, parse_time};
 use crate::http;
 
 macro_rules! setters {
@@ -85,10 +85,10 @@ fn subscriber(directive: Directive<'_, Location>) -> *mut c_char {
     ptr::null_mut()
 }
 
-fn unknown_mode(cf: *mut ngx_conf_t, directive: &str, word: &ngx_str_t, accepted: &str) -> *mut c_char {
+fn unknown_mode(conf: Conf<'_>, directive: &str, word: &ngx_str_t, accepted: &str) -> *mut c_char {
     ngx_conf_log_error!(
         NGX_LOG_ERR,
-        cf,
+        conf.raw(),
         "push stream module: invalid {directive} mode value: {word}, accepted values ({accepted})"
     );
     REPORTED
@@ -101,23 +101,22 @@ fn install(
     handler: unsafe extern "C" fn(*mut ngx_http_request_t) -> ngx_int_t,
 ) {
     directive.level.role = Some(role);
-    let cf = directive.conf();
-    // SAFETY: `cf` is what nginx passed to the setter.
-    let (main, core, place) = unsafe { (main_of(cf), core_location_of(cf), Place::of(cf)) };
+    let conf = directive.conf();
+    let main = main_of(conf);
     if !main.used {
-        (main.used, main.first_used) = (true, place);
+        (main.used, main.first_used) = (true, Place::of(conf));
     }
+    let core = conf.core_location();
     core.handler = Some(handler);
     core.if_modified_since = NGX_HTTP_IMS_OFF as ngx_uint_t;
 }
 
 fn shared_memory_size(directive: Directive<'_, Main>) -> *mut c_char {
-    let (cf, words) = (directive.conf(), directive.words());
+    let (conf, words) = (directive.conf(), directive.words());
     let main = directive.level;
-    // SAFETY: `cf` is valid for the call.
-    match unsafe { zone::Wanted::parse(cf, words) } {
+    match zone::Wanted::parse(conf, words) {
         Ok(wanted) if main.zones.iter().any(|zone| zone.name == wanted.name) => {
-            ngx_conf_log_error!(NGX_LOG_EMERG, cf, "duplicate zone \"{}\"", wanted.name);
+            ngx_conf_log_error!(NGX_LOG_EMERG, conf.raw(), "duplicate zone \"{}\"", wanted.name);
             REPORTED
         }
         Ok(wanted) => {
@@ -130,8 +129,7 @@ fn shared_memory_size(directive: Directive<'_, Main>) -> *mut c_char {
 
 /// Records where a value is written that is checked when the whole http block was read.
 fn note(directive: &mut Directive<'_, Main>) {
-    // SAFETY: nginx passed it to the setter.
-    let place = unsafe { Place::of(directive.conf()) };
+    let place = Place::of(directive.conf());
     directive.level.limits_written.push((directive.offset(), place));
 }
 
@@ -155,7 +153,7 @@ fn header_template_file(directive: Directive<'_, Location>) -> *mut c_char {
     let Ok(text) = std::fs::read(OsStr::from_bytes(words[1].as_bytes())) else {
         ngx_conf_log_error!(
             NGX_LOG_ERR,
-            directive.conf(),
+            directive.conf().raw(),
             "push stream module: unable to open file \"{}\" for header template",
             words[1]
         );
@@ -199,8 +197,7 @@ fn literal_template(mut directive: Directive<'_, Location>) -> *mut c_char {
 
 /// Makes the zone track the order of ids.
 fn track(directive: &Directive<'_, Location>, auto: bool) {
-    // SAFETY: nginx passed it to the setter.
-    let main = unsafe { main_of(directive.conf()) };
+    let main = main_of(directive.conf());
     main.track_ids = true;
     main.auto_ids |= auto;
 }

@@ -7,23 +7,7 @@ use std::ptr;
 use ngx::ffi::*;
 use ngx::ngx_conf_log_error;
 
-use crate::ffi::lookup;
-
-/// The core module's configuration of the location that is being read or merged.
-///
-/// # Safety
-/// `cf` is what nginx passed to a setter or merge function of this module.
-pub unsafe fn core_location_of<'a>(cf: *mut ngx_conf_t) -> &'a mut ngx_http_core_loc_conf_t {
-    // SAFETY: inside the http block the context is an ngx_http_conf_ctx_t; the core module fills its entry at every level.
-    unsafe {
-        let context = (*cf).ctx.cast::<ngx_http_conf_ctx_t>();
-        &mut *(*context)
-            .loc_conf
-            .add(lookup::core_index())
-            .read()
-            .cast::<ngx_http_core_loc_conf_t>()
-    }
-}
+use crate::ffi::directive::Conf;
 
 /// Turns the result of a setter or merge function into nginx's return value.
 pub fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
@@ -37,14 +21,19 @@ pub fn verdict(result: Result<(), &'static CStr>) -> *mut c_char {
 pub const REPORTED: *mut c_char = usize::MAX as *mut c_char;
 
 /// Logs a refusal without values.
-pub fn refuse(cf: *mut ngx_conf_t, reason: &CStr) -> *mut c_char {
-    ngx_conf_log_error!(NGX_LOG_ERR, cf, "push stream module: {}", reason.to_string_lossy());
+pub fn refuse(conf: Conf<'_>, reason: &CStr) -> *mut c_char {
+    ngx_conf_log_error!(
+        NGX_LOG_ERR,
+        conf.raw(),
+        "push stream module: {}",
+        reason.to_string_lossy()
+    );
     REPORTED
 }
 
 /// Logs a warning about the directive that is being read.
-pub fn warn(cf: *mut ngx_conf_t, what: impl Display) {
-    ngx_conf_log_error!(NGX_LOG_WARN, cf, "push stream module: {what}");
+pub fn warn(conf: Conf<'_>, what: impl Display) {
+    ngx_conf_log_error!(NGX_LOG_WARN, conf.raw(), "push stream module: {what}");
 }
 
 /// The "not given" value of each kind of field that nginx's own setters fill.

@@ -17,6 +17,7 @@ use super::main::Main;
 use super::place::Place;
 use super::values::REPORTED;
 use crate::ffi::cell::ProcessCell;
+use crate::ffi::directive::Conf;
 use crate::ffi::{panic_guard, shared_memory};
 
 /// Identifies zones of this module and layout: "pushs" and the layout's number.
@@ -51,10 +52,7 @@ impl fmt::Display for Pinned {
 
 impl Wanted {
     /// Parses `SIZE [NAME]`; logs what is wrong with it.
-    ///
-    /// # Safety
-    /// `cf` is what nginx passed to the setter.
-    pub unsafe fn parse(cf: *mut ngx_conf_t, words: &[ngx_str_t]) -> Result<Wanted, *mut c_char> {
+    pub fn parse(conf: Conf<'_>, words: &[ngx_str_t]) -> Result<Wanted, *mut c_char> {
         // SAFETY: set by nginx before any configuration is read, and constant.
         let page = unsafe { ngx_pagesize };
         let size = words.get(1).map_or(0, |word| {
@@ -67,14 +65,13 @@ impl Wanted {
             let least = MIN_PAGES * page / 1024;
             ngx_conf_log_error!(
                 NGX_LOG_WARN,
-                cf,
+                conf.raw(),
                 "The push_stream_shared_memory_size value must be at least {least}KiB"
             );
             return Err(REPORTED);
         }
         let name = Pinned(words.get(2).copied().unwrap_or(ngx_string!("push_stream_module")));
-        // SAFETY: `cf` is valid for the call.
-        let place = unsafe { Place::of(cf) };
+        let place = Place::of(conf);
         Ok(Wanted { name, size, place })
     }
 }
@@ -83,8 +80,8 @@ impl Wanted {
 /// sign that the memory is in use, and must not dereference it.
 ///
 /// # Safety
-/// `cf` is what nginx passed to `init_main_conf`.
-pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Result<*mut ngx_shm_zone_t, *mut c_char> {
+/// `main` lives as long as the cycle.
+pub unsafe fn add(conf: Conf<'_>, wanted: &[Wanted], main: *mut Main) -> Result<*mut ngx_shm_zone_t, *mut c_char> {
     let Some((last, ignored)) = wanted.split_last() else {
         return Ok(ptr::null_mut());
     };
@@ -92,20 +89,19 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
         let warn = || {
             ngx_conf_log_error!(
                 NGX_LOG_WARN,
-                cf,
+                conf.raw(),
                 "push stream module: there is one zone only, \"{}\" is used instead of \"{}\"",
                 last.name,
                 zone.name
             );
         };
-        // SAFETY: `cf` is valid for the call.
-        unsafe { Place::during(zone.place, cf, warn) };
+        Place::during(zone.place, conf, warn);
     }
-    // SAFETY: `cf` is valid; the name is in the cycle's pool or a constant.
+    let size = keep_running_size(conf, last);
+    let mut name = last.name.0;
+    // SAFETY: the name is in the cycle's pool or a constant.
     unsafe {
-        let size = keep_running_size(cf, last);
-        let mut name = last.name.0;
-        let zone = ngx_shared_memory_add(cf, &mut name, size, TAG as *mut c_void);
+        let zone = ngx_shared_memory_add(conf.raw(), &mut name, size, TAG as *mut c_void);
         let Some(zone) = zone.as_mut() else {
             return Err(REPORTED);
         };
@@ -113,7 +109,7 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
         zone.data = main.cast();
         ngx_conf_log_error!(
             NGX_LOG_INFO,
-            cf,
+            conf.raw(),
             "Using {}KiB of shared memory for push stream module on zone: {}",
             size / 1024,
             last.name
@@ -123,13 +119,13 @@ pub unsafe fn add(cf: *mut ngx_conf_t, wanted: &[Wanted], main: *mut Main) -> Re
 }
 
 /// The running zone's size, kept: nginx would replace a zone whose size changed, and all messages would be lost.
-unsafe fn keep_running_size(cf: *mut ngx_conf_t, wanted: &Wanted) -> usize {
+fn keep_running_size(conf: Conf<'_>, wanted: &Wanted) -> usize {
     // SAFETY: the previous cycle is alive while the next one is read.
-    match unsafe { shared_memory::size_in((*(*cf).cycle).old_cycle, wanted.name.0, TAG) } {
+    match unsafe { shared_memory::size_in(conf.old_cycle(), wanted.name.0, TAG) } {
         Some(running) if running != wanted.size => {
             ngx_conf_log_error!(
                 NGX_LOG_WARN,
-                cf,
+                conf.raw(),
                 "Cannot change memory area size without restart, ignoring change on zone: {}",
                 wanted.name
             );

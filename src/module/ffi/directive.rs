@@ -1,11 +1,104 @@
-//! A directive while nginx reads it.
+//! The configuration while nginx reads it, and one directive.
 
 use std::ffi::{c_char, c_void};
-use std::ptr;
+use std::marker::PhantomData;
+use std::ptr::{self, NonNull};
 
 use ngx::ffi::*;
 
-use super::pool;
+use super::{lookup, pool};
+
+/// The configuration that nginx reads, at some level of the http block.
+#[derive(Clone, Copy)]
+pub struct Conf<'c> {
+    raw: *mut ngx_conf_t,
+    life: PhantomData<&'c ()>,
+}
+
+impl<'c> Conf<'c> {
+    /// # Safety
+    /// nginx passed it to a function of this module, during `'c`.
+    pub unsafe fn new(raw: *mut ngx_conf_t) -> Conf<'c> {
+        Conf { raw, life: PhantomData }
+    }
+
+    /// For nginx's log macros.
+    pub fn raw(self) -> *mut ngx_conf_t {
+        self.raw
+    }
+
+    /// The cycle that it is for, which outlives what is made for it.
+    pub fn cycle(self) -> *mut ngx_cycle_t {
+        // SAFETY: valid during `'c`.
+        unsafe { (*self.raw).cycle }
+    }
+
+    /// The cycle before that one; NULL if there is none.
+    pub fn old_cycle(self) -> *mut ngx_cycle_t {
+        // SAFETY: as above.
+        unsafe { (*self.cycle()).old_cycle }
+    }
+
+    /// Name and line of the file that nginx is in, to read and to change; None if it is in none.
+    pub fn position(self) -> Option<(&'c mut ngx_str_t, &'c mut ngx_uint_t)> {
+        // SAFETY: nginx has a structure for the file; nothing else refers to it during a call of this module.
+        let file = unsafe { (*self.raw).conf_file.as_mut() }?;
+        Some((&mut file.file.name, &mut file.line))
+    }
+
+    fn context(self) -> *mut ngx_http_conf_ctx_t {
+        // SAFETY: inside the http block the context is of this type.
+        unsafe { (*self.raw).ctx.cast() }
+    }
+
+    /// What this module has made for the http block.
+    pub fn main_conf(self) -> *mut c_void {
+        // SAFETY: the array has an entry per http module.
+        unsafe { (*self.context()).main_conf.add(lookup::own_index()).read() }
+    }
+
+    /// The core module's configuration of the location.
+    pub fn core_location(self) -> &'c mut ngx_http_core_loc_conf_t {
+        // SAFETY: as above; the core module fills its entry at every level, and callers use it at once.
+        unsafe { &mut *(*self.context()).loc_conf.add(lookup::core_index()).read().cast() }
+    }
+
+    /// The core module's configuration of the server.
+    pub fn core_server(self) -> &'c ngx_http_core_srv_conf_t {
+        // SAFETY: as above.
+        unsafe { &*(*self.context()).srv_conf.add(lookup::core_index()).read().cast() }
+    }
+
+    /// Moves a value to where it lives as long as the configuration; NULL without memory.
+    pub fn place<T>(self, value: T) -> *mut c_void {
+        // SAFETY: the pool lives as long as the cycle.
+        unsafe { pool::place((*self.raw).pool, value) }.map_or(ptr::null_mut(), |place| place.as_ptr().cast())
+    }
+
+    /// Compiles a regular expression; or what is wrong with it, None without memory.
+    pub fn compile(self, pattern: &[u8]) -> Result<NonNull<ngx_regex_t>, Option<String>> {
+        let mut error = [0u8; NGX_MAX_CONF_ERRSTR as usize];
+        // SAFETY: the structure is plain data; the pattern is copied with a NUL behind it, as the compiler wants it.
+        unsafe {
+            let terminated = [pattern, b"\0"].concat();
+            let copy = pool::copy((*self.raw).pool, &terminated).ok_or(None)?;
+            let mut request: ngx_regex_compile_t = std::mem::zeroed();
+            request.pattern = ngx_str_t {
+                len: pattern.len(),
+                data: copy.as_ptr(),
+            };
+            request.pool = (*self.raw).pool;
+            request.err = ngx_str_t {
+                len: error.len(),
+                data: error.as_mut_ptr(),
+            };
+            if ngx_regex_compile(&mut request) != NGX_OK as ngx_int_t {
+                return Err(Some(request.err.to_string()));
+            }
+            NonNull::new(request.regex).ok_or(None)
+        }
+    }
+}
 
 /// What nginx passes to a setter: the directive, and the configuration of its level.
 pub struct Directive<'c, T> {
@@ -29,9 +122,9 @@ impl<'c, T> Directive<'c, T> {
         }
     }
 
-    /// For nginx's log macros.
-    pub fn conf(&self) -> *mut ngx_conf_t {
-        self.cf
+    pub fn conf(&self) -> Conf<'c> {
+        // SAFETY: nginx passed it to the setter.
+        unsafe { Conf::new(self.cf) }
     }
 
     /// Its words, its name first.
