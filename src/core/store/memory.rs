@@ -28,6 +28,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, compiler_fence};
 
 use libc::pthread_mutex_t;
+use smallvec::SmallVec;
 
 use super::Refusal;
 use super::figures::{Connections, Counter, Counts};
@@ -558,21 +559,28 @@ impl Memory {
         self.init(slot, slot::stretch_us, 0);
     }
 
-    /// Signals a slot's process that messages wait for it.
-    pub fn wake(&self, slot: SlotRef) {
-        if !wake::raise(self.woken(slot)) {
-            return;
+    /// Signals the slots' processes that messages wait for them.
+    pub fn wake(&self, slots: &[SlotRef]) {
+        let (mut own, mut signalled) = (0, 0);
+        for &slot in slots {
+            if !wake::raise(self.woken(slot)) {
+                continue;
+            }
+            if self.own == Some(slot) {
+                own += 1;
+                continue;
+            }
+            let fd = self.peek(slot, slot::fd) as i32;
+            if fd > 0 {
+                signalled += 1;
+                let one = 1u64.to_ne_bytes();
+                // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not
+                // matter.
+                unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+            }
         }
-        if self.own == Some(slot) {
-            return self.count(Counter::WakeupOwn, 1);
-        }
-        let fd = self.peek(slot, slot::fd) as i32;
-        if fd > 0 {
-            self.count(Counter::WakeupSignal, 1);
-            let one = 1u64.to_ne_bytes();
-            // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not matter.
-            unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
-        }
+        self.count(Counter::WakeupOwn, own);
+        self.count(Counter::WakeupSignal, signalled);
     }
 
     /// Takes the zone's lock for a mutation; `limits` define the events channel's messages.
@@ -590,7 +598,7 @@ impl Memory {
             memory: self,
             limits: None,
             unix_ms: 0,
-            wakes: Vec::new(),
+            wakes: Wakes::new(),
             committed_wakes: 0,
             entries: 0,
             entries_at: self.undo_at,
@@ -606,6 +614,9 @@ impl Memory {
     }
 }
 
+/// Slots to wake.
+pub type Wakes = SmallVec<[SlotRef; 8]>;
+
 /// The zone while this process holds its lock.
 pub struct Locked<'m> {
     memory: &'m Memory,
@@ -614,7 +625,7 @@ pub struct Locked<'m> {
     /// Wall clock of this hold.
     pub unix_ms: u64,
     /// Slots to wake once the mutation is committed and the lock is released.
-    wakes: Vec<SlotRef>,
+    wakes: Wakes,
     /// How many of them belong to committed mutations.
     committed_wakes: usize,
     /// Undo log entries of the mutation in progress.
@@ -704,7 +715,7 @@ impl Locked<'_> {
 
     /// Releases the lock; an uncommitted mutation is undone. Returns the slots with new messages, for the caller to
     /// [wake](Memory::wake).
-    pub fn unlock(mut self) -> Vec<SlotRef> {
+    pub fn unlock(mut self) -> Wakes {
         if self.changing {
             self.roll_back();
         }
@@ -990,9 +1001,7 @@ impl Drop for Locked<'_> {
         // SAFETY: the lock is held and what it guards is whole.
         unsafe { lock::unlock((&raw mut (*self.memory.header()).lock).cast()) }
         std::mem::forget(abort);
-        for slot in std::mem::take(&mut self.wakes) {
-            self.memory.wake(slot);
-        }
+        self.memory.wake(&self.wakes);
     }
 }
 

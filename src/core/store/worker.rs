@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::figures::{FIRST_ATTACHED, FIRST_REASON};
 use super::layout::*;
 use super::lock::{Taken, Tried};
-use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, Stop};
+use super::memory::{ENTRIES_PER_MEMBER, Locked, Memory, Stop, Wakes};
 use super::*;
 use crate::wire::event_id::MAX_GROUPS;
 
@@ -43,7 +43,7 @@ pub struct Worker {
     /// Time of the last operation: precise enough for operations that are not given a time.
     now: Now,
     /// Slots to wake when the series of messages in progress is complete; None outside a series.
-    held_wakes: Option<Vec<SlotRef>>,
+    held_wakes: Option<Wakes>,
     pub(super) whole_drain: Option<WholeDrain>,
     /// A lock belongs to the thread that took it.
     not_send: PhantomData<*mut ()>,
@@ -389,10 +389,10 @@ impl Worker {
     }
 
     /// Wakes the slots now, or when the series in progress is complete.
-    pub(super) fn wake(&mut self, slots: Vec<SlotRef>) {
+    pub(super) fn wake(&mut self, slots: Wakes) {
         match &mut self.held_wakes {
             Some(held) => held.extend(slots),
-            None => slots.into_iter().for_each(|slot| self.memory().wake(slot)),
+            None => self.memory().wake(&slots),
         }
     }
 
