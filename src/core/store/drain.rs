@@ -5,12 +5,15 @@
 
 use super::api::{Head, REPLAY_BYTES, REPLAY_MESSAGES, Record, Span};
 use super::layout::*;
-use super::memory::Locked;
+use super::memory::{Locked, Memory};
 use super::worker::WholeDrain;
 use super::*;
 
 /// Messages that one hold of the lock selects for delivery.
 const DRAIN_MESSAGES: usize = 1024;
+/// Bytes of messages (as [counted](weight)) that a drain copies before it releases the lock: that takes less time than
+/// taking the lock once more to release the messages.
+const COPIED_AT_ONCE: usize = 1024;
 /// Sequence numbers that a [whole drain](Worker::drain_whole) covers at once: all their messages are in memory then.
 const WHOLE_DRAIN: u64 = 512;
 
@@ -73,6 +76,7 @@ impl Worker {
     pub fn drain_except(&mut self, max_bytes: usize, batch: &mut Batch, skipped: impl Fn(Membership) -> bool) -> bool {
         batch.clear();
         wake::lower(self.memory().woken(self.slot));
+        self.memory().prefetch_drain(self.slot);
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {
             let mut scope = Scope::Except {
@@ -92,6 +96,7 @@ impl Worker {
     pub fn drain_whole(&mut self, max_bytes: usize, batch: &mut Batch) -> Drained {
         batch.clear();
         wake::lower(self.memory().woken(self.slot));
+        self.memory().prefetch_drain(self.slot);
         let mut drain = self.whole_drain.take();
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {
@@ -175,30 +180,7 @@ impl Worker {
     fn copy(&self, heads: &[Head], batch: &mut Batch) {
         let first = batch.records.len() - heads.len();
         for (head, record) in heads.iter().zip(&mut batch.records[first..]) {
-            let mut at = batch.bytes.len();
-            self.memory()
-                .copy_payload(head.body, head.payload_len, head.multi, &mut batch.bytes);
-            let mut prefixed = |present: bool| {
-                present.then(|| {
-                    let len = u16::from_le_bytes([batch.bytes[at], batch.bytes[at + 1]]) as usize;
-                    at += 2 + len;
-                    Span { start: at - len, len }
-                })
-            };
-            record.event_id = prefixed(head.event_id);
-            record.event_type = prefixed(head.event_type);
-            record.text = Span {
-                start: at,
-                len: batch.bytes.len() - at,
-            };
-            if record.auto_id {
-                let start = batch.bytes.len();
-                self.memory().auto_id(record.seq).write(&mut batch.bytes);
-                record.event_id = Some(Span {
-                    start,
-                    len: batch.bytes.len() - start,
-                });
-            }
+            self.memory().copy_message(head, record, &mut batch.bytes);
         }
     }
 
@@ -224,6 +206,35 @@ impl Worker {
     }
 }
 
+impl Memory {
+    /// Appends a message's payload to `bytes`, and records where it is. Conditions as for [`Memory::copy_payload`].
+    fn copy_message(&self, head: &Head, record: &mut Record, bytes: &mut Vec<u8>) {
+        let mut at = bytes.len();
+        self.copy_payload(head.body, head.payload_len, head.multi, bytes);
+        let mut prefixed = |present: bool| {
+            present.then(|| {
+                let len = u16::from_le_bytes([bytes[at], bytes[at + 1]]) as usize;
+                at += 2 + len;
+                Span { start: at - len, len }
+            })
+        };
+        record.event_id = prefixed(head.event_id);
+        record.event_type = prefixed(head.event_type);
+        record.text = Span {
+            start: at,
+            len: bytes.len() - at,
+        };
+        if record.auto_id {
+            let start = bytes.len();
+            self.auto_id(record.seq).write(bytes);
+            record.event_id = Some(Span {
+                start,
+                len: bytes.len() - start,
+            });
+        }
+    }
+}
+
 impl Locked<'_> {
     /// Covers everything up to now, but at most `WHOLE_DRAIN` past the first dirty membership's next message, about the
     /// longest waiting one.
@@ -241,7 +252,8 @@ impl Locked<'_> {
         }
     }
 
-    /// Selects live messages of the slot's dirty memberships and protects them from eviction.
+    /// Takes live messages of the slot's dirty memberships: the first few are copied and released at once, the others
+    /// are selected and protected from eviction, until they are [taken](Worker::take) without the lock.
     fn gather(
         &mut self,
         slot: SlotRef,
@@ -262,7 +274,7 @@ impl Locked<'_> {
             if scope.first_left() == Some(member) {
                 break;
             }
-            if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes {
+            if batch.records.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes {
                 break;
             }
             let gone = self.get(member, member::flags) & member_flag::GONE != 0;
@@ -284,16 +296,24 @@ impl Locked<'_> {
             }
             let mut count = 0;
             while let Some(link) = next {
-                if heads.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes || !is_due(self, link) {
+                if batch.records.len() >= DRAIN_MESSAGES || bytes > 0 && bytes >= max_bytes || !is_due(self, link) {
                     break;
                 }
                 let head = self.head(link);
-                // Each message counts one byte more than its payload, so that empty messages fill a batch too.
-                bytes += head.payload_len + 1;
-                heads.push(head);
-                batch.records.push(self.record(link, member.0));
-                count += 1;
+                let mut record = self.record(link, member.0);
                 next = self.get(link, link::next).some();
+                bytes += weight(&head);
+                if bytes <= COPIED_AT_ONCE {
+                    self.copy_message(&head, &mut record, &mut batch.bytes);
+                    self.advance(member);
+                    if self.nearly_full() {
+                        self.step();
+                    }
+                } else {
+                    heads.push(head);
+                    count += 1;
+                }
+                batch.records.push(record);
             }
             if count > 0 {
                 self.set_reading(member, true);
@@ -363,4 +383,9 @@ impl Locked<'_> {
             text: Span { start: 0, len: 0 },
         }
     }
+}
+
+/// What a message counts in a batch: one byte more than its payload, so that empty messages fill a batch too.
+fn weight(head: &Head) -> usize {
+    head.payload_len + 1
 }

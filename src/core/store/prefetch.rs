@@ -1,6 +1,6 @@
-//! Prefetch. A publish touches a dozen places all over the zone, and with very many channels none of them is in the
-//! processor's cache. Waiting for one after the other would be most of its time, under the lock; so they are prefetched
-//! before, together as far as their addresses are known.
+//! Prefetch. A publish touches a dozen places all over the zone, a drain some, and with very many channels none of them
+//! is in the processor's cache. Waiting for one after the other would be most of its time, under the lock; so they are
+//! prefetched before, together as far as their addresses are known.
 //!
 //! The fields read here may change at any moment. They only serve to guess addresses, and those are checked.
 
@@ -22,6 +22,15 @@ impl Memory {
                 return self.prefetch_append(channel);
             }
             channel = self.peek(channel, channel::hash_next);
+        }
+    }
+
+    /// Prefetches the memory for taking the first message that waits for this slot.
+    pub fn prefetch_drain(&self, slot: SlotRef) {
+        let member = self.peek(slot, slot::dirty_first);
+        if self.has_block(member.0) {
+            self.fetch(self.peek(member, member::next).0 / LINKS_PER_BLOCK);
+            self.fetch(self.peek(member, member::channel).0);
         }
     }
 

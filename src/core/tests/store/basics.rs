@@ -635,3 +635,32 @@ fn what_a_drain_skips_stays_and_does_not_hold_up_the_rest() {
     assert_eq!(texts(&batch), ["busy", "busy"]);
     test.assert_whole();
 }
+
+#[test]
+fn a_drain_takes_what_it_copies_at_once_and_what_it_does_not() {
+    let test = TestZone::new(512);
+    let mut worker = test.worker();
+    follow(&mut worker, &["a", "b"], test.now);
+    // Up to 1024 bytes, with one for each message, are copied at once: those before, up to, across and behind that.
+    for sizes in [
+        &[1023][..],
+        &[1024],
+        &[400, 0, 622],
+        &[400, 0, 623, 1],
+        &[2000, 1, 1],
+        &[1, 1500, 0, 300],
+    ] {
+        let texts: Vec<_> = sizes.iter().map(|&size| "x".repeat(size)).collect();
+        for (index, text) in texts.iter().enumerate() {
+            let id = if index < 2 { "a" } else { "b" };
+            publish(&mut worker, id, text, &limits(), test.now).unwrap();
+        }
+        let mut batch = Batch::default();
+        assert!(!worker.drain(1 << 20, &mut batch));
+        let drained: Vec<_> = batch.iter().map(|(_, message)| message.text.len()).collect();
+        assert_eq!(drained, sizes);
+        test.assert_whole();
+        assert!(!worker.drain(1 << 20, &mut batch));
+        assert!(batch.is_empty());
+    }
+}

@@ -291,6 +291,18 @@ fn joining_replaying_draining_and_leaving() {
 }
 
 #[test]
+fn draining_more_than_is_copied_at_once() {
+    die_everywhere("drain much", followed, |test, worker| {
+        let joined = follow(worker, &["a", "b"], test.now);
+        for (id, size) in [("a", 500), ("a", 600), ("b", 1), ("b", 1)] {
+            publish(worker, id, &"x".repeat(size), &limits(), test.now).unwrap();
+        }
+        assert_eq!(drain(worker).len(), 4);
+        worker.leave(&joined.memberships, true);
+    });
+}
+
+#[test]
 fn deleting_a_followed_channel() {
     die_everywhere("delete", followed, |test, worker| {
         follow(worker, &["a"], test.now);
