@@ -2,12 +2,11 @@
 
 use std::ffi::c_void;
 use std::ptr;
-use std::time::Instant;
 
 use ngx::ffi::*;
-use push_stream_core::store::Now;
 
 use super::events::Callbacks;
+use super::hand_out::Slice;
 use super::housekeeping::TICK_MS;
 use super::perform::perform;
 use super::state::{Delivery, PROCESS};
@@ -52,22 +51,22 @@ fn empty(fd: i32) {
 
 unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
     panic_guard::guard("delivery", recovery::start_over, || {
-        let started = Instant::now();
+        let slice = Slice::begin();
         let settling = PROCESS.with(|delivery| {
-            delivery.disconnect_log.flush(Now::read().monotonic_ms);
+            delivery.disconnect_log.flush(slice.now.monotonic_ms);
             std::mem::take(&mut delivery.settling)
         });
         settling.unwrap_or_default().into_iter().for_each(detach::detach);
         let mut actions = Vec::new();
         let more = PROCESS.with(|delivery| {
-            let more = delivery.work(&mut actions);
+            let more = delivery.work(&slice, &mut actions);
             delivery.conclude_giving(&mut actions);
             more
         });
         let more = more.unwrap_or(false);
         perform(actions);
         PROCESS.with(|delivery| {
-            delivery.pace(started, more);
+            delivery.pace(slice.started, more);
             if more {
                 delivery.events.post_more_work();
             }

@@ -32,6 +32,30 @@ const ACTIONS_PER_SLICE: usize = 64;
 /// Slices of a replay for one subscriber before others get their turn.
 const REPLAYS_PER_TURN: usize = 4;
 
+/// A slice of work: its clocks are read once. Reading one takes as long as a good part of a delivery.
+pub struct Slice {
+    pub now: Now,
+    pub started: Instant,
+}
+
+impl Slice {
+    pub fn begin() -> Slice {
+        Slice {
+            now: Now::read(),
+            started: Instant::now(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.started.elapsed() >= SLICE
+    }
+
+    /// The wall clock now, in milliseconds since the epoch.
+    pub fn unix_ms(&self) -> u64 {
+        self.now.unix_ms + self.started.elapsed().as_millis() as u64
+    }
+}
+
 /// How far a queue was handed out.
 enum Handed {
     All,
@@ -51,27 +75,25 @@ enum Handed {
 
 impl Delivery {
     /// One slice of work; true if there is more.
-    pub fn work(&mut self, actions: &mut Vec<Action>) -> bool {
-        let now = Now::read();
-        let end = Instant::now() + SLICE;
+    pub fn work(&mut self, slice: &Slice, actions: &mut Vec<Action>) -> bool {
         // Take new messages first: they need not wait until all earlier ones are handed out.
         self.take_messages();
         while actions.len() < ACTIONS_PER_SLICE {
             if self.inbox.is_handed_out() && !self.take_messages() {
                 break;
             }
-            self.hand_out(now.monotonic_ms, actions);
+            self.hand_out(slice, actions);
             if !self.inbox.ordered.is_idle() {
-                self.hand_out_ordered(now.monotonic_ms, actions);
+                self.hand_out_ordered(slice, actions);
             }
-            if Instant::now() >= end {
+            if !self.is_at_rest() && slice.is_over() {
                 break;
             }
         }
         if !self.inbox.gathered.is_empty() {
             self.flush_streams(actions);
         }
-        self.release_coalesced(now.monotonic_ms, ACTIONS_PER_SLICE, actions);
+        self.release_coalesced(slice.now.monotonic_ms, ACTIONS_PER_SLICE, actions);
         let turn = self.inbox.catching_up.len().min(ACTIONS_PER_SLICE);
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
@@ -159,15 +181,16 @@ impl Delivery {
     }
 
     /// Hands out the next queue for one turn. If messages are left in it, it queues up behind the others.
-    fn hand_out(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+    fn hand_out(&mut self, slice: &Slice, actions: &mut Vec<Action>) {
         let Some(queue) = self.inbox.queues.next() else {
             return;
         };
+        let now_ms = slice.now.monotonic_ms;
         let mut left = TURN;
         loop {
             match self.hand_out_quickly(&queue, &mut left, now_ms) {
                 Handed::All => {
-                    self.local_counters.observe(queue.published_ms());
+                    self.local_counters.observe(queue.published_ms(), slice.unix_ms());
                     return self.inbox.queues.finish_part(queue);
                 }
                 Handed::Turn => return self.inbox.queues.put_back(queue),

@@ -7,19 +7,19 @@ use smallvec::SmallVec;
 
 use super::action::{Action, Answer};
 use super::frames::{Frames, Piece};
-use super::hand_out::TURN;
+use super::hand_out::{Slice, TURN};
 use super::ordered::Sources;
 use super::state::Delivery;
 use super::subscriber::{Kind, SubscriberId};
 
 impl Delivery {
     /// Hands out merged messages, for one turn.
-    pub fn hand_out_ordered(&mut self, now_ms: u64, actions: &mut Vec<Action>) {
+    pub fn hand_out_ordered(&mut self, slice: &Slice, actions: &mut Vec<Action>) {
         for _ in 0..TURN {
             let Some(id) = self.inbox.ordered.waiting.pop_front() else {
                 break;
             };
-            self.hand_ordered_to(id, now_ms, actions);
+            self.hand_ordered_to(id, slice.now.monotonic_ms, actions);
             self.dismiss_ordered(id, actions);
         }
         let ordered = &mut self.inbox.ordered;
@@ -27,7 +27,10 @@ impl Delivery {
             ordered.lists.clear();
             ordered.shared.clear();
             ordered.recent = None;
-            self.local_counters.observe(&std::mem::take(&mut ordered.published_ms));
+            let published_ms = std::mem::take(&mut ordered.published_ms);
+            if !published_ms.is_empty() {
+                self.local_counters.observe(&published_ms, slice.unix_ms());
+            }
         }
     }
 

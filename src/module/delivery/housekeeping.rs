@@ -50,9 +50,10 @@ impl Delivery {
     /// Records the time without a poll for events: from one slice to the next, if nginx did not sleep in between.
     pub fn pace(&mut self, started: Instant, more: bool) {
         let before = std::mem::replace(&mut self.slice_before, more.then_some(started));
-        let stretch = before.map_or(started.elapsed(), |before| started.duration_since(before));
+        let took = started.elapsed();
+        let stretch = before.map_or(took, |before| started.duration_since(before));
         if let Some(worker) = &self.worker {
-            worker.note_stretch(stretch.max(started.elapsed()));
+            worker.note_stretch(stretch.max(took));
         }
     }
 

@@ -1,6 +1,6 @@
 //! Local counters: events counted in this process and not yet added to the zone's counters, once for many events.
 
-use push_stream_core::store::{Counter, Evictions, Fanout, Now};
+use push_stream_core::store::{Counter, Evictions, Fanout};
 
 use super::ending::Reason;
 use super::profile::SlowReader;
@@ -32,9 +32,8 @@ pub struct RefusedLately {
 
 impl LocalCounters {
     /// Records the delay of messages that all subscribers of a channel have been given, as far as their sockets took
-    /// them.
-    pub fn observe(&mut self, published_ms: &[u64]) {
-        let now_ms = Now::read().unix_ms;
+    /// them. `now_ms`: the wall clock.
+    pub fn observe(&mut self, published_ms: &[u64], now_ms: u64) {
         for &published_ms in published_ms {
             self.fanout.observe(now_ms.saturating_sub(published_ms));
         }
