@@ -32,7 +32,20 @@ pub struct ChannelQueues {
     waiting: FxHashMap<Membership, ChannelQueue>,
     turns: VecDeque<Membership>,
     bytes: usize,
+    spares: Spares,
 }
+
+/// Buffers of parts that were handed out, for the next ones: where channels are small, allocating them for each message
+/// takes longer than sending it.
+#[derive(Default)]
+struct Spares {
+    frames: Vec<Rc<Frames>>,
+    published_ms: Vec<u64>,
+}
+
+/// Spare frames that are kept, and the capacity up to which they are.
+const SPARE_FRAMES: usize = 4;
+const SPARE_BYTES: usize = 4 * 1024;
 
 /// Messages of one channel that are being handed out.
 pub struct ChannelQueue {
@@ -93,12 +106,17 @@ impl ChannelQueues {
             self.turns.push_back(membership);
             ChannelQueue {
                 membership,
-                part: Part::default(),
+                part: Part {
+                    published_ms: std::mem::take(&mut self.spares.published_ms),
+                    ..Part::default()
+                },
                 behind: VecDeque::new(),
                 bytes: 0,
             }
         });
-        let grown = queue.open_part(channel.done).write(channel, message, scratch);
+        let grown = queue
+            .open_part(channel.done)
+            .write(channel, message, &mut self.spares, scratch);
         queue.bytes += grown;
         self.bytes += grown;
     }
@@ -119,9 +137,30 @@ impl ChannelQueues {
     pub fn finish_part(&mut self, mut queue: ChannelQueue) {
         queue.bytes -= queue.part.bytes;
         self.bytes -= queue.part.bytes;
-        if let Some(part) = queue.behind.pop_front() {
-            queue.part = part;
+        let next = queue.behind.pop_front();
+        let goes_on = next.is_some();
+        self.spares
+            .keep(std::mem::replace(&mut queue.part, next.unwrap_or_default()));
+        if goes_on {
             self.put_back(queue);
+        }
+    }
+}
+
+impl Spares {
+    fn keep(&mut self, part: Part) {
+        for (_, mut frames) in part.rendered {
+            if self.frames.len() < SPARE_FRAMES
+                && let Some(unused) = Rc::get_mut(&mut frames)
+                && unused.reset(SPARE_BYTES)
+            {
+                self.frames.push(frames);
+            }
+        }
+        let mut published_ms = part.published_ms;
+        if published_ms.capacity() * size_of::<u64>() <= SPARE_BYTES {
+            published_ms.clear();
+            self.published_ms = published_ms;
         }
     }
 }
@@ -182,11 +221,18 @@ impl Part {
     }
 
     /// Appends a message; returns by how many bytes the part grows.
-    fn write(&mut self, channel: &LocalChannel, message: &Message<'_>, scratch: &mut Vec<u8>) -> usize {
+    fn write(
+        &mut self,
+        channel: &LocalChannel,
+        message: &Message<'_>,
+        spares: &mut Spares,
+        scratch: &mut Vec<u8>,
+    ) -> usize {
         // Subscribers of other styles may have come since the last message; earlier messages are not for them.
         for style in styles(channel) {
             if !self.rendered.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
-                self.rendered.push((style.clone(), Rc::default()));
+                let frames = spares.frames.pop().unwrap_or_default();
+                self.rendered.push((style.clone(), frames));
             }
         }
         if message.kind == MessageKind::Dismissed {

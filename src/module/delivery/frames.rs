@@ -15,6 +15,9 @@ use crate::config::Padding;
 /// Upper bound, with a margin, of bytes that framing and padding add to a message.
 const FRAME_MAX: usize = 64 * 1024;
 
+/// Upper bound of the bytes that chunked framing adds to a piece.
+const CHUNK_FRAME: usize = 8 + 4;
+
 /// Message id that templates show for a deletion notice.
 const DELETED_ID: i64 = -2;
 
@@ -107,6 +110,21 @@ impl Frames {
         frames
     }
 
+    /// Makes them empty, for other messages. False if their buffers are larger than this, and should go.
+    pub fn reset(&mut self, largest: usize) -> bool {
+        let Frames {
+            bytes,
+            marks,
+            notes,
+            is_gap,
+        } = self;
+        bytes.clear();
+        marks.clear();
+        notes.clear();
+        *is_gap = false;
+        bytes.capacity() + marks.capacity() * size_of::<Mark>() + notes.capacity() * size_of::<Note>() <= largest
+    }
+
     /// Is it neither a gap notice nor merged from several channels?
     pub fn is_plain(&self) -> bool {
         !self.is_gap && self.notes.is_empty()
@@ -190,6 +208,7 @@ impl Frames {
             );
             return 0;
         }
+        self.bytes.reserve(scratch.len() + CHUNK_FRAME);
         frame(style.framing, scratch, &mut self.bytes);
         if let Some(filler) = filler(style.format.transport, length, style.message_min, style.padding_max) {
             frame(style.framing, &filler, &mut self.bytes);
@@ -211,10 +230,14 @@ impl Frames {
 
     /// The start of the messages after `seq`, the first of them and their number.
     pub fn after(&self, seq: u64) -> Option<(u32, &Mark, usize)> {
+        let first = self.marks.first()?;
+        if first.seq > seq {
+            // As for nearly all subscribers.
+            return Some((0, first, self.marks.len()));
+        }
         let index = self.marks.partition_point(|mark| mark.seq <= seq);
         let mark = self.marks.get(index)?;
-        let start = if index == 0 { 0 } else { self.marks[index - 1].end };
-        Some((start, mark, self.marks.len() - index))
+        Some((self.marks[index - 1].end, mark, self.marks.len() - index))
     }
 
     /// The end of the message that byte `at` belongs to.

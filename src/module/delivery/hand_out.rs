@@ -26,6 +26,9 @@ const SLICE: Duration = Duration::from_millis(2);
 /// Sends of one channel before another channel gets its turn, and between two looks at the clock.
 pub const TURN: usize = 64;
 
+/// Subscribers of a channel that are prefetched while its messages are rendered.
+const PREFETCHED: usize = 3;
+
 /// Actions (anything that takes more than a send) per slice.
 const ACTIONS_PER_SLICE: usize = 64;
 
@@ -175,6 +178,10 @@ impl Delivery {
         for (source, message) in batch.iter() {
             let membership = Membership(source);
             if let Some(channel) = self.registry.channels.get(&membership) {
+                // Rendering takes as long as fetching them.
+                for &index in channel.members.iter().take(PREFETCHED) {
+                    self.registry.slab.prefetch(index);
+                }
                 queues.add(membership, channel, &message, scratch);
             }
         }
