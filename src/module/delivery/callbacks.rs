@@ -31,7 +31,11 @@ unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
             let event = Event::new(event);
             (event, event.connection())
         };
-        empty(connection.fd());
+        // epoll reports each write once, whether the earlier ones were read or not.
+        // SAFETY: nginx sets it before it forks.
+        if unsafe { ngx_event_flags } & NGX_USE_EPOLL_EVENT as ngx_uint_t == 0 {
+            empty(connection.fd());
+        }
         event.set_ready(false);
         event.watch_read();
         let leave = connection.is_to_close();
@@ -42,7 +46,7 @@ unsafe extern "C" fn on_wake(event: *mut ngx_event_t) {
     });
 }
 
-/// Reads the eventfd, always: a level-triggered event method would report it again and again.
+/// Reads the eventfd: a level-triggered event method would report it again and again.
 fn empty(fd: i32) {
     let mut count = 0u64;
     // SAFETY: an eventfd gives eight bytes or fails.
