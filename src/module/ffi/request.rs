@@ -279,11 +279,13 @@ impl<'r> Request<'r> {
 
     /// Sets the content type; parameters after `;` are not part of the type that other modules compare.
     pub fn set_content_type(self, content_type: &'static str) {
+        // Not `find`: that searches long texts fast, and begins slowly.
+        let len = content_type.bytes().position(|byte| byte == b';');
         // SAFETY: the request is valid, the text constant.
         unsafe {
             let out = &mut (*self.raw).headers_out;
             out.content_type = borrowed(content_type.as_bytes());
-            out.content_type_len = content_type.find(';').unwrap_or(content_type.len());
+            out.content_type_len = len.unwrap_or(content_type.len());
             out.content_type_lowcase = ptr::null_mut();
             // Drop the charset set by an upstream application that handed the request over.
             out.charset = ngx_str_t::empty();
