@@ -12,6 +12,7 @@
 //!   below; [`wire`]: a connection, with [`tls`] or without.
 //! * [`killed`]: connections that ended because the bench killed their worker.
 //! * [`proc`]: the server's cost, from `/proc`. [`loop_stalls`]: stalls of its event loops. [`report`]: tables.
+//! * [`manual`]: man pages and completions.
 //! * [`baseline`]: the bare server that everything is compared with, and [`baseline_tls`]: its encryption.
 
 mod arrivals;
@@ -26,6 +27,7 @@ mod http;
 mod killed;
 mod latency;
 mod loop_stalls;
+mod manual;
 mod message;
 mod modes;
 mod net;
@@ -52,7 +54,7 @@ use report::Report;
 
 /// Load generator for push servers: measures, and checks that nothing is lost, doubled, out of order or foreign
 #[derive(Debug, Parser)]
-#[command(version, args_override_self = true)]
+#[command(name = "push-stream-bench", version, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -86,6 +88,12 @@ enum Command {
     Reload(Scenario<scenario::reload::Reload>),
     /// Put JSON reports side by side as a Markdown table
     Table(Table),
+    /// Write man pages and shell completions to a directory
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        dir: PathBuf,
+    },
 }
 
 #[derive(Args, Debug)]
@@ -137,6 +145,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Verify(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Reload(command) => Ok(command.print(&command.scenario.run()?)),
         Command::Table(table) => table.print().map(|()| ExitCode::SUCCESS),
+        Command::Manual { dir } => manual::run(dir).map(|()| ExitCode::SUCCESS),
     }
 }
 

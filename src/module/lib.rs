@@ -19,10 +19,13 @@ use ngx::ngx_log_error;
 
 use crate::ffi::panic_guard;
 
+// What nginx looks for in a shared object. nginx's own build, see the file config, makes a table by itself.
+#[cfg(feature = "export-modules")]
 ngx::ngx_modules!(ngx_http_push_stream_module);
 
 #[used]
 #[allow(non_upper_case_globals)]
+#[cfg_attr(not(feature = "export-modules"), unsafe(no_mangle))]
 pub static mut ngx_http_push_stream_module: ngx_module_t = ngx_module_t {
     ctx: &raw const config::HTTP_MODULE as *mut std::ffi::c_void,
     commands: (&raw mut config::COMMANDS).cast(),

@@ -9,7 +9,8 @@ import websockets
 async def main(base):
     # Offers permessage-deflate, as it does by itself.
     async with websockets.connect(f"{base}/echo?id=py", max_size=2**24, ping_interval=None) as socket:
-        print("extensions", socket.extensions)
+        # Where newer ones of these packages keep it.
+        print("extensions", getattr(socket, "protocol", socket).extensions)
         for text in ["hello", "ümläut 漢字 😀", "x" * 125, "y" * 126, "z" * 65536, "é" * 1_000_000]:
             await socket.send(text)
             # In UTF-16 units, as JavaScript counts.
@@ -36,7 +37,7 @@ async def main(base):
             await asyncio.wait_for(socket.recv(), 1.5)
             print("stays", False)
         except asyncio.TimeoutError:
-            print("stays", socket.open)
+            print("stays", socket.state.name == "OPEN")
 
     try:
         async with websockets.connect(f"{base}/known?id=nobody") as socket:

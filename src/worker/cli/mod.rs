@@ -5,6 +5,7 @@ mod bench;
 mod doctor;
 mod inspect;
 mod live;
+mod manual;
 mod park;
 mod parked_line;
 mod publish;
@@ -108,6 +109,12 @@ enum Command {
         after_help = "Example:\n  echo '{\"n\":1}' | push-stream-worker publish 'http://127.0.0.1:9080/pub?id=news' --type post"
     )]
     Publish(publish::Publish),
+    /// Write man pages and shell completions to a directory
+    #[command(hide = true)]
+    Manual {
+        /// The directory
+        dir: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -136,6 +143,7 @@ pub fn main() -> ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::Doctor { config } => doctor::run(config.as_deref()),
         Command::Publish(publish) => publish.run(),
+        Command::Manual { dir } => manual::run(&dir),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
