@@ -6,6 +6,7 @@
 //! * [`http`]: request handlers: publisher, subscriber, statistics.
 //! * [`delivery`]: this worker's subscribers: registration, delivery, end.
 //! * [`ffi`]: the boundary to C: panic guard, pools, handles.
+//! * [`note`]: version and signature, to be read from the file.
 //!
 //! Data flows one way: request → `http` → store (shared memory) → `delivery` → connection.
 
@@ -13,6 +14,7 @@ mod config;
 mod delivery;
 mod ffi;
 mod http;
+mod note;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -43,6 +45,8 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
         "init_module",
         || NGX_ERROR as ngx_int_t,
         || {
+            // A linker that takes only what is referred to from an archive takes the note, too.
+            std::hint::black_box(&note::NOTE);
             // SAFETY: nginx passes a cycle whose configuration was read and whose zones are mapped; it has a log.
             let (main, log) = unsafe { (config::of_cycle(cycle), (*cycle).log) };
             let Some(main) = main.filter(|main| main.used) else {

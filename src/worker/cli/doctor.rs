@@ -12,8 +12,11 @@ use crate::ops::finding::{Examination, Finding};
 /// Short, for interactive use.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-pub fn run(config: Option<&Path>) -> Outcome {
+pub fn run(config: Option<&Path>, nginx: Option<&Path>, module: Option<&Path>) -> Outcome {
     let mut findings = machine();
+    if let Some(nginx) = nginx {
+        findings.extend(super::nginx::examine(nginx, module));
+    }
     if let Some(path) = config {
         findings.extend(needs(path));
     }

@@ -6,6 +6,7 @@ mod doctor;
 mod inspect;
 mod live;
 mod manual;
+mod nginx;
 mod park;
 mod parked_line;
 mod publish;
@@ -99,10 +100,18 @@ enum Command {
     )]
     Bench(bench::Bench),
     /// Compare this machine, and what a configuration needs, with what they should be
-    #[command(after_help = "Example:\n  push-stream-worker doctor worker.toml")]
+    #[command(
+        after_help = "Examples:\n  push-stream-worker doctor worker.toml\n  push-stream-worker doctor --nginx /usr/sbin/nginx"
+    )]
     Doctor {
         /// A configuration file whose brokers and nodes are asked, too
         config: Option<PathBuf>,
+        /// An nginx: does its module fit it?
+        #[arg(long, value_name = "PATH")]
+        nginx: Option<PathBuf>,
+        /// The module, if it is not where this nginx has its modules
+        #[arg(long, value_name = "PATH", requires = "nginx")]
+        module: Option<PathBuf>,
     },
     /// Publish one message, or standard input line by line
     #[command(
@@ -141,7 +150,9 @@ pub fn main() -> ExitCode {
         Command::Switch(verb) => verb.run(),
         Command::Replay(replay) => replay.run(),
         Command::Bench(bench) => bench.run(),
-        Command::Doctor { config } => doctor::run(config.as_deref()),
+        Command::Doctor { config, nginx, module } => {
+            doctor::run(config.as_deref(), nginx.as_deref(), module.as_deref())
+        }
         Command::Publish(publish) => publish.run(),
         Command::Manual { dir } => manual::run(&dir),
     };

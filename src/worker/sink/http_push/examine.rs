@@ -141,6 +141,9 @@ async fn ask(pool: &Pool, request: Request<Full<Bytes>>) -> Result<(Parts, Vec<u
     }
 }
 
+/// The version of worker and module, if they are of one release.
+const OURS: &str = env!("CARGO_PKG_VERSION");
+
 async fn look_at_statistics(pool: &Pool, host: &HeaderValue, path: &str) -> Finding {
     let request = Request::get(path)
         .header(HOST, host.clone())
@@ -148,11 +151,20 @@ async fn look_at_statistics(pool: &Pool, host: &HeaderValue, path: &str) -> Find
     let Ok(request) = request.body(Full::<Bytes>::default()) else {
         return Finding::Bad(format!("statistics = \"{path}\" is no path"));
     };
-    match ask(pool, request)
-        .await
-        .and_then(|(parts, body)| reconcile::published(&parts, &body))
-    {
-        Ok(count) => Finding::Good(format!("counts {count} published messages at {path}")),
+    let answer = ask(pool, request).await.and_then(|(parts, body)| {
+        let version = parts
+            .headers
+            .get("X-Nginx-PushStream-Tag")
+            .and_then(|tag| tag.to_str().ok());
+        Ok((reconcile::published(&parts, &body)?, version.map(str::to_owned)))
+    });
+    match answer {
+        Ok((count, version)) => match version {
+            Some(theirs) if theirs != OURS => Finding::Warning(format!(
+                "counts {count} published messages at {path}; its module is version {theirs}, this worker {OURS}: they are tested together in one version"
+            )),
+            _ => Finding::Good(format!("counts {count} published messages at {path}")),
+        },
         Err(error) => Finding::Bad(format!(
             "tells no figures at {path}: {error}; check \"statistics\" and the location with push_stream_channels_statistics"
         )),
