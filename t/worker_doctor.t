@@ -81,4 +81,44 @@ END
     }
 };
 
+# The module that is tested, and the nginx that it is tested in: they fit. Another nginx stands in by what it says of itself.
+subtest 'does a module fit an nginx' => sub {
+    my $dir = File::Temp->newdir('push-stream-test-XXXXXX', TMPDIR => 1);
+    my $nginx = qx{PATH=\$PATH:/usr/sbin; command -v @{[PushStream::Nginx->binary]}} =~ s/\n//r;
+    my $module = PushStream::Nginx->module;
+    my $doctor = sub (@arguments) {
+        my $said = qx{'$program' doctor @arguments 2>&1};
+        return ($said, $? == 0);
+    };
+    my ($version) = qx{'$nginx' -v 2>&1} =~ m{nginx/([\d.]+)};
+    my ($said, $is_well) = $doctor->('--nginx', $nginx, '--module', $module);
+    ok $is_well, 'it does';
+    like $said, qr{^ok +nginx \Q$nginx\E is \Q$version\E$}m, 'the version of nginx';
+    like $said, qr{^ok +module \Q$module\E fits it: version [\d.]+, commit \S+$}m, 'and of the module';
+
+    my $pretend = sub ($version, $signature) {
+        open my $file, '>', "$dir/nginx" or die $!;
+        print {$file} "#!/bin/sh\necho 'nginx version: nginx/$version' >&2\necho 'configure arguments: --modules-path=$dir' >&2\n";
+        print {$file} "exit\n\0$signature\0" if $signature;
+        close $file;
+        chmod 0755, "$dir/nginx";
+    };
+    $pretend->('1.2.3', '');
+    ($said, $is_well) = $doctor->('--nginx', "$dir/nginx", '--module', $module);
+    ok !$is_well, 'another version does not';
+    like $said, qr{^ERROR +module \S+ is for nginx \Q$version\E, and this is 1\.2\.3: (?:install|build) }m, 'with a remedy';
+
+    $pretend->($version, '4,4,4,' . '1' x 34);
+    ($said, $is_well) = $doctor->('--nginx', "$dir/nginx", '--module', $module);
+    ok !$is_well, 'nor do other options';
+    like $said, qr{^ERROR +module \S+ is for an nginx \Q$version\E with other options}m, 'also with a remedy';
+
+    ($said, $is_well) = $doctor->('--nginx', "$dir/nginx");
+    ok !$is_well, 'without a module';
+    like $said, qr{^ERROR +no module in \Q$dir\E: }m, 'where it was looked for';
+
+    ($said, $is_well) = $doctor->('--nginx', "$dir/nginx", '--module', $program);
+    like $said, qr{^ERROR +module \S+: says nothing of itself}m, 'any other file';
+};
+
 done_testing;
