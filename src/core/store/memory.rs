@@ -561,26 +561,23 @@ impl Memory {
 
     /// Signals the slots' processes that messages wait for them.
     pub fn wake(&self, slots: &[SlotRef]) {
-        let (mut own, mut signalled) = (0, 0);
-        for &slot in slots {
-            if !wake::raise(self.woken(slot)) {
-                continue;
-            }
+        let mut own = 0;
+        let mut fds = SmallVec::<[i32; 8]>::new();
+        for &slot in slots.iter().filter(|&&slot| wake::raise(self.woken(slot))) {
             if self.own == Some(slot) {
                 own += 1;
-                continue;
-            }
-            let fd = self.peek(slot, slot::fd) as i32;
-            if fd > 0 {
-                signalled += 1;
-                let one = 1u64.to_ne_bytes();
-                // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not
-                // matter.
-                unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+            } else {
+                fds.extend(Some(self.peek(slot, slot::fd) as i32).filter(|&fd| fd > 0));
             }
         }
+        // Counted before: whoever has got a message may look.
         self.count(Counter::WakeupOwn, own);
-        self.count(Counter::WakeupSignal, signalled);
+        self.count(Counter::WakeupSignal, fds.len() as u64);
+        let one = 1u64.to_ne_bytes();
+        for fd in fds {
+            // SAFETY: the buffer is as long as said. A full eventfd is readable already, so the result does not matter.
+            unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+        }
     }
 
     /// Takes the zone's lock for a mutation; `limits` define the events channel's messages.
