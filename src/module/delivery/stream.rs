@@ -40,8 +40,8 @@ impl Subscriber {
         unsafe { Stream::of(self.connection()) }
     }
 
-    /// Delivers a live piece to a stream: it is gathered for the flush, or queued behind what is on its way. None if it is
-    /// to be queued.
+    /// Delivers a live piece to a stream: sends it, or makes a frame that is gathered with those of its connection's other
+    /// streams. None if it must be queued behind what is on its way.
     pub fn send_to_stream(&mut self, piece: &Piece) -> Option<Delivered> {
         if self.flight.is_some() || !self.send_queue.is_empty() {
             return None;
@@ -49,10 +49,16 @@ impl Subscriber {
         self.count(piece.len());
         let flight = self.flight.insert(Flight::of(piece.clone()));
         flight.rest = flight.chain();
-        Some(if self.pass_on(true) {
-            Delivered::Gathered
-        } else {
+        let gathers = self.stream().has_siblings();
+        Some(if !self.pass_on(gathers) {
             Delivered::Cut(Ending::Failed)
+        } else if gathers {
+            Delivered::Gathered
+        } else if self.land_stream() {
+            Delivered::Sent
+        } else {
+            self.wait_writable();
+            Delivered::Queued { dropped: 0 }
         })
     }
 
@@ -111,15 +117,12 @@ impl Delivery {
     /// Sends what this slice of work has gathered.
     pub fn flush_streams(&mut self, actions: &mut Vec<Action>) {
         let mut gathered = std::mem::take(&mut self.inbox.gathered);
-        for &id in &gathered {
-            if let Some(subscriber) = self.registry.slab.get(id) {
-                subscriber.stream().flush();
-            }
-        }
         for id in gathered.drain(..) {
             let Some(subscriber) = self.registry.slab.get(id) else {
                 continue;
             };
+            // With the first of its streams the whole connection.
+            subscriber.stream().flush();
             subscriber.stream().settle();
             if !subscriber.land_stream() {
                 subscriber.wait_writable();

@@ -45,7 +45,7 @@ pub use absent::{Prepared, Stream};
 
 #[cfg(ngx_feature = "http_v2")]
 mod stub {
-    use std::cell::Cell;
+    use std::cell::RefCell;
     use std::ffi::c_void;
     use std::marker::PhantomData;
     use std::ptr::{self, NonNull};
@@ -70,14 +70,16 @@ mod stub {
     /// Bytes of a pool that frames are allocated in while they are on their way.
     const FRAMES_POOL: usize = 1024;
 
+    /// Pools kept for the next frames.
+    const SPARES: usize = 32;
+
     thread_local! {
-        /// An empty pool for frames: most are needed for the time of one call.
-        static SPARE: Cell<*mut ngx_pool_t> = const { Cell::new(ptr::null_mut()) };
+        /// Empty pools for frames: most are needed for the time of one call.
+        static SPARE: RefCell<Vec<*mut ngx_pool_t>> = const { RefCell::new(Vec::new()) };
     }
 
     fn frames_pool(log: *mut ngx_log_t) -> *mut ngx_pool_t {
-        let spare = SPARE.replace(ptr::null_mut());
-        if !spare.is_null() {
+        if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
             return spare;
         }
         // SAFETY: the size is larger than a pool's head.
@@ -92,7 +94,7 @@ mod stub {
         // SAFETY: made by `frames_pool`.
         unsafe {
             let plain = (*pool).large.is_null() && (*pool).cleanup.is_null() && (*pool).d.next.is_null();
-            if !plain || !SPARE.get().is_null() {
+            if !plain || SPARE.with_borrow(Vec::len) == SPARES {
                 return ngx_destroy_pool(pool);
             }
             (*pool).d.last = pool.cast::<u8>().add(size_of::<ngx_pool_t>());
@@ -100,7 +102,7 @@ mod stub {
             // It may outlive the log that it was made with.
             (*pool).log = (*ngx_cycle).log;
         }
-        SPARE.set(pool);
+        SPARE.with_borrow_mut(|spare| spare.push(pool));
     }
 
     /// A stub that is made and not in place yet.
@@ -280,6 +282,12 @@ mod stub {
         pub fn is_over(self) -> bool {
             // SAFETY: the stub is in place.
             unsafe { (*(*self.request()).connection).error() != 0 }
+        }
+
+        /// Does its connection carry other streams, too?
+        pub fn has_siblings(self) -> bool {
+            // SAFETY: the stub is in place.
+            unsafe { (*(*self.raw()).connection).processing > 1 }
         }
 
         /// Does nginx have no frame of the stream?
@@ -473,6 +481,10 @@ mod absent {
         }
 
         pub fn is_idle(self) -> bool {
+            match self.0 {}
+        }
+
+        pub fn has_siblings(self) -> bool {
             match self.0 {}
         }
 
