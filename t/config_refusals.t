@@ -98,6 +98,11 @@ subtest 'the message template' => sub {
     }
     accepts conf($ZONE, "location / { push_stream_subscriber eventsource; $blank }"),
         'eventsource has a template of its own for that';
+    my $with = sub ($template) { conf($ZONE, sub_with(qq(push_stream_message_template "$template";))) };
+    refuses $with->('~id~ ~Text:xml~'),
+        'push stream module: push_stream_message_template: unknown modifier in ~Text:xml~, accepted values (json, html, base64)', 'an unknown modifier';
+    refuses $with->('~id:json~'), 'push stream module: push_stream_message_template: ~id:json~ takes no modifier', 'a figure that is escaped';
+    accepts $with->('~text:JSON~ ~event-type:html~ ~event-id:base64~ ~channel:json~ ~text: json~'), 'modifiers in any case, and what is none';
 };
 
 subtest 'modes' => sub {

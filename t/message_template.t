@@ -4,6 +4,11 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+use PushStream::WebSocket;
+
+use Encode qw(decode);
+use JSON::PP qw(decode_json);
+use MIME::Base64 qw(encode_base64);
 
 with_nginx <<'CONF', sub ($nginx) {
 %%MAIN%%
@@ -25,6 +30,10 @@ http {
         }
         location /case { push_stream_subscriber polling; push_stream_message_template "~ID~ ~Text~ ~EVENT-id~"; }
         location /other { push_stream_subscriber polling; push_stream_message_template "~ ~~ ~nope~ ~text ~~text~~ 100% \"~text~\""; }
+        location /json { push_stream_subscriber polling; push_stream_message_template '{"channel":"~channel:json~","id":"~event-id:json~","type":"~event-type:json~","text":"~text:json~","bytes":"~text:base64~"}\n'; }
+        location /json_events { push_stream_subscriber eventsource; push_stream_message_template '{"text":"~text:json~","size":~size~}'; }
+        location /json_socket { push_stream_subscriber websocket; push_stream_message_template '{"text":"~text:json~"}'; }
+        location /html { push_stream_subscriber polling; push_stream_message_template '<i title="~channel:HTML~">~text:html~</i>'; }
         location /default { push_stream_subscriber polling; }
         location /five {
             push_stream_subscriber;
@@ -50,6 +59,20 @@ CONF
 
     $nginx->post('/pub?id=nul', "a\0b~text~\xff");
     like $newest->('all', 'nul'), qr/^1\|a\0b~text~\xff\|10\|nul\|/, 'bytes are bytes';
+
+    my $evil = qq("\\\r\n\t\0</script>&'~text~ \xc3\xa4\xf0\x9f\x98\x80\xe2\x80\xa8);
+    my @live = ($nginx->subscribe('/json_events?id=evil'), PushStream::WebSocket->new($nginx, '/json_socket?id=evil'));
+    $nginx->post('/pub?id=evil', "$evil\xff", 'Event-Id' => q("7'), 'Event-Type' => '<t>');
+    my $shown = decode('UTF-8', "$evil\xef\xbf\xbd");
+    my $lines = $newest->('json', 'evil');
+    is $lines =~ tr/\n//, 1, 'JSON is one line';
+    is_deeply decode_json($lines),
+        { channel => 'evil', id => q("7'), type => '<t>', text => $shown, bytes => encode_base64("$evil\xff", '') },
+        'a text that is escaped comes back from JSON, and all of it from base64';
+    is $newest->('html', 'evil'),
+        qq(<i title="evil">&quot;\\&#13;&#10;\t\0&lt;/script&gt;&amp;&#39;~text~ \xc3\xa4\xf0\x9f\x98\x80\xe2\x80\xa8\xef\xbf\xbd</i>), 'and HTML is text';
+    is_deeply decode_json($live[0]->event->{data}), { text => $shown, size => 1 + length $evil }, 'one event for all of its lines';
+    is_deeply decode_json($live[1]->text), { text => $shown }, 'a WebSocket gets UTF-8';
 
     my $large = '~text~ ~id~ ~channel~ ~tag~ ~time~ ' x 21_000;
     my $stream = $nginx->subscribe('/five?id=large');

@@ -44,7 +44,7 @@ $flag{"push_stream_$_"} = ['on', 'off'] for qw(store_messages channel_info_on_pu
     %flag,
     push_stream_channels_path => ['$arg_id', 'news/sport.b3'],
     push_stream_header_template => ['<html>', ''],
-    push_stream_message_template => ['~text~', '{"id":~id~,"channel":"~channel~","text":"~text~","e":"~event-id~"}', 'data: ~text~'],
+    push_stream_message_template => ['~text~', '{"id":~id~,"channel":"~channel~","text":"~text~","e":"~event-id~"}', 'data: ~text~', '"~text:json~ ~channel:html~"'],
     push_stream_footer_template => ['</html>', ''],
     push_stream_wildcard_channel_max_qtd => ['3'],
     push_stream_ping_message_interval => ['10s', '250ms'],

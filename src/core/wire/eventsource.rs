@@ -8,7 +8,8 @@
 //!                     the empty line that ends the event
 //! ```
 //!
-//! A template of several lines produces that many `data:` lines for each line of the text.
+//! A template of several lines produces that many `data:` lines for each line of the text. One that escapes the text
+//! gets all of it at once, because an escaped text is one line.
 //!
 //! A line ends at CR, LF or CRLF and every line counts, also an empty one and the one behind a final line end: the
 //! browser delivers the text with each line end turned into LF. No byte of a message can begin a line of its own.
@@ -169,15 +170,18 @@ pub fn render(template: &Template, fields: &Fields<'_>, out: &mut Vec<u8>) -> us
     }
     let channel = on_one_line(fields.channel);
     let data_start = out.len();
-    for line in lines(fields.text) {
-        let line = Fields {
-            text: line,
-            channel: &channel,
-            event_id: event_id.as_deref(),
-            event_type: event_type.as_deref(),
-            ..*fields
-        };
-        template.render(&line, out);
+    let one_line = Fields {
+        channel: &channel,
+        event_id: event_id.as_deref(),
+        event_type: event_type.as_deref(),
+        ..*fields
+    };
+    if template.escapes_text() {
+        template.render_each(&one_line, fields, out);
+    } else {
+        for text in lines(fields.text) {
+            template.render_each(&Fields { text, ..one_line }, fields, out);
+        }
     }
     out.push(b'\n');
     out.len() - data_start
@@ -305,6 +309,27 @@ mod tests {
         assert_eq!(sent_text("a\n"), "data: a\ndata: \n\n");
         assert_eq!(sent_text("a\r\n\r\nb"), "data: a\ndata: \ndata: b\n\n");
         assert_eq!(sent_text("\n\r"), "data: \ndata: \ndata: \n\n");
+    }
+
+    #[test]
+    fn an_escaped_text_is_one_line() {
+        let fields = Fields {
+            channel: b"a\n\"",
+            ..message(b"l1\r\nl2\"\n")
+        };
+        assert_eq!(
+            sent(r#"{"c":"~channel:json~","text":"~text:json~","size":~size~}"#, &fields),
+            "data: {\"c\":\"a\\n\\\"\",\"text\":\"l1\\r\\nl2\\\"\\n\",\"size\":8}\n\n"
+        );
+        assert_eq!(
+            sent("~text:html~\n~channel~", &fields),
+            "data: l1&#13;&#10;l2&quot;&#10;\ndata: a \"\n\n"
+        );
+        // Where it stands also as it is, it is line by line.
+        assert_eq!(
+            sent("~text~ ~text:base64~", &message(b"a\nb")),
+            "data: a YQ==\ndata: b Yg==\n\n"
+        );
     }
 
     #[test]

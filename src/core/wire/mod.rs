@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod channel_path;
+pub mod escape;
 pub mod event_id;
 pub mod eventsource;
 pub mod exposition;

@@ -1,5 +1,7 @@
 //! Message templates.
 
+use super::escape::Escape;
+
 /// The values of a template's tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Fields<'a> {
@@ -21,12 +23,14 @@ pub struct Fields<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Template {
     parts: Vec<Part>,
+    escapes_text: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Part {
     Literal(Vec<u8>),
     Token(Token),
+    Escaped(Token, Escape),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,14 +47,14 @@ enum Token {
 
 /// The tokens' names as written in a configuration, in any case.
 const TOKENS: [(&[u8], Token); 8] = [
-    (b"~id~", Token::Id),
-    (b"~text~", Token::Text),
-    (b"~size~", Token::Size),
-    (b"~channel~", Token::Channel),
-    (b"~time~", Token::Time),
-    (b"~tag~", Token::Tag),
-    (b"~event-id~", Token::EventId),
-    (b"~event-type~", Token::EventType),
+    (b"id", Token::Id),
+    (b"text", Token::Text),
+    (b"size", Token::Size),
+    (b"channel", Token::Channel),
+    (b"time", Token::Time),
+    (b"tag", Token::Tag),
+    (b"event-id", Token::EventId),
+    (b"event-type", Token::EventType),
 ];
 
 impl Template {
@@ -61,12 +65,12 @@ impl Template {
         let mut rest = source;
         while let [first, tail @ ..] = rest {
             match token_at_start(rest) {
-                Some((word, token)) => {
+                Some((part, after)) => {
                     if !literal.is_empty() {
                         parts.push(Part::Literal(std::mem::take(&mut literal)));
                     }
-                    parts.push(Part::Token(token));
-                    rest = &rest[word.len()..];
+                    parts.push(part);
+                    rest = after;
                 }
                 None => {
                     literal.push(*first);
@@ -77,18 +81,66 @@ impl Template {
         if !literal.is_empty() {
             parts.push(Part::Literal(literal));
         }
-        Template { parts }
+        let has = |wanted: fn(&Part) -> bool| parts.iter().any(wanted);
+        let escapes_text = has(|part| matches!(part, Part::Escaped(Token::Text, _)))
+            && !has(|part| matches!(part, Part::Token(Token::Text)));
+        Template { parts, escapes_text }
     }
 
     /// Appends the formatted message. Substituted text is not scanned for tokens.
     pub fn render(&self, fields: &Fields<'_>, out: &mut Vec<u8>) {
+        self.render_each(fields, fields, out);
+    }
+
+    /// The same; channel, event id and event type come from other fields where they are escaped.
+    pub fn render_each(&self, fields: &Fields<'_>, escaped: &Fields<'_>, out: &mut Vec<u8>) {
         for part in &self.parts {
             match part {
                 Part::Literal(bytes) => out.extend_from_slice(bytes),
                 Part::Token(token) => token.render(fields, out),
+                Part::Escaped(Token::Text, escape) => escape.push(fields.text, out),
+                Part::Escaped(token, escape) => escape.push(token.text(escaped).unwrap_or_default(), out),
             }
         }
     }
+
+    /// Does the text appear, and everywhere escaped? Then no line of it ends.
+    pub fn escapes_text(&self) -> bool {
+        self.escapes_text
+    }
+}
+
+/// A word of a template whose modifier is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Misused<'t> {
+    #[error("unknown modifier in {}, accepted values (json, html, base64)", .0.escape_ascii())]
+    UnknownModifier(&'t [u8]),
+    #[error("{} takes no modifier", .0.escape_ascii())]
+    TakesNone(&'t [u8]),
+}
+
+/// The first word of a template with a modifier that it cannot have.
+pub fn misused(source: &[u8]) -> Option<Misused<'_>> {
+    let mut rest = source;
+    while let Some(start) = memchr::memchr(b'~', rest) {
+        let text = &rest[start..];
+        if let Some((_, after)) = token_at_start(text) {
+            rest = after;
+            continue;
+        }
+        if let Some((token, behind)) = name_at_start(&text[1..])
+            && let Some(behind) = behind.strip_prefix(b":")
+            && let Some((_, after)) = word_at_start(behind)
+        {
+            let word = &text[..text.len() - after.len()];
+            return Some(match token.is_text() {
+                true => Misused::UnknownModifier(word),
+                false => Misused::TakesNone(word),
+            });
+        }
+        rest = &text[1..];
+    }
+    None
 }
 
 /// The `~words~` of a template that are not tokens: probably mistyped, and sent as they are.
@@ -97,11 +149,11 @@ pub fn unknown_words(source: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let Some(start) = memchr::memchr(b'~', rest) {
             let text = &rest[start..];
-            if let Some((word, _)) = token_at_start(text) {
-                rest = &text[word.len()..];
+            if let Some((_, after)) = token_at_start(text) {
+                rest = after;
                 continue;
             }
-            let letters = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            let letters = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b':');
             let len = 1 + text[1..]
                 .iter()
                 .position(|byte| !letters(byte))
@@ -121,32 +173,67 @@ pub fn unknown_words(source: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The tokens in a text, as written.
 pub fn tokens(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     (0..text.len()).filter_map(|start| {
-        let (word, _) = token_at_start(&text[start..])?;
-        Some(&text[start..start + word.len()])
+        let (_, after) = token_at_start(&text[start..])?;
+        Some(&text[start..text.len() - after.len()])
     })
 }
 
-fn token_at_start(text: &[u8]) -> Option<(&'static [u8], Token)> {
-    if text[0] != b'~' {
-        return None;
+/// The token that a text begins with, and what comes behind it.
+fn token_at_start(text: &[u8]) -> Option<(Part, &[u8])> {
+    let (token, behind) = name_at_start(text.strip_prefix(b"~")?)?;
+    if let Some(after) = behind.strip_prefix(b"~") {
+        return Some((Part::Token(token), after));
     }
-    TOKENS
+    let (modifier, after) = word_at_start(behind.strip_prefix(b":")?)?;
+    let (_, escape) = Escape::ALL
         .into_iter()
-        .find(|(word, _)| text.len() >= word.len() && text[..word.len()].eq_ignore_ascii_case(word))
+        .find(|(name, _)| modifier.eq_ignore_ascii_case(name.as_bytes()))?;
+    token.is_text().then_some((Part::Escaped(token, escape), after))
+}
+
+/// The token whose name a text begins with, and what comes behind it: the end of the word, or a modifier.
+fn name_at_start(text: &[u8]) -> Option<(Token, &[u8])> {
+    TOKENS.into_iter().find_map(|(name, token)| {
+        let (start, behind) = text.split_at_checked(name.len())?;
+        (start.eq_ignore_ascii_case(name) && matches!(behind.first(), Some(b'~' | b':'))).then_some((token, behind))
+    })
+}
+
+/// The word up to a tilde, and what comes behind that.
+fn word_at_start(text: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = text
+        .iter()
+        .position(|byte| !(byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')))?;
+    (end > 0 && text[end] == b'~').then(|| (&text[..end], &text[end + 1..]))
 }
 
 impl Token {
     fn render(self, fields: &Fields<'_>, out: &mut Vec<u8>) {
         match self {
             Token::Id => super::push_signed(fields.id, out),
-            Token::Text => out.extend_from_slice(fields.text),
             Token::Size => super::push_number(fields.text.len() as u64, out),
-            Token::Channel => out.extend_from_slice(fields.channel),
             Token::Time => out.extend_from_slice(&super::http_date::format(fields.time)),
             Token::Tag => super::push_number(fields.tag.into(), out),
+            Token::Text => out.extend_from_slice(fields.text),
+            Token::Channel => out.extend_from_slice(fields.channel),
             Token::EventId => out.extend_from_slice(fields.event_id.unwrap_or_default()),
             Token::EventType => out.extend_from_slice(fields.event_type.unwrap_or_default()),
         }
+    }
+
+    /// What a publisher or a subscriber has chosen; none for figures, and for a field that a message does not have.
+    fn text<'a>(self, fields: &Fields<'a>) -> Option<&'a [u8]> {
+        match self {
+            Token::Text => Some(fields.text),
+            Token::Channel => Some(fields.channel),
+            Token::EventId => fields.event_id,
+            Token::EventType => fields.event_type,
+            Token::Id | Token::Size | Token::Time | Token::Tag => None,
+        }
+    }
+
+    fn is_text(self) -> bool {
+        matches!(self, Token::Text | Token::Channel | Token::EventId | Token::EventType)
     }
 }
 
@@ -221,6 +308,74 @@ mod tests {
         assert_eq!(unknown("~"), "");
         let known: Vec<_> = tokens(b"~id~~Text~ ~txt~").collect();
         assert_eq!(known, [&b"~id~"[..], b"~Text~"]);
+    }
+
+    #[test]
+    fn modifiers_escape() {
+        let fields = Fields {
+            channel: b"a\"b\n",
+            text: b"<i>\"\\\n",
+            event_id: Some(b"<7>"),
+            event_type: None,
+            ..MESSAGE
+        };
+        assert_eq!(
+            rendered("~text:json~|~TEXT:Html~|~text:base64~|~text~", &fields),
+            "\\u003ci>\\\"\\\\\\n|&lt;i&gt;&quot;\\&#10;|PGk+IlwK|<i>\"\\\n"
+        );
+        assert_eq!(
+            rendered(
+                "~channel:json~|~event-id:html~|~event-id:base64~|~event-type:json~",
+                &fields
+            ),
+            "a\\\"b\\n|&lt;7&gt;|PDc+|"
+        );
+    }
+
+    #[test]
+    fn a_modifier_that_is_none_is_found() {
+        for (source, word, known_token) in [
+            ("a ~text:jsn~ b", "~text:jsn~", true),
+            ("~text~~Event-ID:json5~", "~Event-ID:json5~", true),
+            ("~id:json~", "~id:json~", false),
+            ("~~size:html~", "~size:html~", false),
+        ] {
+            let expected = match known_token {
+                true => Misused::UnknownModifier(word.as_bytes()),
+                false => Misused::TakesNone(word.as_bytes()),
+            };
+            assert_eq!(misused(source.as_bytes()), Some(expected), "{source}");
+            assert!(expected.to_string().contains(word));
+        }
+        for source in [
+            "~text:json~",
+            "~text:~",
+            "~text: json~",
+            "~text:~id~",
+            "~nope:json~",
+            "~text:json",
+            "~",
+            "text:x~",
+        ] {
+            assert_eq!(misused(source.as_bytes()), None, "{source}");
+        }
+        let unknown: Vec<_> = unknown_words(b"~txt:json~ ~text:json~ ~12:30~").collect();
+        assert_eq!(unknown, [b"~txt:json~"]);
+        let known: Vec<_> = tokens(b"~text:html~~id~").collect();
+        assert_eq!(known, [&b"~text:html~"[..], b"~id~"]);
+    }
+
+    #[test]
+    fn a_text_is_escaped_if_it_is_nowhere_as_it_stands() {
+        for (source, expected) in [
+            ("~text:json~", true),
+            ("~text:json~ ~text:html~", true),
+            ("~text:json~ ~text~", false),
+            ("~channel:json~", false),
+            ("", false),
+        ] {
+            assert_eq!(Template::parse(source.as_bytes()).escapes_text(), expected, "{source}");
+        }
     }
 
     #[test]

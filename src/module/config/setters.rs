@@ -169,6 +169,11 @@ fn header_template_file(directive: Directive<'_, Location>) -> *mut c_char {
 fn message_template(mut directive: Directive<'_, Location>) -> *mut c_char {
     let (problem, words) = (directive.set_text(), directive.words());
     if problem.is_null() {
+        if let Some(misused) = template::misused(words[1].as_bytes()) {
+            let conf = directive.conf().raw();
+            ngx_conf_log_error!(NGX_LOG_EMERG, conf, "push stream module: {}: {misused}", words[0]);
+            return REPORTED;
+        }
         for word in template::unknown_words(words[1].as_bytes()) {
             let word = String::from_utf8_lossy(word);
             warn(
