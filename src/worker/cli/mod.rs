@@ -26,6 +26,7 @@ use tracing_subscriber::prelude::*;
 
 use crate::config::{self, Config};
 use crate::engine;
+use crate::engine::lane::panic_text;
 
 /// Takes events from a source, runs them through a pipeline once and publishes them to nginx.
 #[derive(Debug, Parser)]
@@ -228,7 +229,7 @@ fn start_logging(level: LevelFilter, format: LogFormat) {
         let place = panic
             .location()
             .map_or(String::new(), |place| format!(" at {}:{}", place.file(), place.line()));
-        let text = panic.payload_as_str().unwrap_or("no message");
+        let text = panic_text(panic.payload());
         let thread = std::thread::current();
         tracing::error!("panic in thread {}{place}: {text}", thread.name().unwrap_or("?"));
     }));

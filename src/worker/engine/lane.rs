@@ -5,6 +5,7 @@
 //! which they are handed events, the event goes there at once; else it waits for earlier events of the same key: one in
 //! flight per key, other keys continue. There is no work stealing, and no lock but those of the sinks.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -14,11 +15,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
 use super::dead_letter::{DeadLetters, Reason};
-use super::join::{catch_panic, join_all, panic_text};
 use super::order::OrderKey;
 use super::pipeline::{Pipeline, SinkSlot};
 use super::sequencer::Reservation;
@@ -191,7 +193,7 @@ impl Lane {
         spawn_local(async move {
             let mut next = Some(ready);
             while let Some(ready) = next {
-                join_all(lane.hand_over(ready).into_iter()).await;
+                join_all(lane.hand_over(ready)).await;
                 next = lane.next_of(slot);
             }
         });
@@ -268,18 +270,32 @@ fn settle(delivery: Delivery, sink_ack: SinkAck) -> Settling {
 
 /// Hands the event over. A panic counts as a refusal.
 fn deliver(sink: &dyn LaneSink, event: &Arc<Event>, reservation: Option<Reservation>) -> Delivery {
-    let refuse = |panic: &str| Verdict::Refused {
-        reason: format!("the sink panicked: {panic}"),
+    let refuse = |panic: Panic| Verdict::Refused {
+        reason: format!("the sink panicked: {}", panic_text(&*panic)),
         attempts: 1,
     };
     let handed = catch_unwind(AssertUnwindSafe(|| sink.deliver(Arc::clone(event), reservation)));
     Box::pin(async move {
-        match handed {
-            Ok(delivery) => catch_panic(delivery).await.unwrap_or_else(|panic| refuse(&panic)),
-            Err(panic) => refuse(&panic_text(&*panic)),
-        }
+        let settled = match handed {
+            // A panicked future is not polled again, so its broken state is never observed.
+            Ok(delivery) => AssertUnwindSafe(delivery).catch_unwind().await,
+            Err(panic) => Err(panic),
+        };
+        settled.unwrap_or_else(refuse)
     })
 }
+
+/// The message of a panic.
+pub fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
+
+/// What a panic was raised with.
+type Panic = Box<dyn Any + Send>;
 
 /// How an event, or a piece of it, left the stages.
 #[derive(Debug)]

@@ -16,7 +16,6 @@
 
 pub mod dead_letter;
 pub mod feed;
-pub mod join;
 pub mod lane;
 mod lane_thread;
 pub mod order;

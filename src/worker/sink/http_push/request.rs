@@ -1,11 +1,10 @@
 //! The POST of one event.
 
-use std::borrow::Cow;
-
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, Uri};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::config::HttpPush;
 use super::node::Node;
@@ -13,6 +12,8 @@ use crate::event::Event;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("event-id");
 const EVENT_TYPE: HeaderName = HeaderName::from_static("event-type");
+/// All but the unreserved characters of RFC 3986 §2.3.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The POST of one event.
 pub fn event_request(config: &HttpPush, node: &Node, event: &Event) -> Result<Request<Full<Bytes>>, String> {
@@ -51,31 +52,9 @@ pub fn publish_path(base: &str, channels: &[String]) -> String {
         if index > 0 {
             path.push('/');
         }
-        path.push_str(&percent_encode(id));
+        path.extend(utf8_percent_encode(id, RESERVED));
     }
     path
-}
-
-/// Encodes all but the unreserved characters of RFC 3986 §2.3.
-fn percent_encode(text: &str) -> Cow<'_, str> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
-    if text.bytes().all(plain) {
-        return Cow::Borrowed(text);
-    }
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    let mut out = String::with_capacity(text.len() * 3);
-    for byte in text.bytes() {
-        if plain(byte) {
-            out.push(char::from(byte));
-        } else {
-            out.extend([
-                '%',
-                char::from(HEX[usize::from(byte >> 4)]),
-                char::from(HEX[usize::from(byte & 15)]),
-            ]);
-        }
-    }
-    Cow::Owned(out)
 }
 
 #[cfg(test)]
