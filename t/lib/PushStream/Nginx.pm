@@ -98,9 +98,11 @@ END
     $conf =~ s/%%HTTP%%/$text{HTTP}/;
     @text{qw(CERTIFICATE KEY)} = _certificate() if $conf =~ /%%CERTIFICATE%%/;
     $conf =~ s{%%(\w+)%%}{$text{$1} // die "no such placeholder: %%$1%%\n"}ge;
-    open my $file, '>', "$dir/nginx.conf" or die "cannot write nginx.conf: $!\n";
+    # At once: nginx may be reading the one before, for a reload that somebody else asked for.
+    open my $file, '>', "$dir/nginx.conf.new" or die "cannot write nginx.conf: $!\n";
     print {$file} $conf;
     close $file or die "cannot write nginx.conf: $!\n";
+    rename "$dir/nginx.conf.new", "$dir/nginx.conf" or die "cannot write nginx.conf: $!\n";
 }
 
 # How requests reach nginx: plain HTTP/1.1, HTTP/1.1 over TLS, or HTTP/2 over TLS. A configuration that says itself what its
