@@ -17,6 +17,7 @@ pub mod position;
 pub mod query;
 pub mod statistics;
 pub mod template;
+pub mod tls;
 pub mod websocket;
 
 /// Appends a number in decimal. Statistics of a million channels consist mostly of numbers.
