@@ -53,7 +53,7 @@ sub reload ($nginx, @options) {
     open my $out, '-|', $bench, 'reload', '--json', '--master-pid', $nginx->master, '--server-pid', $nginx->master,
         '--pub-url', "$plain/pub?id={channel}", '--sub-url', "$plain/ev/{channel}", '--stats-url', "$plain/stats",
         '--also-url', "https://127.0.0.1:$encrypted/ev/{channel}", '--channels', 5, '--publishers', 2, '--rate', 50,
-        '--seconds', 2 + $slow, '--patience', 5 * $slow, '--old-worker-limit', 2 * $slow, '--count-limit', 2 * $slow, @options
+        '--seconds', 2 + 2 * $slow, '--patience', 5 * $slow, '--old-worker-limit', 2 * $slow, '--count-limit', 2 * $slow, @options
         or die "cannot run $bench: $!";
     my $text = do { local $/; <$out> };
     close $out;
