@@ -4,6 +4,8 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+use PushStream::Token;
+use PushStream::WebSocket;
 
 use MIME::Base64 qw(encode_base64url);
 use Digest::MD5 qw(md5);
@@ -29,7 +31,7 @@ close $users;
 my $document = do { local (@ARGV, $/) = "$FindBin::Bin/../docs/access.md"; <> };
 my %recipe = $document =~ /^## (.+?)\n(?:(?!^## ).)*?^```nginx\n(.*?)^```/msg;
 my @wanted = ('Publishing on a unix socket only', 'By address', 'With a password', 'By asking your application',
-    'By signed URLs that expire', 'By certificate');
+    'By signed URLs that expire', 'By certificate', 'By access tokens', 'Tokens of Mercure', 'Tokens of Centrifugo');
 ok $recipe{$_}, "there is a recipe: $_" for @wanted;
 
 my $unix = $recipe{'Publishing on a unix socket only'} =~ s{/run/}{%%DIR%%/}r;
@@ -38,11 +40,22 @@ my $asking = $recipe{'By asking your application'} =~ s/127\.0\.0\.1:9000/127.0.
 my $password = $recipe{'With a password'} =~ s{/etc/nginx}{$keys}r =~ s{/pub}{/password}r;
 my $address = $recipe{'By address'} =~ s{/pub}{/address}r;
 
+my %token = map { $_ => $recipe{$_} =~ s{/etc/nginx/}{@{[ key_dir ]}/}gr } 'By access tokens', 'Tokens of Mercure', 'Tokens of Centrifugo';
+my ($subscriber, $publisher, $mercure, $centrifugo) = tokens(
+    { claims => { sub => '42', jti => 'one', push => { subscribe => [ 'news', 'user.42.*' ] } } },
+    { claims => { sub => 'app', push => { publish => ['news'] } } },
+    { claims => { mercure => { subscribe => ['news'] } } },
+    { claims => { sub => '42', channel => 'news' } },
+);
+write_file(key_dir . '/push-keys.json', key_set('secret'));
+write_file(key_dir . '/revoked-tokens', "jti=two\n");
+
 my $conf = <<"CONF";
 %%MAIN%%
 events {}
 http {
     %%HTTP%%
+    limit_conn_zone \$push_stream_token_sub zone=subjects:1m;
     push_stream_shared_memory_size 2m;
     push_stream_store_messages on;
     server {
@@ -53,6 +66,7 @@ http {
         $password
         $asking
         $recipe{'By signed URLs that expire'}
+        @{[ values %token ]}
         # What the application answers: who has the cookie may follow news.
         location = /may-subscribe-application { return 204; }
     }
@@ -69,6 +83,7 @@ $conf =~ s{location = /may-subscribe-application \{ return 204; \}}{location = /
         }};
 
 with_nginx $conf, sub ($nginx) {
+    $nginx->expect_in_log(qr/limiting connections by zone "subjects"/);
     # The error log tells of everybody who was turned away.
     my $curl = sub (@arguments) {
         my $output = qx{curl -s -o /dev/null -w '%{http_code}' -m 5 @arguments 2>/dev/null};
@@ -103,6 +118,20 @@ with_nginx $conf, sub ($nginx) {
     is $nginx->get($signed->('news', $later) =~ s/news/news.b9/r)->status, 403, 'with a backtrack that was not signed';
     is $nginx->get($signed->('news', CORE::time() - 1))->status, 410, 'too late';
     is $nginx->get('/signed/news')->status, 403, 'not signed';
+
+    my $with = sub ($token) { return (Authorization => "Bearer $token") };
+    like $nginx->get('/token/news')->body, qr/^data: \{"status":401,"reason":"missing"\}$/m, 'token: without';
+    like $nginx->get('/token/secret', $with->($subscriber))->body, qr/"status":403/, 'not granted';
+    my @streams = map { $nginx->subscribe('/token/news/user.42.mail', Cookie => "__Secure-push_stream_token=$subscriber") } 1 .. 4;
+    is $_->status, 200, 'granted, by a cookie' for @streams;
+    is $nginx->get('/token/news', $with->($subscriber))->status, 503, 'a subject has at most four';
+    is $nginx->post('/token-pub?id=news', 'x', $with->($subscriber))->status, 403, 'a reader may not publish';
+    is $nginx->post('/token-pub?id=news', 'x', $with->($publisher))->status, 200, 'the application may';
+    is $nginx->subscribe('/mercure/news', Cookie => "mercureAuthorization=$mercure")->status, 200, "Mercure's cookie";
+    is $nginx->get('/mercure/other', Cookie => "mercureAuthorization=$mercure")->status, 403, 'for what it grants';
+    my $client = PushStream::WebSocket->new($nginx, "/centrifugo/news?token=$centrifugo");
+    $nginx->post('/token-pub?id=news', 'hello', $with->($publisher));
+    is $client->text, 'hello', "Centrifugo's token";
 
     my $secure = '--unix-socket ' . $nginx->dir . "/tls.sock -k -d text 'https://localhost/pub?id=news'";
     is $curl->($secure), 400, 'certificate: without';

@@ -52,4 +52,41 @@ CONF
     }
 };
 
+# Several origins, and requests with cookies.
+my $several = <<'CONF';
+%%MAIN%%
+events {}
+http {
+    %%HTTP%%
+    push_stream_shared_memory_size 4m;
+    push_stream_channels_path $arg_id;
+    push_stream_allowed_origins "https://a.example, https://b.example";
+    push_stream_cors_credentials on;
+
+    server {
+        listen 127.0.0.1:%%PORT%%;
+
+        location /poll { push_stream_subscriber polling; }
+        location /without { push_stream_subscriber polling; push_stream_cors_credentials off; }
+        location /one { push_stream_subscriber polling; push_stream_allowed_origins https://a.example; }
+        location /any { push_stream_subscriber polling; push_stream_allowed_origins $arg_origins; }
+    }
+}
+CONF
+with_nginx $several, sub ($nginx) {
+    my $is = sub ($uri, $origin, $allowed, $credentials, $vary, $what) {
+        my $answer = $nginx->get("$uri?id=a&origins=*", $origin ? (Origin => $origin) : ());
+        my @got = map { $answer->header($_) } 'Access-Control-Allow-Origin', 'Access-Control-Allow-Credentials', 'Vary';
+        is_deeply \@got, [ $allowed, $credentials, $vary ], $what;
+    };
+    $is->('/poll', 'https://a.example', 'https://a.example', 'true', 'Origin', 'the one that asks is named');
+    $is->('/poll', 'https://b.example', 'https://b.example', 'true', 'Origin', 'the other one, too');
+    $is->('/poll', 'https://b.example.org', undef, undef, 'Origin', 'and no third');
+    $is->('/poll', undef, undef, undef, 'Origin', 'who does not say what it is is not named');
+    $is->('/without', 'https://a.example', 'https://a.example', undef, 'Origin', 'cookies are a matter of their own');
+    $is->('/one', 'https://b.example', 'https://a.example', 'true', undef, 'a single one is always the same');
+    $is->('/any', 'https://c.example', '*', undef, undef, 'anybody may not send cookies');
+};
+refuses $several =~ s/"https:.*"/*/r, 'push_stream_cors_credentials needs named origins in push_stream_allowed_origins.', 'cookies from anywhere';
+
 done_testing;

@@ -14,6 +14,16 @@ my $root = dirname(dirname(abs_path(__FILE__)));
 
 sub slurp ($file) { open my $in, '<', $file or die "$file: $!"; local $/; return scalar <$in> }
 
+# Files that examples name.
+my $files = File::Temp->newdir;
+for (
+    [ 'push-keys.json' => '{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}' ],
+    [ 'revoked-tokens' => "sub=42\n" ],
+) {
+    open my $out, '>', "$files/$_->[0]" or die "$files: $!";
+    print {$out} $_->[1];
+}
+
 # Name and contexts, from the table's macros.
 my %words = (LOC => 'location', ALL_LEVELS => 'http, server, location', ALL_LEVELS_AND_IF => 'http, server, location, if in location');
 my %contexts;
@@ -39,7 +49,7 @@ for my $directive (@documented) {
     my ($example) = $section =~ /^```nginx\n(.*?)^```$/ms;
     like($example // '', qr/^\s*$directive\b/m, 'there is an example') or next;
     my ($http, $server) = $example =~ /^location/ ? ('', $example) : ($example, '');
-    accepts(<<"CONF" =~ s{/etc/nginx/push-header\.html}{%%DIR%%/nginx.conf}r =~ s{/var/log/nginx/}{%%DIR%%/}r, "$directive: the example is valid");
+    accepts(<<"CONF" =~ s{/etc/nginx/push-header\.html}{%%DIR%%/nginx.conf}r =~ s{/var/log/nginx/}{%%DIR%%/}r =~ s{/etc/nginx/(push-keys\.json|revoked-tokens)}{$files/$1}r, "$directive: the example is valid");
 %%MAIN%%
 events {}
 http {

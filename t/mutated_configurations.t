@@ -67,6 +67,16 @@ $flag{"push_stream_$_"} = ['on', 'off'] for qw(store_messages channel_info_on_pu
     push_stream_subscriber_queue => ['1m', '64k'],
     push_stream_dead_peer_timeout => ['30s', '0'],
     push_stream_log_disconnect => ['off', 'disconnect.log'],
+    push_stream_cors_credentials => ['on', 'off'],
+    push_stream_refuse_softly => ['on', 'off'],
+    push_stream_token => ['off'],
+    push_stream_token_from => ['bearer', 'cookie=token', 'query=token', '$http_x_token'],
+    push_stream_token_keys => ['push-keys.json'],
+    push_stream_token_audience => ['https://push.example.org'],
+    push_stream_token_leeway => ['30s', '0'],
+    push_stream_token_claims => ['native', 'mercure', 'centrifugo'],
+    push_stream_token_ticket => ['off', '30s'],
+    push_stream_token_revoked => ['revoked-tokens'],
     push_stream_statistics_channels => ['10', '0'],
 );
 # Where the value is the location's role, or needs one beside it.

@@ -18,6 +18,9 @@ my $reloads = $ENV{TEST_RELOADS} || 30;
 
 my $header = File::Temp->new(TEMPLATE => 'push-stream-test-XXXXXX', TMPDIR => 1);
 print {$header} "head\n";
+my ($keys, $revoked) = map { File::Temp->new(TEMPLATE => 'push-stream-test-XXXXXX', TMPDIR => 1) } 1, 2;
+print {$keys} '{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}';
+print {$revoked} "sub=42\n";
 close $header;
 
 my $locations = join '', map { <<"END" } 1 .. 10;
@@ -93,6 +96,21 @@ http {
             push_stream_gap_notice on;
             push_stream_eventsource_retry 3s;
             push_stream_authorized_channels_only on;
+        }
+        location /token {
+            push_stream_subscriber eventsource;
+            push_stream_token required;
+            push_stream_token_from bearer cookie=token query=token "\$http_x_token";
+            push_stream_token_keys $keys issuer=https://a.example algorithms=EdDSA;
+            push_stream_token_keys $keys;
+            push_stream_token_audience a b;
+            push_stream_token_leeway 5s;
+            push_stream_token_ticket 30s;
+            push_stream_token_claims mercure;
+            push_stream_token_revoked $revoked;
+            push_stream_allowed_origins "https://a.example https://b.example";
+            push_stream_cors_credentials on;
+            push_stream_refuse_softly on;
         }
         location /lp { push_stream_subscriber long-polling; push_stream_longpolling_connection_ttl 30s; }
         location /ws {

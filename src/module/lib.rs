@@ -5,6 +5,7 @@
 //! * [`config`]: directives, inheritance, checks, the shared zone across reloads.
 //! * [`http`]: request handlers: publisher, subscriber, statistics.
 //! * [`delivery`]: this worker's subscribers: registration, delivery, end.
+//! * [`token`]: access tokens: key files, verified tokens.
 //! * [`ffi`]: the boundary to C: panic guard, pools, handles.
 //! * [`note`]: version and signature, to be read from the file.
 //!
@@ -15,6 +16,7 @@ mod delivery;
 mod ffi;
 mod http;
 mod note;
+mod token;
 
 use ngx::ffi::*;
 use ngx::ngx_log_error;
@@ -60,6 +62,16 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
             // SAFETY: constant once the command line was read.
             if unsafe { ngx_test_config } != 0 {
                 return NGX_OK as ngx_int_t;
+            }
+            if main.tokens.tickets.get() && !token::tickets::prepare() {
+                // SAFETY: a cycle has a log.
+                let log = unsafe { (*cycle).log };
+                ngx_log_error!(
+                    NGX_LOG_EMERG,
+                    log,
+                    "push stream: no memory or random numbers for tickets"
+                );
+                return NGX_ERROR as ngx_int_t;
             }
             match main.prepare_wake_fds().and_then(|()| delivery::prepare_handover(main)) {
                 Ok(()) => {

@@ -83,6 +83,13 @@ counters! {
     ClosedWorkerExit = 30,
     /// Subscribers that a leaving worker handed over to another one.
     HandedOver = 31,
+    /// Streams ended with their access token.
+    ClosedTokenExpired = 32,
+    /// Subscriptions and messages refused: no valid access token.
+    SubscriberUnauthorized = 33,
+    RefusedUnauthorized = 34,
+    /// Times that a changed file of keys or revocations could not be read.
+    TokenFileBad = 35,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

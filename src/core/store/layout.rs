@@ -633,6 +633,10 @@ mod tests {
         Counter::ClosedDismissed,
         Counter::ClosedWorkerExit,
         Counter::HandedOver,
+        Counter::ClosedTokenExpired,
+        Counter::SubscriberUnauthorized,
+        Counter::RefusedUnauthorized,
+        Counter::TokenFileBad,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

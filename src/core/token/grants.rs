@@ -29,6 +29,14 @@ pub(super) enum Star {
 }
 
 impl Grants {
+    /// These ids and no other.
+    pub fn of_ids(ids: impl IntoIterator<Item = Vec<u8>>) -> Grants {
+        Grants {
+            ids: ids.into_iter().map(Into::into).collect(),
+            prefixes: Vec::new(),
+        }
+    }
+
     /// Adds what one text grants.
     pub(super) fn add(&mut self, text: &str, star: Star) -> Result<(), Rejection> {
         if text.len() > LONGEST {

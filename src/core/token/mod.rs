@@ -7,6 +7,7 @@
 //! * [`claims`]: what a token says, in the three dialects that are understood.
 //! * [`grants`]: the channels that a token opens.
 //! * [`revocation`]: tokens and subjects that are not valid any more.
+//! * [`ticket`]: for clients that cannot send a token.
 //! * [`verifier`]: all of it together. [`cache`]: tokens whose signature was verified before.
 //!
 //! Nothing here knows of nginx, of files or of the time: callers bring texts and a clock.
@@ -19,6 +20,7 @@ pub mod json;
 pub mod keys;
 pub mod revocation;
 mod signature;
+pub mod ticket;
 pub mod verifier;
 
 pub use cache::Cache;
@@ -49,10 +51,12 @@ pub enum Rejection {
     Expired,
     NotYet,
     Revoked,
+    /// A ticket in place of a token.
+    Ticket,
 }
 
 impl Rejection {
-    pub const ALL: [Rejection; 14] = [
+    pub const ALL: [Rejection; 15] = [
         Rejection::Missing,
         Rejection::TooLong,
         Rejection::Malformed,
@@ -67,6 +71,7 @@ impl Rejection {
         Rejection::Expired,
         Rejection::NotYet,
         Rejection::Revoked,
+        Rejection::Ticket,
     ];
 
     /// The reason as one word, for logs and programs.
@@ -86,6 +91,7 @@ impl Rejection {
             Rejection::Expired => "expired",
             Rejection::NotYet => "not_yet_valid",
             Rejection::Revoked => "revoked",
+            Rejection::Ticket => "bad_ticket",
         }
     }
 
@@ -106,6 +112,7 @@ impl Rejection {
             Rejection::Expired => "Token has expired.",
             Rejection::NotYet => "Token is not valid yet.",
             Rejection::Revoked => "Token was revoked.",
+            Rejection::Ticket => "Ticket is not valid, or was used before.",
         }
     }
 }

@@ -32,6 +32,25 @@ pub fn retry(after_ms: u32) -> Vec<u8> {
     format!("retry: {after_ms}\n\n").into_bytes()
 }
 
+/// Says that the access token expires in so many seconds. Without an id: it is no position to resume from.
+pub fn token_notice(seconds: u64) -> Vec<u8> {
+    format!("event: token\ndata: {{\"expires_in\":{seconds}}}\n\n").into_bytes()
+}
+
+/// The last event of a stream whose access token has expired.
+pub const EXPIRED: &[u8] = b"event: expired\ndata: {\"status\":401,\"reason\":\"expired\"}\n\n";
+
+/// The whole answer to a refused browser: an error would make it give up for ever, this makes it come back.
+pub fn refusal(status: u32, reason: &str) -> Vec<u8> {
+    let mut answer = retry(REFUSED_RETRY_MS);
+    let event = format!("event: refused\ndata: {{\"status\":{status},\"reason\":\"{reason}\"}}\n\n");
+    answer.extend_from_slice(event.as_bytes());
+    answer
+}
+
+/// When a browser that was refused comes back.
+const REFUSED_RETRY_MS: u32 = 30_000;
+
 /// The header template as sent: each line becomes a comment. Empty becomes `: \n`. A template that starts with `: ` is
 /// sent as it stands, with the end of its last line, and of its last event, added if missing: otherwise the next event
 /// would become part of it.

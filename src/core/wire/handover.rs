@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 /// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Subscribers on offer, in the order of their sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +45,12 @@ pub struct Subscriber {
     pub address: Option<Vec<u8>>,
     /// Monotonic clock, milliseconds; None = never.
     pub ping_due_ms: Option<u64>,
-    /// Monotonic clock, milliseconds; None = never.
-    pub end_due_ms: Option<u64>,
+    /// When and why it ends, as the module keeps it.
+    pub end_due: u64,
     /// WebSocket: time of the unanswered ping; monotonic clock, milliseconds.
     pub unanswered_since_ms: Option<u64>,
+    /// WebSocket: its messages are not published, for want of a grant.
+    pub muted: bool,
     /// Figures for the disconnect log, if it is enabled.
     pub disconnect_record: Option<DisconnectRecord>,
 }
@@ -110,7 +112,7 @@ mod tests {
                     mode: "eventsource".into(),
                     chunked: true,
                     channels: vec![b"a".to_vec(), vec![0, 255]],
-                    end_due_ms: Some(u64::MAX - 1),
+                    end_due: u64::MAX - 1,
                     disconnect_record: Some(DisconnectRecord {
                         who: b"client=::1".to_vec(),
                         began_ms: 7,

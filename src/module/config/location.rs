@@ -16,6 +16,7 @@ use super::ids::{ORDERED, Retry, STORE};
 use super::main::{Main, Settings, main_of};
 use super::padding::{self, Padding};
 use super::place::Place;
+use super::token::{self, Gate};
 use super::values::{REPORTED, given, given_ms, unset, warn, word};
 use crate::delivery::{Audience, Format, Incoming, Lingering, SlowReader, Transport};
 use crate::ffi::directive::Conf;
@@ -140,6 +141,13 @@ pub struct Location {
     pub(super) detach: ngx_flag_t,
     /// NULL = off.
     pub(super) log_disconnect: *mut ngx_open_file_t,
+    pub(super) cors_credentials: ngx_flag_t,
+    pub(super) refuse_softly: ngx_flag_t,
+    pub(super) token_mode: ngx_uint_t,
+    pub(super) token_claims: ngx_uint_t,
+    pub(super) token: token::Written,
+    /// Prepared for publisher and subscriber locations that ask for access tokens.
+    pub gate: Option<Gate>,
     /// Prepared for subscriber locations.
     pub audience: Option<Rc<Audience>>,
 }
@@ -200,6 +208,23 @@ impl Location {
         self.info_on_publish == 1
     }
 
+    /// `push_stream_cors_credentials`.
+    pub fn cors_credentials(&self) -> bool {
+        self.cors_credentials == 1
+    }
+
+    /// `push_stream_refuse_softly`.
+    pub fn refuses_softly(&self) -> bool {
+        self.refuse_softly == 1
+    }
+
+    /// Is this the one origin that stands for all, and with which browsers send no credentials?
+    fn allows_any_origin(&self) -> bool {
+        // SAFETY: NULL, or compiled into the configuration.
+        let origins = unsafe { self.allowed_origins.as_ref() };
+        origins.is_some_and(|origins| origins.value.as_bytes() == b"*")
+    }
+
     /// May operators list channels and messages, and delete in bulk?
     pub fn admin_api(&self) -> bool {
         self.admin_api == 1
@@ -258,6 +283,8 @@ impl Location {
             (&mut self.store_messages, outer.store_messages, 0),
             (&mut self.info_on_publish, outer.info_on_publish, 1),
             (&mut self.admin_api, outer.admin_api, 0),
+            (&mut self.cors_credentials, outer.cors_credentials, 0),
+            (&mut self.refuse_softly, outer.refuse_softly, 0),
             (&mut self.batch_publish, outer.batch_publish, 0),
             (&mut self.statistics_channels, outer.statistics_channels, 0),
             (&mut self.batch_max_lines, outer.batch_max_lines, BATCH_MAX_LINES),
@@ -280,6 +307,9 @@ impl Location {
             unset::FILE,
             ptr::null_mut(),
         );
+        token::settle(&mut self.token_mode, outer.token_mode);
+        token::settle(&mut self.token_claims, outer.token_claims);
+        self.token.inherit(&outer.token);
         settle(&mut self.resume, outer.resume, unset::ENUM, 0);
         settle(&mut self.out_of_order, outer.out_of_order, unset::ENUM, unset::ENUM);
         self.eventsource_retry = self.eventsource_retry.or(outer.eventsource_retry);
@@ -436,6 +466,10 @@ impl Location {
             (
                 wildcard_limit.zip(wildcard_max).is_some_and(|(limit, max)| limit < max),
                 c"max number of wildcard channels cannot be smaller than value in push_stream_wildcard_channel_max_qtd.",
+            ),
+            (
+                self.cors_credentials() && self.allows_any_origin(),
+                c"push_stream_cors_credentials needs named origins in push_stream_allowed_origins.",
             ),
             (self.batch_max_lines == 0, c"push_stream_batch_max_lines cannot be zero."),
             (self.batch_max_line == 0, c"push_stream_batch_max_line cannot be zero."),
@@ -634,6 +668,12 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         dead_peer_timeout_ms: unset::MSEC,
         detach: unset::FLAG,
         log_disconnect: unset::FILE,
+        cors_credentials: unset::FLAG,
+        refuse_softly: unset::FLAG,
+        token_mode: unset::ENUM,
+        token_claims: unset::ENUM,
+        token: token::Written::default(),
+        gate: None,
         audience: None,
     };
     conf.place(location)
@@ -661,6 +701,16 @@ fn settle_level(conf: Conf<'_>, outer: &Location, inner: &mut Location, main: &m
     };
     if let Err(reason) = inner.check(role, main) {
         return refuse_here(conf, reason);
+    }
+    if role != Role::Statistics {
+        match inner.token.prepare(inner.token_mode, inner.token_claims, &main.tokens) {
+            Ok(gate) => inner.gate = gate,
+            Err(reason) => {
+                let location = location_name(conf);
+                ngx_conf_log_error!(NGX_LOG_ERR, conf.raw(), "push stream module: {reason}{location}");
+                return REPORTED;
+            }
+        }
     }
     if role == Role::Statistics {
         let wanted = given(inner.statistics_channels).unwrap_or(0);

@@ -17,6 +17,7 @@ use super::zone;
 use crate::delivery::{Audience, Format};
 use crate::ffi::directive::Conf;
 use crate::ffi::shared_memory;
+use crate::token::Tokens;
 
 /// `push_stream_on_full`.
 pub static mut ON_FULL: [ngx_conf_enum_t; 3] = [
@@ -73,6 +74,8 @@ pub struct Main {
     pub(super) statistics_channels: Rc<Cell<u32>>,
     /// The audiences of all subscriber locations.
     pub(super) audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
+    /// Access tokens: key files, and what was verified with them.
+    pub tokens: Rc<Tokens>,
 }
 
 /// Settings of the http block that requests and delivery need.
@@ -96,6 +99,8 @@ pub struct Settings {
     pub handover: bool,
     /// The audiences of all subscriber locations, in the order of the configuration; complete once all of it was read.
     pub audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
+    /// Those of [`Main`].
+    pub tokens: Rc<Tokens>,
 }
 
 pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
@@ -133,6 +138,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         padding_max: Rc::default(),
         statistics_channels: Rc::default(),
         audiences: Rc::default(),
+        tokens: Rc::default(),
     };
     conf.place(main)
 }
@@ -219,6 +225,7 @@ impl Main {
             drain_time_ms: given_ms(self.drain_time_ms).unwrap_or(0),
             handover: self.handover != 0,
             audiences: self.audiences.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 

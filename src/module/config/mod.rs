@@ -5,6 +5,7 @@
 //! * [`location`]: directives also allowed in servers, locations and `if` blocks: inheritance and checks.
 //! * [`setters`]: what nginx calls for directives that its own setters do not fit. [`values`]: what these share.
 //! * [`place`]: file and line for error messages.
+//! * [`token`], [`token_setters`]: directives about access tokens.
 //! * [`zone`]: the shared memory zone's life across reloads.
 
 mod ids;
@@ -13,6 +14,8 @@ mod main;
 mod padding;
 mod place;
 mod setters;
+mod token;
+mod token_setters;
 mod values;
 mod zone;
 
@@ -26,9 +29,11 @@ use ngx::ngx_string;
 pub use location::{Location, PublisherMode, Role, StatisticsFormat, SubscriberMode};
 pub use main::{Main, Settings};
 pub use padding::Padding;
+pub use token::{Carrier, Gate};
 pub use zone::forget_wake_fds;
 
 use crate::ffi::lookup;
+use crate::http;
 
 const MAIN: u32 = NGX_HTTP_MAIN_CONF;
 const SRV: u32 = NGX_HTTP_SRV_CONF;
@@ -85,7 +90,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 63] = [
+pub static mut COMMANDS: [ngx_command_t; 73] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -485,12 +490,82 @@ pub static mut COMMANDS: [ngx_command_t; 63] = [
         setters::set_log_disconnect,
         log_disconnect
     ),
+    location!(
+        "push_stream_cors_credentials",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        cors_credentials
+    ),
+    location!(
+        "push_stream_refuse_softly",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        refuse_softly
+    ),
+    with_post(
+        location!("push_stream_token", ALL_LEVELS, ONE, ngx_conf_set_enum_slot, token_mode),
+        &raw mut token::MODE as *mut c_void,
+    ),
+    location!(
+        "push_stream_token_from",
+        ALL_LEVELS,
+        NGX_CONF_1MORE,
+        setters::set_token_from,
+        token
+    ),
+    location!(
+        "push_stream_token_keys",
+        ALL_LEVELS,
+        NGX_CONF_TAKE123,
+        setters::set_token_keys,
+        token
+    ),
+    location!(
+        "push_stream_token_audience",
+        ALL_LEVELS,
+        NGX_CONF_1MORE,
+        setters::set_token_audience,
+        token
+    ),
+    location!(
+        "push_stream_token_leeway",
+        ALL_LEVELS,
+        ONE,
+        setters::set_token_leeway,
+        token
+    ),
+    with_post(
+        location!(
+            "push_stream_token_claims",
+            ALL_LEVELS,
+            ONE,
+            ngx_conf_set_enum_slot,
+            token_claims
+        ),
+        &raw mut token::CLAIMS as *mut c_void,
+    ),
+    location!(
+        "push_stream_token_revoked",
+        ALL_LEVELS,
+        ONE,
+        setters::set_token_revoked,
+        token
+    ),
+    location!(
+        "push_stream_token_ticket",
+        ALL_LEVELS,
+        ONE,
+        setters::set_token_ticket,
+        token
+    ),
     ngx_command_t::empty(),
 ];
 
 /// Callbacks that nginx calls while it reads the http block.
 pub static HTTP_MODULE: ngx_http_module_t = ngx_http_module_t {
-    preconfiguration: None,
+    preconfiguration: Some(http::token::add_variables),
     postconfiguration: None,
     create_main_conf: Some(main::create),
     init_main_conf: Some(main::init),

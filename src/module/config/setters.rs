@@ -13,13 +13,14 @@ use super::ids::Retry;
 use super::location::{Location, PublisherMode, Role, SubscriberMode};
 use super::main::{Main, main_of};
 use super::place::Place;
+use super::token_setters;
 use super::values::{REPORTED, refuse, unset, verdict, warn};
 use super::zone;
 use crate::ffi::directive::{Conf, Directive, parse_time};
 use crate::http;
 
 macro_rules! setters {
-    ($($name:ident($level:ty) = $set:ident;)*) => {$(
+    ($($name:ident($level:ty) = $set:path;)*) => {$(
         pub unsafe extern "C" fn $name(
             cf: *mut ngx_conf_t,
             command: *mut ngx_command_t,
@@ -45,6 +46,12 @@ setters! {
     set_id_choice(Location) = id_choice;
     set_retry(Location) = retry;
     set_log_disconnect(Location) = log_disconnect;
+    set_token_from(Location) = token_setters::from;
+    set_token_keys(Location) = token_setters::keys;
+    set_token_audience(Location) = token_setters::audience;
+    set_token_leeway(Location) = token_setters::leeway;
+    set_token_revoked(Location) = token_setters::revoked;
+    set_token_ticket(Location) = token_setters::ticket;
 }
 
 fn statistics(directive: Directive<'_, Location>) -> *mut c_char {

@@ -32,6 +32,8 @@ pub enum Reason {
     Failed,
     /// `push_stream_subscriber_connection_ttl`.
     Ttl,
+    /// Its access token has expired.
+    TokenExpired,
     ChannelDeleted,
     /// An operator dismissed all subscribers of a channel.
     Dismissed,
@@ -40,7 +42,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::ClientClosed,
         Reason::ClientClosing,
         Reason::Violation,
@@ -49,6 +51,7 @@ impl Reason {
         Reason::TooSlow,
         Reason::Failed,
         Reason::Ttl,
+        Reason::TokenExpired,
         Reason::ChannelDeleted,
         Reason::Dismissed,
         Reason::WorkerExit,
@@ -65,6 +68,7 @@ impl Reason {
             Reason::TooSlow => "too_slow",
             Reason::Failed => "write_failed",
             Reason::Ttl => "ttl",
+            Reason::TokenExpired => "token_expired",
             Reason::ChannelDeleted => "channel_deleted",
             Reason::Dismissed => "dismissed",
             Reason::WorkerExit => "worker_exit",
@@ -81,6 +85,7 @@ impl Reason {
             Reason::TooSlow => Counter::ClosedTooSlow,
             Reason::Failed => Counter::ClosedWriteFailed,
             Reason::Ttl => Counter::ClosedTtl,
+            Reason::TokenExpired => Counter::ClosedTokenExpired,
             Reason::ChannelDeleted => Counter::ClosedChannelDeleted,
             Reason::Dismissed => Counter::ClosedDismissed,
             Reason::WorkerExit => Counter::ClosedWorkerExit,

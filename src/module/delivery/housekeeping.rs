@@ -37,6 +37,10 @@ impl Delivery {
         if let Some(worker) = self.worker.as_ref().filter(|worker| worker.is_overlooked()) {
             worker.count(Counter::WakeupTimer, 1);
         }
+        let bad_files = self.settings.tokens.look_after_files(now.monotonic_ms);
+        if let Some(worker) = self.worker.as_ref().filter(|_| bad_files > 0) {
+            worker.count(Counter::TokenFileBad, bad_files);
+        }
         self.count();
         self.report(now);
         self.start_top_channels_walk(now);

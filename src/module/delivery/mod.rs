@@ -92,7 +92,9 @@ use local_counters::{LocalCounters, Reported};
 use perform::{advance, end, subscriber_event};
 use registry::Registry;
 use state::{Counters, Delivery, PROCESS, Shutdown};
-use subscriber::{NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS, Transit};
+use subscriber::{
+    EndDue, NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS, Transit,
+};
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
@@ -105,6 +107,14 @@ pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subscriber::{Kind, Reply, Rest};
 pub use top_channels::{TopChannel, Tops};
 pub use websocket::Socket;
+
+/// Time over which the ends of streams are spread whose tokens expire in the same second.
+const SPREAD_MS: u64 = 1000;
+
+fn random_below(bound: u64) -> u64 {
+    // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
+    unsafe { libc::rand() as u64 % bound }
+}
 
 /// Makes the socket for invitations to a handover, unless an earlier cycle did.
 pub fn prepare_handover(main: &Main) -> io::Result<()> {
@@ -234,6 +244,8 @@ pub struct Enlistment<'p> {
     pub message_min: u32,
     /// The ordered id after which the client wants to resume.
     pub asked: Option<OrderedId>,
+    /// Time until it ends with its access token.
+    pub ends_in_ms: Option<u64>,
 }
 
 /// Takes over a request: from now on it belongs to the delivery. Returns the handler's return value; None if there is
@@ -359,6 +371,9 @@ impl Delivery {
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
             Kind::Answer(_) => (None, None),
         };
+        // Tokens end at whole seconds: those of many readers would all end in one turn.
+        let token_ms = enlistment.ends_in_ms.filter(|_| !matches!(kind, Kind::Answer(_)));
+        let token_ms = token_ms.map(|in_ms| now_ms.saturating_add(in_ms).saturating_add(random_below(SPREAD_MS)));
         let style = Style {
             format: audience.format.clone(),
             framing: enlistment.direct.unwrap_or(Framing::Raw),
@@ -401,7 +416,7 @@ impl Delivery {
             send_queue: Default::default(),
             replay,
             ping_due_ms: ping.map_or(NEVER, |interval| now_ms + interval),
-            end_due_ms: ttl.map_or(NEVER, |ttl| now_ms + ttl),
+            end_due: EndDue::earlier(ttl.map(|ttl| now_ms + ttl), token_ms),
             ending: false,
             attach_reason,
             end_reason: None,
@@ -519,7 +534,7 @@ impl Delivery {
             return None;
         }
         subscriber.replay = None;
-        subscriber.end_due_ms = NEVER;
+        subscriber.end_due = EndDue::NEVER;
         subscriber.ping_due_ms = NEVER;
         subscriber.push_farewell();
         self.timer_wheel.remove(&mut self.registry.slab, id.index);

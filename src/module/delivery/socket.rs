@@ -3,13 +3,14 @@
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Terms};
+use push_stream_core::wire::eventsource;
 use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
 
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Framing, Piece};
 use super::perform::{advance, end, subscriber_event};
 use super::state::{Delivery, PROCESS};
-use super::subscriber::{Kind, NEVER, Subscriber, SubscriberId};
+use super::subscriber::{EndDue, Kind, NEVER, Subscriber, SubscriberId};
 use crate::ffi::connection::{Connection, Transfer};
 use crate::ffi::lookup;
 
@@ -21,6 +22,9 @@ const READS_PER_TURN: u32 = 16;
 
 /// A close frame without a reason, as in the C module.
 const CLOSE: &[u8] = &[0x88, 0x00];
+
+/// The close code of a client whose access token has expired.
+const TOKEN_EXPIRED: u16 = 3000;
 
 /// Reaction to the client's input.
 enum Reaction {
@@ -112,6 +116,7 @@ impl Delivery {
             return Reaction::Nothing;
         };
         socket.unanswered_since_ms = None;
+        let publishes = incoming.publish && !socket.muted;
         if subscriber.ending {
             // Ignore input after the close frame.
             return Reaction::Nothing;
@@ -124,7 +129,7 @@ impl Delivery {
         while let Some(received) = decoder.next(&mut bytes) {
             match received {
                 Ok(message @ (Received::Text(bytes) | Received::Binary(bytes))) => {
-                    if incoming.publish && !bytes.is_empty() {
+                    if publishes && !bytes.is_empty() {
                         let binary = matches!(message, Received::Binary(_));
                         self.publish(id, bytes, binary, incoming.terms);
                     }
@@ -173,7 +178,7 @@ impl Delivery {
     fn close(&mut self, id: SubscriberId, farewell: &[u8], reason: Reason) -> Reaction {
         if let Some(subscriber) = self.registry.slab.get(id) {
             subscriber.replay = None;
-            subscriber.end_due_ms = NEVER;
+            subscriber.end_due = EndDue::NEVER;
             subscriber.ping_due_ms = NEVER;
             subscriber.push_bytes(farewell);
             subscriber.ends(reason);
@@ -228,13 +233,31 @@ impl Subscriber {
             .push(Piece::whole(Frames::of_bytes(bytes, Framing::Raw)));
     }
 
+    /// Queues an event of an event stream that is not a message, behind what waits already.
+    pub fn push_event(&mut self, event: &[u8]) {
+        let event = Piece::whole(Frames::of_bytes(event, self.style.framing));
+        match &mut self.replay {
+            Some(replaying) => replaying.behind.push(event),
+            None => self.send_queue.push(event),
+        }
+    }
+
     /// Queues the footer and the end of the response or close frame; an attached subscriber's end is sent with its
     /// request.
     pub fn push_farewell(&mut self) {
         if self.ending {
             return;
         }
+        let expired = self.end_reason == Some(Reason::TokenExpired);
+        if expired && self.is_told_of_its_end() {
+            self.push_event(eventsource::EXPIRED);
+        }
         let farewell = match self.kind {
+            Kind::Socket(_) if expired => {
+                let mut farewell = self.audience.footer.clone();
+                websocket::push_close(TOKEN_EXPIRED, b"token expired", &mut farewell);
+                Frames::of_bytes(&farewell, Framing::Raw)
+            }
             Kind::Socket(_) => Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
             Kind::Stream if self.is_detached() => Frames::end_of_response(&self.audience.footer, self.style.framing),
             _ => return,

@@ -124,7 +124,7 @@ pub struct Subscriber {
     pub flight: Option<Box<Flight>>,
     pub kind: Kind,
     pub seats: SmallVec<[Seated; 2]>,
-    pub end_due_ms: u64,
+    pub end_due: EndDue,
     /// Its membership in its client's address if that is limited; else number 0, which no membership has.
     pub address: Membership,
     pub place: Place,
@@ -264,7 +264,12 @@ impl Subscriber {
 
     /// When the timer wheel must handle it next.
     pub fn next_due_ms(&self) -> u64 {
-        self.ping_due_ms.min(self.end_due_ms)
+        self.ping_due_ms.min(self.end_due.next_ms(self.is_told_of_its_end()))
+    }
+
+    /// Is it told some time before its token expires? Only in an event stream can that be no message.
+    pub fn is_told_of_its_end(&self) -> bool {
+        self.style.format.transport == Transport::EventSource && matches!(self.kind, Kind::Stream)
     }
 
     /// A message was delivered: the ping interval starts anew.
@@ -274,6 +279,84 @@ impl Subscriber {
         {
             self.ping_due_ms = now_ms + interval;
         }
+    }
+}
+
+/// When a subscriber ends, and why then: one word, of which the lowest two bits are the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndDue(u64);
+
+/// Why a subscriber ends at a given time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndCause {
+    /// `push_stream_subscriber_connection_ttl`, or that of long polls.
+    Ttl,
+    /// The end of its access token.
+    Token,
+    /// The same, and the subscriber was told.
+    TokenTold,
+}
+
+/// Time before its end at which a subscriber is told that its token expires.
+const TOLD_BEFORE_MS: u64 = 30_000;
+
+impl EndDue {
+    pub const NEVER: EndDue = EndDue(NEVER);
+
+    pub fn new(at_ms: u64, cause: EndCause) -> EndDue {
+        // Beyond this lie hundreds of millions of years.
+        EndDue(at_ms.min(NEVER >> 3) << 2 | cause as u64)
+    }
+
+    /// The earlier of two; None = never.
+    pub fn earlier(ttl_ms: Option<u64>, token_ms: Option<u64>) -> EndDue {
+        match (ttl_ms, token_ms) {
+            (None, None) => EndDue::NEVER,
+            (Some(ttl_ms), None) => EndDue::new(ttl_ms, EndCause::Ttl),
+            (Some(ttl_ms), Some(token_ms)) if ttl_ms <= token_ms => EndDue::new(ttl_ms, EndCause::Ttl),
+            (_, Some(token_ms)) => EndDue::new(token_ms, EndCause::Token),
+        }
+    }
+
+    /// [`NEVER`] if there is no end.
+    pub fn at_ms(self) -> u64 {
+        if self == EndDue::NEVER { NEVER } else { self.0 >> 2 }
+    }
+
+    pub fn cause(self) -> EndCause {
+        match self.0 & 3 {
+            1 => EndCause::Token,
+            2 => EndCause::TokenTold,
+            _ => EndCause::Ttl,
+        }
+    }
+
+    /// When there is something to do: the end, or a word about it before.
+    fn next_ms(self, is_told: bool) -> u64 {
+        if is_told && self.cause() == EndCause::Token {
+            return self.at_ms().saturating_sub(TOLD_BEFORE_MS);
+        }
+        self.at_ms()
+    }
+
+    /// Is it time to tell the subscriber?
+    pub fn is_to_tell(self, is_told: bool, now_ms: u64) -> bool {
+        is_told && self.cause() == EndCause::Token && self.next_ms(is_told) <= now_ms
+    }
+
+    /// The same after the subscriber was told.
+    pub fn told(self) -> EndDue {
+        EndDue::new(self.at_ms(), EndCause::TokenTold)
+    }
+
+    /// For another worker.
+    pub fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// As another worker had it.
+    pub fn from_word(word: u64) -> EndDue {
+        EndDue(word)
     }
 }
 

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use push_stream_core::store::Now;
+use push_stream_core::wire::eventsource;
 
 use super::action::{Action, Delivered};
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Piece, Style};
 use super::state::Delivery;
-use super::subscriber::{Kind, NEVER, Subscriber};
+use super::subscriber::{EndCause, Kind, NEVER, Subscriber};
 use super::timer_wheel;
 
 /// Pings and ends per slice, before other events get their turn.
@@ -46,9 +47,19 @@ impl Delivery {
             let Some((id, subscriber)) = self.registry.slab.named(index) else {
                 continue;
             };
-            if subscriber.end_due_ms <= now_ms {
-                actions.extend(self.begin_end(id, Reason::Ttl));
+            if subscriber.end_due.at_ms() <= now_ms {
+                let reason = match subscriber.end_due.cause() {
+                    EndCause::Ttl => Reason::Ttl,
+                    EndCause::Token | EndCause::TokenTold => Reason::TokenExpired,
+                };
+                actions.extend(self.begin_end(id, reason));
                 continue;
+            }
+            if subscriber.end_due.is_to_tell(subscriber.is_told_of_its_end(), now_ms) {
+                let left_ms = subscriber.end_due.at_ms() - now_ms;
+                subscriber.end_due = subscriber.end_due.told();
+                subscriber.push_event(&eventsource::token_notice(left_ms.div_ceil(1000)));
+                actions.push(Action::Advance(id));
             }
             if subscriber.ping_due_ms <= now_ms {
                 // Count from the due time, or the slots' rounding would add up.

@@ -10,11 +10,14 @@ pub struct Socket {
     pub decoder: Option<Box<Decoder>>,
     /// When the oldest ping was sent that no input followed.
     pub unanswered_since_ms: Option<u64>,
+    /// Its access token does not grant publishing, so that its messages are dropped.
+    pub muted: bool,
 }
 
 impl Socket {
-    pub fn new(opening: Vec<u8>) -> Socket {
+    pub fn new(opening: Vec<u8>, muted: bool) -> Socket {
         Socket {
+            muted,
             opening,
             decoder: None,
             unanswered_since_ms: None,
@@ -22,10 +25,10 @@ impl Socket {
     }
 
     /// A socket whose handshake another worker has answered.
-    pub fn taken_over(unanswered_since_ms: Option<u64>) -> Socket {
+    pub fn taken_over(unanswered_since_ms: Option<u64>, muted: bool) -> Socket {
         Socket {
             unanswered_since_ms,
-            ..Socket::new(Vec::new())
+            ..Socket::new(Vec::new(), muted)
         }
     }
 

@@ -185,6 +185,38 @@ impl<'c, T> Directive<'c, T> {
         // SAFETY: the cycle is being made, and the name lives as long as it.
         unsafe { ngx_conf_open_file((*self.cf).cycle, &mut name) }
     }
+
+    /// Compiles a word with variables; None if that was refused and logged.
+    pub fn compile(&self, word: &ngx_str_t) -> Option<*mut ngx_http_complex_value_t> {
+        let mut text = *word;
+        // SAFETY: the directive is being read; the value and its parts are in the configuration's pool.
+        unsafe {
+            let size = size_of::<ngx_http_complex_value_t>();
+            let value = ngx_pcalloc((*self.cf).pool, size).cast::<ngx_http_complex_value_t>();
+            if value.is_null() {
+                return None;
+            }
+            let mut compilation: ngx_http_compile_complex_value_t = std::mem::zeroed();
+            (compilation.cf, compilation.value, compilation.complex_value) = (self.cf, &raw mut text, value);
+            (ngx_http_compile_complex_value(&raw mut compilation) == NGX_OK as ngx_int_t).then_some(value)
+        }
+    }
+
+    /// A file's name, relative to the directory that `nginx.conf` is in. None if there is no memory.
+    pub fn full_name(&self, word: &ngx_str_t) -> Option<Box<[u8]>> {
+        let mut name = *word;
+        // SAFETY: the cycle is being made.
+        let code = unsafe { ngx_conf_full_name((*self.cf).cycle, &raw mut name, 1) };
+        (code == NGX_OK as ngx_int_t).then(|| name.as_bytes().into())
+    }
+}
+
+/// A time in seconds as nginx writes it; None if it is none.
+pub fn parse_seconds(word: &ngx_str_t) -> Option<u64> {
+    let mut word = *word;
+    // SAFETY: `word` is a valid string.
+    let time = unsafe { ngx_parse_time(&mut word, 1) };
+    u64::try_from(time).ok()
 }
 
 /// A time in milliseconds as nginx writes it; None if it is none.

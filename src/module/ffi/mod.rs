@@ -14,3 +14,4 @@ pub mod release;
 pub mod request;
 pub mod shared_memory;
 pub mod stream;
+pub mod variable;

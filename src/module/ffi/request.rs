@@ -496,7 +496,9 @@ pub struct HeaderName {
 
 impl HeaderName {
     pub const ACCEPT: HeaderName = HeaderName::new("Accept");
+    pub const AUTHORIZATION: HeaderName = HeaderName::new("Authorization");
     pub const CONNECTION: HeaderName = HeaderName::new("Connection");
+    pub const COOKIE: HeaderName = HeaderName::new("Cookie");
     /// Sent in the answer to OPTIONS if the request has it: when the zone was made, in milliseconds of Unix time.
     pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
     pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
@@ -507,6 +509,7 @@ impl HeaderName {
     pub const IF_NONE_MATCH: HeaderName = HeaderName::new("If-None-Match");
     pub const LAST_EVENT_ID: HeaderName = HeaderName::new("Last-Event-Id");
     pub const MODE: HeaderName = HeaderName::new("X-Nginx-PushStream-Mode");
+    pub const ORIGIN: HeaderName = HeaderName::new("Origin");
     pub const PREFER: HeaderName = HeaderName::new("Prefer");
     pub const UPGRADE: HeaderName = HeaderName::new("Upgrade");
     pub const USER_AGENT: HeaderName = HeaderName::new("User-Agent");

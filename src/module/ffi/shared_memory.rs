@@ -1,7 +1,9 @@
-//! Shared memory: nginx's slab pools, which hold a zone each, and eventfds.
+//! Shared memory: nginx's slab pools, which hold a zone each, eventfds, and plain words.
 
 use std::ffi::c_void;
 use std::io;
+use std::ptr;
+use std::sync::atomic::AtomicU64;
 
 use ngx::ffi::*;
 use push_stream_core::store::{Now, Zone};
@@ -95,4 +97,25 @@ pub fn eventfd() -> io::Result<i32> {
     } else {
         Ok(fd)
     }
+}
+
+/// So many words, all zero, as long as any process lives. None if there is no memory.
+pub fn words(count: usize) -> Option<&'static [AtomicU64]> {
+    let len = count.checked_mul(size_of::<AtomicU64>())?;
+    // SAFETY: a new mapping touches nothing that exists.
+    let address = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: the mapping has that many aligned words, is zero, is never unmapped, and is used as atomics only.
+    Some(unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), count) })
 }

@@ -5,7 +5,8 @@ use ngx::ngx_log_error;
 use push_stream_core::store::Now;
 
 use super::denial::Denial;
-use super::request::Request;
+use super::request::{HeaderName, Request};
+use super::token;
 use crate::config::Role;
 use crate::ffi::cell::ProcessCell;
 use crate::ffi::panic_guard;
@@ -20,7 +21,8 @@ pub fn add_cache_headers(r: Request<'_>) -> Result<(), Denial> {
     Ok(r.set_cache_control("no-cache, no-store, must-revalidate")?)
 }
 
-/// Adds the CORS headers of `push_stream_allowed_origins`, if it has a value.
+/// Adds the CORS headers of `push_stream_allowed_origins`, if it has a value. Of several origins it names the one that
+/// asks.
 pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Denial> {
     let Some(origins) = r
         .value(r.location().allowed_origins)?
@@ -28,12 +30,29 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
     else {
         return Ok(());
     };
-    r.add_header("Access-Control-Allow-Origin", &origins)?;
+    let mut several = origins
+        .split(|byte| matches!(byte, b',' | b' ' | b'\t'))
+        .filter(|origin| !origin.is_empty());
+    let origin = if several.clone().nth(1).is_none() {
+        &origins[..]
+    } else {
+        r.add_header("Vary", b"Origin")?;
+        let asking = r.header(&HeaderName::ORIGIN);
+        match several.find(|origin| Some(*origin) == asking) {
+            Some(origin) => origin,
+            None => return Ok(()),
+        }
+    };
+    r.add_header("Access-Control-Allow-Origin", origin)?;
     r.add_header("Access-Control-Allow-Methods", methods.as_bytes())?;
-    r.add_header(
-        "Access-Control-Allow-Headers",
-        b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
-    )?;
+    if r.location().cors_credentials() && origin != b"*" {
+        r.add_header("Access-Control-Allow-Credentials", b"true")?;
+    }
+    let headers: &[u8] = match r.location().gate {
+        Some(_) => b"Authorization,If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
+        None => b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
+    };
+    r.add_header("Access-Control-Allow-Headers", headers)?;
     if r.location().tells_ids() {
         r.add_header(
             "Access-Control-Expose-Headers",
@@ -104,6 +123,10 @@ fn refuse(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
         Denial::Method(allowed) => r.add_header("Allow", allowed.as_bytes())?,
         Denial::HandshakeVersion => r.add_header("Sec-WebSocket-Version", b"8, 13")?,
         Denial::NothingToEvict => r.add_header("Retry-After", RETRY_AFTER)?,
+        Denial::Token(_) | Denial::NotGranted => {
+            let challenge = token::challenge(denial).unwrap_or(b"Bearer");
+            r.add_header("WWW-Authenticate", challenge)?;
+        }
         _ => {}
     }
     if is_for_nginx(r, denial) {

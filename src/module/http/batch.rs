@@ -13,6 +13,7 @@ use super::body::Body;
 use super::channels;
 use super::denial::Denial;
 use super::request::{HeaderName, Request};
+use super::token::{self, Pass, Right};
 use crate::config::Settings;
 use crate::delivery;
 
@@ -65,9 +66,11 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         ..Report::default()
     };
     let settings = r.settings()?;
+    let pass = token::admit(r)?;
     let now = Now::read();
     delivery::with_store(|worker| {
         let mut batch = Batch {
+            pass: &pass,
             series: worker.publishing(),
             settings,
             terms: r.location().terms(),
@@ -95,6 +98,7 @@ pub fn publish(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 
 /// A batch in progress.
 struct Batch<'a> {
+    pass: &'a Pass,
     series: Publishing<'a>,
     settings: &'a Settings,
     /// The location's terms; a line may override whether its message is stored.
@@ -145,6 +149,9 @@ impl Batch<'_> {
             channels::check_length(id.as_bytes(), self.settings).map_err(Refused::Denied)?;
             if self.settings.limits.is_events(id.as_bytes()) {
                 return Err(Refused::Denied(Denial::ToEventsChannel));
+            }
+            if !self.pass.allows(Right::Publish, id.as_bytes()) {
+                return Err(Refused::Denied(Denial::NotGranted));
             }
         }
         if line.body.is_empty() {

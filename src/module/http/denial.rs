@@ -2,6 +2,7 @@
 
 use ngx::ffi::*;
 use push_stream_core::store::{Counter, Refusal};
+use push_stream_core::token::Rejection;
 
 /// A refusal of this module: a header-only answer, unless nginx itself refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,10 @@ pub enum Denial {
     Unavailable,
     /// A subrequest for a stream or a wait: its main request would wait with it.
     Subrequest,
+    /// No valid access token.
+    Token(Rejection),
+    /// The access token does not grant the channels.
+    NotGranted,
     /// No memory, or a failure below; with the text for the error log.
     Internal(&'static str),
     /// An answer that nginx makes itself, with its own page.
@@ -67,7 +72,9 @@ impl Denial {
             | Denial::NoHandshake
             | Denial::Handshake(_)
             | Denial::HandshakeVersion => NGX_HTTP_BAD_REQUEST,
-            Denial::ReservedChannelId
+            Denial::Token(_) => NGX_HTTP_UNAUTHORIZED,
+            Denial::NotGranted
+            | Denial::ReservedChannelId
             | Denial::TooManyWildcardChannels
             | Denial::TooManySubscribers
             | Denial::TooManyFromAddress
@@ -117,8 +124,31 @@ impl Denial {
             Denial::UnknownChannel => "Channel does not exist.",
             Denial::Method(_) => "Method is not allowed.",
             Denial::Subrequest => "Subrequests cannot wait for messages.",
+            Denial::Token(rejection) => rejection.explain(),
+            Denial::NotGranted => "Token does not grant the channels.",
             Denial::Internal(_) => "Internal error, see the error log.",
             Denial::Nginx(_) => return None,
+        })
+    }
+}
+
+impl Denial {
+    /// The reason in one word, if a browser that is refused for it may come back later: for want of a valid token, or for
+    /// a limit of this module.
+    pub fn passing_reason(self) -> Option<&'static str> {
+        Some(match self {
+            Denial::Token(rejection) => rejection.name(),
+            Denial::NotGranted => "insufficient_scope",
+            Denial::ReservedChannelId => "reserved_channel_id",
+            Denial::TooManyWildcardChannels => "too_many_wildcard_channels",
+            Denial::TooManySubscribers => "too_many_subscribers",
+            Denial::TooManyFromAddress => "too_many_from_address",
+            Denial::MayNotCreate => "unknown_channel",
+            Denial::TooManyChannels => "too_many_channels",
+            Denial::FromEventsChannel => "events_channel",
+            Denial::NothingToEvict => "zone_full",
+            Denial::Unavailable => "unavailable",
+            _ => return None,
         })
     }
 }
@@ -131,7 +161,8 @@ impl Denial {
             Denial::ZoneFull | Denial::NothingToEvict => Some(Counter::RefusedFull),
             Denial::TooManyChannels => Some(Counter::RefusedLimit),
             Denial::OutOfOrder => Some(Counter::RefusedOutOfOrder),
-            Denial::ToEventsChannel => Some(Counter::RefusedForbidden),
+            Denial::ToEventsChannel | Denial::NotGranted => Some(Counter::RefusedForbidden),
+            Denial::Token(_) => Some(Counter::RefusedUnauthorized),
             Denial::NoChannelId
             | Denial::ReservedChannelId
             | Denial::ChannelIdTooLong
@@ -152,7 +183,8 @@ impl Denial {
             | Denial::TooManySubscribers
             | Denial::TooManyFromAddress
             | Denial::TooManyChannels => Some(Counter::SubscriberLimit),
-            Denial::ReservedChannelId | Denial::MayNotCreate | Denial::FromEventsChannel => {
+            Denial::Token(_) => Some(Counter::SubscriberUnauthorized),
+            Denial::ReservedChannelId | Denial::MayNotCreate | Denial::FromEventsChannel | Denial::NotGranted => {
                 Some(Counter::SubscriberForbidden)
             }
             Denial::ZoneFull | Denial::NothingToEvict => Some(Counter::SubscriberFull),

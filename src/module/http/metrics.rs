@@ -7,19 +7,21 @@ use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 use crate::delivery::{Reason, TopChannel, Tops};
 
 /// Labels and counters of refused messages.
-const REFUSALS: [(&[u8], Counter); 6] = [
+const REFUSALS: [(&[u8], Counter); 7] = [
     (b"full", Counter::RefusedFull),
     (b"limit", Counter::RefusedLimit),
     (b"invalid", Counter::RefusedInvalid),
     (b"forbidden", Counter::RefusedForbidden),
+    (b"unauthorized", Counter::RefusedUnauthorized),
     (b"out_of_order", Counter::RefusedOutOfOrder),
     (b"dependency", Counter::RefusedDependency),
 ];
 
 /// Labels and counters of refused subscriptions.
-const REFUSED_SUBSCRIBERS: [(&[u8], Counter); 5] = [
+const REFUSED_SUBSCRIBERS: [(&[u8], Counter); 6] = [
     (b"limit", Counter::SubscriberLimit),
     (b"forbidden", Counter::SubscriberForbidden),
+    (b"unauthorized", Counter::SubscriberUnauthorized),
     (b"invalid", Counter::SubscriberInvalid),
     (b"full", Counter::SubscriberFull),
     (b"unavailable", Counter::SubscriberUnavailable),
@@ -161,6 +163,13 @@ fn readers(writer: &mut Writer, summary: &Summary) {
         "reason",
         &Reason::ALL.map(|reason| (reason.name().as_bytes(), counts.get(reason.counter()))),
     );
+    writer
+        .family(
+            "push_stream_token_files_refused",
+            Kind::Counter,
+            "Times that a changed file of keys or revocations could not be read, so that its former content stayed.",
+        )
+        .sample(&[], counts.get(Counter::TokenFileBad));
     writer
         .family(
             "push_stream_gap_notices",

@@ -9,6 +9,7 @@
 //! * [`pieces`]: long answers, sent piece by piece.
 //! * [`denial`]: reasons for refusal, each with status and explain text.
 //! * [`answer`]: headers and simple answers that all roles share.
+//! * [`token`]: who may do what, by access tokens, and variables about them.
 //! * [`request`]: this module's view of nginx's request.
 
 pub mod answer;
@@ -23,6 +24,7 @@ mod publisher;
 pub mod request;
 mod statistics;
 pub mod subscriber;
+pub mod token;
 
 use ngx::ffi::{ngx_http_request_t, ngx_int_t};
 

@@ -11,6 +11,7 @@ use super::channels::{self, Path};
 use super::denial::Denial;
 use super::pieces::{self, Source};
 use super::request::Request;
+use super::token::{Pass, Right};
 use crate::delivery;
 
 /// Channels per page by default.
@@ -39,7 +40,7 @@ struct Arguments {
 }
 
 /// Handles an operator's request; None if it is any other.
-pub fn respond(r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
+pub fn respond(r: Request<'_>, pass: &Pass) -> Result<Option<ngx_int_t>, Denial> {
     if !r.location().admin_api() {
         return Ok(None);
     }
@@ -47,20 +48,21 @@ pub fn respond(r: Request<'_>) -> Result<Option<ngx_int_t>, Denial> {
         NGX_HTTP_GET => {
             let arguments = Arguments::of(r)?;
             if arguments.list {
-                return list_channels(r, &arguments).map(Some);
+                return list_channels(r, pass, &arguments).map(Some);
             }
             if arguments.messages {
-                return list_messages(r, &arguments).map(Some);
+                return list_messages(r, pass, &arguments).map(Some);
             }
             Ok(None)
         }
         NGX_HTTP_DELETE => {
             let arguments = Arguments::of(r)?;
-            if arguments.prefix.is_some() {
+            if let Some(prefix) = &arguments.prefix {
+                pass.check_all_from(Right::Publish, prefix)?;
                 return Ok(Some(r.read_body(delete_body)?));
             }
             if arguments.only.is_some() {
-                return dismiss(r, &arguments).map(Some);
+                return dismiss(r, pass, &arguments).map(Some);
             }
             Ok(None)
         }
@@ -100,8 +102,9 @@ fn number(text: &[u8]) -> Result<u64, Denial> {
 const UNKNOWN_AFTER: Denial = Denial::Argument("Argument after names nothing.");
 
 /// GET `?list&prefix=&after=&limit=`
-fn list_channels(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
+fn list_channels(r: Request<'_>, pass: &Pass, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
     let prefix = arguments.prefix.clone().unwrap_or_default();
+    pass.check_all_from(Right::Publish, &prefix)?;
     let mut listing = match &arguments.after {
         None => Listing::default(),
         Some(after) => Listing::after(landmark(after)?),
@@ -144,8 +147,9 @@ fn landmark(after: &[u8]) -> Result<Landmark, Denial> {
 }
 
 /// GET `?messages&after=&limit=`
-fn list_messages(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
+fn list_messages(r: Request<'_>, pass: &Pass, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
+    pass.check(Right::Publish, &path)?;
     path.judge(|id| channels::check_id(id, settings), |_| Ok(()))?;
     let [id] = path.ids()[..] else {
         return Err(Denial::Argument("Exactly one channel id is needed."));
@@ -247,11 +251,12 @@ fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
 }
 
 /// DELETE `?only=subscribers`
-fn dismiss(r: Request<'_>, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
+fn dismiss(r: Request<'_>, pass: &Pass, arguments: &Arguments) -> Result<ngx_int_t, Denial> {
     if arguments.only.as_deref() != Some(b"subscribers") {
         return Err(Denial::Argument("Argument only must be subscribers."));
     }
     let path = channels::changeable_path(r)?;
+    pass.check(Right::Publish, &path)?;
     let had = delivery::with_store(|worker| worker.dismiss(&path.ids(), Now::read())).ok_or(Denial::Unavailable)??;
     if had.is_empty() {
         return Err(Denial::UnknownChannel);

@@ -12,6 +12,7 @@ use super::channels::{self, Path};
 use super::denial::{Denial, NO_MEMORY};
 use super::operators;
 use super::request::{HeaderName, Request};
+use super::token::{self, Pass, Right};
 use crate::config::{PublisherMode, Role};
 use crate::delivery;
 use crate::ffi::{lookup, pool};
@@ -30,38 +31,47 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     };
     answer::add_cors_headers(r, methods)?;
     answer::add_cache_headers(r)?;
-    if let Some(answered) = operators::respond(r)? {
+    if r.method() == NGX_HTTP_OPTIONS {
+        // Browsers ask this without a token, before they send a request with one.
+        return tell_options(r);
+    }
+    let pass = token::admit(r).inspect_err(count_refusal)?;
+    if let Some(answered) = operators::respond(r, &pass)? {
         return Ok(answered);
     }
     match r.method() {
-        NGX_HTTP_OPTIONS => {
-            if r.location().batch().is_some() {
-                r.add_header("Accept-Post", CONTENT_TYPE.as_bytes())?;
-            }
-            if r.header(&HeaderName::EPOCH).is_some() {
-                tell_epoch(r)?;
-                if r.location().terms().idempotent {
-                    r.add_header(HeaderName::IDEMPOTENT.text(), b"on")?;
-                }
-            }
-            answer::header_only(r, NGX_HTTP_OK)
-        }
         NGX_HTTP_GET => {
             let path = known_path(r)?;
+            pass.check(Right::Publish, &path)?;
             report(r, &path)
         }
         NGX_HTTP_POST if batch::is_batch(r) => Ok(r.read_body(publish_lines)?),
         NGX_HTTP_POST | NGX_HTTP_PUT => {
-            let path = publishable_path(r).inspect_err(count_refusal)?;
+            let path = publishable_path(r, &pass).inspect_err(count_refusal)?;
             check_fields(r).inspect_err(count_refusal)?;
             read_body(r, path, publish_body)
         }
         NGX_HTTP_DELETE if admin => {
             let path = channels::changeable_path(r)?;
+            pass.check(Right::Publish, &path)?;
             read_body(r, path, delete_body)
         }
         _ => Err(Denial::Method(methods)),
     }
+}
+
+/// OPTIONS: what the location accepts.
+fn tell_options(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    if r.location().batch().is_some() {
+        r.add_header("Accept-Post", CONTENT_TYPE.as_bytes())?;
+    }
+    if r.header(&HeaderName::EPOCH).is_some() {
+        tell_epoch(r)?;
+        if r.location().terms().idempotent {
+            r.add_header(HeaderName::IDEMPOTENT.text(), b"on")?;
+        }
+    }
+    answer::header_only(r, NGX_HTTP_OK)
 }
 
 /// Adds the zone's epoch: a client that filled the zone can tell whether it is still the same.
@@ -79,8 +89,9 @@ fn known_path(r: Request<'_>) -> Result<Path, Denial> {
 }
 
 /// A path whose channels exist or may be created.
-fn publishable_path(r: Request<'_>) -> Result<Path, Denial> {
+fn publishable_path(r: Request<'_>, pass: &Pass) -> Result<Path, Denial> {
     let (path, settings) = (Path::of(r)?, r.settings()?);
+    pass.check(Right::Publish, &path)?;
     let may_exist = |count| {
         let ids = path.ids();
         let checked = delivery::with_store(|worker| worker.check_channels(&ids[..count]));

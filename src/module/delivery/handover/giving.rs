@@ -252,9 +252,9 @@ impl Delivery {
                 .collect();
             let location = audiences.iter().position(|known| std::rc::Rc::ptr_eq(known, &audience));
             let address = subscriber.share_of_address();
-            let unanswered_since_ms = match &subscriber.kind {
-                Kind::Socket(socket) => socket.unanswered_since_ms(),
-                _ => None,
+            let (unanswered_since_ms, muted) = match &subscriber.kind {
+                Kind::Socket(socket) => (socket.unanswered_since_ms(), socket.muted),
+                _ => (None, false),
             };
             let due = |due_ms: u64| (due_ms != NEVER).then_some(due_ms);
             let mut described = wire::Subscriber {
@@ -265,8 +265,9 @@ impl Delivery {
                 channels,
                 address: None,
                 ping_due_ms: due(subscriber.ping_due_ms),
-                end_due_ms: due(subscriber.end_due_ms),
+                end_due: subscriber.end_due.to_word(),
                 unanswered_since_ms,
+                muted,
                 disconnect_record: subscriber
                     .disconnect_record
                     .as_ref()

@@ -19,7 +19,9 @@ use crate::delivery::ending::Ending;
 use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::profile::Audience;
 use crate::delivery::state::{Delivery, PROCESS};
-use crate::delivery::subscriber::{Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
+use crate::delivery::subscriber::{
+    EndDue, Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit,
+};
 use crate::delivery::websocket::Socket;
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::panic_guard;
@@ -215,7 +217,7 @@ impl Delivery {
     ) -> Option<(SubscriberId, u64)> {
         let format = audience.format.clone();
         let kind = match offered.mode.as_str() {
-            "websocket" => Kind::Socket(Box::new(Socket::taken_over(offered.unanswered_since_ms))),
+            "websocket" => Kind::Socket(Box::new(Socket::taken_over(offered.unanswered_since_ms, offered.muted))),
             _ => Kind::Stream,
         };
         if !audience.detach || offered.channels.is_empty() {
@@ -256,7 +258,7 @@ impl Delivery {
             send_queue: Default::default(),
             replay: None,
             ping_due_ms,
-            end_due_ms: offered.end_due_ms.unwrap_or(NEVER),
+            end_due: EndDue::from_word(offered.end_due),
             ending: false,
             end_reason: None,
             attach_reason: None,

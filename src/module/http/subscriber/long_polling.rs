@@ -47,6 +47,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         direct: Err(None),
         message_min: 0,
         asked: candidate.resume.asked(),
+        ends_in_ms: candidate.pass.ends_in_ms(),
     };
     delivery::enlist(candidate.r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }

@@ -21,12 +21,32 @@ use super::answer;
 use super::channels::{self, Path};
 use super::denial::Denial;
 use super::request::{HeaderName, Request};
+use super::token::{self, Pass, Right};
 use crate::config::{Role, Settings, SubscriberMode};
 use crate::delivery::{self, Audience, Seat, Transport};
 
 /// Handles one request.
 pub fn handle(r: Request<'_>) -> ngx_int_t {
-    answer::conclude(r, respond(r).inspect_err(count_refusal))
+    let result = respond(r).inspect_err(count_refusal);
+    answer::conclude(r, result.or_else(|denial| soften(r, denial)))
+}
+
+/// `push_stream_refuse_softly`: an answer after which an EventSource comes back, for it gives up for ever on any other
+/// status than 200.
+fn soften(r: Request<'_>, denial: Denial) -> Result<ngx_int_t, Denial> {
+    let eventsource = mode(r) == SubscriberMode::EventSource;
+    let Some(reason) = denial
+        .passing_reason()
+        .filter(|_| eventsource && r.location().refuses_softly() && !r.is_head_sent())
+    else {
+        return Err(denial);
+    };
+    answer::log(r, denial);
+    if let Some(explain) = denial.explain() {
+        r.add_header("X-Nginx-PushStream-Explain", explain.as_bytes())?;
+    }
+    let body = eventsource_wire::refusal(denial.status(), reason);
+    answer::with_body(r, "text/event-stream; charset=utf-8", body)
 }
 
 /// Counts a refused subscription, for the statistics and the error log.
@@ -37,10 +57,19 @@ fn count_refusal(denial: &Denial) {
 }
 
 fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+    if token::is_about_tickets(r) {
+        answer::add_cors_headers(r, "GET, POST")?;
+        answer::add_cache_headers(r)?;
+        return match r.method() {
+            NGX_HTTP_OPTIONS => answer::header_only(r, NGX_HTTP_OK),
+            _ => token::issue_ticket(r),
+        };
+    }
     if r.location().role == Some(Role::Subscriber(SubscriberMode::WebSocket)) {
         return websocket::respond(r);
     }
-    answer::add_cors_headers(r, "GET")?;
+    let tickets = r.location().gate.as_ref().is_some_and(|gate| gate.tickets.is_some());
+    answer::add_cors_headers(r, if tickets { "GET, POST" } else { "GET" })?;
     if r.method() == NGX_HTTP_OPTIONS {
         return answer::header_only(r, NGX_HTTP_OK);
     }
@@ -87,12 +116,15 @@ struct Candidate<'r> {
     audience: &'r Rc<Audience>,
     path: Path,
     resume: Resume,
+    pass: Pass,
 }
 
 impl<'r> Candidate<'r> {
     fn of(r: Request<'r>) -> Result<Candidate<'r>, Denial> {
         let settings = r.settings()?;
         let path = Path::of(r)?;
+        let pass = token::admit(r)?;
+        pass.check(Right::Subscribe, &path)?;
         let candidate = Candidate {
             r,
             settings,
@@ -103,6 +135,7 @@ impl<'r> Candidate<'r> {
                 .ok_or(Denial::Internal("a subscriber location without its settings"))?,
             path,
             resume: Resume::of(r)?,
+            pass,
         };
         candidate.check()?;
         Ok(candidate)

@@ -128,6 +128,7 @@ pub fn send_stored(
         direct: Err(None),
         message_min: 0,
         asked: candidate.resume.asked(),
+        ends_in_ms: candidate.pass.ends_in_ms(),
     };
     delivery::enlist(r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }

@@ -54,6 +54,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             direct: direct.map_err(Some),
             message_min: padding.map_or(0, |padding| padding.message_min),
             asked: candidate.resume.asked(),
+            ends_in_ms: candidate.pass.ends_in_ms(),
         },
     )
     .ok_or(NOT_ENLISTED)

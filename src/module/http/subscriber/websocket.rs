@@ -9,6 +9,7 @@ use crate::delivery::{self, Enlistment, Framing, Kind, Seat, Socket};
 use crate::http::answer;
 use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::{HeaderName, Request};
+use crate::http::token::Right;
 
 /// Close code of a refusal (RFC 6455 §7.4.1: policy violation).
 const REFUSED: u16 = 1008;
@@ -113,6 +114,7 @@ impl Admitted<'_> {
         opening.extend_from_slice(&candidate.audience.header);
         opening.extend(candidate.introduction(&joined).concat());
         let r = candidate.r;
+        let muted = candidate.pass.check(Right::Publish, &candidate.path).is_err();
         r.head_is_sent(NGX_HTTP_SWITCHING_PROTOCOLS);
         delivery::enlist(
             r.raw(),
@@ -121,10 +123,11 @@ impl Admitted<'_> {
                 ids: candidate.path.ids(),
                 joined,
                 seat,
-                kind: Kind::Socket(Box::new(Socket::new(opening))),
+                kind: Kind::Socket(Box::new(Socket::new(opening, muted))),
                 direct: Ok(Framing::Raw),
                 message_min: 0,
                 asked: candidate.resume.asked(),
+                ends_in_ms: candidate.pass.ends_in_ms(),
             },
         )
         .ok_or(NOT_ENLISTED)
