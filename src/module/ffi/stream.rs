@@ -80,6 +80,9 @@ mod stub {
 
     fn frames_pool(log: *mut ngx_log_t) -> *mut ngx_pool_t {
         if let Some(spare) = SPARE.with_borrow_mut(Vec::pop) {
+            // It may have outlived the log that it was made with.
+            // SAFETY: made here.
+            unsafe { (*spare).log = log };
             return spare;
         }
         // SAFETY: the size is larger than a pool's head.
@@ -99,8 +102,6 @@ mod stub {
             }
             (*pool).d.last = pool.cast::<u8>().add(size_of::<ngx_pool_t>());
             (*pool).chain = ptr::null_mut();
-            // It may outlive the log that it was made with.
-            (*pool).log = (*ngx_cycle).log;
         }
         SPARE.with_borrow_mut(|spare| spare.push(pool));
     }
