@@ -33,17 +33,24 @@ package PushStream::TlsClient {
     }
 }
 
-with_nginx <<"CONF" =~ s/KEYS/$keys/gr, sub ($nginx) {
+# The same whether OpenSSL keeps TLS or not.
+for my $taken (qw(off on)) {
+    note "push_stream_detach_tls $taken";
+    with_nginx conf() =~ s/KEYS/$keys/gr =~ s/TAKEN/$taken/r, sub ($nginx) { check($nginx, $taken) };
+}
+
+sub conf { return <<'CONF' }
 %%MAIN%%
 events {}
 http {
     %%HTTP%%
     push_stream_shared_memory_size 32m;
-    push_stream_channels_path \$arg_id;
+    push_stream_channels_path $arg_id;
+    push_stream_detach_tls TAKEN;
     push_stream_header_template "head";
     push_stream_footer_template "foot";
     push_stream_subscriber_queue 16m;
-    log_format short '\$status \$uri \$ssl_protocol';
+    log_format short '$status $uri $ssl_protocol';
     access_log %%DIR%%/short.log short;
 
     server {
@@ -57,12 +64,15 @@ http {
 
         location /pub { access_log off; push_stream_publisher admin; }
         location /status { access_log off; push_stream_channels_statistics; }
+        location /metrics { access_log off; push_stream_channels_statistics; push_stream_statistics_format prometheus; }
         location /ev { push_stream_subscriber eventsource; }
         location /ws { push_stream_subscriber websocket; push_stream_header_template ""; push_stream_footer_template ""; push_stream_websocket_allow_publish on; }
         location /skip { push_stream_subscriber; push_stream_subscriber_queue 100k; push_stream_slow_reader skip; }
     }
 }
 CONF
+
+sub check ($nginx, $taken) {
     my $connect = sub (%options) { PushStream::TlsClient->new($nginx->port, %options) };
     my $subscribe = sub ($uri, %options) {
         my $client = $connect->(%options);
@@ -102,6 +112,9 @@ CONF
         ok $socket->client->is_closed, 'and the connection ends';
     }
 
+    my ($count) = $connect->()->request(GET => '/metrics')->body =~ /^push_stream_tls_taken_over_total (\d+)/m;
+    is $count, $taken eq 'on' ? 2 : 0, 'TLS 1.3 is taken over' . ($taken eq 'on' ? '' : ' where that is wanted');
+
     # What was offered to TLS must be offered again as it was, whatever happens to the queue meanwhile.
     my @slow = map { $subscribe->($_, receive_buffer => 4096) } '/ev?id=b', '/skip?id=b';
     my $message = sub ($n) { sprintf('%04d:', $n) . chr(97 + $n % 26) x 40_000 };
@@ -134,6 +147,6 @@ CONF
     $nginx->signal('QUIT');
     is join('', $_->chunks_to_end), ": head\n: foot\n", 'quit ends the others' for @left[1, 2];
     is $nginx->wait_for_exit, 0, 'and nginx';
-};
+}
 
 done_testing;

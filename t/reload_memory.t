@@ -118,6 +118,7 @@ http {
             push_stream_websocket_allow_publish on;
             push_stream_websocket_max_message_size 64k;
             push_stream_detach off;
+            push_stream_detach_tls on;
         }
         location /status { push_stream_channels_statistics; }
         location /metrics {

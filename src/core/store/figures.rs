@@ -90,6 +90,16 @@ counters! {
     RefusedUnauthorized = 34,
     /// Times that a changed file of keys or revocations could not be read.
     TokenFileBad = 35,
+    /// Detached subscribers whose TLS was taken over from OpenSSL.
+    TlsTakenOver = 36,
+    /// Detached subscribers whose TLS stays with OpenSSL for good: another version or suite, early data, kTLS.
+    TlsKeptProtocol = 37,
+    /// Their secrets were not learned.
+    TlsKeptUnknown = 38,
+    /// They stay with OpenSSL for now: half a record is on its way.
+    TlsKeptBusy = 39,
+    /// They stay with OpenSSL for now: its records do not account for all bytes.
+    TlsKeptUnaccounted = 40,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

@@ -637,6 +637,11 @@ mod tests {
         Counter::SubscriberUnauthorized,
         Counter::RefusedUnauthorized,
         Counter::TokenFileBad,
+        Counter::TlsTakenOver,
+        Counter::TlsKeptProtocol,
+        Counter::TlsKeptUnknown,
+        Counter::TlsKeptBusy,
+        Counter::TlsKeptUnaccounted,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

@@ -139,6 +139,7 @@ pub struct Location {
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
     pub(super) detach: ngx_flag_t,
+    pub(super) detach_tls: ngx_flag_t,
     /// NULL = off.
     pub(super) log_disconnect: *mut ngx_open_file_t,
     pub(super) cors_credentials: ngx_flag_t,
@@ -297,6 +298,7 @@ impl Location {
             (&mut self.gap_notice, outer.gap_notice, 0),
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
             (&mut self.detach, outer.detach, 1),
+            (&mut self.detach_tls, outer.detach_tls, 0),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
         ] {
             settle(inner, outer, unset::FLAG, default);
@@ -567,6 +569,7 @@ impl Location {
             },
             padding_max: main.padding_max.clone(),
             detach: self.detach == 1,
+            detach_tls: self.detach == 1 && self.detach_tls == 1,
             log_disconnect: self.log_disconnect,
             send_timeout_ms: core.send_timeout as u64,
             reset_timedout: core.reset_timedout_connection == 1,
@@ -667,6 +670,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,
         detach: unset::FLAG,
+        detach_tls: unset::FLAG,
         log_disconnect: unset::FILE,
         cors_credentials: unset::FLAG,
         refuse_softly: unset::FLAG,
@@ -732,6 +736,9 @@ fn settle_level(conf: Conf<'_>, outer: &Location, inner: &mut Location, main: &m
         let core = conf.core_location();
         let location = location_key(conf, core);
         let audience = inner.prepare(mode, main, core, padding, location);
+        if audience.detach_tls {
+            main.tls_servers.push(conf.server());
+        }
         let audience = Rc::new(audience);
         main.audiences.borrow_mut().push(audience.clone());
         inner.audience = Some(audience);

@@ -72,6 +72,8 @@ pub struct Main {
     pub(super) padding_max: Rc<Cell<u32>>,
     /// The largest `push_stream_statistics_channels` of the whole configuration.
     pub(super) statistics_channels: Rc<Cell<u32>>,
+    /// Servers with a location whose TLS is taken over, as their configurations of all modules.
+    pub(super) tls_servers: Vec<*mut *mut c_void>,
     /// The audiences of all subscriber locations.
     pub(super) audiences: Rc<RefCell<Vec<Rc<Audience>>>>,
     /// Access tokens: key files, and what was verified with them.
@@ -137,6 +139,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         formats: Vec::new(),
         padding_max: Rc::default(),
         statistics_channels: Rc::default(),
+        tls_servers: Vec::new(),
         audiences: Rc::default(),
         tokens: Rc::default(),
     };

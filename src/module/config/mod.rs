@@ -14,6 +14,7 @@ mod main;
 mod padding;
 mod place;
 mod setters;
+mod tls;
 mod token;
 mod token_setters;
 mod values;
@@ -90,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 73] = [
+pub static mut COMMANDS: [ngx_command_t; 74] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -484,6 +485,13 @@ pub static mut COMMANDS: [ngx_command_t; 73] = [
     ),
     location!("push_stream_detach", ALL_LEVELS, FLAG, ngx_conf_set_flag_slot, detach),
     location!(
+        "push_stream_detach_tls",
+        ALL_LEVELS,
+        FLAG,
+        setters::set_detach_tls,
+        detach_tls
+    ),
+    location!(
         "push_stream_log_disconnect",
         ALL_LEVELS,
         ONE,
@@ -566,7 +574,7 @@ pub static mut COMMANDS: [ngx_command_t; 73] = [
 /// Callbacks that nginx calls while it reads the http block.
 pub static HTTP_MODULE: ngx_http_module_t = ngx_http_module_t {
     preconfiguration: Some(http::token::add_variables),
-    postconfiguration: None,
+    postconfiguration: Some(tls::prepare),
     create_main_conf: Some(main::create),
     init_main_conf: Some(main::init),
     create_srv_conf: None,

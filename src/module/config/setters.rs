@@ -17,6 +17,7 @@ use super::token_setters;
 use super::values::{REPORTED, refuse, unset, verdict, warn};
 use super::zone;
 use crate::ffi::directive::{Conf, Directive, parse_time};
+use crate::ffi::openssl;
 use crate::http;
 
 macro_rules! setters {
@@ -52,6 +53,21 @@ setters! {
     set_token_leeway(Location) = token_setters::leeway;
     set_token_revoked(Location) = token_setters::revoked;
     set_token_ticket(Location) = token_setters::ticket;
+    set_detach_tls(Location) = detach_tls;
+}
+
+/// `push_stream_detach_tls`: `on` needs a library that lets a connection go.
+fn detach_tls(mut directive: Directive<'_, Location>) -> *mut c_char {
+    let problem = directive.set_flag();
+    if problem.is_null()
+        && directive.level.detach_tls == 1
+        && let Err(reason) = openssl::check()
+    {
+        let cf = directive.conf().raw();
+        ngx_conf_log_error!(NGX_LOG_EMERG, cf, "push_stream_detach_tls on is not possible: {reason}");
+        return REPORTED;
+    }
+    problem
 }
 
 fn statistics(directive: Directive<'_, Location>) -> *mut c_char {

@@ -74,7 +74,7 @@ impl Delivery {
 impl Subscriber {
     /// May a live piece wait here for another one? Only where a plain send is all that is to be done.
     pub fn may_coalesce(&self) -> bool {
-        self.socket >= THROUGH_CONNECTION
+        (self.socket >= THROUGH_CONNECTION || self.has_own_tls())
             && !self.buffered()
             && self.seats.len() > 1
             && !self.ending

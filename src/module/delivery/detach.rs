@@ -20,6 +20,7 @@ use super::profile::Audience;
 use super::socket;
 use super::state::{Delivery, PROCESS};
 use super::subscriber::{Kind, SubscriberId, THROUGH_STREAM};
+use super::take_over::{self, take_over, take_over_later};
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::release::{is_claimed, release};
@@ -99,7 +100,7 @@ pub fn detach(id: SubscriberId) {
         stub,
     }) = PROCESS.with(|delivery| delivery.let_go(id)).flatten()
     else {
-        return;
+        return take_over_later(id);
     };
     if let Some(stub) = stub {
         // SAFETY: the request was the subscriber's until now, and nothing else needs it.
@@ -108,6 +109,7 @@ pub fn detach(id: SubscriberId) {
     // SAFETY: the request was the subscriber's until now, and nothing else needs it; the connection stays open.
     let (early, connection) = unsafe { (socket::take_early_bytes(request), release(request)) };
     adopt(connection, id, &audience);
+    take_over(connection, id, &audience, true);
     if !early.is_empty() {
         socket::react(id, &early);
     }
@@ -149,6 +151,15 @@ unsafe fn subject<'c>(event: *mut ngx_event_t) -> (SubscriberId, Connection<'c>)
     (SubscriberId::from_pointer(connection.data()), connection)
 }
 
+/// What a client may send.
+enum Input {
+    /// Records of TLS, for this module to open.
+    Records,
+    /// Frames of WebSocket.
+    Frames,
+    Nothing,
+}
+
 /// Read handler of a detached connection.
 pub const ON_READ: unsafe extern "C" fn(*mut ngx_event_t) = on_read;
 pub const ON_WRITE: unsafe extern "C" fn(*mut ngx_event_t) = on_write;
@@ -162,13 +173,18 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
             // worker_shutdown_timeout has passed.
             return end(id, Ending::Failed);
         }
-        let socket = PROCESS.with(|delivery| {
+        let input = PROCESS.with(|delivery| {
             let subscriber = delivery.registry.slab.get(id)?;
-            Some(matches!(subscriber.kind, Kind::Socket(_)))
+            Some(match subscriber.kind {
+                _ if subscriber.has_own_tls() => Input::Records,
+                Kind::Socket(_) => Input::Frames,
+                _ => Input::Nothing,
+            })
         });
-        match socket.flatten() {
-            Some(true) => socket::read(id, connection),
-            Some(false) if is_gone(connection) => end(id, Ending::Gone),
+        match input.flatten() {
+            Some(Input::Records) => take_over::read(id, connection),
+            Some(Input::Frames) => socket::read(id, connection),
+            Some(Input::Nothing) if is_gone(connection) => end(id, Ending::Gone),
             _ => {}
         }
     });

@@ -236,7 +236,18 @@ impl Delivery {
                 return special;
             };
             if !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
-                return special;
+                if !subscriber.is_quick_over_tls() || others && subscriber.seats.len() > 1 {
+                    return special;
+                }
+                let Some((frames, from, _, count)) = queue.part_for(subscriber) else {
+                    continue;
+                };
+                self.local_counters.delivered += count as u64;
+                subscriber.postpone_ping(now_ms);
+                match subscriber.send_quickly_over_tls(frames, from) {
+                    Delivered::Sent => continue,
+                    delivered => return Handed::Outcome { index, delivered },
+                }
             }
             let Some((frames, from, _, count)) = queue.part_for(subscriber) else {
                 continue;
@@ -465,6 +476,25 @@ impl Subscriber {
         match self.send_to_socket(frames.bytes_from(from)) {
             (_, Progress::Done) => Delivered::Sent,
             (taken, Progress::Blocked) => self.keep_rest(Piece::tail(frames, from), taken, position),
+            (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
+        }
+    }
+
+    /// Can a live piece be delivered by sealing and sending it?
+    pub fn is_quick_over_tls(&self) -> bool {
+        self.has_own_tls()
+            && !self.ending
+            && self.send_queue.is_empty()
+            && self.replay.is_none()
+            && self.disconnect_record.is_none()
+            && self.tls.as_ref().is_some_and(|tls| !tls.session.is_blocked())
+    }
+
+    /// Seals and sends frames from byte `from` on to a [quick](Subscriber::is_quick_over_tls) subscriber.
+    pub fn send_quickly_over_tls(&mut self, frames: &Rc<Frames>, from: u32) -> Delivered {
+        match self.seal(frames.bytes_from(from)) {
+            (_, Progress::Done) => Delivered::Sent,
+            (sealed, Progress::Blocked) => self.keep_rest(Piece::tail(frames, from), sealed, None),
             (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
         }
     }

@@ -46,6 +46,7 @@ impl Delivery {
         self.start_top_channels_walk(now);
         self.look_after_taking(now.monotonic_ms);
         self.forget_buffers();
+        self.look_after_held();
         self.give_memory_back(now.monotonic_ms);
         self.wake();
         self.events.tick_in(next);

@@ -58,7 +58,8 @@ impl LocalCounters {
         }
     }
 
-    fn add(&mut self, counter: Counter) {
+    /// Counts a rare event.
+    pub fn add(&mut self, counter: Counter) {
         match self.seldom.iter_mut().find(|(known, _)| *known == counter) {
             Some((_, count)) => *count += 1,
             None => self.seldom.push((counter, 1)),

@@ -12,6 +12,7 @@
 //! * [`action`], [`mod@perform`]: what is left to do for a subscriber while the state is not borrowed.
 //! * [`mod@detach`], [`lingering_close`]: connections without nginx's request, and their end. [`contexts`]: which modules
 //!   hold on to a request.
+//! * [`mod@tls`]: records of TLS without OpenSSL. [`mod@take_over`]: taking a connection over from it, and its input.
 //! * [`timers`], [`timer_wheel`]: pings and time limits.
 //! * [`websocket`], [`mod@socket`]: WebSocket clients, and their input.
 //! * [`ending`]: how and why subscribers end. [`disconnect_log`]: one line for each stream that ends.
@@ -58,8 +59,10 @@ mod socket;
 mod state;
 mod stream;
 mod subscriber;
+mod take_over;
 mod timer_wheel;
 mod timers;
+mod tls;
 mod top_channels;
 mod websocket;
 
@@ -138,6 +141,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         timer_wheel: TimerWheel::new(Now::read().monotonic_ms),
         due: VecDeque::new(),
         settling: Vec::new(),
+        tls_held: Vec::new(),
         neighbours: Neighbours::find(),
         slice_before: None,
         events,
@@ -410,6 +414,7 @@ impl Delivery {
             style,
             kind,
             flight: None,
+            tls: None,
             joined_seq: joined.seq,
             seats: SmallVec::new(),
             address: joined.address.unwrap_or(NOWHERE),

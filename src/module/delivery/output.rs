@@ -12,6 +12,7 @@
 use std::{io, ptr};
 
 use ngx::ffi::*;
+use push_stream_core::wire::tls::{self, Alert};
 
 use super::flight::Flight;
 use super::frames::Piece;
@@ -27,6 +28,16 @@ pub enum Progress {
     /// The socket is full; nginx calls the write handler when it is not.
     Blocked,
     Failed,
+}
+
+impl From<tls::Progress> for Progress {
+    fn from(progress: tls::Progress) -> Progress {
+        match progress {
+            tls::Progress::Done => Progress::Done,
+            tls::Progress::Blocked => Progress::Blocked,
+            tls::Progress::Failed => Progress::Failed,
+        }
+    }
 }
 
 /// Bytes of several pieces that are joined into one send.
@@ -64,10 +75,15 @@ impl Subscriber {
 
     /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        if self.socket < THROUGH_CONNECTION || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
+        let not_now = self.socket < THROUGH_CONNECTION && !self.has_own_tls();
+        if not_now || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
             return None;
         }
-        let (taken, progress) = send(self.connection(), piece.bytes());
+        let (taken, progress) = if self.has_own_tls() {
+            self.seal(piece.bytes())
+        } else {
+            send(self.connection(), piece.bytes())
+        };
         self.count(taken);
         Some((taken, progress))
     }
@@ -115,6 +131,9 @@ impl Subscriber {
         if self.is_stream() {
             return self.step_stream();
         }
+        if self.has_own_tls() {
+            return self.step_over_tls();
+        }
         if self.buffered() {
             if *attempted {
                 self.wait_writable();
@@ -137,17 +156,8 @@ impl Subscriber {
             self.count(waiting - self.send_queue.bytes());
             return Step::Filter(self.request, chain);
         }
-        match self.flush_send_queue() {
-            Progress::Done => {
-                self.stop_waiting();
-                Step::Drained
-            }
-            Progress::Blocked => {
-                self.wait_writable();
-                Step::Blocked
-            }
-            Progress::Failed => Step::Failed,
-        }
+        let progress = self.flush_send_queue();
+        self.outcome(progress)
     }
 
     /// Frees what is only needed while something is on its way: the flight, and the buffer in which nginx collects TLS
@@ -168,16 +178,81 @@ impl Subscriber {
             self.send_queue.unite(TLS_RECORD);
         }
         while let Some(piece) = self.send_queue.front() {
+            if self.has_own_tls() {
+                let (gathered, piece) = (self.send_queue.gather(TLS_RECORD), piece.clone());
+                let (sealed, progress) = self.seal(gathered.as_deref().unwrap_or(piece.bytes()));
+                self.pass(sealed);
+                if progress != Progress::Done {
+                    return progress;
+                }
+                continue;
+            }
             let gathered = (self.socket >= 0).then(|| self.send_queue.gather(GATHERED)).flatten();
             let (taken, progress) = send(self.connection(), gathered.as_deref().unwrap_or(piece.bytes()));
-            self.send_queue.start();
-            self.send_queue.advance(taken);
-            self.count(taken);
+            self.pass(taken);
             if progress != Progress::Done {
                 return progress;
             }
         }
         Progress::Done
+    }
+
+    /// Removes what was taken of the queue's first pieces.
+    fn pass(&mut self, taken: usize) {
+        self.send_queue.start();
+        self.send_queue.advance(taken);
+        self.count(taken);
+    }
+
+    /// Seals bytes and sends them; returns how many were sealed, which must not be offered again.
+    pub fn seal(&mut self, bytes: &[u8]) -> (usize, Progress) {
+        // SAFETY: open as long as the subscriber is registered.
+        let connection = unsafe { Connection::new(self.connection) };
+        match &mut self.tls {
+            Some(tls) => {
+                let (sealed, progress) = tls.send(connection, bytes);
+                (sealed, progress.into())
+            }
+            None => (0, Progress::Failed),
+        }
+    }
+
+    /// Ends the sending direction of TLS.
+    pub fn close_tls(&mut self, alert: Alert) -> Progress {
+        // SAFETY: as above.
+        let connection = unsafe { Connection::new(self.connection) };
+        let tls = self.tls.as_mut();
+        tls.map_or(Progress::Failed, |tls| tls.close(connection, alert).into())
+    }
+
+    /// The next step towards an empty send queue, and at its end the end of TLS.
+    fn step_over_tls(&mut self) -> Step {
+        // SAFETY: as above.
+        let connection = unsafe { Connection::new(self.connection) };
+        let tls = self.tls.as_mut();
+        let mut progress = tls.map_or(Progress::Failed, |tls| tls.flush(connection).into());
+        if progress == Progress::Done {
+            progress = self.flush_send_queue();
+        }
+        if progress == Progress::Done && self.ending && self.replay.is_none() {
+            progress = self.close_tls(Alert::CloseNotify);
+        }
+        self.outcome(progress)
+    }
+
+    /// The step that an attempt to empty the queue has come to.
+    fn outcome(&self, progress: Progress) -> Step {
+        match progress {
+            Progress::Done => {
+                self.stop_waiting();
+                Step::Drained
+            }
+            Progress::Blocked => {
+                self.wait_writable();
+                Step::Blocked
+            }
+            Progress::Failed => Step::Failed,
+        }
     }
 
     /// Makes nginx call when the socket is writable, or when the client took nothing for too long.

@@ -34,6 +34,8 @@ pub struct Audience {
     pub incoming: Incoming,
     /// May its subscribers detach from nginx's requests?
     pub detach: bool,
+    /// May their TLS be taken over from OpenSSL?
+    pub detach_tls: bool,
     /// File of the disconnect log; NULL = none. Lives as long as the configuration.
     pub log_disconnect: *mut ngx_open_file_t,
     /// nginx's own settings for their connections. The log lives as long as the configuration, which nginx keeps as

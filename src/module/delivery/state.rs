@@ -35,6 +35,8 @@ pub struct Delivery {
     pub due: VecDeque<u32>,
     /// Subscribers to try to detach once none of their request's handlers is running.
     pub settling: Vec<SubscriberId>,
+    /// Detached subscribers whose TLS could not be taken over yet.
+    pub tls_held: Vec<SubscriberId>,
     pub neighbours: Neighbours,
     /// Start of the last slice of work, if that left more to do.
     pub slice_before: Option<Instant>,

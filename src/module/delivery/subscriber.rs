@@ -16,6 +16,7 @@ use super::format::Transport;
 use super::frames::Style;
 use super::profile::Audience;
 use super::send_queue::{Bound, SendQueue};
+use super::tls::Tls;
 use super::websocket::Socket;
 use crate::ffi::connection::Connection;
 use crate::ffi::pool;
@@ -54,7 +55,7 @@ pub enum Kind {
     /// WebSocket: receives as a stream, and may send.
     Socket(Box<Socket>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
-    Waiting(Responder),
+    Waiting(Box<Responder>),
     /// A poll's answer that is too long for one piece. It is in no channel.
     Answer(Box<Rest>),
 }
@@ -122,6 +123,8 @@ pub struct Subscriber {
     pub request: *mut ngx_http_request_t,
     /// Buffers that nginx was given and has not finished with.
     pub flight: Option<Box<Flight>>,
+    /// Its TLS, if that was taken over from OpenSSL.
+    pub tls: Option<Box<Tls>>,
     pub kind: Kind,
     pub seats: SmallVec<[Seated; 2]>,
     pub end_due: EndDue,
@@ -175,6 +178,9 @@ pub const THROUGH_FILTERS: i32 = -2;
 /// In place of a socket: bytes go to a stream over HTTP/2 that has a stub in place of its request.
 pub const THROUGH_STREAM: i32 = -3;
 
+/// In place of a socket: bytes are sealed by this module ([`Tls`]).
+pub const THROUGH_TLS: i32 = -4;
+
 /// Placeholder for no membership.
 pub const NOWHERE: Membership = Membership(0);
 
@@ -218,6 +224,11 @@ impl Subscriber {
     /// Is it a stream over HTTP/2 that has given its request back?
     pub fn is_stream(&self) -> bool {
         self.socket == THROUGH_STREAM
+    }
+
+    /// Was its TLS taken over from OpenSSL?
+    pub fn has_own_tls(&self) -> bool {
+        self.socket == THROUGH_TLS
     }
 
     /// Leaves buffers that nginx still refers to with the request: it ends without the subscriber.

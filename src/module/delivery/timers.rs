@@ -119,6 +119,12 @@ impl Subscriber {
                 _ => Pinged::Sent,
             };
         }
+        if self.is_quick_over_tls() {
+            return match self.send_quickly_over_tls(&pings.of(&self.style), 0) {
+                Delivered::Cut(ending) => Pinged::Lost(ending),
+                _ => Pinged::Sent,
+            };
+        }
         if self.send_queue.is_empty() && self.replay.is_none() {
             self.send_queue.push(Piece::whole(pings.of(&self.style)));
         }

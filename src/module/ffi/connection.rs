@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ngx::ffi::*;
 
+use super::pool;
+
 /// An open connection.
 #[derive(Clone, Copy)]
 pub struct Connection<'c> {
@@ -200,6 +202,12 @@ impl<'c> Connection<'c> {
         self.get().buffered() != 0
     }
 
+    /// Says that bytes of this module wait below the output filters, as those of TLS do in nginx.
+    pub fn set_buffered(self, waits: bool) {
+        const TLS: u32 = 1;
+        self.get().set_buffered(if waits { TLS } else { 0 });
+    }
+
     /// Has nginx told it to close?
     #[inline]
     pub fn is_to_close(self) -> bool {
@@ -318,11 +326,15 @@ impl<'c> Connection<'c> {
     #[cfg(not(target_os = "linux"))]
     pub fn set_user_timeout(self, _timeout_ms: u32) {}
 
-    /// May its pool be freed? TLS lives in it, and other modules may have registered a cleanup there.
+    /// May its pool be freed? TLS lives in it, and other modules may have registered a cleanup there. This module's own is
+    /// for what it has learned of a TLS that is gone.
     pub fn can_do_without_pool(self) -> bool {
-        // SAFETY: the pool of a connection is NULL or valid.
-        let pool = unsafe { self.get().pool.as_ref() };
-        !self.has_tls() && pool.is_some_and(|pool| pool.cleanup.is_null())
+        // SAFETY: the pool of a connection is NULL or valid, and so are its cleanups.
+        let bare = unsafe {
+            let pool = self.get().pool.as_ref();
+            pool.is_some_and(|pool| pool.cleanup.is_null() || pool::are_own(pool.cleanup))
+        };
+        bare && !self.has_tls()
     }
 
     /// Frees the pool of a connection that [can do without it](Connection::can_do_without_pool), and clears the pointers
@@ -355,6 +367,17 @@ impl<'c> Connection<'c> {
     #[cfg(not(ngx_feature = "ssl"))]
     pub fn is_busy_with_tls(self) -> bool {
         false
+    }
+
+    /// Lets bytes pass to the socket as they are, once TLS is gone.
+    pub fn use_socket_directly(self) {
+        // SAFETY: nginx's functions are chosen before any connection is opened.
+        unsafe {
+            self.get().recv = ngx_io.recv;
+            self.get().recv_chain = ngx_io.recv_chain;
+            self.get().send = ngx_io.send;
+            self.get().send_chain = ngx_io.send_chain;
+        }
     }
 
     /// Shuts the sending side of the socket down.

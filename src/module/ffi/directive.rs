@@ -51,6 +51,12 @@ impl<'c> Conf<'c> {
         unsafe { (*self.raw).ctx.cast() }
     }
 
+    /// The configurations of all modules for the server being read or merged: they name it.
+    pub fn server(self) -> *mut *mut c_void {
+        // SAFETY: as above.
+        unsafe { (*self.context()).srv_conf }
+    }
+
     /// What this module has made for the http block.
     pub fn main_conf(self) -> *mut c_void {
         // SAFETY: the array has an entry per http module.

@@ -6,6 +6,7 @@ pub mod connection;
 pub mod directive;
 pub mod fault;
 pub mod lookup;
+pub mod openssl;
 pub mod optional;
 pub mod panic_guard;
 pub mod pool;

@@ -72,20 +72,41 @@ pub fn ssl_free_buffer(connection: Connection<'_>) {
     }
 }
 
-struct Symbol {
+/// Where nginx keeps the connection of an `SSL`; None without TLS.
+#[cfg(ngx_feature = "ssl")]
+pub fn ssl_connection_index() -> Option<std::ffi::c_int> {
+    static INDEX: Symbol = Symbol::new(c"ngx_ssl_connection_index");
+    // SAFETY: the variable is nginx's, of this type.
+    INDEX
+        .address()
+        .map(|index| unsafe { index.cast::<std::ffi::c_int>().read() })
+}
+
+/// The index of the http module for TLS among the http modules; None if this nginx does not have it.
+#[cfg(ngx_feature = "ssl")]
+pub fn http_ssl_index() -> Option<usize> {
+    static MODULE: Symbol = Symbol::new(c"ngx_http_ssl_module");
+    // SAFETY: the variable is nginx's, of this type.
+    MODULE
+        .address()
+        .map(|module| unsafe { (*module.cast::<ngx_module_t>()).ctx_index })
+}
+
+/// A symbol of nginx, or of a library that it is linked with.
+pub struct Symbol {
     name: &'static CStr,
     address: OnceLock<Option<usize>>,
 }
 
 impl Symbol {
-    const fn new(name: &'static CStr) -> Symbol {
+    pub const fn new(name: &'static CStr) -> Symbol {
         Symbol {
             name,
             address: OnceLock::new(),
         }
     }
 
-    fn address(&self) -> Option<*mut c_void> {
+    pub fn address(&self) -> Option<*mut c_void> {
         let address = self.address.get_or_init(|| {
             // SAFETY: the name is a C string; nothing is called.
             let address = unsafe { libc::dlsym(libc::RTLD_DEFAULT, self.name.as_ptr()) };

@@ -60,6 +60,21 @@ pub fn is_own(cleanup: &ngx_pool_cleanup_t) -> bool {
         .is_some_and(|handler| handler as usize == CLEANUP as usize)
 }
 
+/// Did [`place`] register all of these cleanups?
+///
+/// # Safety
+/// A list of cleanups, which ends with NULL.
+pub unsafe fn are_own(mut cleanup: *const ngx_pool_cleanup_t) -> bool {
+    // SAFETY: guaranteed by the caller.
+    while let Some(entry) = unsafe { cleanup.as_ref() } {
+        if entry.handler.is_some() && !is_own(entry) {
+            return false;
+        }
+        cleanup = entry.next;
+    }
+    true
+}
+
 unsafe extern "C" fn clean_up(data: *mut c_void) {
     panic_guard::event("pool cleanup", || {
         // SAFETY: `place` filled the record, and a pool runs each cleanup once.

@@ -27,6 +27,13 @@ const REFUSED_SUBSCRIBERS: [(&[u8], Counter); 6] = [
     (b"unavailable", Counter::SubscriberUnavailable),
 ];
 
+const TLS_KEPT: [(&[u8], Counter); 4] = [
+    (b"protocol", Counter::TlsKeptProtocol),
+    (b"unknown", Counter::TlsKeptUnknown),
+    (b"busy", Counter::TlsKeptBusy),
+    (b"unaccounted", Counter::TlsKeptUnaccounted),
+];
+
 const SLOW_READERS: [(&[u8], Counter); 3] = [
     (b"close", Counter::SlowClose),
     (b"skip", Counter::SlowSkip),
@@ -184,6 +191,22 @@ fn readers(writer: &mut Writer, summary: &Summary) {
             "Subscribers that went from a leaving worker to another one.",
         )
         .sample(&[], counts.get(Counter::HandedOver));
+    writer
+        .family(
+            "push_stream_tls_taken_over",
+            Kind::Counter,
+            "Detached subscribers whose TLS was taken over from OpenSSL.",
+        )
+        .sample(&[], counts.get(Counter::TlsTakenOver));
+    labelled(
+        writer,
+        (
+            "push_stream_tls_kept",
+            "Detached subscribers whose TLS stayed with OpenSSL, at least at first, by reason.",
+        ),
+        "reason",
+        &TLS_KEPT.map(|(reason, counter)| (reason, counts.get(counter))),
+    );
     labelled(
         writer,
         (

@@ -93,6 +93,7 @@ END
     );
     if (transport() ne 'http1' && _to_tls(\$conf)) {
         $text{HTTP} .= "ssl_certificate %%CERTIFICATE%%;\nssl_certificate_key %%KEY%%;\n";
+        $text{HTTP} .= "ssl_protocols TLSv1.2 TLSv1.3;\npush_stream_detach_tls on;\n" if transport() eq 'taken-tls' && $conf !~ /push_stream_detach_tls/;
         $self->{tls} = 1;
     }
     $conf =~ s/%%HTTP%%/$text{HTTP}/;
@@ -105,7 +106,7 @@ END
     rename "$dir/nginx.conf.new", "$dir/nginx.conf" or die "cannot write nginx.conf: $!\n";
 }
 
-# How requests reach nginx: plain HTTP/1.1, HTTP/1.1 over TLS, or HTTP/2 over TLS. A configuration that says itself what its
+# How requests reach nginx: plain HTTP/1.1, HTTP/1.1 over TLS, the same with TLS taken over from OpenSSL, or HTTP/2 over TLS. A configuration that says itself what its
 # port speaks is left alone.
 sub transport { return $ENV{TEST_TRANSPORT} || 'http1' }
 

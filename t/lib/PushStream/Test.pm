@@ -30,7 +30,7 @@ package PushStream::Test;
 #     PUSH_STREAM_MODULE   the module; default target/release/libngx_http_push_stream_module.so
 #     TEST_NGINX_BINARY    nginx; default `nginx` from PATH
 #     TEST_WORKERS         numbers of workers to run every test with; default "1 4"
-#     TEST_TRANSPORT       http1 (the default), tls (HTTP/1.1 over TLS) or http2 (over TLS)
+#     TEST_TRANSPORT       http1 (the default), tls (HTTP/1.1 over TLS), taken-tls (the same, with push_stream_detach_tls on) or http2 (over TLS)
 #     TEST_SLOWNESS        multiplies every time limit, for a loaded machine; default 1
 #     TEST_SANITIZER       set: nginx and module were built with that sanitizer, and take more memory than they need
 #     TEST_KEEP            set: leave the directory of every nginx behind

@@ -422,6 +422,7 @@ impl Subscriber {
             && matches!(self.kind, Kind::Stream | Kind::Socket(_))
             && !self.is_stream()
             && !self.frozen()
+            && !self.has_own_tls()
     }
 
     /// Is its replay complete, and no message of its client incomplete?

@@ -252,6 +252,7 @@ impl Delivery {
             style,
             kind,
             flight: None,
+            tls: None,
             joined_seq: 0,
             seats: SmallVec::new(),
             address: NOWHERE,

@@ -43,7 +43,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         ids: candidate.path.ids(),
         joined,
         seat,
-        kind: Kind::Waiting(Box::new(answer)),
+        kind: Kind::Waiting(Box::new(Box::new(answer))),
         direct: Err(None),
         message_min: 0,
         asked: candidate.resume.asked(),
