@@ -186,7 +186,7 @@ sub conf ($location) {
     return "%%MAIN%%\nevents {}\nhttp { %%HTTP%% push_stream_shared_memory_size 1m; push_stream_channels_path x;"
         . " server { listen 127.0.0.1:%%PORT%%; location / { $location } } }";
 }
-my $alone = 'push_stream_admin_api needs push_stream_publisher admin in the same location.';
+my $alone = 'push_stream_admin_api needs push_stream_publisher admin or push_stream_console in the same location.';
 refuses conf("$_ push_stream_admin_api on;"), $alone, "not with \"$_\""
     for '', 'push_stream_publisher;', 'push_stream_subscriber;', 'push_stream_channels_statistics;';
 

@@ -47,7 +47,7 @@ for my $case (
     [ "$path push_stream_subscriber_queue 0;", 'push_stream_subscriber_queue cannot be zero.' ],
     [ "$path push_stream_message_template '';", 'push_stream_message_template cannot be blank.' ],
     [ "$path push_stream_gap_notice on;", 'push_stream_gap_notice needs push_stream_resume ordered.' ],
-    [ "$path push_stream_admin_api on;", 'push_stream_admin_api needs push_stream_publisher admin in the same location.' ],
+    [ "$path push_stream_admin_api on;", 'push_stream_admin_api needs push_stream_publisher admin or push_stream_console in the same location.' ],
 ) {
     my ($directives, $reason) = @$case;
     refuses_at conf($zone, <<"SERVER"), $says->(qq($reason in location "/sub")), $reason;

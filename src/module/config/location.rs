@@ -57,6 +57,7 @@ const WEBSOCKET_MAX_MESSAGE: usize = 5 * 1024 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Statistics,
+    Console,
     Publisher(PublisherMode),
     Subscriber(SubscriberMode),
 }
@@ -385,13 +386,20 @@ impl Location {
 
     /// Is the channels path optional in this location?
     fn needs_no_path(&self, role: Role) -> bool {
-        role == Role::Statistics && self.statistics_format() == StatisticsFormat::Metrics
+        match role {
+            Role::Statistics => self.statistics_format() == StatisticsFormat::Metrics,
+            Role::Console => !self.admin_api(),
+            _ => false,
+        }
     }
 
     /// Checks directives that need a role in the same location, at the level where they are written.
     fn check_own(&self) -> Result<(), &'static CStr> {
-        if self.admin_api == 1 && self.role != Some(Role::Publisher(PublisherMode::Admin)) {
-            return Err(c"push_stream_admin_api needs push_stream_publisher admin in the same location.");
+        let operators = [Role::Publisher(PublisherMode::Admin), Role::Console].map(Some);
+        if self.admin_api == 1 && !operators.contains(&self.role) {
+            return Err(
+                c"push_stream_admin_api needs push_stream_publisher admin or push_stream_console in the same location.",
+            );
         }
         if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
             return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
@@ -706,7 +714,7 @@ fn settle_level(conf: Conf<'_>, outer: &Location, inner: &mut Location, main: &m
     if let Err(reason) = inner.check(role, main) {
         return refuse_here(conf, reason);
     }
-    if role != Role::Statistics {
+    if !matches!(role, Role::Statistics | Role::Console) {
         match inner.token.prepare(inner.token_mode, inner.token_claims, &main.tokens) {
             Ok(gate) => inner.gate = gate,
             Err(reason) => {
@@ -716,7 +724,7 @@ fn settle_level(conf: Conf<'_>, outer: &Location, inner: &mut Location, main: &m
             }
         }
     }
-    if role == Role::Statistics {
+    if matches!(role, Role::Statistics | Role::Console) {
         let wanted = given(inner.statistics_channels).unwrap_or(0);
         main.statistics_channels.set(main.statistics_channels.get().max(wanted));
     }

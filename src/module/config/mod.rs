@@ -91,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 74] = [
+pub static mut COMMANDS: [ngx_command_t; 75] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -99,6 +99,7 @@ pub static mut COMMANDS: [ngx_command_t; 74] = [
         setters::set_statistics,
         role
     ),
+    location!("push_stream_console", LOC, NGX_CONF_NOARGS, setters::set_console, role),
     location!(
         "push_stream_publisher",
         LOC,

@@ -35,6 +35,7 @@ macro_rules! setters {
 
 setters! {
     set_statistics(Location) = statistics;
+    set_console(Location) = console;
     set_publisher(Location) = publisher;
     set_subscriber(Location) = subscriber;
     set_shared_memory_size(Main) = shared_memory_size;
@@ -72,6 +73,14 @@ fn detach_tls(mut directive: Directive<'_, Location>) -> *mut c_char {
 
 fn statistics(directive: Directive<'_, Location>) -> *mut c_char {
     install(directive, Role::Statistics, http::statistics_handler);
+    ptr::null_mut()
+}
+
+fn console(directive: Directive<'_, Location>) -> *mut c_char {
+    if directive.level.role.is_some() {
+        return verdict(Err(c"is duplicate"));
+    }
+    install(directive, Role::Console, http::console_handler);
     ptr::null_mut()
 }
 

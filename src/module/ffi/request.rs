@@ -500,6 +500,8 @@ impl HeaderName {
     pub const CONNECTION: HeaderName = HeaderName::new("Connection");
     pub const COOKIE: HeaderName = HeaderName::new("Cookie");
     /// Sent in the answer to OPTIONS if the request has it: when the zone was made, in milliseconds of Unix time.
+    /// Sent by the console's page: what other origins cannot send.
+    pub const CONSOLE: HeaderName = HeaderName::new("X-Nginx-PushStream-Console");
     pub const EPOCH: HeaderName = HeaderName::new("X-Nginx-PushStream-Epoch");
     pub const EVENT_ID: HeaderName = HeaderName::new("Event-Id");
     pub const EVENT_TYPE: HeaderName = HeaderName::new("Event-Type");

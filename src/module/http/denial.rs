@@ -30,6 +30,10 @@ pub enum Denial {
     Handshake(&'static str),
     /// A method that is not allowed, and the allowed ones.
     Method(&'static str),
+    /// What a console can only do with the admin API.
+    AdminApiOff,
+    /// A change that did not come from the console's page.
+    NotFromConsole,
     /// An event id or type from the publisher with control characters, or too long.
     BadEventField,
     /// An event id or type longer than the store can hold.
@@ -81,6 +85,8 @@ impl Denial {
             | Denial::MayNotCreate
             | Denial::ToEventsChannel
             | Denial::FromEventsChannel
+            | Denial::AdminApiOff
+            | Denial::NotFromConsole
             | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
             Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
@@ -114,6 +120,8 @@ impl Denial {
             }
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
+            Denial::AdminApiOff => "push_stream_admin_api is off.",
+            Denial::NotFromConsole => "Only the console itself may ask for this.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
             Denial::Argument(explain) | Denial::Handshake(explain) => explain,
             Denial::EventFieldTooLong => "Event id and event type must have at most 65535 bytes.",

@@ -1,6 +1,6 @@
 //! Request handlers: how each request is answered.
 //!
-//! * [`publisher`], [`subscriber`], [`statistics`]: one per role of a location.
+//! * [`publisher`], [`subscriber`], [`statistics`], [`console`]: one per role of a location.
 //! * [`batch`]: many messages in one publisher request.
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: the channels that a request names, and the checks on them.
@@ -16,6 +16,7 @@ pub mod answer;
 mod batch;
 mod body;
 mod channels;
+mod console;
 mod denial;
 mod metrics;
 mod operators;
@@ -48,4 +49,6 @@ handlers! {
     subscriber_handler = "subscriber" subscriber::handle;
     /// Content handler of statistics locations.
     statistics_handler = "statistics" statistics::handle;
+    /// Content handler of console locations.
+    console_handler = "console" console::handle;
 }

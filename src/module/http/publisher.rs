@@ -22,7 +22,8 @@ pub fn handle(r: Request<'_>) -> ngx_int_t {
     answer::conclude(r, respond(r))
 }
 
-fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
+/// Answers as an operator's publisher, also for a console.
+pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let admin = r.location().role == Some(Role::Publisher(PublisherMode::Admin));
     let methods = if admin {
         "GET, POST, PUT, DELETE"
