@@ -247,7 +247,7 @@ fn error_of(r: Request<'_>) -> Option<&'static str> {
     let right = match r.location().role? {
         Role::Subscriber(_) => Right::Subscribe,
         Role::Publisher(_) => Right::Publish,
-        Role::Statistics => return None,
+        Role::Statistics | Role::Console => return None,
     };
     let verdict = match ticket(r, r.location().gate.as_ref()?) {
         // Whether it was used before is known to the request that has used it.
