@@ -5,82 +5,9 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
+use PushStream::Frames;
 
 only_over_http1 'it speaks HTTP/2 by itself';
-
-package Http2 {
-    # A client that does nothing by itself: no window is opened and no frame acknowledged unless the test says so.
-    use v5.36;
-    use IO::Socket::UNIX;
-    use Time::HiRes qw(time);
-
-    use constant { DATA => 0, HEADERS => 1, RST_STREAM => 3, SETTINGS => 4, PING => 6, GOAWAY => 7, WINDOW_UPDATE => 8 };
-
-    sub new ($class, $path, %settings) {
-        my $socket = IO::Socket::UNIX->new(Peer => $path) or die "$path: $!";
-        my $self = bless { socket => $socket, buffer => '', next => 1, data => {}, ended => {}, reset => {}, frames => [] }, $class;
-        $socket->syswrite("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        $self->frame(SETTINGS, 0, 0, join '', map { pack 'nN', $_, $settings{$_} } sort keys %settings);
-        return $self;
-    }
-
-    sub frame ($self, $type, $flags, $stream, $payload = '') {
-        my $bytes = substr(pack('N', length $payload), 1) . pack('CCN', $type, $flags, $stream) . $payload;
-        $self->{socket}->syswrite($bytes) == length $bytes or die "write: $!";
-    }
-
-    # Opens a stream; its number.
-    sub get ($self, $uri, %options) {
-        my $stream = $self->{next};
-        $self->{next} += 2;
-        my $field = sub ($name, $value) { "\0" . chr(length $name) . $name . chr(length $value) . $value };
-        # :method GET and :scheme http are in HPACK's static table.
-        my $block = "\x82\x86" . $field->(':path', $uri) . $field->(':authority', 'localhost');
-        $block .= $field->($_, $options{headers}{$_}) for sort keys %{ $options{headers} // {} };
-        $self->frame(HEADERS, $options{open} ? 4 : 5, $stream, $block);
-        return $stream;
-    }
-
-    # Takes the next frame; false if none comes in time, or at the end.
-    sub take ($self, $seconds) {
-        my $end = time + $seconds;
-        while (1) {
-            my ($high, $low, $type, $flags, $stream) = length $self->{buffer} >= 9 ? unpack 'Cn CCN', $self->{buffer} : ();
-            my $length = defined $high ? $high << 16 | $low : undef;
-            if (defined $length && length $self->{buffer} >= 9 + $length) {
-                my $payload = substr $self->{buffer}, 9, $length;
-                substr $self->{buffer}, 0, 9 + $length, '';
-                push @{ $self->{frames} }, [$type, $flags, $stream, $payload];
-                $self->{data}{$stream} .= $payload if $type == DATA;
-                $self->{head}{$stream}++ if $type == HEADERS;
-                $self->{ended}{$stream} = 1 if $flags & 1 && ($type == DATA || $type == HEADERS);
-                $self->{reset}{$stream} = unpack 'N', $payload if $type == RST_STREAM;
-                $self->{goaway} = 1 if $type == GOAWAY;
-                $self->{pong} = $payload if $type == PING;
-                return 1;
-            }
-            my $left = $end - time;
-            return 0 if $left <= 0 || $self->{closed};
-            my $in = '';
-            vec($in, fileno $self->{socket}, 1) = 1;
-            next if !select $in, undef, undef, $left;
-            my $got = sysread $self->{socket}, $self->{buffer}, 65_536, length $self->{buffer};
-            $self->{closed} = 1 if !$got;
-        }
-    }
-
-    # Takes frames until it holds; false if the time is over first.
-    sub until_true ($self, $holds, $seconds = PushStream::Client::SECONDS) {
-        while (!$holds->()) {
-            $self->take($seconds) or return $holds->();
-        }
-        return 1;
-    }
-
-    sub has ($self, $stream, $text) {
-        return $self->until_true(sub { length($self->{data}{$stream} // '') >= length $text }) && $self->{data}{$stream} eq $text;
-    }
-}
 
 sub slurp ($file) { open my $in, '<', $file or return ''; local $/; return scalar <$in> }
 
@@ -124,7 +51,7 @@ http {
 }
 CONF
     $nginx->expect_in_log(qr/client (?:timed out|canceled stream)|slow subscriber closed/);
-    my $http2 = sub (%settings) { Http2->new($nginx->dir . '/h2.sock', %settings) };
+    my $http2 = sub (%settings) { PushStream::Frames->new($nginx->dir . '/h2.sock', %settings) };
     my $log = sub { slurp($nginx->dir . '/short.log') };
     my $lines = sub ($uri) { scalar(() = $log->() =~ /^\d+ $uri /mg) };
     my $subscribers = sub ($id) { $nginx->figures($id)->{subscribers} // 0 };
@@ -140,11 +67,11 @@ CONF
         $nginx->post('/pub?id=a', "text $_") for 1 .. 5;
         my $all = ": head\n" . join '', map { "data: text $_\n\n" } 1 .. 5;
         ok $client->has($_, $all), 'each gets all messages, in order' for @streams;
-        $client->frame(Http2::PING, 0, 0, 'pingpong');
+        $client->frame(PushStream::Frames::PING, 0, 0, 'pingpong');
         ok $client->until_true(sub { ($client->{pong} // '') eq 'pingpong' }), 'PING is answered';
 
         my $reset = shift @streams;
-        $client->frame(Http2::RST_STREAM, 0, $reset, pack 'N', 8);
+        $client->frame(PushStream::Frames::RST_STREAM, 0, $reset, pack 'N', 8);
         ok wait_until { $subscribers->('a') == 3 }, 'RST_STREAM ends one';
         $nginx->post('/pub?id=a', 'later');
         ok $client->has($_, "${all}data: later\n\n"), 'the others go on' for @streams;
@@ -179,7 +106,7 @@ CONF
         my $all = ": head\ndata: $message\n\ndata: behind\n\n";
         for my $step (1, 399, 1500, 10_000) {
             my $before = length $client->{data}{$narrow};
-            $client->frame(Http2::WINDOW_UPDATE, 0, $narrow, pack 'N', $step);
+            $client->frame(PushStream::Frames::WINDOW_UPDATE, 0, $narrow, pack 'N', $step);
             my $want = $before + $step < length $all ? $before + $step : length $all;
             ok $client->until_true(sub { length $client->{data}{$narrow} >= $want }), "$step bytes more";
             is length $client->{data}{$narrow}, $want, 'and no more than that';
@@ -188,7 +115,7 @@ CONF
         # The window of all streams may change under a waiting one.
         $nginx->post('/pub?id=w2', 'n' x 500);
         ok $client->until_true(sub { length $client->{data}{$other} == 100 }), 'the next window is used up';
-        $client->frame(Http2::SETTINGS, 0, 0, pack 'nN', 4, 65_535);
+        $client->frame(PushStream::Frames::SETTINGS, 0, 0, pack 'nN', 4, 65_535);
         ok $client->has($other, ": head\ndata: short\n\ndata: " . 'n' x 500 . "\n\n"), 'a setting opens it';
 
         my $wide = $http2->(4 => 1_000_000);
@@ -197,10 +124,10 @@ CONF
         $nginx->post('/pub?id=c', 'c' x 50_000);
         my $sum = sub { my $bytes = 0; $bytes += length $wide->{data}{$_} for @both; $bytes };
         ok $wide->until_true(sub { $sum->() == 65_535 }), "the connection's window";
-        $wide->frame(Http2::WINDOW_UPDATE, 0, 0, pack 'N', 200_000);
+        $wide->frame(PushStream::Frames::WINDOW_UPDATE, 0, 0, pack 'N', 200_000);
         ok $wide->has($_, ": head\ndata: " . 'c' x 50_000 . "\n\n"), 'opens for both' for @both;
         $nginx->post('/pub?id=c', 'd' x 300_000);
-        $wide->frame(Http2::WINDOW_UPDATE, 0, 0, pack 'N', 600_000);
+        $wide->frame(PushStream::Frames::WINDOW_UPDATE, 0, 0, pack 'N', 600_000);
         ok $wide->has($_, ": head\ndata: " . 'c' x 50_000 . "\n\ndata: " . 'd' x 300_000 . "\n\n"), 'a large message' for @both;
     };
 
@@ -253,7 +180,7 @@ CONF
         ok $client->has($_, ": head\n"), 'one of two' for @two;
         my $third = $client->get('/counted?id=k');
         ok $client->until_true(sub { $client->{ended}{$third} }), 'limit_conn still counts';
-        $client->frame(Http2::RST_STREAM, 0, $two[0], pack 'N', 8);
+        $client->frame(PushStream::Frames::RST_STREAM, 0, $two[0], pack 'N', 8);
         ok wait_until { $subscribers->('k') == 1 }, 'one goes';
         my $fourth = $client->get('/counted?id=k');
         ok $client->has($fourth, ": head\n"), 'and leaves its place';
@@ -270,7 +197,7 @@ CONF
         ok $client->has($sending, ": head\n"), 'a request whose body is to come';
         $nginx->post('/pub?id=b', 'early');
         ok $client->has($sending, ": head\ndata: early\n\n"), 'is served';
-        $client->frame(Http2::DATA, 1, $sending, 'body');
+        $client->frame(PushStream::Frames::DATA, 1, $sending, 'body');
         $nginx->post('/pub?id=b', 'late');
         ok $client->has($sending, ": head\ndata: early\n\ndata: late\n\n"), 'then and later';
     };

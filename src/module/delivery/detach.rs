@@ -14,6 +14,7 @@ use push_stream_core::store::{self, AttachReason};
 
 use super::contexts::{Contexts, Neighbours};
 use super::ending::Ending;
+use super::flight::Flight;
 use super::frames::Framing;
 use super::perform::{advance, end, subscriber_event};
 use super::profile::Audience;
@@ -98,6 +99,7 @@ pub fn detach(id: SubscriberId) {
         request,
         audience,
         stub,
+        flight: _flight,
     }) = PROCESS.with(|delivery| delivery.let_go(id)).flatten()
     else {
         return take_over_later(id);
@@ -121,6 +123,8 @@ struct Released {
     audience: Rc<Audience>,
     /// Over HTTP/2: what takes the request's place.
     stub: Option<stream::Prepared>,
+    /// What the request's filters may know until it is freed.
+    flight: Option<Box<Flight>>,
 }
 
 /// Takes over a connection whose request is freed.
@@ -301,6 +305,7 @@ impl Delivery {
                 request,
                 audience: subscriber.audience.clone(),
                 stub,
+                flight: subscriber.flight.take(),
             }
         });
         let after = subscriber.connected();

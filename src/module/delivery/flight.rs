@@ -1,9 +1,8 @@
-//! A flight: buffers on their way through nginx to one subscriber. It exists while something is on its way.
+//! A flight: buffers on their way through nginx to one subscriber.
 
 use std::ptr;
 
 use ngx::ffi::*;
-use smallvec::SmallVec;
 
 use super::frames::Piece;
 use super::send_queue::SendQueue;
@@ -11,10 +10,15 @@ use super::send_queue::SendQueue;
 /// Maximum of pieces in a flight.
 const FLIGHT: usize = 32;
 
-/// Buffers that nginx has been given, and the bytes that they point to. nginx keeps pointers to buffers and links: they
-/// stay where they are.
+/// Buffers that nginx has been given, and the bytes that they point to.
+///
+/// nginx's filters keep pointers to buffers, also to those that are sent, until they are called again: with the filters a
+/// flight stays until its request ends, and is loaded again.
 pub struct Flight {
-    parts: SmallVec<[Part; 1]>,
+    /// Never grows: buffers and links stay where they are.
+    parts: Vec<Part>,
+    /// Flights that were too small, which filters may still know.
+    earlier: Option<Box<Flight>>,
     /// Of a stream with a stub: the links that nginx has not taken.
     pub rest: *mut ngx_chain_t,
 }
@@ -22,7 +26,8 @@ pub struct Flight {
 struct Part {
     buf: ngx_buf_t,
     link: ngx_chain_t,
-    _piece: Piece,
+    /// None once nginx has finished with it.
+    piece: Option<Piece>,
 }
 
 impl Part {
@@ -33,30 +38,48 @@ impl Part {
                 buf: ptr::null_mut(),
                 next: ptr::null_mut(),
             },
-            _piece: piece,
+            piece: Some(piece),
         }
     }
 }
 
 impl Flight {
-    /// A flight with the first pieces of the send queue.
-    pub fn load(send_queue: &mut SendQueue) -> Box<Flight> {
-        let pieces = std::iter::from_fn(|| send_queue.pop()).take(FLIGHT);
+    fn with_capacity(parts: usize) -> Box<Flight> {
         Box::new(Flight {
-            parts: pieces.map(Part::new).collect(),
+            parts: Vec::with_capacity(parts),
+            earlier: None,
             rest: ptr::null_mut(),
         })
     }
 
     /// A flight with one piece.
     pub fn of(piece: Piece) -> Box<Flight> {
-        Box::new(Flight {
-            parts: SmallVec::from_buf([Part::new(piece)]),
-            rest: ptr::null_mut(),
-        })
+        let mut flight = Flight::with_capacity(1);
+        flight.parts.push(Part::new(piece));
+        flight
     }
 
-    /// The chain of its buffers, as nginx gets it; once for each flight.
+    /// A flight with the first pieces of the send queue; `before` is the one that nginx has finished with.
+    pub fn load(before: Option<Box<Flight>>, send_queue: &mut SendQueue) -> Box<Flight> {
+        let wanted = send_queue.len().clamp(1, FLIGHT);
+        let mut flight = match before {
+            Some(flight) if flight.parts.capacity() >= wanted => flight,
+            earlier => {
+                let mut flight = Flight::with_capacity(wanted.next_power_of_two());
+                flight.earlier = earlier;
+                flight
+            }
+        };
+        flight.parts.clear();
+        while flight.parts.len() < wanted
+            && let Some(piece) = send_queue.pop()
+        {
+            flight.parts.push(Part::new(piece));
+        }
+        flight
+    }
+
+    /// The chain of its buffers, as nginx gets it; once for each load.
     pub fn chain(&mut self) -> *mut ngx_chain_t {
         if let Some(last) = self.parts.last_mut() {
             last.buf.set_flush(1);
@@ -74,6 +97,13 @@ impl Flight {
     /// Are some of its buffers not taken yet?
     pub fn is_pending(&self) -> bool {
         self.parts.iter().any(|part| part.buf.pos < part.buf.last)
+    }
+
+    /// Drops the bytes, which nginx has finished with.
+    pub fn empty(&mut self) {
+        for part in &mut self.parts {
+            part.piece = None;
+        }
     }
 }
 

@@ -151,7 +151,8 @@ impl Subscriber {
             *attempted = true;
             let waiting = self.send_queue.bytes();
             // The filters have finished with the last one.
-            let flight = self.flight.insert(Flight::load(&mut self.send_queue));
+            let before = self.flight.take();
+            let flight = self.flight.insert(Flight::load(before, &mut self.send_queue));
             let chain = flight.chain();
             self.count(waiting - self.send_queue.bytes());
             return Step::Filter(self.request, chain);
@@ -160,10 +161,12 @@ impl Subscriber {
         self.outcome(progress)
     }
 
-    /// Frees what is only needed while something is on its way: the flight, and the buffer in which nginx collects TLS
-    /// records. nginx has finished with both.
+    /// Frees what is only needed while something is on its way: the bytes of the flight, and the buffer in which nginx
+    /// collects TLS records. nginx has finished with both.
     pub fn land(&mut self) {
-        self.flight = None;
+        if let Some(flight) = &mut self.flight {
+            flight.empty();
+        }
         if self.is_filtered() && self.frozen() {
             // SAFETY: an attached subscriber's request is alive.
             if let Some(carrier) = unsafe { stream::carrier(self.request) } {

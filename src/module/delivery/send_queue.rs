@@ -73,6 +73,11 @@ impl SendQueue {
         self.0.is_none()
     }
 
+    /// Number of pieces.
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |queue| queue.pieces.len())
+    }
+
     pub fn front(&self) -> Option<&Piece> {
         self.0.as_ref()?.pieces.front()
     }

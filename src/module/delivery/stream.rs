@@ -106,7 +106,7 @@ impl Subscriber {
                 return Step::Drained;
             }
             let waiting = self.send_queue.bytes();
-            let flight = self.flight.insert(Flight::load(&mut self.send_queue));
+            let flight = self.flight.insert(Flight::load(None, &mut self.send_queue));
             flight.rest = flight.chain();
             self.count(waiting - self.send_queue.bytes());
         }
