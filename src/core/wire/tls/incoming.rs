@@ -46,6 +46,7 @@ pub struct Incoming {
     /// Number of the next record.
     number: u64,
     /// The beginning of a record of which the rest has not come: an idle connection has none.
+    #[allow(clippy::box_collection, reason = "one word while there is none")]
     begun: Option<Box<Vec<u8>>>,
 }
 

@@ -56,6 +56,7 @@ struct Outgoing {
     /// Number of the next record. It rises when a record is sealed, and never goes back.
     number: u64,
     /// Sealed bytes that the socket has not taken.
+    #[allow(clippy::box_collection, reason = "one word while there is none")]
     tail: Option<Box<Vec<u8>>>,
 }
 
