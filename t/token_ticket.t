@@ -75,6 +75,8 @@ with_nginx $conf, sub ($nginx) {
     is $nginx->post('/none?id=a', '', %$good)->status, 405, 'and cannot be had';
     is $nginx->get('/poll?id=a&ticket=x', %$good)->status, 401, 'a bad ticket is not made good by a token';
 
+    is $nginx->post('/pub?id=b&ticket=' . $ticket->('/poll?id=b'), 'x')->status, 401, 'publishers need a token';
+
     my $late = sub { my $again = $ticket->('/brief?id=a'); sleep 1.1; $nginx->get("/brief?id=a&ticket=$again")->status };
     is $late->(), 401, 'a ticket has its time';
 

@@ -86,9 +86,10 @@ pub fn admit(r: Request<'_>) -> Result<Pass, Denial> {
     })
 }
 
-/// The request's ticket, where such are accepted, with the verifier that it has to be of.
+/// The ticket of a subscriber, where such are accepted, with the verifier that it has to be of.
 fn ticket(r: Request<'_>, gate: &Gate) -> Option<(Vec<u8>, u64)> {
-    let tickets = gate.tickets?;
+    let subscriber = matches!(r.location().role, Some(Role::Subscriber(_)));
+    let tickets = gate.tickets.filter(|_| subscriber)?;
     let ticket = r.argument("ticket").filter(|ticket| !ticket.is_empty())?;
     Some((ticket, tickets.verifier))
 }
