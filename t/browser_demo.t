@@ -196,6 +196,16 @@ subtest 'offline the page says so, and sends later what was written' => sub {
     is(in($ann, 'return document.querySelectorAll(".pending, .failed").length'), 0, 'nothing is left to send');
 };
 
+subtest 'the console is a click away' => sub {
+    my $window = $browser->new_window;
+    $browser->switch_to($window);
+    $browser->open_url($page);
+    $browser->click('a[href="/console"]');
+    WebDriver::wait_for(20, 'the console to be live', sub { $browser->js('return document.getElementById("state")?.textContent') eq 'live' });
+    like($browser->js('return document.getElementById("health").textContent'), qr/subscribers|died/, 'and says how nginx is');
+    $browser->close_window;
+};
+
 subtest 'a phone shows all of it without scrolling sideways' => sub {
     $browser->switch_to($ann);
     $browser->devtools('Emulation.setDeviceMetricsOverride', { width => 360, height => 740, deviceScaleFactor => 2, mobile => JSON::PP::true });

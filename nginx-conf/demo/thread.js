@@ -6,8 +6,8 @@
 //   write   POST /comments      to the worker, which publishes to forum.*, thread.* and user.*
 //           POST /typing/THREAD straight to nginx, to whoever is there; never stored
 
+import { connect } from "./client/index.js";
 import { fromMarkup } from "./markup.js";
-import { Stream } from "./stream.js";
 
 const SHOWN_AT_MOST = 500;
 const WATCHERS_EVERY_MS = 5_000;
@@ -342,7 +342,10 @@ addEventListener("scroll", () => {
 }, { passive: true });
 document.addEventListener("visibilitychange", countWatchers);
 
-new Stream(`/sub/${view.channel}`, { message: receive, state: connectionIs });
+connectionIs(navigator.onLine ? "connecting" : "offline");
+const stream = connect("/sub", { channels: [view.channel] });
+stream.on("message", ({ data }) => receive(data));
+stream.on("state", (state) => connectionIs({ open: "live", offline: "offline" }[state] ?? (wasLiveBefore ? "reconnecting" : "connecting")));
 (function watch() {
   // Not all in the same second.
   setTimeout(() => countWatchers().finally(watch), WATCHERS_EVERY_MS * (0.8 + Math.random() * 0.4));
