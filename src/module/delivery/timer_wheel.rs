@@ -93,10 +93,26 @@ impl TimerWheel {
 
     /// Milliseconds until the next slot that is not empty.
     pub fn next_ms(&self, now_ms: u64) -> Option<u64> {
-        let tick = (self.done + 1..self.done + SLOTS).find(|tick| {
-            let slot = (tick % SLOTS) as usize;
-            self.used[slot / 64] >> (slot % 64) & 1 == 1
-        })?;
+        let first = self.done + 1;
+        let tick = first + self.slots_until_used((first % SLOTS) as usize)?;
         Some((tick * SLOT_MS).saturating_sub(now_ms).max(1))
+    }
+
+    /// Slots from `start` on, around the wheel, until one that is not empty: by words, for a far end would cost each new
+    /// subscriber a look at every slot.
+    fn slots_until_used(&self, start: usize) -> Option<u64> {
+        let (word, bit) = (start / 64, start % 64);
+        let from_start = u64::MAX << bit;
+        (0..=WORDS).find_map(|step| {
+            let index = (word + step) % WORDS;
+            let used = match step {
+                0 => self.used[index] & from_start,
+                // Around: what is before the start.
+                WORDS => self.used[index] & !from_start,
+                _ => self.used[index],
+            };
+            let slot = index * 64 + used.trailing_zeros() as usize;
+            (used != 0).then(|| ((slot + SLOTS as usize - start) % SLOTS as usize) as u64)
+        })
     }
 }
