@@ -350,7 +350,7 @@ impl Delivery {
                 }
             }
             Delivered::Advance => actions.push(Action::Advance(id)),
-            Delivered::Gathered => self.inbox.gathered.push(id),
+            Delivered::Gathered => self.gather(id, actions),
             Delivered::Cut(ending) => {
                 // Nothing more may be written: TLS would take it for a bad repetition.
                 subscriber.ending = true;

@@ -11,9 +11,12 @@ use super::flight::Flight;
 use super::frames::Piece;
 use super::output::Step;
 use super::state::Delivery;
-use super::subscriber::Subscriber;
+use super::subscriber::{Subscriber, SubscriberId};
 use crate::ffi::optional::Stat;
 use crate::ffi::stream::Stream;
+
+/// Streams whose frames are gathered before they are sent.
+const GATHERED: usize = 64;
 
 /// Closes the stream of a subscriber that was just removed.
 pub fn close(mut subscriber: Subscriber, ending: Ending) {
@@ -114,6 +117,14 @@ impl Subscriber {
 }
 
 impl Delivery {
+    /// Notes a stream with a frame that waits. Only so many do: what they need is still in the cache then.
+    pub fn gather(&mut self, id: SubscriberId, actions: &mut Vec<Action>) {
+        self.inbox.gathered.push(id);
+        if self.inbox.gathered.len() == GATHERED {
+            self.flush_streams(actions);
+        }
+    }
+
     /// Sends what this slice of work has gathered.
     pub fn flush_streams(&mut self, actions: &mut Vec<Action>) {
         let mut gathered = std::mem::take(&mut self.inbox.gathered);

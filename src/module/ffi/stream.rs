@@ -71,7 +71,7 @@ mod stub {
     const FRAMES_POOL: usize = 1024;
 
     /// Pools kept for the next frames.
-    const SPARES: usize = 32;
+    const SPARES: usize = 64;
 
     thread_local! {
         /// Empty pools for frames: most are needed for the time of one call.
