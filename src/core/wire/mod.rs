@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod channel_path;
+pub mod coding;
 pub mod console;
 pub mod escape;
 pub mod event_id;

@@ -1,0 +1,584 @@
+//! The coder of a style, the codings of a piece, and what is kept for each reader.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::checksum::{Checksum, Sum};
+use super::deflate::{self, Deflater};
+use super::group::{Group, Place};
+
+/// The head of a gzip member (RFC 1952): no name, no time, of no particular system.
+const GZIP_HEAD: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+
+/// A longer piece is not compressed: it would keep everybody waiting.
+const LONGEST: usize = 256 * 1024;
+
+/// How messages are compressed. Readers with equal settings get the same bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// From 1, the fastest, to 9.
+    pub level: u32,
+    /// Bytes from which on a piece is compressed by itself.
+    pub min_length: usize,
+    /// May messages share a context?
+    pub grouped: bool,
+}
+
+/// What a reader of a compressed stream has been sent so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reader {
+    place: Place,
+    sum: Sum,
+}
+
+impl Reader {
+    /// A reader that another process has served until now; it is in no group here.
+    pub fn continued(sum: Sum) -> Reader {
+        Reader {
+            place: Place::NOWHERE,
+            sum,
+        }
+    }
+
+    pub fn sum(&self) -> Sum {
+        self.sum
+    }
+}
+
+/// Figures of compression, and the time that it may still take; shared by all coders of a worker.
+#[derive(Debug)]
+pub struct Ledger {
+    last_group: Cell<u32>,
+    now_ms: Cell<u64>,
+    left: Cell<Duration>,
+    figures: RefCell<Figures>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Bytes of messages before and after compression, as often as they were compressed.
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub time: Duration,
+    /// Deliveries with the context of a group, and without.
+    pub aligned: u64,
+    pub unaligned: u64,
+}
+
+impl Default for Ledger {
+    /// Without a limit of time.
+    fn default() -> Ledger {
+        Ledger {
+            last_group: Cell::new(0),
+            now_ms: Cell::new(0),
+            left: Cell::new(Duration::MAX),
+            figures: RefCell::default(),
+        }
+    }
+}
+
+impl Ledger {
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    /// Starts a slice of work, in which compression may take so long.
+    pub fn begin_slice(&self, now_ms: u64, limit: Duration) {
+        self.now_ms.set(now_ms);
+        self.left.set(limit);
+    }
+
+    /// A number that no place of a reader has.
+    pub fn next_group(&self) -> u32 {
+        self.last_group.set(self.last_group.get().wrapping_add(1).max(1));
+        self.last_group.get()
+    }
+
+    /// The figures since the last call.
+    pub fn take_figures(&self) -> Figures {
+        self.figures.take()
+    }
+
+    /// Runs the compressor, if there is time left.
+    fn timed(&self, text: usize, compress: impl FnOnce() -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        if self.left.get().is_zero() || text > LONGEST {
+            return None;
+        }
+        let started = Instant::now();
+        let out = compress();
+        let took = started.elapsed();
+        self.left.set(self.left.get().saturating_sub(took));
+        let mut figures = self.figures.borrow_mut();
+        figures.time += took;
+        if let Some(out) = &out {
+            figures.bytes_in += text as u64;
+            figures.bytes_out += out.len() as u64;
+        }
+        out
+    }
+
+    fn count(&self, aligned: bool) {
+        let mut figures = self.figures.borrow_mut();
+        let count = if aligned {
+            &mut figures.aligned
+        } else {
+            &mut figures.unaligned
+        };
+        *count += 1;
+    }
+}
+
+/// A coding of a piece, as sent.
+#[derive(Debug)]
+pub struct Coded<W> {
+    pub wire: W,
+    checksum: Checksum,
+}
+
+/// The codings of a piece that several readers may get, made when the first of them needs it.
+#[derive(Debug)]
+pub struct Codings<W> {
+    group: Option<Rc<Group>>,
+    place: OnceCell<Place>,
+    /// None inside: the group has gone on without it, or there was no time.
+    in_group: OnceCell<Option<Rc<Coded<W>>>>,
+    /// By the byte of the piece that they begin with.
+    alone: RefCell<Vec<(u32, Rc<Coded<W>>)>>,
+}
+
+impl<W> Codings<W> {
+    pub fn new(group: Option<Rc<Group>>) -> Codings<W> {
+        Codings {
+            group,
+            place: OnceCell::new(),
+            in_group: OnceCell::new(),
+            alone: RefCell::default(),
+        }
+    }
+}
+
+/// Compresses for the readers of one style.
+#[derive(Debug)]
+pub struct Coder {
+    terms: Terms,
+    ledger: Rc<Ledger>,
+    alone: RefCell<Option<Deflater>>,
+}
+
+impl Coder {
+    pub fn new(terms: Terms, ledger: Rc<Ledger>) -> Coder {
+        Coder {
+            terms,
+            ledger,
+            alone: RefCell::default(),
+        }
+    }
+
+    pub fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// Frees the compressor for single pieces until it is needed again.
+    pub fn rest(&self) {
+        *self.alone.borrow_mut() = None;
+    }
+
+    /// The head of the stream, and its first text.
+    pub fn opening(&self, text: &[u8], reader: &mut Reader) -> Vec<u8> {
+        [GZIP_HEAD, &self.single(text, reader)].concat()
+    }
+
+    /// A text that only this reader gets.
+    pub fn single(&self, text: &[u8], reader: &mut Reader) -> Vec<u8> {
+        if text.is_empty() {
+            return Vec::new();
+        }
+        reader.place = Place::NOWHERE;
+        reader.sum.append(&Checksum::of(text));
+        self.by_itself(text)
+    }
+
+    /// The last text, and the end of the stream.
+    pub fn ending(&self, text: &[u8], reader: &mut Reader) -> Vec<u8> {
+        let mut bytes = self.single(text, reader);
+        bytes.extend_from_slice(deflate::LAST);
+        bytes.extend_from_slice(&reader.sum.crc.to_le_bytes());
+        bytes.extend_from_slice(&reader.sum.length.to_le_bytes());
+        bytes
+    }
+
+    /// Bytes that decode to nothing, at any place of the stream.
+    pub fn nothing(&self) -> &'static [u8] {
+        deflate::EMPTY
+    }
+
+    /// A piece of the stream, from byte `from` on: the next for `reader`. `dress` makes it ready to be sent.
+    pub fn piece<W>(
+        &self,
+        codings: &Codings<W>,
+        (piece, from): (&[u8], u32),
+        reader: &mut Reader,
+        dress: impl Fn(Vec<u8>) -> W,
+    ) -> Rc<Coded<W>> {
+        let text = piece.get(from as usize..).unwrap_or_default();
+        let group = codings.group.as_deref().filter(|_| from == 0);
+        if let Some(group) = group {
+            let place = *codings.place.get_or_init(|| group.begin(&self.ledger));
+            if place.is_start() || place == reader.place {
+                let in_group = codings.in_group.get_or_init(|| {
+                    let compress = || group.compress(place, self.terms.level, text);
+                    let bytes = self.ledger.timed(text.len(), compress)?;
+                    Some(Rc::new(Coded {
+                        wire: dress(bytes),
+                        checksum: Checksum::of(text),
+                    }))
+                });
+                if let Some(coded) = in_group {
+                    reader.place = place.next();
+                    reader.sum.append(&coded.checksum);
+                    group.count(true);
+                    self.ledger.count(true);
+                    return coded.clone();
+                }
+            }
+            group.count(false);
+        }
+        self.ledger.count(false);
+        let coded = self.alone(codings, text, from, dress);
+        reader.place = Place::NOWHERE;
+        reader.sum.append(&coded.checksum);
+        coded
+    }
+
+    fn alone<W>(&self, codings: &Codings<W>, text: &[u8], from: u32, dress: impl Fn(Vec<u8>) -> W) -> Rc<Coded<W>> {
+        let known = |codings: &Vec<(u32, Rc<Coded<W>>)>| {
+            let mut codings = codings.iter();
+            codings
+                .find(|(start, _)| *start == from)
+                .map(|(_, coded)| coded.clone())
+        };
+        if let Some(coded) = known(&codings.alone.borrow()) {
+            return coded;
+        }
+        let coded = Rc::new(Coded {
+            wire: dress(self.by_itself(text)),
+            checksum: Checksum::of(text),
+        });
+        codings.alone.borrow_mut().push((from, coded.clone()));
+        coded
+    }
+
+    /// A text that refers to nothing before it; not compressed if that does not pay.
+    fn by_itself(&self, text: &[u8]) -> Vec<u8> {
+        let compressed = (text.len() >= self.terms.min_length)
+            .then(|| self.ledger.timed(text.len(), || self.compress(text)))
+            .flatten();
+        let stored_length = deflate::stored_length(text.len());
+        compressed
+            .filter(|bytes| bytes.len() < stored_length)
+            .unwrap_or_else(|| {
+                let mut bytes = Vec::with_capacity(stored_length);
+                deflate::push_stored(text, &mut bytes);
+                bytes
+            })
+    }
+
+    fn compress(&self, text: &[u8]) -> Option<Vec<u8>> {
+        let mut deflater = self.alone.borrow_mut();
+        match deflater.as_mut() {
+            Some(deflater) => deflater.reset(),
+            None => *deflater = Some(Deflater::new(self.terms.level)),
+        }
+        let mut out = Vec::with_capacity(text.len() / 2 + 64);
+        if !deflater.as_mut()?.push(text, &mut out) {
+            *deflater = None;
+            return None;
+        }
+        Some(out)
+    }
+}
+
+/// A whole gzip member.
+pub fn gzip(terms: Terms, text: &[u8]) -> Vec<u8> {
+    let coder = Coder::new(terms, Rc::default());
+    let mut reader = Reader::default();
+    let mut bytes = coder.opening(text, &mut reader);
+    bytes.extend(coder.ending(b"", &mut reader));
+    bytes
+}
+
+/// Memory of each reader.
+const _: () = assert!(size_of::<Reader>() <= 16);
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+    use flate2::{Decompress, FlushDecompress};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TERMS: Terms = Terms {
+        level: 6,
+        min_length: 64,
+        grouped: true,
+    };
+
+    /// The whole stream, as a client that checks the trailer reads it.
+    fn gunzip(bytes: &[u8]) -> Vec<u8> {
+        let mut plain = Vec::new();
+        GzDecoder::new(bytes).read_to_end(&mut plain).expect("a whole member");
+        plain
+    }
+
+    /// Pieces of a channel, and one of its readers: what it has been sent, and pieces that wait for it.
+    struct Client {
+        reader: Reader,
+        wire: Vec<u8>,
+        plain: Vec<u8>,
+        /// Reads `wire` as it comes; this many bytes of it and of `plain` are read.
+        live: Decompress,
+        read: (usize, usize),
+        queue: VecDeque<(Rc<Piece>, u32)>,
+        slow: bool,
+    }
+
+    struct Piece {
+        text: Vec<u8>,
+        codings: Codings<Vec<u8>>,
+    }
+
+    impl Client {
+        fn join(coder: &Coder, header: &[u8]) -> Client {
+            let mut reader = Reader::default();
+            Client {
+                wire: coder.opening(header, &mut reader),
+                plain: header.to_vec(),
+                reader,
+                live: Decompress::new(false),
+                read: (GZIP_HEAD.len(), 0),
+                queue: VecDeque::new(),
+                slow: false,
+            }
+        }
+
+        /// Can all that was sent be read by now?
+        fn reads_all(&mut self) -> bool {
+            let expected = &self.plain[self.read.1..];
+            let mut read = Vec::with_capacity(expected.len() + 64);
+            let wire = &self.wire[self.read.0..];
+            let sound = self.live.decompress_vec(wire, &mut read, FlushDecompress::Sync).is_ok();
+            let right = read == expected;
+            self.read = (self.wire.len(), self.plain.len());
+            sound && right
+        }
+
+        fn drain(&mut self, coder: &Coder) {
+            for (piece, from) in self.queue.drain(..) {
+                let coded = coder.piece(&piece.codings, (&piece.text, from), &mut self.reader, |bytes| bytes);
+                self.wire.extend_from_slice(&coded.wire);
+                self.plain.extend_from_slice(&piece.text[from as usize..]);
+            }
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        /// A piece of channel 0 or 1 to everybody.
+        Publish {
+            channel: usize,
+            text: Vec<u8>,
+        },
+        Join(Vec<u8>),
+        /// Bytes for one reader alone: a gap notice, replayed history.
+        Single(usize, Vec<u8>),
+        Ping(usize),
+        /// Its socket is full, or takes bytes again.
+        Slow(usize, bool),
+        /// A slow reader skips its oldest piece, or a part of it.
+        Skip(usize, u32),
+        /// Goes to another process and comes back.
+        HandOver(usize),
+        /// Leaves regularly.
+        Leave(usize),
+        /// Time that compression may take from now on.
+        Limit(bool),
+        /// All compressors are freed.
+        Idle,
+    }
+
+    fn text() -> impl Strategy<Value = Vec<u8>> {
+        let word = prop::sample::select(vec![
+            &b"data: {\"id\":"[..],
+            b"\"name\":\"somebody\",",
+            b"\"text\":\"nothing new\"}\n\n",
+            b"17,",
+            b"\0\xff\x80",
+        ]);
+        let words = prop::collection::vec(word, 1..40).prop_map(|words| words.concat());
+        prop_oneof![
+            8 => words,
+            1 => prop::collection::vec(any::<u8>(), 1..200),
+            1 => (any::<u8>(), 1_usize..5_000).prop_map(|(byte, length)| vec![byte; length]),
+        ]
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            12 => (0..2_usize, text()).prop_map(|(channel, text)| Event::Publish { channel: channel.min(1), text }),
+            3 => text().prop_map(Event::Join),
+            2 => (any::<usize>(), text()).prop_map(|(who, text)| Event::Single(who, text)),
+            2 => any::<usize>().prop_map(Event::Ping),
+            3 => (any::<usize>(), any::<bool>()).prop_map(|(who, slow)| Event::Slow(who, slow)),
+            1 => (any::<usize>(), any::<u32>()).prop_map(|(who, from)| Event::Skip(who, from)),
+            1 => any::<usize>().prop_map(Event::HandOver),
+            1 => any::<usize>().prop_map(Event::Leave),
+            1 => any::<bool>().prop_map(Event::Limit),
+            1 => Just(Event::Idle),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn each_reader_decodes_what_it_was_sent(events in prop::collection::vec(event(), 1..120)) {
+            let ledger = Rc::new(Ledger::default());
+            let coder = Coder::new(TERMS, ledger.clone());
+            let mut groups: Vec<Rc<Group>> = vec![Rc::default(), Rc::default()];
+            let mut clients: Vec<Client> = Vec::new();
+            let mut left: Vec<Client> = Vec::new();
+            for event in events {
+                let count = clients.len();
+                match event {
+                    Event::Publish { channel, text } => {
+                        let codings = Codings::new(Some(groups[channel].clone()));
+                        let piece = Rc::new(Piece { text, codings });
+                        // Readers follow channel 0, every third one both.
+                        for client in clients.iter_mut().enumerate() {
+                            if channel == 0 || client.0 % 3 == 0 {
+                                client.1.queue.push_back((piece.clone(), 0));
+                            }
+                        }
+                    }
+                    Event::Join(header) => clients.push(Client::join(&coder, &header)),
+                    _ if count == 0 => {}
+                    Event::Single(who, text) => {
+                        let client = &mut clients[who % count];
+                        client.wire.extend(coder.single(&text, &mut client.reader));
+                        client.plain.extend(text);
+                    }
+                    Event::Ping(who) => clients[who % count].wire.extend_from_slice(coder.nothing()),
+                    Event::Slow(who, slow) => clients[who % count].slow = slow,
+                    Event::Skip(who, from) => {
+                        let queue = &mut clients[who % count].queue;
+                        if let Some((piece, start)) = queue.front_mut() {
+                            *start = from % (piece.text.len() as u32);
+                        }
+                        if from % 2 == 0 {
+                            queue.pop_front();
+                        }
+                    }
+                    Event::HandOver(who) => {
+                        let client = &mut clients[who % count];
+                        client.reader = Reader::continued(client.reader.sum());
+                    }
+                    Event::Leave(who) => left.push(clients.swap_remove(who % count)),
+                    Event::Limit(limit) => {
+                        ledger.begin_slice(1, if limit { Duration::ZERO } else { Duration::MAX });
+                    }
+                    Event::Idle => {
+                        groups = vec![Rc::default(), Rc::default()];
+                        coder.rest();
+                    }
+                }
+                for client in clients.iter_mut().filter(|client| !client.slow) {
+                    client.drain(&coder);
+                    prop_assert!(client.reads_all());
+                }
+            }
+            for mut client in clients.into_iter().chain(left) {
+                client.drain(&coder);
+                client.wire.extend(coder.ending(b"bye", &mut client.reader));
+                client.plain.extend_from_slice(b"bye");
+                prop_assert!(gunzip(&client.wire) == client.plain);
+            }
+        }
+    }
+
+    fn event_text(number: u64) -> Vec<u8> {
+        let noise = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        format!(
+            "id: {number}\ndata: {{\"user\":\"user{}\",\"value\":{},\"state\":\"open\"}}\n\n",
+            noise % 97,
+            noise % 9973
+        )
+        .into_bytes()
+    }
+
+    #[test]
+    fn readers_inside_get_shorter_pieces_made_once() {
+        let ledger = Rc::new(Ledger::default());
+        let coder = Coder::new(TERMS, ledger.clone());
+        let group = Rc::<Group>::default();
+        let mut readers = [Reader::default(); 100];
+        let mut late = Reader::default();
+        let (mut plain, mut wire) = (0, 0);
+        for number in 0..100 {
+            let (text, codings) = (event_text(number), Codings::new(Some(group.clone())));
+            let made = Cell::new(0);
+            for reader in &mut readers {
+                let coded = coder.piece(&codings, (&text, 0), reader, |bytes| {
+                    made.set(made.get() + 1);
+                    bytes
+                });
+                plain += text.len();
+                wire += coded.wire.len();
+            }
+            if number > 50 {
+                coder.piece(&codings, (&text, 0), &mut late, |bytes| {
+                    made.set(made.get() + 1);
+                    bytes
+                });
+            }
+            assert_eq!(made.get(), 1 + u32::from(number > 50));
+        }
+        assert!(wire * 2 < plain, "{wire} of {plain} bytes");
+        let figures = ledger.take_figures();
+        assert_eq!((figures.aligned, figures.unaligned), (10_000, 49));
+        assert_eq!(ledger.take_figures(), Figures::default());
+    }
+
+    #[test]
+    fn without_a_group_or_time_everybody_gets_the_same() {
+        let ledger = Rc::new(Ledger::default());
+        let coder = Coder::new(TERMS, ledger.clone());
+        let text = event_text(1).repeat(3);
+        let codings = Codings::new(None);
+        let mut readers = [Reader::default(); 2];
+        let coded = coder.piece(&codings, (&text, 0), &mut readers[0], |bytes| bytes);
+        assert!(coded.wire.len() < text.len());
+        let again = coder.piece(&codings, (&text, 0), &mut readers[1], |bytes| bytes);
+        assert!(Rc::ptr_eq(&coded, &again));
+        ledger.begin_slice(0, Duration::ZERO);
+        let coded = coder.piece(&Codings::new(None), (&text, 0), &mut readers[0], |bytes| bytes);
+        assert_eq!(coded.wire.len(), deflate::stored_length(text.len()));
+        ledger.begin_slice(0, Duration::MAX);
+        let short = &text[..TERMS.min_length - 1];
+        assert_eq!(
+            coder.single(short, &mut readers[0]).len(),
+            deflate::stored_length(short.len())
+        );
+    }
+
+    #[test]
+    fn a_member_is_a_whole_answer() {
+        for text in [&b""[..], b"short", &event_text(7).repeat(300)] {
+            assert_eq!(gunzip(&gzip(TERMS, text)), text);
+        }
+    }
+}
