@@ -162,6 +162,22 @@ subtest 'padding' => sub {
         'a user agent that is no regular expression';
 };
 
+subtest 'compression' => sub {
+    accepts conf($ZONE, sub_with('push_stream_compress gzip; push_stream_compress_level 9;')), 'as it should be';
+    for my $coding (qw(br deflate GZIP on 1 identity "")) {
+        refuses conf($ZONE, sub_with("push_stream_compress $coding;")), 'in push_stream_compress, accepted are off, or: gzip', "no coding: $coding";
+    }
+    refuses conf($ZONE, sub_with('push_stream_compress gzip off;')), 'invalid coding "off" in push_stream_compress', 'both';
+    refuses conf($ZONE, sub_with('push_stream_compress gzip gzip;')), 'push_stream_compress names "gzip" twice', 'one twice';
+    refuses conf($ZONE, sub_with('push_stream_compress off; push_stream_compress gzip;')), '"push_stream_compress" directive is duplicate', 'two';
+    refuses conf($ZONE, sub_with('push_stream_compress;')), 'invalid number of arguments in "push_stream_compress"', 'none';
+    refuses conf($ZONE, sub_with("push_stream_compress_level $_;")), 'push_stream_compress_level must be from 1 to 9.', "level $_" for 0, 10, 999;
+    refuses conf($ZONE, sub_with('push_stream_compress_level fast;')), 'invalid number', 'a level that is none';
+    refuses conf($ZONE, sub_with('push_stream_compress_context channel;')), 'invalid value "channel"', 'a context that is none';
+    refuses conf($ZONE, sub_with('push_stream_compress_min_length few;')), '"push_stream_compress_min_length" directive invalid value', 'a length that is none';
+    refuses conf($ZONE, sub_with('push_stream_compress_groups -1;')), 'invalid number', 'a number below zero';
+};
+
 subtest 'nginx itself refuses' => sub {
     refuses conf("$ZONE push_stream_message_ttl 500ms;", $PUB), '"push_stream_message_ttl" directive invalid value',
         'milliseconds where seconds count';

@@ -249,6 +249,8 @@ pub struct WorkerInfo {
     pub started_unix: u64,
     /// Bytes queued for slow readers, as last reported by the worker.
     pub queued_bytes: u64,
+    /// Groups of compressed readers, as last reported by the worker.
+    pub compress_groups: u32,
 }
 
 /// This worker's membership in one channel. Shared by all its subscribers of that channel; valid until the last of them

@@ -100,6 +100,14 @@ counters! {
     TlsKeptBusy = 39,
     /// They stay with OpenSSL for now: its records do not account for all bytes.
     TlsKeptUnaccounted = 40,
+    /// Bytes of messages before and after compression, as often as they were compressed.
+    CompressedIn = 41,
+    CompressedOut = 42,
+    /// Time of compression, in microseconds.
+    CompressedUs = 43,
+    /// Deliveries to compressed readers with the context of a group, and without.
+    DeliveredAligned = 44,
+    DeliveredUnaligned = 45,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

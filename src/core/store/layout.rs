@@ -35,7 +35,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// To be changed with every change of anything in this file; part of the zone's tag, so that a module with another
 /// layout never adopts this zone.
-pub const LAYOUT_VERSION: u32 = 8;
+pub const LAYOUT_VERSION: u32 = 9;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -399,7 +399,9 @@ record! {
         /// If the worker takes subscribers that others hand over, the number of its configuration ([`Header::cycles`]); else 0. Not under the
         /// zone's lock.
         accepts: u32,
-        unused: [u32; 2],
+        /// Groups of compressed readers; not under the zone's lock.
+        compress_groups: u32,
+        unused: u32,
         /// How its subscribers are connected; not under the zone's lock.
         connection_counts: [u32; CONNECTION_COUNTS],
     }
@@ -592,10 +594,11 @@ mod tests {
     use super::*;
 
     /// Every released layout by fingerprint, with its version; the last is the present one.
-    const KNOWN: [(u32, u64); 3] = [
+    const KNOWN: [(u32, u64); 4] = [
         (6, 0x0166_986f_d332_c451),
         (7, 0xeda6_4455_76d3_815f),
         (8, 0xf6b0_b97c_abb5_d87a),
+        (9, 0x8d60_3c7f_a947_bed1),
     ];
 
     /// The numbers of counters, which stay when others are added: a new counter at an unused number needs no new
@@ -642,6 +645,11 @@ mod tests {
         Counter::TlsKeptUnknown,
         Counter::TlsKeptBusy,
         Counter::TlsKeptUnaccounted,
+        Counter::CompressedIn,
+        Counter::CompressedOut,
+        Counter::CompressedUs,
+        Counter::DeliveredAligned,
+        Counter::DeliveredUnaligned,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

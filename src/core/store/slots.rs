@@ -142,6 +142,7 @@ impl Zone {
                 longest_stretch_us: self.memory.peek(slot, slot::stretch_us),
                 started_unix: locked.get(slot, slot::started_unix).into(),
                 queued_bytes: self.memory.peek(slot, slot::queued),
+                compress_groups: self.memory.peek(slot, slot::compress_groups),
             });
         }
         Summary {

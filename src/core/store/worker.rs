@@ -77,6 +77,7 @@ impl Zone {
             locked.set(slot, slot::started_ms, now.monotonic_ms);
             locked.set(slot, slot::started_unix, now.unix_secs() as u32);
             locked.set(slot, slot::queued, 0);
+            locked.set(slot, slot::compress_groups, 0);
             locked.set(slot, slot::subscribers, 0);
             locked.set(slot, slot::live, 1);
             locked.add(Hot, hot::workers, 1);
@@ -177,6 +178,12 @@ impl Worker {
     /// Publishes the number of bytes queued for this worker's slow readers.
     pub fn set_queued_bytes(&self, bytes: u64) {
         self.memory().init(self.slot, slot::queued, bytes);
+    }
+
+    /// Publishes the number of groups for which this worker keeps a compressor.
+    pub fn set_compress_groups(&self, groups: usize) {
+        let groups = u32::try_from(groups).unwrap_or(u32::MAX);
+        self.memory().init(self.slot, slot::compress_groups, groups);
     }
 
     /// Are there messages for this worker without a signal? The publisher died before the signal, or is about to send

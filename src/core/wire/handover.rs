@@ -37,6 +37,8 @@ pub struct Subscriber {
     pub mode: String,
     /// The response is chunked (HTTP/1.1).
     pub chunked: bool,
+    /// Content coding of the response; None = as it is.
+    pub coding: Option<String>,
     /// Minimum bytes of a message, with padding (`push_stream_padding_by_user_agent`).
     pub message_min: u32,
     /// Ids of its channels; one that it follows twice is listed twice.
@@ -81,6 +83,8 @@ pub struct Unsent {
     pub bytes: Vec<u8>,
     /// Ordered resume: the subscriber's last event id once it has received all of `bytes`.
     pub position: Option<Vec<u8>>,
+    /// A compressed response: CRC-32 and length, modulo 2^32, of its text up to the end of `bytes`.
+    pub sum: Option<(u32, u32)>,
 }
 
 /// A message, preceded by the version.
@@ -111,6 +115,7 @@ mod tests {
                 Subscriber {
                     mode: "eventsource".into(),
                     chunked: true,
+                    coding: Some("gzip".into()),
                     channels: vec![b"a".to_vec(), vec![0, 255]],
                     end_due: u64::MAX - 1,
                     disconnect_record: Some(DisconnectRecord {
@@ -136,6 +141,7 @@ mod tests {
             Some(Unsent {
                 bytes: vec![1; 100_000],
                 position: Some(b"3-4".to_vec()),
+                sum: Some((u32::MAX, 7)),
             }),
         ]);
         assert_eq!(decode(&encode(&rest)), Some(rest));

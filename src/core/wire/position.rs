@@ -1,11 +1,16 @@
 //! The position from which a client wants to resume, from its headers.
 
-/// The tag in `If-None-Match`: an optional `W/`, then digits; None for any other text.
+use super::coding::Coding;
+
+/// The tag in `If-None-Match`: an optional `W/`, then digits, and the coding if the answer had one; None for any other
+/// text.
 pub fn parse_tag(text: &[u8]) -> Option<u32> {
     let digits = match text.strip_prefix(b"W/") {
         Some(rest) if !rest.is_empty() => rest,
         _ => text,
     };
+    let suffix = |coding: &Coding| digits.strip_suffix(coding.name().as_bytes())?.strip_suffix(b"-");
+    let digits = Coding::ALL.iter().find_map(suffix).unwrap_or(digits);
     // The standard library accepts a sign, which is not a digit.
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
@@ -25,11 +30,16 @@ mod tests {
         assert_eq!(parse_tag(b"17"), Some(17));
         assert_eq!(parse_tag(b"W/17"), Some(17));
         assert_eq!(parse_tag(b"W/007"), Some(7));
+        assert_eq!(parse_tag(b"W/17-gzip"), Some(17));
+        assert_eq!(parse_tag(b"17-gzip"), Some(17));
     }
 
     #[test]
     fn anything_else_is_no_tag() {
-        let texts: [&[u8]; 13] = [
+        let texts: [&[u8]; 16] = [
+            b"-gzip",
+            b"1gzip",
+            b"1-gzip-gzip",
             b"",
             b"W/",
             b"w/1",

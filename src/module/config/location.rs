@@ -7,6 +7,7 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use ngx::{ngx_conf_log_error, ngx_string};
 use push_stream_core::store::{OutOfOrder, Terms};
+use push_stream_core::wire::coding::{Coding, stream as coding};
 use push_stream_core::wire::eventsource;
 use push_stream_core::wire::statistics;
 use push_stream_core::wire::template::{Fields, Template};
@@ -18,7 +19,7 @@ use super::padding::{self, Padding};
 use super::place::Place;
 use super::token::{self, Gate};
 use super::values::{REPORTED, given, given_ms, unset, warn, word};
-use crate::delivery::{Audience, Format, Incoming, Lingering, SlowReader, Transport};
+use crate::delivery::{Audience, Compression, Format, Incoming, Lingering, SlowReader, Transport};
 use crate::ffi::directive::Conf;
 
 /// `push_stream_slow_reader`.
@@ -52,6 +53,24 @@ const BATCH_MAX_LINE: usize = 64 * 1024;
 
 /// Default of `push_stream_websocket_max_message_size`: more than clients of the C module are known to send.
 const WEBSOCKET_MAX_MESSAGE: usize = 5 * 1024 * 1024;
+
+/// `push_stream_compress_context`.
+pub static mut COMPRESS_CONTEXT: [ngx_conf_enum_t; 3] = [
+    word(ngx_string!("message"), 0),
+    word(ngx_string!("group"), GROUP),
+    word(ngx_str_t::empty(), 0),
+];
+
+const GROUP: ngx_uint_t = 1;
+
+/// Default of `push_stream_compress_level`.
+const COMPRESS_LEVEL: ngx_int_t = 4;
+
+/// Default of `push_stream_compress_min_length`.
+const COMPRESS_MIN_LENGTH: usize = 64;
+
+/// Default of `push_stream_compress_groups`.
+const COMPRESS_GROUPS: ngx_int_t = 64;
 
 /// The role of a location.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +160,12 @@ pub struct Location {
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
     pub(super) detach: ngx_flag_t,
     pub(super) detach_tls: ngx_flag_t,
+    /// Empty = off.
+    pub(super) compress: Option<Vec<Coding>>,
+    pub(super) compress_context: ngx_uint_t,
+    pub(super) compress_level: ngx_int_t,
+    pub(super) compress_min_length: usize,
+    pub(super) compress_groups: ngx_int_t,
     /// NULL = off.
     pub(super) log_disconnect: *mut ngx_open_file_t,
     pub(super) cors_credentials: ngx_flag_t,
@@ -300,6 +325,8 @@ impl Location {
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
             (&mut self.detach, outer.detach, 1),
             (&mut self.detach_tls, outer.detach_tls, 0),
+            (&mut self.compress_level, outer.compress_level, COMPRESS_LEVEL),
+            (&mut self.compress_groups, outer.compress_groups, COMPRESS_GROUPS),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
         ] {
             settle(inner, outer, unset::FLAG, default);
@@ -313,6 +340,16 @@ impl Location {
         token::settle(&mut self.token_mode, outer.token_mode);
         token::settle(&mut self.token_claims, outer.token_claims);
         self.token.inherit(&outer.token);
+        if self.compress.is_none() {
+            self.compress.clone_from(&outer.compress);
+        }
+        settle(&mut self.compress_context, outer.compress_context, unset::ENUM, GROUP);
+        settle(
+            &mut self.compress_min_length,
+            outer.compress_min_length,
+            unset::SIZE,
+            COMPRESS_MIN_LENGTH,
+        );
         settle(&mut self.resume, outer.resume, unset::ENUM, 0);
         settle(&mut self.out_of_order, outer.out_of_order, unset::ENUM, unset::ENUM);
         self.eventsource_retry = self.eventsource_retry.or(outer.eventsource_retry);
@@ -443,6 +480,20 @@ impl Location {
         }
     }
 
+    /// Compression of the location's messages, if it is on and possible.
+    fn compression(&self, mode: SubscriberMode) -> Option<Compression> {
+        let possible = mode != SubscriberMode::WebSocket;
+        let on = self.compress.as_ref().is_some_and(|codings| !codings.is_empty());
+        (possible && on).then(|| Compression {
+            terms: coding::Terms {
+                level: given(self.compress_level).unwrap_or(1),
+                min_length: self.compress_min_length,
+                grouped: self.compress_context == GROUP,
+            },
+            groups: given(self.compress_groups).map_or(0, |groups| groups as usize),
+        })
+    }
+
     fn gap_text(&self) -> Vec<u8> {
         if self.gap_text.data.is_null() {
             return b"Messages lost".to_vec();
@@ -485,6 +536,10 @@ impl Location {
             (self.batch_max_line == 0, c"push_stream_batch_max_line cannot be zero."),
             (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
             (
+                !(1..=9).contains(&self.compress_level),
+                c"push_stream_compress_level must be from 1 to 9.",
+            ),
+            (
                 self.tells_gaps() && !self.resumes_in_order() && matches!(role, Role::Subscriber(_)),
                 c"push_stream_gap_notice needs push_stream_resume ordered.",
             ),
@@ -521,6 +576,7 @@ impl Location {
                     ping: eventsource::PING.to_vec(),
                     ordered: false,
                     gap_text: None,
+                    compression: None,
                 },
                 eventsource::header(header),
                 eventsource::footer(footer),
@@ -534,6 +590,7 @@ impl Location {
                     ping: frame(Opcode::Ping, b""),
                     ordered: false,
                     gap_text: None,
+                    compression: None,
                 },
                 text_frame(header),
                 text_frame(footer),
@@ -543,10 +600,14 @@ impl Location {
         let format = Format {
             ordered: self.resumes_in_order(),
             gap_text: self.tells_gaps().then(|| self.gap_text()),
+            compression: self.compression(mode),
             ..format
         };
         Audience {
             location,
+            codings: format
+                .compression
+                .map_or_else(Vec::new, |_| self.compress.clone().unwrap_or_default()),
             format: main.intern(format),
             header,
             footer,
@@ -623,6 +684,7 @@ fn plain_format(configured: &[u8], ping_text: &[u8]) -> Format {
         ping,
         ordered: false,
         gap_text: None,
+        compression: None,
     }
 }
 
@@ -679,6 +741,11 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         dead_peer_timeout_ms: unset::MSEC,
         detach: unset::FLAG,
         detach_tls: unset::FLAG,
+        compress: None,
+        compress_context: unset::ENUM,
+        compress_level: unset::NUMBER,
+        compress_min_length: unset::SIZE,
+        compress_groups: unset::NUMBER,
         log_disconnect: unset::FILE,
         cors_credentials: unset::FLAG,
         refuse_softly: unset::FLAG,

@@ -91,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 75] = [
+pub static mut COMMANDS: [ngx_command_t; 80] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -491,6 +491,44 @@ pub static mut COMMANDS: [ngx_command_t; 75] = [
         FLAG,
         setters::set_detach_tls,
         detach_tls
+    ),
+    location!(
+        "push_stream_compress",
+        ALL_LEVELS_AND_IF,
+        NGX_CONF_1MORE,
+        setters::set_compress,
+        compress
+    ),
+    with_post(
+        location!(
+            "push_stream_compress_context",
+            ALL_LEVELS_AND_IF,
+            ONE,
+            ngx_conf_set_enum_slot,
+            compress_context
+        ),
+        &raw mut location::COMPRESS_CONTEXT as *mut c_void,
+    ),
+    location!(
+        "push_stream_compress_level",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_conf_set_num_slot,
+        compress_level
+    ),
+    location!(
+        "push_stream_compress_min_length",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_conf_set_size_slot,
+        compress_min_length
+    ),
+    location!(
+        "push_stream_compress_groups",
+        ALL_LEVELS_AND_IF,
+        ONE,
+        ngx_conf_set_num_slot,
+        compress_groups
     ),
     location!(
         "push_stream_log_disconnect",

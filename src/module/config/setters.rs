@@ -7,6 +7,7 @@ use std::ptr;
 
 use ngx::ffi::*;
 use ngx::ngx_conf_log_error;
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::template;
 
 use super::ids::Retry;
@@ -47,6 +48,7 @@ setters! {
     set_id_flag(Location) = id_flag;
     set_id_choice(Location) = id_choice;
     set_retry(Location) = retry;
+    set_compress(Location) = compress;
     set_log_disconnect(Location) = log_disconnect;
     set_token_from(Location) = token_setters::from;
     set_token_keys(Location) = token_setters::keys;
@@ -272,6 +274,40 @@ fn retry(directive: Directive<'_, Location>) -> *mut c_char {
         );
     }
     directive.level.eventsource_retry = Some(Retry { min_ms, max_ms });
+    ptr::null_mut()
+}
+
+fn compress(directive: Directive<'_, Location>) -> *mut c_char {
+    let words = &directive.words()[1..];
+    if directive.level.compress.is_some() {
+        return verdict(Err(c"is duplicate"));
+    }
+    let mut codings = Vec::new();
+    for word in words {
+        let off = word.as_bytes() == b"off" && words.len() == 1;
+        let named = |coding: &&Coding| coding.name().as_bytes() == word.as_bytes();
+        match Coding::ALL.iter().find(named) {
+            _ if off => {}
+            Some(coding) if codings.contains(coding) => {
+                ngx_conf_log_error!(
+                    NGX_LOG_EMERG,
+                    directive.conf().raw(),
+                    "push_stream_compress names \"{word}\" twice"
+                );
+                return REPORTED;
+            }
+            Some(coding) => codings.push(*coding),
+            None => {
+                ngx_conf_log_error!(
+                    NGX_LOG_EMERG,
+                    directive.conf().raw(),
+                    "invalid coding \"{word}\" in push_stream_compress, accepted are off, or: gzip"
+                );
+                return REPORTED;
+            }
+        }
+    }
+    directive.level.compress = Some(codings);
     ptr::null_mut()
 }
 

@@ -11,6 +11,7 @@ use push_stream_core::store::{Membership, Message, MessageKind};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::compression::Compression;
 use super::frames::{Frames, Mark, Style};
 use super::registry::LocalChannel;
 use super::subscriber::Subscriber;
@@ -97,7 +98,7 @@ impl ChannelQueues {
         membership: Membership,
         channel: &LocalChannel,
         message: &Message<'_>,
-        scratch: &mut Vec<u8>,
+        tools: (&mut Vec<u8>, &mut Compression),
     ) {
         if !styles(channel).any(|_| true) {
             return;
@@ -114,9 +115,8 @@ impl ChannelQueues {
                 bytes: 0,
             }
         });
-        let grown = queue
-            .open_part(channel.done)
-            .write(channel, message, &mut self.spares, scratch);
+        let part = queue.open_part(channel.done);
+        let grown = part.write((membership, channel), message, &mut self.spares, tools);
         queue.bytes += grown;
         self.bytes += grown;
     }
@@ -170,6 +170,12 @@ impl ChannelQueue {
         self.membership
     }
 
+    /// Are some of its readers compressed?
+    pub fn is_compressed(&self) -> bool {
+        let mut styles = self.part.rendered.iter().map(|(style, _)| style);
+        styles.any(|style| style.coder.is_some())
+    }
+
     pub fn is_deleted(&self) -> bool {
         self.part.deleted
     }
@@ -212,7 +218,7 @@ impl ChannelQueue {
 impl Part {
     /// May more messages be added?
     fn is_open(&self) -> bool {
-        let unsent = self.rendered.iter().all(|(_, frames)| Rc::strong_count(frames) == 1);
+        let unsent = self.rendered.iter().all(|(_, frames)| frames.is_open());
         unsent && self.bytes < QUEUE_BYTES && !self.ends_somebody()
     }
 
@@ -223,15 +229,18 @@ impl Part {
     /// Appends a message; returns by how many bytes the part grows.
     fn write(
         &mut self,
-        channel: &LocalChannel,
+        (membership, channel): (Membership, &LocalChannel),
         message: &Message<'_>,
         spares: &mut Spares,
-        scratch: &mut Vec<u8>,
+        (scratch, compression): (&mut Vec<u8>, &mut Compression),
     ) -> usize {
         // Subscribers of other styles may have come since the last message; earlier messages are not for them.
         for style in styles(channel) {
             if !self.rendered.iter().any(|(known, _)| Rc::ptr_eq(known, style)) {
-                let frames = spares.frames.pop().unwrap_or_default();
+                let frames = match &style.coder {
+                    Some(coder) => Rc::new(compression.frames(style, coder, membership, channel.members.len())),
+                    None => spares.frames.pop().unwrap_or_default(),
+                };
                 self.rendered.push((style.clone(), frames));
             }
         }

@@ -299,7 +299,7 @@ impl Delivery {
             if stub.is_some() {
                 subscriber.socket = THROUGH_STREAM;
             } else if !subscriber.connection().has_tls() {
-                subscriber.socket = subscriber.connection().fd();
+                subscriber.set_direct_socket(subscriber.connection().fd());
             }
             Released {
                 request,

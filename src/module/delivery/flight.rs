@@ -8,7 +8,7 @@ use super::frames::Piece;
 use super::send_queue::SendQueue;
 
 /// Maximum of pieces in a flight.
-const FLIGHT: usize = 32;
+pub const FLIGHT: usize = 32;
 
 /// Buffers that nginx has been given, and the bytes that they point to.
 ///
@@ -59,9 +59,9 @@ impl Flight {
         flight
     }
 
-    /// A flight with the first pieces of the send queue; `before` is the one that nginx has finished with.
-    pub fn load(before: Option<Box<Flight>>, send_queue: &mut SendQueue) -> Box<Flight> {
-        let wanted = send_queue.len().clamp(1, FLIGHT);
+    /// A flight with the first pieces of the send queue, at most so many; `before` is the one that nginx has finished with.
+    pub fn load(before: Option<Box<Flight>>, send_queue: &mut SendQueue, most: usize) -> Box<Flight> {
+        let wanted = send_queue.len().clamp(1, most);
         let mut flight = match before {
             Some(flight) if flight.parts.capacity() >= wanted => flight,
             earlier => {

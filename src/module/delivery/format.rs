@@ -1,5 +1,6 @@
 //! Formats of messages: how a location renders them.
 
+use push_stream_core::wire::coding::stream as coding;
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::{Fields, Template};
 use push_stream_core::wire::websocket::{self, Opcode};
@@ -29,6 +30,16 @@ pub struct Format {
     pub ordered: bool,
     /// Notice in place of messages that a reader has missed; None if gaps are not told.
     pub gap_text: Option<Vec<u8>>,
+    /// How it is compressed for those who ask for it; None = never.
+    pub compression: Option<Compression>,
+}
+
+/// Compression of a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression {
+    pub terms: coding::Terms,
+    /// The most groups of a worker.
+    pub groups: usize,
 }
 
 impl Format {

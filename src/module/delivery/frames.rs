@@ -5,6 +5,8 @@ use std::rc::Rc;
 use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Message, MessageKind};
+use push_stream_core::wire::coding::group::Group;
+use push_stream_core::wire::coding::stream::{Coder, Codings};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::Fields;
 
@@ -18,6 +20,12 @@ const FRAME_MAX: usize = 64 * 1024;
 /// Upper bound of the bytes that chunked framing adds to a piece.
 const CHUNK_FRAME: usize = 8 + 4;
 
+/// The end of a chunked response.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Stands for the end of a compressed response, which is more than its footer, until it is coded.
+const END_MARK: u8 = 0;
+
 /// Message id that templates show for a deletion notice.
 const DELETED_ID: i64 = -2;
 
@@ -28,6 +36,32 @@ pub enum Framing {
     Raw,
     /// Each piece is an HTTP/1.1 chunk.
     Chunked,
+    /// Pieces are compressed for each reader or group when they are sent, and then have no framing.
+    Compressed,
+    /// As above; then each is an HTTP/1.1 chunk.
+    CompressedChunked,
+}
+
+impl Framing {
+    /// This framing, of compressed pieces.
+    pub fn compressed(self) -> Framing {
+        match self {
+            Framing::Raw | Framing::Compressed => Framing::Compressed,
+            Framing::Chunked | Framing::CompressedChunked => Framing::CompressedChunked,
+        }
+    }
+
+    /// The framing of a piece that is compressed.
+    pub fn around(self) -> Framing {
+        match self {
+            Framing::Raw | Framing::Compressed => Framing::Raw,
+            Framing::Chunked | Framing::CompressedChunked => Framing::Chunked,
+        }
+    }
+
+    pub fn is_compressed(self) -> bool {
+        matches!(self, Framing::Compressed | Framing::CompressedChunked)
+    }
 }
 
 /// Template, framing and padding of messages. Subscribers with equal styles get the same bytes.
@@ -39,6 +73,8 @@ pub struct Style {
     pub message_min: u32,
     /// The largest minimum of the configuration.
     pub padding_max: u32,
+    /// Compresses its pieces, if its framing says so.
+    pub coder: Option<Rc<Coder>>,
 }
 
 impl Style {
@@ -61,8 +97,26 @@ pub struct Frames {
     marks: Vec<Mark>,
     /// One note for each message, where messages are merged; else empty.
     notes: Vec<Note>,
-    /// Is it a gap notice?
-    is_gap: bool,
+    content: Content,
+    /// Sequence number of the last message in compressed bytes, which have no marks.
+    coded_seq: u64,
+    /// Its codings, if it is compressed for several readers.
+    codings: Option<Box<Codings<Rc<Frames>>>>,
+}
+
+/// What frames consist of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Content {
+    /// Messages, or other texts.
+    #[default]
+    Text,
+    Gap,
+    /// A ping.
+    Ping,
+    /// The footer and the end of a compressed response.
+    End,
+    /// Compressed already.
+    Coded,
 }
 
 /// Data of a message that merging for readers that resume in order needs.
@@ -92,6 +146,56 @@ impl Frames {
         Rc::new(frames)
     }
 
+    /// Frames of messages that readers of a compressed style get, with the context of a group if there is one.
+    pub fn to_code(group: Option<Rc<Group>>) -> Frames {
+        Frames {
+            codings: Some(Box::new(Codings::new(group))),
+            ..Frames::default()
+        }
+    }
+
+    /// Frames of compressed bytes.
+    pub fn coded(bytes: &[u8], framing: Framing) -> Frames {
+        let mut frames = Frames {
+            content: Content::Coded,
+            ..Frames::default()
+        };
+        frame(framing.around(), bytes, &mut frames.bytes);
+        frames
+    }
+
+    /// The end of a compressed response.
+    pub fn coded_end(bytes: &[u8], framing: Framing) -> Frames {
+        let mut frames = Frames::coded(bytes, framing);
+        if framing.around() == Framing::Chunked {
+            frames.bytes.extend_from_slice(LAST_CHUNK);
+        }
+        frames
+    }
+
+    /// The text of the end of a compressed response.
+    pub fn footer(&self) -> &[u8] {
+        self.bytes.strip_suffix(&[END_MARK]).unwrap_or_default()
+    }
+
+    /// Joins compressed pieces.
+    pub fn coded_together(pieces: &[Rc<Frames>]) -> Frames {
+        Frames {
+            bytes: pieces.iter().flat_map(|piece| &piece.bytes).copied().collect(),
+            coded_seq: pieces.iter().map(|piece| piece.coded_seq).max().unwrap_or(0),
+            content: Content::Coded,
+            ..Frames::default()
+        }
+    }
+
+    /// Frames of a ping.
+    pub fn of_ping(style: &Style) -> Rc<Frames> {
+        let mut frames = Frames::default();
+        frame(style.framing, &style.format.ping, &mut frames.bytes);
+        frames.content = Content::Ping;
+        Rc::new(frames)
+    }
+
     /// Frames of texts that are not messages, each framed by itself.
     pub fn of_texts(texts: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
         let mut frames = Frames::default();
@@ -105,7 +209,7 @@ impl Frames {
     pub fn of_gaps(notices: &[Vec<u8>], framing: Framing) -> Rc<Frames> {
         let mut frames = Frames::of_texts(notices, framing);
         if let Some(frames) = Rc::get_mut(&mut frames) {
-            frames.is_gap = true;
+            frames.content = Content::Gap;
         }
         frames
     }
@@ -116,18 +220,20 @@ impl Frames {
             bytes,
             marks,
             notes,
-            is_gap,
+            content,
+            coded_seq,
+            codings,
         } = self;
         bytes.clear();
         marks.clear();
         notes.clear();
-        *is_gap = false;
+        (*content, *coded_seq, *codings) = (Content::Text, 0, None);
         bytes.capacity() + marks.capacity() * size_of::<Mark>() + notes.capacity() * size_of::<Note>() <= largest
     }
 
     /// Is it neither a gap notice nor merged from several channels?
     pub fn is_plain(&self) -> bool {
-        !self.is_gap && self.notes.is_empty()
+        !self.is_gap() && self.notes.is_empty()
     }
 
     /// Joins pieces: the same bytes and messages in one value.
@@ -147,7 +253,24 @@ impl Frames {
     }
 
     pub fn is_gap(&self) -> bool {
-        self.is_gap
+        self.content == Content::Gap
+    }
+
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    pub fn codings(&self) -> Option<&Codings<Rc<Frames>>> {
+        self.codings.as_deref()
+    }
+
+    /// May a message be added? None after some reader got what is in it.
+    pub fn is_open(self: &Rc<Frames>) -> bool {
+        Rc::strong_count(self) == 1 && self.codings.as_ref().is_none_or(|codings| !codings.is_begun())
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Appends one message, with its note for merging.
@@ -184,7 +307,11 @@ impl Frames {
         let mut frames = Frames::default();
         frame(framing, footer, &mut frames.bytes);
         if framing == Framing::Chunked {
-            frames.bytes.extend_from_slice(b"0\r\n\r\n");
+            frames.bytes.extend_from_slice(LAST_CHUNK);
+        }
+        if framing.is_compressed() {
+            frames.content = Content::End;
+            frames.bytes.push(END_MARK);
         }
         Rc::new(frames)
     }
@@ -273,7 +400,12 @@ impl Frames {
 
     /// Sequence number of the last message.
     pub fn last_seq(&self) -> u64 {
-        self.marks.last().map_or(0, |mark| mark.seq)
+        self.marks.last().map_or(self.coded_seq, |mark| mark.seq)
+    }
+
+    /// Records the last message in compressed bytes.
+    pub fn note_last(&mut self, seq: u64) {
+        self.coded_seq = seq;
     }
 }
 
@@ -368,7 +500,7 @@ fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
         return;
     }
     match framing {
-        Framing::Raw => out.extend_from_slice(piece),
+        Framing::Raw | Framing::Compressed | Framing::CompressedChunked => out.extend_from_slice(piece),
         Framing::Chunked => {
             push_hex(piece.len(), out);
             out.extend_from_slice(b"\r\n");

@@ -182,7 +182,7 @@ impl Delivery {
                 for &index in channel.members.iter().take(PREFETCHED) {
                     self.registry.slab.prefetch(index);
                 }
-                queues.add(membership, channel, &message, scratch);
+                queues.add(membership, channel, &message, (scratch, &mut self.compression));
             }
         }
     }
@@ -195,7 +195,12 @@ impl Delivery {
         let now_ms = slice.now.monotonic_ms;
         let mut left = TURN;
         loop {
-            match self.hand_out_quickly(&queue, &mut left, now_ms) {
+            let handed = if queue.is_compressed() {
+                self.hand_out_quickly::<true>(&queue, &mut left, now_ms)
+            } else {
+                self.hand_out_quickly::<false>(&queue, &mut left, now_ms)
+            };
+            match handed {
                 Handed::All => {
                     self.local_counters.observe(queue.published_ms(), slice.unix_ms());
                     return self.inbox.queues.finish_part(queue);
@@ -207,8 +212,14 @@ impl Delivery {
         }
     }
 
-    /// Hands a queue to all subscribers that only need a send, up to the first that needs more.
-    fn hand_out_quickly(&mut self, queue: &ChannelQueue, left: &mut usize, now_ms: u64) -> Handed {
+    /// Hands a queue to all subscribers that only need a send, up to the first that needs more. `COMPRESSED`: some of
+    /// them are compressed.
+    fn hand_out_quickly<const COMPRESSED: bool>(
+        &mut self,
+        queue: &ChannelQueue,
+        left: &mut usize,
+        now_ms: u64,
+    ) -> Handed {
         let others = !self.inbox.queues.is_empty();
         let Registry { slab, channels, .. } = &mut self.registry;
         let Some(channel) = channels.get_mut(&queue.membership()) else {
@@ -235,7 +246,8 @@ impl Delivery {
             let Some(subscriber) = slab.at(index).filter(|_| !queue.ends_somebody()) else {
                 return special;
             };
-            if !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
+            let compressed = COMPRESSED && subscriber.is_quick_compressed();
+            if !compressed && !subscriber.is_quick() || others && subscriber.seats.len() > 1 {
                 if !subscriber.is_quick_over_tls() || others && subscriber.seats.len() > 1 {
                     return special;
                 }
@@ -254,7 +266,12 @@ impl Delivery {
             };
             self.local_counters.delivered += count as u64;
             subscriber.postpone_ping(now_ms);
-            match subscriber.send_quickly(frames, from, None) {
+            let delivered = if compressed {
+                subscriber.send_compressed(frames, from, None)
+            } else {
+                subscriber.send_quickly(frames, from, None)
+            };
+            match delivered {
                 Delivered::Sent => {}
                 delivered => return Handed::Outcome { index, delivered },
             }
@@ -473,7 +490,7 @@ impl Subscriber {
     /// Sends frames from byte `from` on to a [quick](Subscriber::is_quick) subscriber.
     /// `position`: as for [`Subscriber::deliver`].
     pub fn send_quickly(&mut self, frames: &Rc<Frames>, from: u32, position: Option<OrderedId>) -> Delivered {
-        match self.send_to_socket(frames.bytes_from(from)) {
+        match self.send_to_socket(self.socket, frames.bytes_from(from)) {
             (_, Progress::Done) => Delivered::Sent,
             (taken, Progress::Blocked) => self.keep_rest(Piece::tail(frames, from), taken, position),
             (_, Progress::Failed) => Delivered::Cut(Ending::Failed),
@@ -500,7 +517,7 @@ impl Subscriber {
     }
 
     /// Queues the rest of a piece until the socket is writable again.
-    fn keep_rest(&mut self, piece: Piece, taken: usize, position: Option<OrderedId>) -> Delivered {
+    pub fn keep_rest(&mut self, piece: Piece, taken: usize, position: Option<OrderedId>) -> Delivered {
         self.send_queue.push(piece);
         self.send_queue.set_position(position);
         self.send_queue.start();
@@ -521,6 +538,9 @@ impl Subscriber {
     /// in order, before this piece.
     pub fn deliver(&mut self, piece: Piece, position: Option<Option<OrderedId>>, now_ms: u64) -> Delivered {
         self.note_live(&piece, now_ms);
+        if self.is_compressed() {
+            return self.deliver_compressed(piece, position);
+        }
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
             return queued(push_at(&mut replaying.behind, piece, bound, position));
@@ -615,7 +635,7 @@ impl Subscriber {
 }
 
 /// Queues a live piece; earlier pieces in the queue do not change the reader's position.
-fn push_at(
+pub fn push_at(
     queue: &mut SendQueue,
     piece: Piece,
     bound: Bound,
@@ -629,7 +649,7 @@ fn push_at(
     Ok(dropped)
 }
 
-fn queued(result: Result<usize, Overflow>) -> Delivered {
+pub fn queued(result: Result<usize, Overflow>) -> Delivered {
     match result {
         Ok(dropped) => Delivered::Queued { dropped },
         Err(_) => Delivered::Cut(Ending::TooSlow),

@@ -135,7 +135,8 @@ impl Delivery {
         let style = subscriber.style.clone();
         let waits = matches!(subscriber.kind, Kind::Waiting(_));
         let mut position = before;
-        let frames = ordered.merged(sources, &style, &mut position, &self.registry, &mut self.inbox.scratch);
+        let tools = (&mut self.inbox.scratch, &mut self.compression);
+        let frames = ordered.merged(sources, &style, &mut position, &self.registry, tools);
         ordered.positions.insert(id.index, position);
         if waits {
             if let Some(mut answer) = first_message(&frames) {

@@ -42,6 +42,7 @@ impl Delivery {
             worker.count(Counter::TokenFileBad, bad_files);
         }
         self.count();
+        self.compression.tidy();
         self.report(now);
         self.start_top_channels_walk(now);
         self.look_after_taking(now.monotonic_ms);

@@ -7,6 +7,7 @@
 //! * [`ordered`]: messages merged over several channels, for readers that resume in order.
 //! * [`coalesce`]: one send for what a drain finds in several channels of a subscriber.
 //! * [`frames`]: messages as bytes, rendered once for all subscribers of a style.
+//! * [`compression`], [`mod@compressed`]: pieces compressed once for many readers, and sent.
 //! * [`output`], [`send_queue`]: sending to a connection, and the queue of a slow reader. [`flight`]: buffers in nginx's
 //!   filters.
 //! * [`action`], [`mod@perform`]: what is left to do for a subscriber while the state is not borrowed.
@@ -30,6 +31,8 @@ mod action;
 mod callbacks;
 mod channel_queue;
 mod coalesce;
+mod compressed;
+mod compression;
 mod contexts;
 mod detach;
 mod disconnect_log;
@@ -83,6 +86,7 @@ use crate::ffi::{fault, lookup, panic_guard, stream as ffi_stream};
 
 use action::Action;
 use callbacks::CALLBACKS;
+use compression::Compression as Compressors;
 use contexts::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
@@ -101,10 +105,12 @@ use subscriber::{
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
+pub use compressed::{member, opening};
+pub use compression::Compressed;
 pub use contexts::Contexts;
 pub use detach::may_send_directly;
 pub use ending::Reason;
-pub use format::{Format, Transport};
+pub use format::{Compression, Format, Transport};
 pub use frames::{Framing, fields, header_filler};
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subscriber::{Kind, Reply, Rest};
@@ -138,6 +144,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         settings,
         registry: Registry::default(),
         inbox: Inbox::default(),
+        compression: Compressors::default(),
         timer_wheel: TimerWheel::new(Now::read().monotonic_ms),
         due: VecDeque::new(),
         settling: Vec::new(),
@@ -255,7 +262,7 @@ pub struct Enlistment<'p> {
 /// Takes over a request: from now on it belongs to the delivery. Returns the handler's return value; None if there is
 /// no memory for it.
 pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
-    let streams = matches!(enlistment.kind, Kind::Stream | Kind::Socket(_));
+    let streams = enlistment.kind.is_endless();
     let socket = matches!(enlistment.kind, Kind::Socket(_));
     // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
     unsafe {
@@ -371,18 +378,21 @@ impl Delivery {
             ..
         } = enlistment;
         let (ping, ttl) = match kind {
-            Kind::Stream | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
+            Kind::Stream | Kind::Compressed(_) | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
             Kind::Answer(_) => (None, None),
         };
         // Tokens end at whole seconds: those of many readers would all end in one turn.
         let token_ms = enlistment.ends_in_ms.filter(|_| !matches!(kind, Kind::Answer(_)));
         let token_ms = token_ms.map(|in_ms| now_ms.saturating_add(in_ms).saturating_add(random_below(SPREAD_MS)));
+        let framing = enlistment.direct.unwrap_or(Framing::Raw);
+        let compressed = matches!(kind, Kind::Compressed(_));
         let style = Style {
             format: audience.format.clone(),
-            framing: enlistment.direct.unwrap_or(Framing::Raw),
+            framing: if compressed { framing.compressed() } else { framing },
             message_min: enlistment.message_min,
             padding_max: audience.padding_max.get(),
+            coder: None,
         };
         let attach_reason = match enlistment.direct {
             Err(attach_reason) => attach_reason,
@@ -402,7 +412,7 @@ impl Delivery {
                 last: enlistment.asked,
             })
         });
-        let style = self.registry.styles.intern(style);
+        let style = self.registry.styles.intern(style, &mut self.compression);
         // SAFETY: the request is valid.
         let filtered = enlistment.direct.is_err() || unsafe { ffi_stream::is_http2(r) };
         let socket = if filtered { THROUGH_FILTERS } else { THROUGH_CONNECTION };
@@ -435,8 +445,8 @@ impl Delivery {
             subscriber.push_bytes(&opening);
         }
         if !subscriber.audience.log_disconnect.is_null()
-            && let (Kind::Stream | Kind::Socket(_), store::Connection::Attached(mode, _)) =
-                (&subscriber.kind, subscriber.connected())
+            && subscriber.kind.is_endless()
+            && let store::Connection::Attached(mode, _) = subscriber.connected()
         {
             // As realip and the like have left it.
             let client = subscriber.connection().client();

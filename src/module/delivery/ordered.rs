@@ -15,6 +15,7 @@ use push_stream_core::store::{Batch, Membership, Message, MessageKind};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::merge::merge;
 
+use super::compression::Compression;
 use super::frames::{Frames, Framing, Note, Style};
 use super::registry::Registry;
 use super::subscriber::SubscriberId;
@@ -194,10 +195,10 @@ impl Ordered {
     pub fn merged(
         &mut self,
         sources: Sources,
-        style: &Style,
+        style: &Rc<Style>,
         position: &mut Option<OrderedId>,
         names: &Registry,
-        scratch: &mut Vec<u8>,
+        (scratch, compression): (&mut Vec<u8>, &mut Compression),
     ) -> Rc<Frames> {
         let key = (sources, style.key());
         if let Some((_, merged)) = self.recent.as_ref().filter(|(recent, _)| *recent == key)
@@ -223,7 +224,22 @@ impl Ordered {
             .flat_map(|(_, items)| items.iter().filter_map(|item| item.id))
             .min();
         let for_all = lowest.is_some() && *position < lowest;
-        let frames = Rc::new(write(&parts, style, position, names, scratch));
+        let mut frames = match &style.coder {
+            // Merged from several channels, or not from its first message on: others have got something else.
+            Some(coder) if for_all => match key.0[..] {
+                [(membership, 0)] => {
+                    let members = names
+                        .channels
+                        .get(&membership)
+                        .map_or(0, |channel| channel.members.len());
+                    compression.frames(style, coder, membership, members)
+                }
+                _ => Frames::to_code(None),
+            },
+            _ => Frames::default(),
+        };
+        write(&parts, style, position, names, (scratch, &mut frames));
+        let frames = Rc::new(frames);
         if for_all && self.shared.len() < SHARED {
             let merged = Merged {
                 frames: frames.clone(),
@@ -242,14 +258,13 @@ fn write(
     style: &Style,
     position: &mut Option<OrderedId>,
     names: &Registry,
-    scratch: &mut Vec<u8>,
-) -> Frames {
+    (scratch, frames): (&mut Vec<u8>, &mut Frames),
+) {
     let ids: Vec<Vec<_>> = parts
         .iter()
         .map(|(_, items)| items.iter().map(|item| item.id).collect())
         .collect();
     let ids: Vec<&[_]> = ids.iter().map(Vec::as_slice).collect();
-    let mut frames = Frames::default();
     for turn in merge(&ids, position) {
         let (membership, items) = parts[turn.list];
         let item = &items[turn.index];
@@ -263,5 +278,4 @@ fn write(
         };
         frames.push_noted(style, &message, note, scratch);
     }
-    frames
 }

@@ -14,7 +14,7 @@ use std::{io, ptr};
 use ngx::ffi::*;
 use push_stream_core::wire::tls::{self, Alert};
 
-use super::flight::Flight;
+use super::flight::{FLIGHT, Flight};
 use super::frames::Piece;
 use super::subscriber::{Subscriber, THROUGH_CONNECTION};
 use crate::ffi::connection::{Connection, Transfer};
@@ -73,6 +73,11 @@ impl Subscriber {
         held || self.flight.as_ref().is_some_and(|flight| flight.is_pending())
     }
 
+    /// May a live piece be sent at once? Only if nothing waits before it.
+    pub fn may_send_now(&self) -> bool {
+        self.socket >= THROUGH_CONNECTION && !self.buffered() && self.send_queue.is_empty() && !self.is_in_transit()
+    }
+
     /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
         let not_now = self.socket < THROUGH_CONNECTION && !self.has_own_tls();
@@ -90,9 +95,9 @@ impl Subscriber {
 
     /// Sends to the socket of a detached subscriber without TLS, as nginx's own `send` does, but without reading the
     /// connection: that would be several cache lines for each message.
-    pub fn send_to_socket(&self, bytes: &[u8]) -> (usize, Progress) {
+    pub fn send_to_socket(&self, socket: i32, bytes: &[u8]) -> (usize, Progress) {
         loop {
-            let error = match Connection::send_to(self.socket, bytes) {
+            let error = match Connection::send_to(socket, bytes) {
                 Ok(taken) if taken == bytes.len() => return (taken, Progress::Done),
                 Ok(taken) => {
                     self.connection().write().set_ready(false);
@@ -149,16 +154,26 @@ impl Subscriber {
         }
         if self.is_filtered() {
             *attempted = true;
-            let waiting = self.send_queue.bytes();
             // The filters have finished with the last one.
-            let before = self.flight.take();
-            let flight = self.flight.insert(Flight::load(before, &mut self.send_queue));
-            let chain = flight.chain();
-            self.count(waiting - self.send_queue.bytes());
+            let chain = self.next_flight().chain();
             return Step::Filter(self.request, chain);
         }
         let progress = self.flush_send_queue();
         self.outcome(progress)
+    }
+
+    /// Starts a flight with the first pieces of the queue; nginx has finished with the last one.
+    pub fn next_flight(&mut self) -> &mut Flight {
+        let most = if self.is_compressed() && self.code_front() {
+            1
+        } else {
+            FLIGHT
+        };
+        let waiting = self.send_queue.bytes();
+        let before = self.flight.take();
+        let flight = Flight::load(before, &mut self.send_queue, most);
+        self.count(waiting - self.send_queue.bytes());
+        self.flight.insert(flight)
     }
 
     /// Frees what is only needed while something is on its way: the bytes of the flight, and the buffer in which nginx
@@ -177,6 +192,9 @@ impl Subscriber {
 
     /// Sends the queue, several pieces joined into one send where allowed.
     pub fn flush_send_queue(&mut self) -> Progress {
+        if self.is_compressed() {
+            return self.flush_compressed();
+        }
         if self.frozen() {
             self.send_queue.unite(TLS_RECORD);
         }
@@ -283,7 +301,7 @@ impl Subscriber {
 }
 
 /// Offers bytes to the connection until it takes no more; returns the number of bytes taken.
-fn send(connection: Connection<'_>, mut bytes: &[u8]) -> (usize, Progress) {
+pub fn send(connection: Connection<'_>, mut bytes: &[u8]) -> (usize, Progress) {
     let mut taken = 0;
     while !bytes.is_empty() {
         if !connection.write().is_ready() {

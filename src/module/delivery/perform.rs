@@ -58,7 +58,7 @@ pub fn end(id: SubscriberId, ending: Ending) {
         let missed = delivery.inbox.ordered.take_missed(id.index);
         Some((delivery.remove(id, ending)?, missed))
     });
-    let Some((subscriber, missed)) = removed.flatten() else {
+    let Some((mut subscriber, missed)) = removed.flatten() else {
         return;
     };
     if subscriber.is_stream() {
@@ -74,6 +74,7 @@ pub fn end(id: SubscriberId, ending: Ending) {
         let code = match ending {
             Ending::Regular => match subscriber.kind {
                 Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
+                Kind::Compressed(_) => body::send(r, subscriber.compressed_end(), true),
                 // Its last frames were in the send queue.
                 Kind::Socket(_) => {
                     if ngx_exiting != 0 || ngx_terminate != 0 {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::Terms;
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::websocket;
 
 use super::format::Format;
@@ -17,6 +18,8 @@ pub struct Audience {
     /// Server and location by name: stable over a reload.
     pub location: Box<[u8]>,
     pub format: Rc<Format>,
+    /// Content codings for clients that accept them, the first above all.
+    pub codings: Vec<Coding>,
     /// As sent; empty = none.
     pub header: Vec<u8>,
     /// As sent; empty = none.

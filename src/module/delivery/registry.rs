@@ -6,6 +6,7 @@ use push_stream_core::store::Membership;
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 
+use super::compression::Compression;
 use super::frames::Style;
 use super::slab::Slab;
 use super::subscriber::{Seated, Subscriber, SubscriberId};
@@ -15,11 +16,13 @@ use super::subscriber::{Seated, Subscriber, SubscriberId};
 pub struct Styles(Vec<Rc<Style>>);
 
 impl Styles {
-    /// The interned style that is equal to `style`.
-    pub fn intern(&mut self, style: Style) -> Rc<Style> {
+    /// The interned style that is equal to `style`; a new one that compresses gets its coder.
+    pub fn intern(&mut self, mut style: Style, compression: &mut Compression) -> Rc<Style> {
         if let Some(known) = self.0.iter().find(|known| ***known == style) {
             return known.clone();
         }
+        let compressed = style.format.compression.filter(|_| style.framing.is_compressed());
+        style.coder = compressed.map(|compressed| compression.coder(compressed.terms));
         // Drop unused styles of earlier configurations.
         self.0.retain(|known| Rc::strong_count(known) > 1);
         let style = Rc::new(style);

@@ -29,6 +29,7 @@ impl Delivery {
         }
         worker.count_fanout(&mut self.local_counters.fanout);
         worker.set_queued_bytes(send_queue::queued_bytes());
+        self.compression.count(worker);
     }
 
     /// Logs the events since the last report, if there are any.

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use push_stream_core::wire::event_id::OrderedId;
 
-use super::frames::{Frames, Piece};
+use super::frames::{Content, Frames, Piece};
 use super::profile::SlowReader;
 
 thread_local! {
@@ -162,6 +162,33 @@ impl SendQueue {
         Some(piece)
     }
 
+    /// Takes the first pieces out, up to `most` bytes but at least one. They must be [put back](Self::put_front) in the
+    /// form in which they are sent.
+    pub fn take_front(&mut self, most: usize) -> Vec<Piece> {
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        let Some(queue) = &mut self.0 else {
+            return pieces;
+        };
+        while let Some(next) = queue.pieces.front()
+            && (pieces.is_empty() || bytes + next.len() <= most)
+            && let Some(piece) = queue.pieces.pop_front()
+        {
+            bytes += piece.len();
+            queue.pass(&piece);
+            queue.shrink(piece.len());
+            pieces.push(piece);
+        }
+        pieces
+    }
+
+    /// Puts a piece in front of all others: it is being offered to the socket.
+    pub fn put_front(&mut self, piece: Piece) {
+        let queue = self.0.get_or_insert_default();
+        queue.grow(piece.len());
+        queue.pieces.push_front(piece);
+        queue.started = true;
+    }
+
     /// Appends without a limit: for bytes that the subscriber itself asked for.
     pub fn push(&mut self, piece: Piece) {
         if piece.len() > 0 {
@@ -188,6 +215,21 @@ impl SendQueue {
             position = piece.push_up_to(seq, &mut bytes).or(position);
         }
         (bytes, position)
+    }
+
+    /// As [`SendQueue::up_to`], where the first piece may be coded: that one apart, and the text of the others. None if
+    /// the coded one has messages after `seq`.
+    pub fn up_to_coded(&self, seq: u64) -> Option<(&[u8], Vec<u8>, Option<OrderedId>)> {
+        let mut pieces = self.0.iter().flat_map(|queue| &queue.pieces).peekable();
+        let coded = pieces.next_if(|piece| piece.frames.content() == Content::Coded);
+        if coded.is_some_and(|piece| piece.frames.last_seq() > seq) {
+            return None;
+        }
+        let (mut text, mut position) = (Vec::new(), None);
+        for piece in pieces {
+            position = piece.push_up_to(seq, &mut text).or(position);
+        }
+        Some((coded.map_or(&[], Piece::bytes), text, position))
     }
 
     /// Is a message after sequence number `seq` queued?

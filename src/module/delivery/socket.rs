@@ -259,7 +259,9 @@ impl Subscriber {
                 Frames::of_bytes(&farewell, Framing::Raw)
             }
             Kind::Socket(_) => Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
-            Kind::Stream if self.is_detached() => Frames::end_of_response(&self.audience.footer, self.style.framing),
+            Kind::Stream | Kind::Compressed(_) if self.is_detached() => {
+                Frames::end_of_response(&self.audience.footer, self.style.framing)
+            }
             _ => return,
         };
         let waiting = match &mut self.replay {

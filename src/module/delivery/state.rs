@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use push_stream_core::store::{Worker, Zone};
 
+use super::compression::Compression;
 use super::contexts::Neighbours;
 use super::disconnect_log::DisconnectLog;
 use super::events::Events;
@@ -30,6 +31,7 @@ pub struct Delivery {
     pub settings: Rc<Settings>,
     pub registry: Registry,
     pub inbox: Inbox,
+    pub compression: Compression,
     pub timer_wheel: TimerWheel,
     /// Indices of subscribers whose timer has expired and that are not handled yet.
     pub due: VecDeque<u32>,

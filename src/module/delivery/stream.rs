@@ -108,10 +108,8 @@ impl Subscriber {
                 self.stop_waiting();
                 return Step::Drained;
             }
-            let waiting = self.send_queue.bytes();
-            let flight = self.flight.insert(Flight::load(None, &mut self.send_queue));
+            let flight = self.next_flight();
             flight.rest = flight.chain();
-            self.count(waiting - self.send_queue.bytes());
         }
     }
 }

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use push_stream_core::store::{self, AttachReason, Membership, Mode, Replay};
 use push_stream_core::wire::event_id::OrderedId;
 
+use super::compression::Compressed;
 use super::disconnect_log::DisconnectRecord;
 use super::ending::{Ending, Reason};
 use super::flight::Flight;
@@ -52,12 +53,21 @@ impl SubscriberId {
 pub enum Kind {
     /// Streaming, EventSource: receives all messages until it ends.
     Stream,
+    /// As a stream, compressed.
+    Compressed(Compressed),
     /// WebSocket: receives as a stream, and may send.
     Socket(Box<Socket>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
     Waiting(Box<Responder>),
     /// A poll's answer that is too long for one piece. It is in no channel.
     Answer(Box<Rest>),
+}
+
+impl Kind {
+    /// Does it receive all messages until it ends?
+    pub fn is_endless(&self) -> bool {
+        matches!(self, Kind::Stream | Kind::Compressed(_) | Kind::Socket(_))
+    }
 }
 
 /// The parts of an answer beside its messages.
@@ -106,8 +116,8 @@ pub struct Subscriber {
     pub disconnect_record: Option<Box<DisconnectRecord>>,
     pub ping_due_ms: u64,
     pub audience: Rc<Audience>,
-    /// The socket, if bytes may be sent to it directly: no request, no TLS. Else one of [`THROUGH_CONNECTION`] and its
-    /// like.
+    /// The socket, if bytes may be sent to it directly: no request, no TLS, no compression. Else one
+    /// of [`THROUGH_CONNECTION`] and its like.
     pub socket: i32,
     /// It has left its channels, and ends once everything is sent.
     pub ending: bool,
@@ -207,7 +217,9 @@ impl Subscriber {
 
     /// The reason of its end, if it was a stream.
     pub fn closing_reason(&self, ending: Ending) -> Option<Reason> {
-        matches!(self.kind, Kind::Stream | Kind::Socket(_)).then(|| self.end_reason.unwrap_or(Reason::of(ending)))
+        self.kind
+            .is_endless()
+            .then(|| self.end_reason.unwrap_or(Reason::of(ending)))
     }
 
     #[inline]
@@ -238,6 +250,22 @@ impl Subscriber {
         {
             // SAFETY: the subscriber's request is alive.
             unsafe { pool::keep((*self.request).pool, flight) };
+        }
+    }
+
+    /// The socket that bytes may be sent to directly, or [`THROUGH_CONNECTION`] and its like.
+    pub fn direct_socket(&self) -> i32 {
+        match self.kind {
+            Kind::Compressed(compressed) => compressed.socket,
+            _ => self.socket,
+        }
+    }
+
+    /// Sets the socket that bytes may be sent to directly, or [`THROUGH_CONNECTION`].
+    pub fn set_direct_socket(&mut self, socket: i32) {
+        match &mut self.kind {
+            Kind::Compressed(compressed) => compressed.socket = socket,
+            _ => self.socket = socket,
         }
     }
 

@@ -29,6 +29,11 @@ pub fn take_over(connection: Connection<'_>, id: SubscriberId, audience: &Audien
     if !audience.detach_tls || !connection.has_tls() {
         return;
     }
+    // Compressed readers stay with OpenSSL.
+    let is_plain = |delivery: &mut Delivery| Some(!delivery.registry.slab.get(id)?.is_compressed());
+    if PROCESS.with(is_plain).flatten() != Some(true) {
+        return;
+    }
     let taken = openssl::take(connection);
     let taken = PROCESS.with(|delivery| delivery.note_taken(id, taken, first));
     if taken != Some(true) {

@@ -90,7 +90,7 @@ impl Pings {
         if let Some((_, ping)) = self.0.iter().find(|(known, _)| Rc::ptr_eq(known, style)) {
             return ping.clone();
         }
-        let ping = Frames::of_bytes(&style.format.ping, style.framing);
+        let ping = Frames::of_ping(style);
         self.0.push((style.clone(), ping.clone()));
         ping
     }

@@ -271,6 +271,22 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Does the client's protocol version know content codings?
+    pub fn may_be_coded(self) -> bool {
+        // SAFETY: the request is valid.
+        unsafe { (*self.raw).http_version >= NGX_HTTP_VERSION_11 as ngx_uint_t }
+    }
+
+    /// Sets Content-Encoding. nginx's own filters then leave the answer as it is.
+    pub fn set_content_encoding(self, coding: &'static str) -> Result<(), Failure> {
+        // SAFETY: the request is valid, and the text constant.
+        unsafe {
+            let header = self.push_header("Content-Encoding", borrowed(coding.as_bytes()))?;
+            (*self.raw).headers_out.content_encoding = header;
+        }
+        Ok(())
+    }
+
     /// Sets Last-Modified.
     pub fn set_last_modified(self, unix_secs: u64) {
         // SAFETY: the request is valid.
@@ -497,6 +513,7 @@ pub struct HeaderName {
 impl HeaderName {
     pub const ACCEPT: HeaderName = HeaderName::new("Accept");
     pub const AUTHORIZATION: HeaderName = HeaderName::new("Authorization");
+    pub const ACCEPT_ENCODING: HeaderName = HeaderName::new("Accept-Encoding");
     pub const CONNECTION: HeaderName = HeaderName::new("Connection");
     pub const COOKIE: HeaderName = HeaderName::new("Cookie");
     /// Sent in the answer to OPTIONS if the request has it: when the zone was made, in milliseconds of Unix time.

@@ -2,6 +2,7 @@
 //! the number of channels.
 
 use push_stream_core::store::{AttachReason, Connections, Counter, Fanout, Mode, Summary};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::exposition::{Exposition, Histogram, Kind, Writer};
 
 use crate::delivery::{Reason, TopChannel, Tops};
@@ -52,6 +53,7 @@ pub fn write(exposition: Exposition, summary: &Summary, tops: &Tops) -> Vec<u8> 
     messages(&mut writer, summary);
     readers(&mut writer, summary);
     zone(&mut writer, summary);
+    compression(&mut writer, summary);
     workers(&mut writer, summary);
     stalls(&mut writer, summary);
     channels(&mut writer, tops);
@@ -216,6 +218,48 @@ fn readers(writer: &mut Writer, summary: &Summary) {
         "action",
         &SLOW_READERS.map(|(action, counter)| (action, counts.get(counter))),
     );
+}
+
+fn compression(writer: &mut Writer, summary: &Summary) {
+    let counts = &summary.counts;
+    let mut bytes = writer.family(
+        "push_stream_compressed_bytes",
+        Kind::Counter,
+        "Bytes of messages before and after compression, once for each time that they were compressed.",
+    );
+    let coding = Coding::Gzip.name().as_bytes();
+    for (stage, counter) in [(&b"in"[..], Counter::CompressedIn), (b"out", Counter::CompressedOut)] {
+        bytes.sample(&[("coding", coding), ("stage", stage)], counts.get(counter));
+    }
+    writer
+        .family("push_stream_compress_seconds", Kind::Counter, "Time of compression.")
+        .sample_us(&[], counts.get(Counter::CompressedUs));
+    labelled(
+        writer,
+        (
+            "push_stream_compressed_deliveries",
+            "Pieces sent to compressed readers: with the context of a group, or alone.",
+        ),
+        "context",
+        &[
+            (b"group", counts.get(Counter::DeliveredAligned)),
+            (b"alone", counts.get(Counter::DeliveredUnaligned)),
+        ],
+    );
+    writer
+        .family(
+            "push_stream_compress_groups",
+            Kind::Gauge,
+            "Channels whose compressed readers share a context now, in all workers.",
+        )
+        .sample(
+            &[],
+            summary
+                .workers
+                .iter()
+                .map(|worker| u64::from(worker.compress_groups))
+                .sum(),
+        );
 }
 
 fn zone(writer: &mut Writer, summary: &Summary) {

@@ -55,13 +55,16 @@ fn each_worker_says_what_waits_for_its_readers() {
     let test = TestZone::new(128);
     let worker = test.worker();
     worker.set_queued_bytes(1 << 40);
+    worker.set_compress_groups(3);
     let info = &worker.summary(test.now).workers[0];
     assert_eq!((info.queued_bytes, info.started_unix), (1 << 40, test.now.unix_secs()));
+    assert_eq!(info.compress_groups, 3);
     worker.release();
     let worker = test.worker();
+    let info = &worker.summary(test.now).workers[0];
     assert_eq!(
-        worker.summary(test.now).workers[0].queued_bytes,
-        0,
+        (info.queued_bytes, info.compress_groups),
+        (0, 0),
         "a new one has no readers"
     );
 }

@@ -9,7 +9,7 @@ use std::hash::Hash;
 use std::rc::Rc;
 
 use super::deflate::Deflater;
-use super::stream::Ledger;
+use super::ledger::Ledger;
 
 /// Pieces sent alone, for each reader inside, after which a group ends.
 const OUTSIDE: u64 = 4;

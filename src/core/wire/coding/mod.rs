@@ -9,12 +9,14 @@
 //! * [`deflate`]: compressing to a byte boundary, and blocks that are not compressed.
 //! * [`checksum`]: the CRC-32 of each reader's stream, combined from those of its pieces.
 //! * [`group`]: the contexts, their beginning and end.
+//! * [`ledger`]: figures, and the time that compression may take.
 //! * [`stream`]: the coder of a style, a piece's codings, and what is kept for each reader.
 
 pub mod accept;
 pub mod checksum;
 pub mod deflate;
 pub mod group;
+pub mod ledger;
 pub mod stream;
 
 /// A content coding of subscribers' answers.

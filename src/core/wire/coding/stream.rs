@@ -2,17 +2,14 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
-use std::time::{Duration, Instant};
 
 use super::checksum::{Checksum, Sum};
 use super::deflate::{self, Deflater};
 use super::group::{Group, Place};
+use super::ledger::Ledger;
 
 /// The head of a gzip member (RFC 1952): no name, no time, of no particular system.
 const GZIP_HEAD: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
-
-/// A longer piece is not compressed: it would keep everybody waiting.
-const LONGEST: usize = 256 * 1024;
 
 /// How messages are compressed. Readers with equal settings get the same bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,89 +43,6 @@ impl Reader {
     }
 }
 
-/// Figures of compression, and the time that it may still take; shared by all coders of a worker.
-#[derive(Debug)]
-pub struct Ledger {
-    last_group: Cell<u32>,
-    now_ms: Cell<u64>,
-    left: Cell<Duration>,
-    figures: RefCell<Figures>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    /// Bytes of messages before and after compression, as often as they were compressed.
-    pub bytes_in: u64,
-    pub bytes_out: u64,
-    pub time: Duration,
-    /// Deliveries with the context of a group, and without.
-    pub aligned: u64,
-    pub unaligned: u64,
-}
-
-impl Default for Ledger {
-    /// Without a limit of time.
-    fn default() -> Ledger {
-        Ledger {
-            last_group: Cell::new(0),
-            now_ms: Cell::new(0),
-            left: Cell::new(Duration::MAX),
-            figures: RefCell::default(),
-        }
-    }
-}
-
-impl Ledger {
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms.get()
-    }
-
-    /// Starts a slice of work, in which compression may take so long.
-    pub fn begin_slice(&self, now_ms: u64, limit: Duration) {
-        self.now_ms.set(now_ms);
-        self.left.set(limit);
-    }
-
-    /// A number that no place of a reader has.
-    pub fn next_group(&self) -> u32 {
-        self.last_group.set(self.last_group.get().wrapping_add(1).max(1));
-        self.last_group.get()
-    }
-
-    /// The figures since the last call.
-    pub fn take_figures(&self) -> Figures {
-        self.figures.take()
-    }
-
-    /// Runs the compressor, if there is time left.
-    fn timed(&self, text: usize, compress: impl FnOnce() -> Option<Vec<u8>>) -> Option<Vec<u8>> {
-        if self.left.get().is_zero() || text > LONGEST {
-            return None;
-        }
-        let started = Instant::now();
-        let out = compress();
-        let took = started.elapsed();
-        self.left.set(self.left.get().saturating_sub(took));
-        let mut figures = self.figures.borrow_mut();
-        figures.time += took;
-        if let Some(out) = &out {
-            figures.bytes_in += text as u64;
-            figures.bytes_out += out.len() as u64;
-        }
-        out
-    }
-
-    fn count(&self, aligned: bool) {
-        let mut figures = self.figures.borrow_mut();
-        let count = if aligned {
-            &mut figures.aligned
-        } else {
-            &mut figures.unaligned
-        };
-        *count += 1;
-    }
-}
-
 /// A coding of a piece, as sent.
 #[derive(Debug)]
 pub struct Coded<W> {
@@ -156,6 +70,11 @@ impl<W> Codings<W> {
             alone: RefCell::default(),
         }
     }
+
+    /// Has a reader got it?
+    pub fn is_begun(&self) -> bool {
+        self.place.get().is_some() || !self.alone.borrow().is_empty()
+    }
 }
 
 /// Compresses for the readers of one style.
@@ -164,6 +83,8 @@ pub struct Coder {
     terms: Terms,
     ledger: Rc<Ledger>,
     alone: RefCell<Option<Deflater>>,
+    /// Was that used since [`Coder::rest`]?
+    busy: Cell<bool>,
 }
 
 impl Coder {
@@ -172,6 +93,7 @@ impl Coder {
             terms,
             ledger,
             alone: RefCell::default(),
+            busy: Cell::new(false),
         }
     }
 
@@ -179,9 +101,11 @@ impl Coder {
         &self.terms
     }
 
-    /// Frees the compressor for single pieces until it is needed again.
+    /// Frees the compressor for single pieces if it was not needed since the last call.
     pub fn rest(&self) {
-        *self.alone.borrow_mut() = None;
+        if !self.busy.replace(false) {
+            *self.alone.borrow_mut() = None;
+        }
     }
 
     /// The head of the stream, and its first text.
@@ -285,6 +209,7 @@ impl Coder {
     }
 
     fn compress(&self, text: &[u8]) -> Option<Vec<u8>> {
+        self.busy.set(true);
         let mut deflater = self.alone.borrow_mut();
         match deflater.as_mut() {
             Some(deflater) => deflater.reset(),
@@ -299,33 +224,32 @@ impl Coder {
     }
 }
 
-/// A whole gzip member.
-pub fn gzip(terms: Terms, text: &[u8]) -> Vec<u8> {
-    let coder = Coder::new(terms, Rc::default());
-    let mut reader = Reader::default();
-    let mut bytes = coder.opening(text, &mut reader);
-    bytes.extend(coder.ending(b"", &mut reader));
-    bytes
-}
-
 /// Memory of each reader.
 const _: () = assert!(size_of::<Reader>() <= 16);
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::collections::VecDeque;
     use std::io::Read;
+    use std::time::Duration;
 
     use flate2::read::GzDecoder;
     use flate2::{Decompress, FlushDecompress};
     use proptest::prelude::*;
 
+    use super::super::ledger::{Figures, Pace};
     use super::*;
 
     const TERMS: Terms = Terms {
         level: 6,
         min_length: 64,
         grouped: true,
+    };
+
+    const NEVER: Pace = Pace {
+        share: 1,
+        burst: Duration::ZERO,
     };
 
     /// The whole stream, as a client that checks the trailer reads it.
@@ -489,7 +413,7 @@ mod tests {
                     }
                     Event::Leave(who) => left.push(clients.swap_remove(who % count)),
                     Event::Limit(limit) => {
-                        ledger.begin_slice(1, if limit { Duration::ZERO } else { Duration::MAX });
+                        ledger.pace.set(if limit { NEVER } else { Pace::FREE });
                     }
                     Event::Idle => {
                         groups = vec![Rc::default(), Rc::default()];
@@ -564,10 +488,10 @@ mod tests {
         assert!(coded.wire.len() < text.len());
         let again = coder.piece(&codings, (&text, 0), &mut readers[1], |bytes| bytes);
         assert!(Rc::ptr_eq(&coded, &again));
-        ledger.begin_slice(0, Duration::ZERO);
+        ledger.pace.set(NEVER);
         let coded = coder.piece(&Codings::new(None), (&text, 0), &mut readers[0], |bytes| bytes);
         assert_eq!(coded.wire.len(), deflate::stored_length(text.len()));
-        ledger.begin_slice(0, Duration::MAX);
+        ledger.pace.set(Pace::FREE);
         let short = &text[..TERMS.min_length - 1];
         assert_eq!(
             coder.single(short, &mut readers[0]).len(),
@@ -578,7 +502,10 @@ mod tests {
     #[test]
     fn a_member_is_a_whole_answer() {
         for text in [&b""[..], b"short", &event_text(7).repeat(300)] {
-            assert_eq!(gunzip(&gzip(TERMS, text)), text);
+            let coder = Coder::new(TERMS, Rc::default());
+            let mut reader = Reader::default();
+            let opening = coder.opening(text, &mut reader);
+            assert_eq!(gunzip(&[opening, coder.ending(b"", &mut reader)].concat()), text);
         }
     }
 }

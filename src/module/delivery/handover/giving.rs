@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{self, Counter, Now};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 
 use super::sessions::{Giving, Key, Loss, State};
@@ -242,7 +243,7 @@ impl Delivery {
             let Some(subscriber) = self.registry.slab.get(id) else {
                 continue;
             };
-            sockets.push(subscriber.socket);
+            sockets.push(subscriber.direct_socket());
             let audience = subscriber.audience.clone();
             let channels = subscriber
                 .seats
@@ -260,7 +261,8 @@ impl Delivery {
             let mut described = wire::Subscriber {
                 location: location.unwrap_or(audiences.len()) as u32,
                 mode: subscriber.mode().name().to_owned(),
-                chunked: subscriber.style.framing == Framing::Chunked,
+                chunked: subscriber.style.framing.around() == Framing::Chunked,
+                coding: subscriber.is_compressed().then(|| Coding::Gzip.name().to_owned()),
                 message_min: subscriber.style.message_min,
                 channels,
                 address: None,
@@ -291,7 +293,7 @@ impl Delivery {
             return;
         };
         subscriber.transit = Transit::Leaving;
-        subscriber.socket = THROUGH_CONNECTION;
+        subscriber.set_direct_socket(THROUGH_CONNECTION);
         let connection = subscriber.connection();
         connection.read().forget();
         connection.write().forget();
@@ -316,7 +318,7 @@ impl Delivery {
             return;
         };
         subscriber.transit = transit;
-        subscriber.socket = subscriber.connection().fd();
+        subscriber.set_direct_socket(subscriber.connection().fd());
         let failed = !subscriber.connection().watch();
         if failed {
             actions.push(Action::End(id, Ending::Failed));
@@ -373,7 +375,13 @@ impl Delivery {
         if subscriber.ending || loss.seq.is_some_and(|seq| seq <= joined) {
             return None;
         }
-        let (bytes, last) = subscriber.send_queue.up_to(joined);
+        let (bytes, last, sum) = match subscriber.unsent_compressed(joined) {
+            Some(coded) => coded?,
+            None => {
+                let (bytes, last) = subscriber.send_queue.up_to(joined);
+                (bytes, last, None)
+            }
+        };
         let position = match subscriber.send_queue.is_beyond(joined) {
             // Later messages have advanced it.
             true => last.or(subscriber.send_queue.position()),
@@ -382,6 +390,7 @@ impl Delivery {
         Some(Unsent {
             bytes,
             position: position.map(|id| id.to_text().to_vec()),
+            sum: sum.map(|sum| (sum.crc, sum.length)),
         })
     }
 
@@ -419,7 +428,7 @@ impl Subscriber {
         self.transit == Transit::None
             && self.is_detached()
             && !self.ending
-            && matches!(self.kind, Kind::Stream | Kind::Socket(_))
+            && self.kind.is_endless()
             && !self.is_stream()
             && !self.frozen()
             && !self.has_own_tls()
@@ -427,7 +436,7 @@ impl Subscriber {
 
     /// Is its replay complete, and no message of its client incomplete?
     fn is_ready_to_go(&self) -> bool {
-        self.socket >= 0
+        self.direct_socket() >= 0
             && self.replay.is_none()
             && match &self.kind {
                 Kind::Socket(socket) => socket.is_idle(),

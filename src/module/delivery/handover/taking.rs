@@ -6,6 +6,8 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::Now;
+use push_stream_core::wire::coding::checksum::Sum;
+use push_stream_core::wire::coding::stream::Reader;
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
 use smallvec::SmallVec;
@@ -13,6 +15,7 @@ use smallvec::SmallVec;
 use super::sessions::{Key, Taking};
 use super::{borrow, close, hear, is_possible, listen, socket};
 use crate::delivery::action::Action;
+use crate::delivery::compression::Compressed;
 use crate::delivery::detach;
 use crate::delivery::disconnect_log::DisconnectRecord;
 use crate::delivery::ending::Ending;
@@ -218,21 +221,33 @@ impl Delivery {
         let format = audience.format.clone();
         let kind = match offered.mode.as_str() {
             "websocket" => Kind::Socket(Box::new(Socket::taken_over(offered.unanswered_since_ms, offered.muted))),
+            _ if offered.coding.is_some() => Kind::Compressed(Compressed::new(Reader::default())),
             _ => Kind::Stream,
         };
         if !audience.detach || offered.channels.is_empty() {
             return None;
         }
-        let style = self.registry.styles.intern(Style {
+        let known = |name: &String| audience.codings.iter().any(|coding| coding.name() == name);
+        if !offered.coding.as_ref().is_none_or(known) {
+            return None;
+        }
+        let framing = if offered.chunked {
+            Framing::Chunked
+        } else {
+            Framing::Raw
+        };
+        let style = Style {
             format: format.clone(),
-            framing: if offered.chunked {
-                Framing::Chunked
+            framing: if offered.coding.is_some() {
+                framing.compressed()
             } else {
-                Framing::Raw
+                framing
             },
             message_min: offered.message_min,
             padding_max: audience.padding_max.get(),
-        });
+            coder: None,
+        };
+        let style = self.registry.styles.intern(style, &mut self.compression);
         let now = Now::read();
         let ids: SmallVec<[&[u8]; 2]> = offered.channels.iter().map(|id| &id[..]).collect();
         let connection = Connection::accepted(fd, audience.error_log)?;
@@ -301,16 +316,21 @@ impl Delivery {
         };
         let ordered = subscriber.style.format.ordered;
         let position = rest.position.as_deref().and_then(OrderedId::parse);
-        subscriber
-            .send_queue
-            .prepend(Piece::whole(Frames::of_bytes(&rest.bytes, Framing::Raw)), position);
+        let unsent = match (&mut subscriber.kind, rest.sum) {
+            (Kind::Compressed(compressed), Some((crc, length))) => {
+                compressed.reader = Reader::continued(Sum { crc, length });
+                Rc::new(Frames::coded(&rest.bytes, Framing::Raw))
+            }
+            _ => Frames::of_bytes(&rest.bytes, Framing::Raw),
+        };
+        subscriber.send_queue.prepend(Piece::whole(unsent), position);
         subscriber.transit = Transit::None;
         let connection = subscriber.connection();
         connection.set_data(id.to_pointer());
         connection.read().set_handler(detach::ON_READ);
         connection.write().set_handler(detach::ON_WRITE);
-        let failed = !connection.watch();
-        subscriber.socket = connection.fd();
+        let (failed, socket) = (!connection.watch(), connection.fd());
+        subscriber.set_direct_socket(socket);
         if failed {
             actions.push(Action::End(id, Ending::Failed));
         } else {

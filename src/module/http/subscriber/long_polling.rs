@@ -80,9 +80,9 @@ fn reply_to(
             (now, 0, notice)
         }
     };
-    let body = envelope.wrap(&asides, message.as_deref());
+    let (body, coding) = envelope.code(r, envelope.wrap(&asides, message.as_deref()))?;
     r.set_last_modified(time);
-    polling::add_etag(r, tag)?;
+    polling::add_etag(r, tag, coding)?;
     asides.add_headers(r)?;
     let Some(body) = body else {
         return answer::header_only(r, NGX_HTTP_NOT_MODIFIED);

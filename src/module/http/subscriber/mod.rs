@@ -12,6 +12,7 @@ use ngx::ffi::*;
 use push_stream_core::store::{
     AddressLimit, Counter, JoinChannel, JoinMode, JoinRequest, Joined, Now, Position, Refusal,
 };
+use push_stream_core::wire::coding::{Coding, accept};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::{eventsource as eventsource_wire, gap, http_date, position};
 
@@ -247,6 +248,21 @@ impl<'r> Candidate<'r> {
             .map(|gap| self.path.id(gap.path_index as usize))
             .collect()
     }
+}
+
+/// The content coding of an answer, which its head names: the client's choice out of those of the location. `worth`:
+/// there is something to code.
+fn coding(r: Request<'_>, audience: &Audience, worth: bool) -> Result<Option<Coding>, Denial> {
+    if audience.codings.is_empty() {
+        return Ok(None);
+    }
+    r.add_header("Vary", b"Accept-Encoding")?;
+    let chosen = accept::choose(r.headers(&HeaderName::ACCEPT_ENCODING), &audience.codings);
+    let chosen = chosen.filter(|_| worth && r.is_main() && r.may_be_coded());
+    if let Some(coding) = chosen {
+        r.set_content_encoding(coding.name())?;
+    }
+    Ok(chosen)
 }
 
 /// The parts of a poll's answer beside its messages, where the client resumes in order.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::{Batch, Counter, JoinMode, Joined, Worker};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::template::Fields;
 
 use super::{Asides, Candidate};
@@ -24,12 +25,13 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     if let Some(time) = candidate.resume.time.filter(|&time| time > 0) {
         r.set_last_modified(time);
     }
-    if let Some(tag) = candidate.resume.tag {
-        add_etag(r, tag)?;
-    }
     let asides = candidate.asides(&joined);
+    let (body, coding) = envelope.code(r, envelope.wrap(&asides, None))?;
+    if let Some(tag) = candidate.resume.tag {
+        add_etag(r, tag, coding)?;
+    }
     asides.add_headers(r)?;
-    match envelope.wrap(&asides, None) {
+    match body {
         None => answer::header_only(r, NGX_HTTP_NOT_MODIFIED),
         Some(body) => {
             r.set_status(NGX_HTTP_OK, None);
@@ -42,9 +44,11 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     }
 }
 
-/// Adds an Etag of `W/` and the bare number: the form that clients of the C module send back.
-pub fn add_etag(r: Request<'_>, tag: u32) -> Result<(), Denial> {
-    Ok(r.add_header("Etag", format!("W/{tag}").as_bytes())?)
+/// Adds an Etag of `W/` and the bare number: the form that clients of the C module send back. That of a coded answer
+/// names the coding.
+pub fn add_etag(r: Request<'_>, tag: u32, coding: Option<Coding>) -> Result<(), Denial> {
+    let suffix = coding.map_or_else(String::new, |coding| format!("-{}", coding.name()));
+    Ok(r.add_header("Etag", format!("W/{tag}{suffix}").as_bytes())?)
 }
 
 /// Answers with old messages: a short answer in one piece, a long one as the client takes it. With gap notices, up to
@@ -97,9 +101,16 @@ pub fn send_stored(
     }
     body.splice(opening_len..opening_len, notices);
     envelope.set_content_type(r)?;
+    // A long answer is rendered while it is sent, and goes out as it is.
+    let mut coding = None;
+    if !more {
+        body.extend(envelope.closing());
+        let coded = envelope.code(r, Some(body))?;
+        (body, coding) = (coded.0.unwrap_or_default(), coded.1);
+    }
     if let Some((time, tag)) = joined.bound {
         r.set_last_modified(time);
-        add_etag(r, tag)?;
+        add_etag(r, tag, coding)?;
     }
     asides.add_headers(r)?;
     r.set_status(NGX_HTTP_OK, None);
@@ -109,7 +120,6 @@ pub fn send_stored(
         Err(code) => return Ok(code),
     }
     if !more {
-        body.extend(envelope.closing());
         return Ok(r.send_body(body, true));
     }
     if r.send_body(body, false) == NGX_ERROR as ngx_int_t {
@@ -205,6 +215,20 @@ impl Envelope {
             return None;
         }
         Some([self.opening(), messages, self.closing()].concat())
+    }
+
+    /// The body in the coding that the client prefers, which is named in the head.
+    pub fn code(&self, r: Request<'_>, body: Option<Vec<u8>>) -> Result<(Option<Vec<u8>>, Option<Coding>), Denial> {
+        let Some(compression) = self.audience.format.compression else {
+            return Ok((body, None));
+        };
+        let body_is_long = |body: &Vec<u8>| body.len() >= compression.terms.min_length;
+        let coding = super::coding(r, &self.audience, body.as_ref().is_some_and(body_is_long))?;
+        let code = |body: Vec<u8>| match coding {
+            None => Some(body),
+            Some(_) => delivery::member(compression.terms, &body),
+        };
+        Ok((body.and_then(code), coding))
     }
 
     /// Gap notices in the body, for a script: it sees no headers, nor an answer without a body.

@@ -5,7 +5,7 @@ use push_stream_core::store::JoinMode;
 
 use super::Candidate;
 use crate::config::Padding;
-use crate::delivery::{self, Contexts, Enlistment, Kind};
+use crate::delivery::{self, Compressed, Compression, Contexts, Enlistment, Kind};
 use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::HeaderName;
 
@@ -20,6 +20,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let (r, audience) = (candidate.r, candidate.audience);
     let padding = padding(candidate)?;
     let (joined, seat) = candidate.join(JoinMode::Stream)?;
+    let compressed = negotiate(candidate)?;
     // Proxies that know the header, such as an nginx in front, then pass each message on as it comes.
     r.add_header("X-Accel-Buffering", b"no")?;
     r.set_status(NGX_HTTP_OK, None);
@@ -32,16 +33,29 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     }
     // SAFETY: as above.
     let direct = unsafe { delivery::may_send_directly(r.raw(), &before) };
+    let filler = padding.and_then(|padding| delivery::header_filler(audience, padding));
+    let introduction = candidate.introduction(&joined);
     // The head must not wait for a message.
-    let code = r.send_body_copy(&audience.header);
+    let (code, kind) = match compressed {
+        Some(compression) => {
+            let mut text = audience.header.clone();
+            filler
+                .iter()
+                .chain(&introduction)
+                .for_each(|part| text.extend_from_slice(part));
+            let opened = delivery::opening(compression.terms, &text);
+            let (bytes, reader) = opened.ok_or(Denial::Unavailable)?;
+            (r.send_body(bytes, false), Kind::Compressed(Compressed::new(reader)))
+        }
+        None => (r.send_body_copy(&audience.header), Kind::Stream),
+    };
     if code == NGX_ERROR as ngx_int_t {
         return Ok(code);
     }
-    if let Some(filler) = padding.and_then(|padding| delivery::header_filler(audience, padding)) {
-        r.send_body(filler, false);
-    }
-    for piece in candidate.introduction(&joined) {
-        r.send_body(piece, false);
+    if compressed.is_none() {
+        for piece in filler.into_iter().chain(introduction) {
+            r.send_body(piece, false);
+        }
     }
     delivery::enlist(
         r.raw(),
@@ -50,7 +64,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             ids: candidate.path.ids(),
             joined,
             seat,
-            kind: Kind::Stream,
+            kind,
             direct: direct.map_err(Some),
             message_min: padding.map_or(0, |padding| padding.message_min),
             asked: candidate.resume.asked(),
@@ -58,6 +72,15 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         },
     )
     .ok_or(NOT_ENLISTED)
+}
+
+/// The compression for this client, announced in the head; None = none.
+fn negotiate(candidate: &Candidate<'_>) -> Result<Option<Compression>, Denial> {
+    let Some(compression) = candidate.audience.format.compression else {
+        return Ok(None);
+    };
+    let coding = super::coding(candidate.r, candidate.audience, true)?;
+    Ok(coding.map(|_| compression))
 }
 
 /// The padding group for this client, if there is one.

@@ -1,0 +1,176 @@
+//! What compression of streams saves and costs: bytes on the wire and time per message, for posts of a discussion and
+//! events of a dashboard, with groups, alone, and with one context for each reader.
+//!
+//!     cargo run --release -p push-stream-core --example coding_cost
+
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use push_stream_core::wire::coding::deflate::Deflater;
+use push_stream_core::wire::coding::group::Group;
+use push_stream_core::wire::coding::ledger::Ledger;
+use push_stream_core::wire::coding::stream::{Coder, Codings, Reader, Terms};
+
+const MESSAGES: usize = 3000;
+
+/// A reader comes after so many messages, and the one that has been there longest goes; none if it is 0.
+const TURNOVERS: [usize; 4] = [0, 100, 10, 1];
+
+const READERS: usize = 100;
+
+/// Numbers that look random.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % limit
+    }
+}
+
+/// Sentences of the project's documents: text that people wrote.
+fn sentences() -> Vec<String> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let mut text = String::new();
+    let mut names: Vec<_> = fs::read_dir(docs)
+        .expect("docs")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    names.sort();
+    for name in names
+        .iter()
+        .filter(|name| name.extension().is_some_and(|extension| extension == "md"))
+    {
+        text += &fs::read_to_string(name).expect("a document");
+    }
+    let letters = |sentence: &&str| sentence.len() > 40 && !sentence.contains(['|', '`', '#', '{', '\\']);
+    let sentences = text.split(". ").filter(letters);
+    sentences.map(|sentence| sentence.replace(['\n', '"'], " ")).collect()
+}
+
+/// Posts of about 730 bytes.
+fn posts() -> Vec<Vec<u8>> {
+    let (sentences, mut noise) = (sentences(), Noise(7));
+    let post = |number: usize| {
+        let mut body = String::new();
+        while body.len() < 330 {
+            body += &sentences[noise.below(sentences.len())];
+            body += ". ";
+        }
+        body.truncate(
+            (300..body.len())
+                .rev()
+                .find(|&end| body.is_char_boundary(end) && end < 420)
+                .unwrap_or(0),
+        );
+        let (user, id) = (noise.below(400), 5_000_000_000 + number * 37 + noise.below(30));
+        format!(
+            "id: {id}\ndata: {{\"type\":\"post\",\"id\":\"{id}\",\"thread\":\"{}\",\"parent\":\"{}\",\"createdAt\":\"2026-05-{:02}T{:02}:{:02}:{:02}\",\
+             \"author\":{{\"username\":\"user_{user:x}\",\"name\":\"Reader {user}\",\"avatar\":\"https://cdn.example.org/avatars/{:08x}.jpg\"}},\
+             \"message\":\"<p>{body}</p>\",\"likes\":{},\"isApproved\":true,\"isDeleted\":false,\"media\":[]}}\n\n",
+            4_400_000 + noise.below(3), id - noise.below(5000), 1 + noise.below(28), noise.below(24), noise.below(60), noise.below(60),
+            user.wrapping_mul(2_654_435_761) as u32, noise.below(20),
+        )
+        .into_bytes()
+    };
+    (0..MESSAGES).map(post).collect()
+}
+
+/// Events of about 200 bytes.
+fn events() -> Vec<Vec<u8>> {
+    let mut noise = Noise(9);
+    let event = |number: usize| {
+        format!(
+            "id: {}\ndata: {{\"host\":\"web-{:02}.example.org\",\"at\":{},\"cpu\":{}.{:02},\"load\":{}.{:02},\"memory\":{},\"requests\":{},\
+             \"errors\":{},\"state\":\"{}\",\"latency\":{{\"p50\":{},\"p99\":{}}}}}\n\n",
+            number + 1, noise.below(24), 1_790_000_000_000_usize + number * 1000 + noise.below(1000), noise.below(100), noise.below(100),
+            noise.below(9), noise.below(100), noise.below(1 << 34), noise.below(20_000), noise.below(30),
+            ["ok", "ok", "ok", "busy", "draining"][noise.below(5)], noise.below(40), 40 + noise.below(400),
+        )
+        .into_bytes()
+    };
+    (0..MESSAGES).map(event).collect()
+}
+
+/// Bytes of one context for each reader, as nginx's gzip filter keeps it.
+fn one_for_each(messages: &[Vec<u8>], level: u32) -> usize {
+    let (mut deflater, mut out) = (Deflater::new(level), Vec::new());
+    messages
+        .iter()
+        .for_each(|message| assert!(deflater.push(message, &mut out)));
+    out.len()
+}
+
+/// Bytes for all readers, and the time of compression of a message.
+fn in_groups(messages: &[Vec<u8>], level: u32, grouped: bool, turnover: usize) -> (f64, Duration) {
+    let terms = Terms {
+        level,
+        min_length: 64,
+        grouped,
+    };
+    let ledger = Rc::new(Ledger::default());
+    let (coder, group) = (Coder::new(terms, ledger.clone()), Rc::<Group>::default());
+    let mut readers = [Reader::default(); READERS];
+    let mut bytes = 0;
+    for (number, message) in messages.iter().enumerate() {
+        if turnover > 0 && number % turnover == 0 {
+            readers[number / turnover % READERS] = Reader::default();
+        }
+        let codings = Codings::new(grouped.then(|| group.clone()));
+        for reader in &mut readers {
+            bytes += coder.piece(&codings, (message, 0), reader, |bytes| bytes.len()).wire;
+        }
+    }
+    (
+        bytes as f64 / READERS as f64,
+        ledger.take_figures().time / messages.len() as u32,
+    )
+}
+
+fn main() {
+    for (name, messages) in [("posts", posts()), ("events", events())] {
+        let plain: usize = messages.iter().map(Vec::len).sum();
+        let of_plain = |bytes: f64| bytes / plain as f64;
+        println!("{name} of {} bytes", plain / messages.len());
+        // The append of a checksum, once for each reader.
+        for level in [1, 2, 3, 4, 5, 6, 7, 9] {
+            let each = of_plain(one_for_each(&messages, level) as f64);
+            let (alone, alone_time) = in_groups(&messages, level, false, 0);
+            print!(
+                "  level {level}: one context each {each:.3}, alone {:.3} ({alone_time:.1?}), groups",
+                of_plain(alone)
+            );
+            for turnover in TURNOVERS {
+                let (bytes, time) = in_groups(&messages, level, true, turnover);
+                print!(" {:.3} ({time:.1?})", of_plain(bytes));
+            }
+            println!();
+        }
+    }
+    let (messages, started) = (events(), Instant::now());
+    let coder = Coder::new(
+        Terms {
+            level: 1,
+            min_length: usize::MAX,
+            grouped: false,
+        },
+        Rc::default(),
+    );
+    let mut reader = Reader::default();
+    for message in &messages {
+        let codings = Codings::new(None);
+        for _ in 0..100 {
+            coder.piece(&codings, (message, 0), &mut reader, |_| ());
+        }
+    }
+    println!(
+        "per delivery beside compression: {:.1?}",
+        started.elapsed() / (100 * messages.len() as u32)
+    );
+}
