@@ -37,10 +37,10 @@ http {
     }
 }
 CONF
-    # Half of each message cannot be compressed.
+    # Most messages are noise, which cannot be compressed, and repeat after more than a window.
     srand 7;
     my $noise = join '', map { chr 33 + int rand 90 } 1 .. 200_000;
-    my $message = sub ($n) { sprintf('%06d:', $n) . ($n % 4 ? substr $noise, $n * 97 % 190_000, 6000 : 'a' x 3000) =~ tr/;/,/r };
+    my $message = sub ($n) { sprintf('%06d:', $n) . ($n % 4 ? substr $noise, $n * 6007 % 190_000, 6000 : 'a' x 3000) =~ tr/;/,/r };
     my $open = sub ($uri, @options) {
         my $client = $nginx->connect(@options);
         $client->send_request(GET => $uri, headers => { 'Accept-Encoding' => 'gzip' });

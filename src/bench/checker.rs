@@ -40,6 +40,8 @@ pub struct Checker {
 pub struct Counts {
     /// Bytes read of incomplete messages: pings, which never stop, are no progress.
     pub partial_bytes: u64,
+    /// Bytes of answers over HTTP/1 as sent, without their heads.
+    pub wire_bytes: u64,
     pub messages: u64,
     pub comments: u64,
     pub foreign: u64,
@@ -191,6 +193,7 @@ impl Checker {
         }
         let counts = &self.counts;
         json!({
+            "wire_bytes": counts.wire_bytes,
             "messages": counts.messages,
             "comments": counts.comments,
             "foreign": counts.foreign,

@@ -21,6 +21,7 @@ mod baseline_tls;
 mod batch;
 mod checker;
 mod flows;
+mod gunzip;
 mod h2;
 mod history;
 mod http;

@@ -19,7 +19,8 @@ use serde_json::Value;
 use crate::arrivals::{Arrivals, Departing, spare_places};
 use crate::checker::{Checker, Position};
 use crate::flows::{Audience, Flows, channel_name};
-use crate::http::{self, Body, ResponseHead};
+use crate::gunzip::Gunzip;
+use crate::http::{self, Body, Malformed, ResponseHead};
 use crate::killed::{self, Book};
 use crate::latency::Latency;
 use crate::message::{Mark, Messages};
@@ -57,6 +58,8 @@ pub struct Plan {
     pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
+    /// Ask for gzip.
+    pub compressed: bool,
     /// Messages carry the bench's event ids.
     pub event_ids: bool,
     /// Loopback source addresses to spread over.
@@ -101,6 +104,8 @@ struct Subscriber {
     is_departing: bool,
     channel: u32,
     body: Body,
+    /// Only set while the answer is compressed.
+    gunzip: Option<Box<Gunzip>>,
     feed: Feed,
     /// The last message seen: the `Last-Event-ID` of the next connect.
     position: Option<Position>,
@@ -133,6 +138,7 @@ impl Subscriber {
             is_departing: false,
             channel,
             body: Body::Done,
+            gunzip: None,
             feed: Feed::Anything,
             position: None,
             poll_position: None,
@@ -197,7 +203,10 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         opening: 0,
         open: 0,
         visitors: 0,
-        headers: plan.transport.headers(),
+        headers: match plan.compressed {
+            true => plan.transport.headers() + "Accept-Encoding: gzip\r\n",
+            false => plan.transport.headers(),
+        },
         connector: plan.url.is_encrypted().then(connector).transpose()?,
         multiplex: plan
             .streams
@@ -602,7 +611,10 @@ impl EventLoop {
             Transport::LongPolling => poll_position(raw),
             _ => None,
         };
+        let coding = http::header(raw, "Content-Encoding");
+        let gunzip = (coding == Some(b"gzip")).then(|| Box::new(Gunzip::new()));
         if self.take_head(index, head, verdict, position) {
+            self.subscribers[index].gunzip = gunzip;
             self.stream_bytes(index, used..length);
         }
     }
@@ -656,7 +668,16 @@ impl EventLoop {
     fn stream_bytes(&mut self, index: usize, bytes: Range<usize>) {
         let subscriber = &mut self.subscribers[index];
         self.decoded.clear();
-        let decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
+        let mut decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
+        self.checker.counts.wire_bytes += bytes.len() as u64;
+        if let Some(gunzip) = &mut subscriber.gunzip {
+            let packed = std::mem::take(&mut self.decoded);
+            let unpacked = gunzip.decode(&packed, &mut self.decoded);
+            decoded = decoded.and_then(|used| unpacked.map(|()| used));
+            if decoded.is_ok() && subscriber.body == Body::Done && !gunzip.is_whole() {
+                decoded = Err(Malformed("a gzip stream without its end, or with a wrong checksum"));
+            }
+        }
         let (pongs, closed) = items(subscriber, &mut self.checker, index, &self.decoded);
         if subscriber.feed.is_inside_message() {
             self.checker.counts.partial_bytes += bytes.len() as u64;
@@ -749,6 +770,7 @@ impl EventLoop {
         let subscriber = &mut self.subscribers[index];
         let link = std::mem::replace(&mut subscriber.link, Link::None);
         subscriber.feed = Feed::Anything;
+        subscriber.gunzip = None;
         self.heads.remove(&index);
         let was = std::mem::replace(&mut subscriber.state, State::Closed);
         match was {

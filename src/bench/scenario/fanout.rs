@@ -132,6 +132,10 @@ impl Flow {
         if known {
             cpu_facts(&mut report, cpu, findings.messages, "delivery");
         }
+        if findings.wire_bytes > 0 {
+            let bytes = findings.wire_bytes as f64 / findings.messages.max(1) as f64;
+            report.fact("wire_bytes", "bytes on the wire per delivery", bytes, Unit::Bytes);
+        }
         report.latency("latency", "publish to delivery", &findings.latency);
         report.latency("publish", "publish to answer", &findings.publish_latency);
         stall_facts(&mut report, loop_stalls);

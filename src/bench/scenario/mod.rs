@@ -173,6 +173,9 @@ pub struct Clients {
     /// Seconds after which those who left must be gone from the statistics
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     pub leave_limit: f64,
+    /// Ask for answers in gzip, and check their checksums, too; over HTTP/1
+    #[arg(long)]
+    pub compressed: bool,
 }
 
 impl Clients {
@@ -309,6 +312,7 @@ impl Run {
                 audience: cast.audience,
                 run,
                 max_message_bytes: cast.message_bytes,
+                compressed: clients.compressed,
                 event_ids: cast.event_ids,
                 addresses,
                 connect_rate: cast.connect_rate.map(|rate| rate / processes as f64),
@@ -571,6 +575,7 @@ enum Count {
 #[derive(Debug)]
 struct Findings {
     messages: u64,
+    wire_bytes: u64,
     comments: u64,
     lost: u64,
     doubled: u64,
@@ -638,6 +643,7 @@ impl Findings {
         };
         let mut findings = Self {
             messages: sum(subscribers, "messages"),
+            wire_bytes: sum(subscribers, "wire_bytes"),
             comments: sum(subscribers, "comments"),
             lost: 0,
             doubled: sum(subscribers, "doubled"),

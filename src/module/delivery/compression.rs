@@ -48,8 +48,9 @@ impl Compression {
             return coder.clone();
         }
         self.used = true;
-        self.coders.push(Rc::new(Coder::new(terms, self.ledger.clone())));
-        self.coders.last().cloned().unwrap_or_else(|| unreachable!())
+        let coder = Rc::new(Coder::new(terms, self.ledger.clone()));
+        self.coders.push(coder.clone());
+        coder
     }
 
     /// A whole answer.
