@@ -28,7 +28,7 @@ fuzz_target!(|input: &[u8]| {
     let mut offers = 0u32;
     let mut offer = |bytes: &[u8]| {
         offers += 1;
-        if offers % 3 == 0 {
+        if offers.is_multiple_of(3) {
             return Offered::Blocked;
         }
         let taken = bytes.len().min(step);
