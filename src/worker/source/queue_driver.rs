@@ -115,7 +115,7 @@ impl Grant<u64> {
 
 /// A queue with its connections. An error means a lost connection; the driver then reconnects.
 pub trait Queue {
-    type Claim: Clone;
+    type Claim: Clone + PartialEq;
 
     fn name(&self) -> &str;
 
@@ -192,6 +192,7 @@ pub async fn run<Q: Queue>(mut queue: Q, terms: Terms, context: Context) -> io::
         trouble: Trouble::default(),
         has_hole: false,
         is_asking: false,
+        suspect: None,
     };
     let policy = Policy {
         initial: Duration::from_millis(50),
@@ -236,6 +237,9 @@ struct Work<C> {
     has_hole: bool,
     /// The queue may have given out events that have not arrived here.
     is_asking: bool,
+    /// The last suspect, and how often a worker had died on it before. It comes again after the loss of a lease, which
+    /// is no death.
+    suspect: Option<(C, u32)>,
 }
 
 /// Why work under a lease ended.
@@ -244,7 +248,7 @@ enum LeaseEnd {
     LostLease,
 }
 
-impl<C: Clone> Work<C> {
+impl<C: Clone + PartialEq> Work<C> {
     /// Runs from connect to a stop, or to an error.
     async fn session<Q: Queue<Claim = C>>(
         &mut self,
@@ -501,7 +505,11 @@ impl<C: Clone> Work<C> {
                 return Ok(());
             };
             if is_suspect {
-                let deaths = queue.mark_suspect(&next.claim).await? - 1;
+                let deaths = match &self.suspect {
+                    Some((claim, deaths)) if *claim == next.claim => *deaths,
+                    _ => queue.mark_suspect(&next.claim).await? - 1,
+                };
+                self.suspect = Some((next.claim.clone(), deaths));
                 if deaths >= self.terms.max_deaths {
                     next.unusable = Some(format!(
                         "the worker died {deaths} times while this event alone was in flight"
