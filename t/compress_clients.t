@@ -72,7 +72,7 @@ CONF
     }
     my $count = keys %reader;
     plan skip_all => 'none of the programs is here' if !$count;
-    ok wait_until { $nginx->figures('a') && $nginx->figures('a')->{subscribers} == $count }, "$count readers";
+    ok wait_until { ($nginx->figures('a')->{subscribers} // 0) == $count }, "$count readers";
     my $expected = ": hello\n";
     for my $n (1 .. 30) {
         my $text = sprintf '{"number":%d,"text":"%s"}', $n, 'as it was before ' x ($n % 7);
