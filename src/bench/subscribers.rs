@@ -104,8 +104,6 @@ struct Subscriber {
     is_departing: bool,
     channel: u32,
     body: Body,
-    /// Only set while the answer is compressed.
-    gunzip: Option<Box<Gunzip>>,
     feed: Feed,
     /// The last message seen: the `Last-Event-ID` of the next connect.
     position: Option<Position>,
@@ -138,7 +136,6 @@ impl Subscriber {
             is_departing: false,
             channel,
             body: Body::Done,
-            gunzip: None,
             feed: Feed::Anything,
             position: None,
             poll_position: None,
@@ -160,6 +157,8 @@ struct EventLoop {
     messages: Messages,
     /// Incomplete response heads.
     heads: HashMap<usize, Vec<u8>>,
+    /// Of those whose answer is compressed.
+    gunzips: HashMap<usize, Gunzip>,
     /// Clients to reconnect, by due time.
     retries: BinaryHeap<Reverse<(u64, usize)>>,
     /// Number of clients that have started their first connect.
@@ -197,6 +196,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         checker: Checker::new(plan.first, places, plan.flows, messages(), expects_ids),
         messages: messages(),
         heads: HashMap::new(),
+        gunzips: HashMap::new(),
         retries: BinaryHeap::new(),
         started: 0,
         first_connect_ns: 0,
@@ -612,9 +612,11 @@ impl EventLoop {
             _ => None,
         };
         let coding = http::header(raw, "Content-Encoding");
-        let gunzip = (coding == Some(b"gzip")).then(|| Box::new(Gunzip::new()));
+        let gunzip = (coding == Some(b"gzip")).then(Gunzip::new);
         if self.take_head(index, head, verdict, position) {
-            self.subscribers[index].gunzip = gunzip;
+            if let Some(gunzip) = gunzip {
+                self.gunzips.insert(index, gunzip);
+            }
             self.stream_bytes(index, used..length);
         }
     }
@@ -670,7 +672,7 @@ impl EventLoop {
         self.decoded.clear();
         let mut decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
         self.checker.counts.wire_bytes += bytes.len() as u64;
-        if let Some(gunzip) = &mut subscriber.gunzip {
+        if let Some(gunzip) = self.gunzips.get_mut(&index) {
             let packed = std::mem::take(&mut self.decoded);
             let unpacked = gunzip.decode(&packed, &mut self.decoded);
             decoded = decoded.and_then(|used| unpacked.map(|()| used));
@@ -770,7 +772,7 @@ impl EventLoop {
         let subscriber = &mut self.subscribers[index];
         let link = std::mem::replace(&mut subscriber.link, Link::None);
         subscriber.feed = Feed::Anything;
-        subscriber.gunzip = None;
+        self.gunzips.remove(&index);
         self.heads.remove(&index);
         let was = std::mem::replace(&mut subscriber.state, State::Closed);
         match was {
