@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use smallvec::SmallVec;
+
 use super::figures::{Connections, Counter, Counts};
 use super::layout::BodyRef;
 use crate::wire::event_id::OrderedId;
@@ -309,12 +311,15 @@ pub struct JoinRequest<'a> {
     pub address: Option<AddressLimit<'a>>,
 }
 
+/// Memberships of one subscriber, in the order of its path. Most have one channel: no allocation then.
+pub type Memberships = SmallVec<[Membership; 4]>;
+
 /// The answer to a [`JoinRequest`], decided atomically: messages published later are live, messages published earlier
 /// are in `replay`.
 #[derive(Debug)]
 pub struct Joined {
     /// One per element of the path, in order, duplicates repeated; empty if the request did not subscribe (polls).
-    pub memberships: Vec<Membership>,
+    pub memberships: Memberships,
     /// The subscriber's membership for its client address, if that is limited; to be left like a channel when the
     /// subscriber goes.
     pub address: Option<Membership>,

@@ -57,7 +57,7 @@ impl Worker {
                     JoinMode::LongPoll => replay.is_none(),
                     JoinMode::Poll => false,
                 };
-                let mut memberships = Vec::new();
+                let mut memberships = Memberships::new();
                 let mut address = None;
                 if let Some(limit) = request.address.filter(|_| subscribes) {
                     let entry = locked.address(address_hash, limit.key)?;

@@ -47,6 +47,16 @@ impl Contexts {
         Contexts(words)
     }
 
+    /// Is there a context here that is not in `known`?
+    pub fn exceed(&self, known: &Contexts) -> bool {
+        // Without a branch for each word: there rarely is one.
+        self.0
+            .iter()
+            .zip(known.0)
+            .fold(0, |more, (now, known)| more | now & !known)
+            != 0
+    }
+
     pub fn insert(&mut self, index: usize) {
         if let Some(word) = self.0.get_mut(index / 64) {
             *word |= 1 << (index % 64);

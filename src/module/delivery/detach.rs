@@ -49,8 +49,7 @@ pub unsafe fn may_send_directly(r: *mut ngx_http_request_t, before: &Contexts) -
         if let Some(Some(index)) = PROCESS.with(|delivery| delivery.neighbours.chunked) {
             harmless.insert(index);
         }
-        let now = Contexts::of(r);
-        if now.0.iter().zip(harmless.0).any(|(now, harmless)| now & !harmless != 0) {
+        if Contexts::of(r).exceed(&harmless) {
             return Err(AttachReason::Filter);
         }
         Ok(if (*r).chunked() != 0 {

@@ -77,7 +77,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
-use push_stream_core::store::{self, AttachReason, Counter, Joined, Membership, Now, Summary, Worker};
+use push_stream_core::store::{self, AttachReason, Counter, Joined, Membership, Memberships, Now, Summary, Worker};
 use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::Main;
@@ -225,7 +225,7 @@ pub fn figures(now: Now) -> Option<Summary> {
 }
 
 /// Memberships without a subscriber yet: given back on drop.
-pub struct Seat(Vec<Membership>);
+pub struct Seat(Memberships);
 
 impl Seat {
     pub fn new(joined: &Joined) -> Seat {

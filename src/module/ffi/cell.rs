@@ -26,7 +26,8 @@ impl<T> ProcessCell<T> {
         self.0.borrow_mut().take()
     }
 
-    /// Runs `work` on the value, if there is one.
+    /// Runs `work` on the value, if there is one. Inline, because what `work` has captured would be copied otherwise.
+    #[inline(always)]
     pub fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
         self.0.borrow_mut().as_mut().map(work)
     }
