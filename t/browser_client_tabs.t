@@ -99,6 +99,54 @@ with_nginx $ClientPage::conf, sub ($nginx) {
         ok wait_until(sub { $listening->('shared') == 0 }, 10), 'nobody is left';
     };
 
+    subtest 'the process of the leading tab is killed' => sub {
+        my $first = $browser->window;
+        my @windows = map { $browser->new_window } 1 .. 4;
+        my $in = sub ($window, $code) { $browser->switch_to($window); $code->() };
+        for my $window (@windows) {
+            $in->($window, sub {
+                $opens->();
+                $start->('/sub', channels => ['killed'], share => \1);
+                $browser->js('window.opened = []; stream.on("state", (state) => state === "open" && opened.push(Date.now() / 1000))');
+                ok wait_until(sub { $browser->js('return stream.state') eq 'open' }, 20), 'open';
+            });
+        }
+        is $listening->('killed'), 1, 'one connection';
+        my @expected;
+        my $say = sub ($count) {
+            for (1 .. $count) {
+                push @expected, 'killed:' . @expected;
+                $publish->('killed', $#expected);
+            }
+        };
+        for my $round (1 .. 2) {
+            my ($leader) = grep { $in->($_, sub { $browser->js('return !!stream.transport') }) } @windows;
+            $say->(10);
+            # What comes while it is busy dies with it, and has been seen by nobody.
+            $in->($leader, sub { $browser->js('new BroadcastChannel("work").onmessage = () => { for (const end = Date.now() + 60_000; Date.now() < end; ); }') });
+            @windows = grep { $_ ne $leader } @windows;
+            $browser->switch_to($windows[0]);
+            my $killed = $browser->kill_page(sub { $browser->js('new BroadcastChannel("work").postMessage("")') }, sub { $say->(10) });
+            $say->(10);
+            my $next;
+            ok wait_until(sub {
+                ($next) = grep { $in->($_, sub { $browser->js('return !!stream.transport && stream.state === "open"') }) } @windows;
+                return $next;
+            }, 20), 'another one leads';
+            my $took = $in->($next, sub { $browser->js('return opened.at(-1)') }) - $killed;
+            cmp_ok $took, '>', 0, 'since then';
+            within $took, 1, sprintf 'within a second: %.0f ms', $took * 1000;
+            $say->(10);
+            for my $window (@windows) {
+                $in->($window, sub { $shows->("a tab has each of " . @expected . ' messages once', @expected) });
+            }
+            ok wait_until(sub { $listening->('killed') == 1 }, 10), 'one connection';
+            ok !eval { $in->($leader, sub { $browser->js('return 1') }) }, 'and the one that led is dead';
+        }
+        for my $window (@windows) { $in->($window, sub { $browser->close_window }) }
+        $browser->switch_to($first);
+    };
+
     subtest 'channels come and go' => sub {
         $start->('/sub/', channels => ['one/1']);
         ok wait_until(sub { $listening->('one%2F1') == 1 || $listening->('1') == 1 }, 20), 'connected';

@@ -81,6 +81,41 @@ sub devtools ($self, $command, $params = {}) {
     return $self->call(POST => '/goog/cdp/execute', { cmd => $command, params => $params });
 }
 
+# Kills the process of a page that `begin` makes work without an end, as a crash or a lack of memory does; `meanwhile` is done while it
+# works, and hears nothing. The window stays, and is of no use any more. Which process it is, the kernel knows. Returns when that was.
+sub kill_page ($self, $begin, $meanwhile) {
+    my $worked = sub { return map { $_ => _worked($_) } _renderers("--user-data-dir=$self->{dir}/profile") };
+    my %before = $worked->();
+    $begin->();
+    $meanwhile->();
+    my $busiest = wait_for(50, 'the page to work', sub {
+        my %now = $worked->();
+        my %more = map { $_ => $now{$_} - ($before{$_} // 0) } keys %now;
+        my ($first, $second) = sort { $more{$b} <=> $more{$a} } keys %more;
+        return $first && $more{$first} > 30 && $more{$first} > 3 * ($second ? $more{$second} : 0) && $first;
+    });
+    kill KILL => $busiest or die "kill: $!";
+    return time;
+}
+
+# Processes that run pages of the browser with that argument, without those that draw the browser itself.
+sub _renderers ($argument) {
+    my @found;
+    for my $file (glob '/proc/[0-9]*/cmdline') {
+        open my $in, '<', $file or next;
+        my $command = join ' ', split /\0/, do { local $/; <$in> } // '';
+        push @found, $file =~ /(\d+)/ if $command =~ /--type=renderer(?!.*--top-chrome-webui)/ && index($command, $argument) >= 0;
+    }
+    return @found;
+}
+
+# Ticks of processor time.
+sub _worked ($pid) {
+    open my $in, '<', "/proc/$pid/stat" or return 0;
+    my @fields = split ' ', (<$in> // '') =~ s/.*\)//r;
+    return ($fields[11] // 0) + ($fields[12] // 0);
+}
+
 # Polls until the code answers true, and returns that; dies after so many seconds.
 sub wait_for ($seconds, $what, $code) {
     my $end = time + $seconds;
