@@ -7,12 +7,16 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::parked_line::{lines, told};
 use super::{Outcome, block_on, load, replay};
 use crate::config::Config;
 use crate::engine::dead_letter::{self, Change};
 use crate::source::{ParkedEvent, ParkedEvents};
+
+/// How many characters of an event `list --json` shows.
+const BEGINNING: usize = 400;
 
 #[derive(Debug, Subcommand)]
 pub enum Park {
@@ -21,6 +25,9 @@ pub enum Park {
     List {
         /// The configuration file
         config: PathBuf,
+        /// A JSON object for each, with the beginning of the event
+        #[arg(long)]
+        json: bool,
     },
     /// All there is to know about one
     #[command(after_help = "Example:\n  push-stream-worker park show worker.toml 1700000000000-7")]
@@ -54,7 +61,7 @@ pub struct Choice {
 impl Park {
     pub fn run(self) -> Outcome {
         match self {
-            Self::List { config } => list(&load(&config)?),
+            Self::List { config, json } => list(&load(&config)?, json),
             Self::Show { config, id } => show(&load(&config)?, &id),
             Self::Retry(choice) => choice.apply(true),
             Self::Drop(choice) => choice.apply(false),
@@ -71,14 +78,25 @@ fn stores(config: &Config) -> Vec<(String, Box<dyn ParkedEvents>)> {
     of_brokers.collect()
 }
 
-fn list(config: &Config) -> Outcome {
+fn list(config: &Config, json: bool) -> Outcome {
+    let tell = |source: &str, id: &str, reason: &str, raw: &dyn Fn() -> Vec<u8>| match json {
+        true => {
+            let raw = raw();
+            let event: String = String::from_utf8_lossy(&raw).chars().take(BEGINNING).collect();
+            println!(
+                "{}",
+                json!({"source": source, "id": id, "reason": reason, "event": event, "bytes": raw.len()})
+            );
+        }
+        false => println!("{source} {id} {reason}"),
+    };
     for (name, store) in stores(config) {
         for event in block_on(store.list())? {
-            println!("{name} {} {}", event.id, told(&event.reason));
+            tell(&name, &event.id, &told(&event.reason), &|| event.raw.clone());
         }
     }
     for line in lines(&config.park_path)? {
-        println!("{} {} {}", line.source(config), line.id(), line.reason());
+        tell(&line.source(config), &line.id(), &line.reason(), &|| line.raw());
     }
     Ok(())
 }

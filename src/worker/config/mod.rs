@@ -46,6 +46,8 @@ pub struct Config {
     pub park_path: PathBuf,
     /// Address of the metrics: `[admin] listen`. Default: none.
     pub admin: Option<SocketAddr>,
+    /// May dead letters be retried there: `[admin] retry = true`. Default: no.
+    pub admin_retry: bool,
     /// `[statsd]`
     pub statsd: Option<Statsd>,
     /// `[alert.*]`
@@ -130,7 +132,8 @@ fn read(text: &str, root: &Section<'_>, problems: &Problems, is_whole: bool) -> 
     });
     let (lanes, drain) = engine.unwrap_or((default_lanes, Duration::from_secs(10)));
     let park_path = root.table("park", |park| park.optional("path")).flatten();
-    let admin = root.table("admin", |admin| admin.required("listen")).flatten();
+    let admin = root.table("admin", |admin| (admin.required("listen"), admin.or("retry", false)));
+    let (admin, admin_retry) = admin.unwrap_or_default();
     let statsd = root.table("statsd", Statsd::read);
     let alerts = read_all(root, "alert", Alert::read);
 
@@ -204,6 +207,7 @@ fn read(text: &str, root: &Section<'_>, problems: &Problems, is_whole: bool) -> 
         lanes,
         drain,
         admin,
+        admin_retry,
         sources,
         stages,
         sinks,

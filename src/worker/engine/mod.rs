@@ -53,6 +53,7 @@ use crate::fence::Fence;
 use crate::ops::admin;
 use crate::ops::alert::{self, Alert};
 use crate::ops::metrics::{Labels, Metrics, Node};
+use crate::ops::parked::Parked;
 use crate::ops::statsd::Statsd;
 use crate::ops::watchdog::{Beat, Watchdog};
 use crate::sink::RunningSink;
@@ -142,7 +143,7 @@ struct Worker<'p> {
 impl Worker<'_> {
     /// Runs until everything has ended.
     async fn supervise(&mut self, mut signals: Signals) {
-        if let Err(error) = self.current.start_tasks() {
+        if let Err(error) = self.current.start_tasks(self.path) {
             self.fail(error);
         }
         loop {
@@ -267,7 +268,7 @@ impl Worker<'_> {
         let mut old = std::mem::replace(&mut self.current, next);
         old.retire(true);
         self.retiring.push(old);
-        if let Err(error) = self.current.start_tasks() {
+        if let Err(error) = self.current.start_tasks(self.path) {
             self.fail(error);
         }
     }
@@ -314,6 +315,7 @@ struct Topology {
     nodes: Vec<Arc<Node>>,
     listens: Vec<SocketAddr>,
     admin: Option<SocketAddr>,
+    admin_retry: bool,
     drain: Duration,
     /// End of the drain time.
     deadline: Option<Instant>,
@@ -405,6 +407,7 @@ impl Topology {
             state_dir,
             drain,
             admin,
+            admin_retry,
             statsd,
             alerts,
             switches,
@@ -496,6 +499,7 @@ impl Topology {
             nodes,
             listens,
             admin,
+            admin_retry,
             drain,
             deadline: None,
             is_replaced: false,
@@ -505,7 +509,7 @@ impl Topology {
     }
 
     /// Starts the tasks beside the supervisor, once this is the current topology.
-    fn start_tasks(&mut self) -> Result<(), Error> {
+    fn start_tasks(&mut self, path: Option<&Path>) -> Result<(), Error> {
         let Some(tasks) = self.waiting_tasks.take() else {
             return Ok(());
         };
@@ -515,7 +519,8 @@ impl Topology {
         if let Some(address) = self.admin {
             let (metrics, watchdog) = (Arc::clone(&self.metrics), Arc::clone(&self.watchdog));
             let stop = Stop(self.phase.subscribe());
-            let desk = admin::Desk::new(stop, metrics, watchdog, Arc::clone(&tasks.switches));
+            let parked = path.map(|path| Parked::new(path, self.admin_retry));
+            let desk = admin::Desk::new(stop, metrics, watchdog, Arc::clone(&tasks.switches), parked);
             admin::install(address, desk).map_err(io_error("admin"))?;
             tracing::info!("admin: http://{address}/metrics /ready /health");
         }

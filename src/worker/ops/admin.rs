@@ -1,4 +1,4 @@
-//! The admin address: `/metrics`, `/ready`, `/health`, `/stats`, `/switches`, `/tap/NAME`.
+//! The admin address: `/metrics`, `/ready`, `/health`, `/stats`, `/switches`, `/tap/NAME`, `/parked`.
 
 use std::convert::Infallible;
 use std::io;
@@ -13,6 +13,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::metrics::Metrics;
+use super::parked::Parked;
 use super::watchdog::Watchdog;
 use crate::engine::stop::Stop;
 use crate::server::{Front, Fronts, Service};
@@ -20,7 +21,7 @@ use crate::switch::live::Switches;
 
 /// Enough for scrapers, load balancers, operators, and their mistakes.
 const MAX_CONNECTIONS: usize = 64;
-const PATHS: &str = "/metrics /stats /ready /health /switches /tap/NAME\n";
+const PATHS: &str = "/metrics /stats /ready /health /switches /tap/NAME /parked\n";
 
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
@@ -30,6 +31,8 @@ pub struct Desk {
     metrics: Arc<Metrics>,
     watchdog: Arc<Watchdog>,
     switches: Arc<Switches>,
+    /// None if the configuration is in no file.
+    parked: Option<Parked>,
 }
 
 static FRONTS: Fronts<Desk> = Fronts::new();
@@ -44,20 +47,35 @@ impl Service for Desk {
     type Body = UnsyncBoxBody<Bytes, Infallible>;
 
     async fn answer(front: Arc<Front<Self>>, request: Request<Incoming>) -> Answer {
-        match front.current().await {
-            Some(desk) => desk.answer_now(&request),
-            None => stopping(),
+        let Some(desk) = front.current().await else {
+            return stopping();
+        };
+        match &desk.parked {
+            Some(parked) if request.uri().path().starts_with("/parked") => {
+                let parked = parked.clone();
+                drop(desk);
+                let (status, told) = parked.answer(request).await;
+                whole(status, "application/json", told.to_string() + "\n")
+            }
+            _ => desk.answer_now(&request),
         }
     }
 }
 
 impl Desk {
-    pub fn new(stop: Stop, metrics: Arc<Metrics>, watchdog: Arc<Watchdog>, switches: Arc<Switches>) -> Self {
+    pub fn new(
+        stop: Stop,
+        metrics: Arc<Metrics>,
+        watchdog: Arc<Watchdog>,
+        switches: Arc<Switches>,
+        parked: Option<Parked>,
+    ) -> Self {
         Self {
             stop,
             metrics,
             watchdog,
             switches,
+            parked,
         }
     }
 

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod alert;
 pub mod finding;
 pub mod metrics;
+pub mod parked;
 #[cfg(feature = "sentry")]
 pub mod sentry;
 pub mod statsd;
