@@ -27,7 +27,14 @@ http {
             push_stream_channels_path $arg_id;
             push_stream_store_messages on;
             push_stream_statistics_channels 5;
+            push_stream_console_worker here /told/;
+            push_stream_console_worker "not here" /nobody;
+            push_stream_console_node b /b;
         }
+        location = /watch { push_stream_console; push_stream_console_worker here /told/; push_stream_console_node b /b; }
+        location = /b { internal; proxy_pass http://127.0.0.1:%%PORT%%/console; }
+        location /told/ { internal; return 200 "$request_method $uri $args"; }
+        location /nobody/ { internal; proxy_pass http://unix:%%DIR%%/nobody:/; }
     }
 }
 CONF
@@ -83,6 +90,34 @@ with_nginx $conf, sub ($nginx) {
         }
     };
 
+    subtest 'workers and other nodes' => sub {
+        my $json = $nginx->get('/watch?figures')->json;
+        is_deeply [ @$json{qw(companions nodes)} ], [ [ { name => 'here' } ], [ { name => 'b' } ] ], 'the page knows their names';
+        is $nginx->get('/watch?node=0')->json->{published}, 3, 'figures of another node';
+        is $nginx->get('/watch?worker=0')->body, 'GET /told/stats ', 'those of a worker';
+        for my $query ('worker=1', 'worker=', 'worker=-1', 'worker=x', 'node=1', 'node=18446744073709551616') {
+            my $answer = $nginx->get("/watch?$query");
+            is $answer->status, 404, "$query: none";
+            is $answer->header('X-Nginx-PushStream-Explain'), 'The console watches no such worker or node.', 'says so';
+        }
+        is $nginx->get('/told/stats')->status, 404, 'nobody gets there but by the console';
+        my %read_only = ('worker=0&parked' => 'GET', 'worker=0&retry=1' => 'POST', 'worker=0&retry' => 'GET', 'worker=0' => 'POST', 'node=0' => 'POST', 'worker=0&only' => 'DELETE');
+        for my $query (sort keys %read_only) {
+            my $answer = $nginx->request($read_only{$query} => "/watch?$query", headers => {@FROM_PAGE}, body => '');
+            is $answer->status, 403, "$read_only{$query} $query";
+            is $answer->header('X-Nginx-PushStream-Explain'), 'push_stream_admin_api is off.', 'says why';
+            $answer = $nginx->request($read_only{$query} => "/operators?$query", body => '') if $query =~ /parked|retry/;
+            is $answer->status, 403, 'or of a page of another origin';
+        }
+        my $ask = sub ($method, $query) { $nginx->request($method => "/operators?$query", headers => {@FROM_PAGE}, body => '') };
+        is $ask->(GET => 'worker=0&parked')->body, 'GET /told/parked ', 'parked events';
+        is $ask->(POST => 'worker=0&retry=a%20b%26%2F%3D')->body, 'POST /told/parked/retry a%20b%26%2F%3D', 'are retried by their id';
+        is $ask->(POST => 'worker=0&retry')->body, 'POST /told/parked/retry ', 'or all';
+        is $ask->(POST => 'worker=0')->status, 400, 'nothing else is asked of a worker';
+        $nginx->expect_in_log(qr/connect\(\) to unix:\S+nobody failed/);
+        is $nginx->get('/operators?worker=1')->status, 502, 'one that is away';
+    };
+
     subtest 'with it' => sub {
         my $ask = sub ($method, $query, %more) { $nginx->request($method => "/operators?$query", headers => {@FROM_PAGE}, %more) };
         is decode_json($nginx->get('/operators?figures')->body)->{admin}, 1, 'the page is told';
@@ -112,6 +147,15 @@ with_nginx $conf, sub ($nginx) {
 my $http = "%%MAIN%%\nevents {}\nhttp {\n%%HTTP%%\npush_stream_shared_memory_size 1m;\nserver { listen 127.0.0.1:%%PORT%%; location / { HERE } }\n}\n";
 refuses $http =~ s/HERE/push_stream_console; push_stream_admin_api on;/r, 'push_stream_channels_path must be set.', 'the admin API wants to know which channel';
 refuses $http =~ s/HERE/push_stream_publisher; push_stream_channels_path \$arg_id; push_stream_console;/r, '"push_stream_console" directive is duplicate', 'one role';
+for my $directive (qw(push_stream_console_worker push_stream_console_node)) {
+    my $refused = sub ($value, $reason, $name) { refuses $http =~ s/HERE/push_stream_console; $directive $value;/r, $reason, "$directive: $name" };
+    refuses $http =~ s/HERE/$directive a \/a;/r, "$directive needs push_stream_console in the same location.", "$directive alone";
+    $refused->('a', qq(invalid number of arguments in "$directive" directive), 'no path');
+    $refused->('a a', qq("$directive" directive needs the path of a location, which begins with a slash), 'no path of a location');
+    $refused->('a http://127.0.0.1/', qq("$directive" directive needs the path of a location, which begins with a slash), 'an address');
+    $refused->('a /a?b', qq("$directive" directive takes a path without arguments and variables), 'arguments');
+    $refused->("a /a; $directive a /b", qq("$directive" directive has this name already in this location), 'a name twice');
+}
 accepts $http =~ s/HERE/push_stream_console;/r, 'no channels otherwise';
 
 done_testing;

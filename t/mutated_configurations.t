@@ -90,6 +90,8 @@ my %role = (
     push_stream_subscriber => ['streaming', 'polling', 'long-polling', 'eventsource', 'websocket'],
     push_stream_statistics_format => ['json', 'plain', 'xml', 'yaml', 'prometheus'],
     push_stream_admin_api => ['on', 'off'],
+    push_stream_console_worker => ['feeder /feeder/'],
+    push_stream_console_node => ['b /b'],
     push_stream_batch_publish => ['on', 'off'],
     push_stream_header_template_file => ['header'],
 );

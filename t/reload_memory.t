@@ -131,6 +131,7 @@ http {
             push_stream_statistics_format prometheus;
             push_stream_statistics_channels 10;
         }
+        location /console { push_stream_console; push_stream_console_worker a /a; push_stream_console_node b /b; }
 $locations
     }
 }

@@ -38,7 +38,7 @@ sub new ($class, %args) {
     }
     my $self = bless {
         pid => $pid, owner => $$, dir => $dir, base => "http://127.0.0.1:$port",
-        http => HTTP::Tiny->new(timeout => 60, keep_alive => 1),
+        http => HTTP::Tiny->new(timeout => 300, keep_alive => 1),
     }, $class;
     wait_for(20, 'chromedriver', sub { $self->{http}->get("$self->{base}/status")->{success} });
 

@@ -36,6 +36,9 @@ pub struct Figures<'a> {
     /// Deliveries by the time that they took: the bound of each bucket, and its number; the last one has no bound.
     pub fanout: &'a [(Option<u64>, u64)],
     pub workers: &'a [Worker],
+    /// Names of the push-stream-workers and of the other nodes that this console watches.
+    pub companions: &'a [&'a [u8]],
+    pub nodes: &'a [&'a [u8]],
     pub by_subscribers: &'a [Busy<'a>],
     pub by_bytes: &'a [Busy<'a>],
     pub by_rate: &'a [Busy<'a>],
@@ -69,6 +72,11 @@ pub fn figures(figures: &Figures<'_>, out: &mut Vec<u8>) {
                 .number("stall_ms", worker.stall_ms)
                 .number("uptime", worker.uptime);
         });
+    for (name, watched) in [("companions", figures.companions), ("nodes", figures.nodes)] {
+        record.list(name, watched, |name, fields| {
+            fields.text("name", name);
+        });
+    }
     for (name, channels) in [
         ("by_subscribers", figures.by_subscribers),
         ("by_bytes", figures.by_bytes),
@@ -120,6 +128,8 @@ mod tests {
                     stall_ms: 5,
                     uptime: 6,
                 }],
+                companions: &[b"feeder"],
+                nodes: &[b"b", b"c"],
                 by_subscribers: &busy,
                 by_bytes: &[],
                 by_rate: &busy,
@@ -135,6 +145,7 @@ mod tests {
                 "modes": [{"name": "eventsource", "count": 2}],
                 "fanout": [{"below_ms": 1, "count": 8}, {"below_ms": 0, "count": 9}],
                 "workers": [{"worker": 1, "pid": 2, "subscribers": 3, "queued_bytes": 4, "stall_ms": 5, "uptime": 6}],
+                "companions": [{"name": "feeder"}], "nodes": [{"name": "b"}, {"name": "c"}],
                 "by_subscribers": [channel], "by_bytes": [], "by_rate": [channel],
             })
         );

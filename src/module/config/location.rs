@@ -96,6 +96,14 @@ pub enum SubscriberMode {
     WebSocket,
 }
 
+/// What a console shows beside its own nginx: a name, and where it is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Watched {
+    pub name: ngx_str_t,
+    /// The path of a location of this server.
+    pub uri: ngx_str_t,
+}
+
 /// `push_stream_batch_max_lines` and `push_stream_batch_max_line`.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
@@ -124,6 +132,9 @@ pub struct Location {
     pub(super) store_messages: ngx_flag_t,
     pub(super) info_on_publish: ngx_flag_t,
     pub(super) admin_api: ngx_flag_t,
+    /// `push_stream_console_worker` and `push_stream_console_node`.
+    pub(super) console_workers: Vec<Watched>,
+    pub(super) console_nodes: Vec<Watched>,
     pub(super) batch_publish: ngx_flag_t,
     pub(super) batch_max_lines: ngx_int_t,
     pub(super) batch_max_line: usize,
@@ -255,6 +266,16 @@ impl Location {
     /// May operators list channels and messages, and delete in bulk?
     pub fn admin_api(&self) -> bool {
         self.admin_api == 1
+    }
+
+    /// The workers whose pipelines a console shows.
+    pub fn console_workers(&self) -> &[Watched] {
+        &self.console_workers
+    }
+
+    /// The other nodes that a console shows.
+    pub fn console_nodes(&self) -> &[Watched] {
+        &self.console_nodes
     }
 
     /// Limits of a batch; None if a body is always one message.
@@ -437,6 +458,14 @@ impl Location {
             return Err(
                 c"push_stream_admin_api needs push_stream_publisher admin or push_stream_console in the same location.",
             );
+        }
+        if self.role != Some(Role::Console) {
+            if !self.console_workers.is_empty() {
+                return Err(c"push_stream_console_worker needs push_stream_console in the same location.");
+            }
+            if !self.console_nodes.is_empty() {
+                return Err(c"push_stream_console_node needs push_stream_console in the same location.");
+            }
         }
         if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
             return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
@@ -751,6 +780,8 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         refuse_softly: unset::FLAG,
         token_mode: unset::ENUM,
         token_claims: unset::ENUM,
+        console_workers: Vec::new(),
+        console_nodes: Vec::new(),
         token: token::Written::default(),
         gate: None,
         audience: None,

@@ -27,7 +27,7 @@ use std::ptr;
 use ngx::ffi::*;
 use ngx::ngx_string;
 
-pub use location::{Location, PublisherMode, Role, StatisticsFormat, SubscriberMode};
+pub use location::{Location, PublisherMode, Role, StatisticsFormat, SubscriberMode, Watched};
 pub use main::{Main, Settings};
 pub use padding::Padding;
 pub use token::{Carrier, Gate};
@@ -91,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 80] = [
+pub static mut COMMANDS: [ngx_command_t; 82] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -100,6 +100,20 @@ pub static mut COMMANDS: [ngx_command_t; 80] = [
         role
     ),
     location!("push_stream_console", LOC, NGX_CONF_NOARGS, setters::set_console, role),
+    location!(
+        "push_stream_console_worker",
+        LOC,
+        NGX_CONF_TAKE2,
+        setters::set_console_worker,
+        console_workers
+    ),
+    location!(
+        "push_stream_console_node",
+        LOC,
+        NGX_CONF_TAKE2,
+        setters::set_console_node,
+        console_nodes
+    ),
     location!(
         "push_stream_publisher",
         LOC,

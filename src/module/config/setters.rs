@@ -11,7 +11,7 @@ use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::template;
 
 use super::ids::Retry;
-use super::location::{Location, PublisherMode, Role, SubscriberMode};
+use super::location::{Location, PublisherMode, Role, SubscriberMode, Watched};
 use super::main::{Main, main_of};
 use super::place::Place;
 use super::token_setters;
@@ -37,6 +37,8 @@ macro_rules! setters {
 setters! {
     set_statistics(Location) = statistics;
     set_console(Location) = console;
+    set_console_worker(Location) = console_worker;
+    set_console_node(Location) = console_node;
     set_publisher(Location) = publisher;
     set_subscriber(Location) = subscriber;
     set_shared_memory_size(Main) = shared_memory_size;
@@ -83,6 +85,34 @@ fn console(directive: Directive<'_, Location>) -> *mut c_char {
         return verdict(Err(c"is duplicate"));
     }
     install(directive, Role::Console, http::console_handler);
+    ptr::null_mut()
+}
+
+fn console_worker(directive: Directive<'_, Location>) -> *mut c_char {
+    watch(directive, |level| &mut level.console_workers)
+}
+
+fn console_node(directive: Directive<'_, Location>) -> *mut c_char {
+    watch(directive, |level| &mut level.console_nodes)
+}
+
+/// A name, which is shown, and the path of a location that leads there.
+fn watch(directive: Directive<'_, Location>, list: fn(&mut Location) -> &mut Vec<Watched>) -> *mut c_char {
+    let &[_, name, uri] = directive.words() else {
+        return verdict(Err(c"needs a name and a path"));
+    };
+    if !uri.as_bytes().starts_with(b"/") {
+        return verdict(Err(c"needs the path of a location, which begins with a slash"));
+    }
+    // They would be parts of the path, not the beginning of arguments.
+    if uri.as_bytes().iter().any(|byte| matches!(byte, b'?' | b'#' | b'$')) {
+        return verdict(Err(c"takes a path without arguments and variables"));
+    }
+    let list = list(directive.level);
+    if list.iter().any(|one| one.name.as_bytes() == name.as_bytes()) {
+        return verdict(Err(c"has this name already in this location"));
+    }
+    list.push(Watched { name, uri });
     ptr::null_mut()
 }
 

@@ -340,6 +340,19 @@ impl<'r> Request<'r> {
         }
     }
 
+    /// Lets the location of this path answer, as it would answer the client. Returns the handler's return value.
+    pub fn redirect(self, path: &[u8], arguments: &[u8]) -> Result<ngx_int_t, Failure> {
+        // SAFETY: the request is valid, and nothing was sent yet; the texts live as long as it.
+        unsafe {
+            let keep = |text: &[u8]| {
+                let data = pool::copy((*self.raw).pool, text).ok_or(Failure::NoMemory)?.as_ptr();
+                Ok(ngx_str_t { len: text.len(), data })
+            };
+            let (mut path, mut arguments) = (keep(path)?, keep(arguments)?);
+            Ok(ngx_http_internal_redirect(self.raw, &mut path, &mut arguments))
+        }
+    }
+
     /// Lets nginx read the body, then calls `then`. Returns the handler's return value.
     pub fn read_body(self, then: unsafe extern "C" fn(*mut ngx_http_request_t)) -> Result<ngx_int_t, Failure> {
         // SAFETY: the request is valid and its body was not read by any other code.

@@ -3,20 +3,22 @@
 use ngx::ffi::*;
 use push_stream_core::store::{Connections, Counter, Fanout, Mode, Now, Summary};
 use push_stream_core::wire::console::{self, Busy, Figures, Worker};
+use push_stream_core::wire::percent;
 use push_stream_core::wire::statistics::Format;
 
 use super::channels;
 use super::denial::Denial;
 use super::request::{HeaderName, Request};
 use super::{answer, publisher};
+use crate::config::{Location, Watched};
 use crate::delivery::{self, TopChannel, Tops};
 
 const PAGE: &str = include_str!("console.html");
 
 /// Nothing may run or be shown but what stands in the page, and nothing be asked but this server: the SHA-256 of the
 /// page's script and style, which `t/console.t` checks.
-const POLICY: &str = "default-src 'none'; script-src 'sha256-wJSZxsIdvd8amod4nweduNAcePK83iP2E4KeYgIrmbM='; \
-     style-src 'sha256-bYFU4DXJLLe7j5JEMrXFgrwJ27udGnbB6u1acAMKHgo='; connect-src 'self'; img-src data:; \
+const POLICY: &str = "default-src 'none'; script-src 'sha256-aiQLkuoVBEXSF8/UPRSmun1u11iPyh7P+S9ARhuazqk='; \
+     style-src 'sha256-VqAEFg06CA42D+9tw1h8g0Idw09zIRsMnHMsbIE1Rpg='; connect-src 'self'; img-src data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Handles one request.
@@ -26,12 +28,17 @@ pub fn handle(r: Request<'_>) -> ngx_int_t {
 
 fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let mut asked = Asked::Page;
-    let (mut only, mut prefix) = (false, false);
+    let (mut only, mut prefix, mut list) = (false, false, false);
+    let (mut parked, mut retry) = (false, None);
     for (name, value) in r.arguments() {
         match &name[..] {
             b"figures" => asked = Asked::Figures,
             b"channel" => asked = Asked::Channel(value.unwrap_or_default()),
-            b"list" | b"messages" => asked = Asked::Operation,
+            b"worker" => asked = Asked::Worker(value.unwrap_or_default()),
+            b"node" => asked = Asked::Node(value.unwrap_or_default()),
+            b"parked" => parked = true,
+            b"retry" => retry = Some(value.unwrap_or_default()),
+            b"list" | b"messages" => list = true,
             b"only" => only = true,
             b"prefix" => prefix = true,
             _ => {}
@@ -44,7 +51,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         NGX_HTTP_DELETE if only && !prefix => true,
         _ => return Err(Denial::Method("GET, POST, DELETE")),
     };
-    if changes || matches!(asked, Asked::Operation) {
+    if changes || list || parked || retry.is_some() {
         if !r.location().admin_api() {
             return Err(Denial::AdminApiOff);
         }
@@ -52,7 +59,25 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         if r.header(&HeaderName::CONSOLE).is_none() {
             return Err(Denial::NotFromConsole);
         }
-        return publisher::respond(r);
+    }
+    match &asked {
+        Asked::Worker(number) => {
+            let uri = watched(r.location().console_workers(), number)?.uri.as_bytes();
+            let uri = uri.strip_suffix(b"/").unwrap_or(uri);
+            let (path, id) = match (changes, retry, parked) {
+                (true, Some(id), _) => (&b"/parked/retry"[..], id),
+                (true, None, _) => return Err(Denial::Argument("What to do with the worker is not said.")),
+                (false, _, true) => (&b"/parked"[..], Vec::new()),
+                (false, ..) => (&b"/stats"[..], Vec::new()),
+            };
+            return redirect(r, &[uri, path].concat(), &percent::encode(&id));
+        }
+        Asked::Node(number) if !changes => {
+            let uri = watched(r.location().console_nodes(), number)?.uri;
+            return redirect(r, uri.as_bytes(), b"figures");
+        }
+        _ if changes || list => return publisher::respond(r),
+        _ => {}
     }
     answer::add_cache_headers(r)?;
     let body = match asked {
@@ -61,7 +86,7 @@ fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
             channels::check_length(&id, r.settings()?)?;
             channel(&id)?
         }
-        Asked::Page | Asked::Operation => {
+        Asked::Page | Asked::Worker(_) | Asked::Node(_) => {
             r.add_header("Content-Security-Policy", POLICY.as_bytes())?;
             r.add_header("X-Content-Type-Options", b"nosniff")?;
             r.add_header("Referrer-Policy", b"no-referrer")?;
@@ -76,8 +101,20 @@ enum Asked {
     Page,
     Figures,
     Channel(Vec<u8>),
-    /// One of the admin API's lists.
-    Operation,
+    /// One of `push_stream_console_worker`, by its number.
+    Worker(Vec<u8>),
+    /// One of `push_stream_console_node`, by its number.
+    Node(Vec<u8>),
+}
+
+fn watched<'a>(list: &'a [Watched], number: &[u8]) -> Result<&'a Watched, Denial> {
+    let number = str::from_utf8(number).ok().and_then(|text| text.parse::<usize>().ok());
+    number.and_then(|number| list.get(number)).ok_or(Denial::NotWatched)
+}
+
+/// Whoever is watched is behind a location of this server, which says how to get there, and in which time.
+fn redirect(r: Request<'_>, path: &[u8], arguments: &[u8]) -> Result<ngx_int_t, Denial> {
+    Ok(r.redirect(path, arguments)?)
 }
 
 fn channel(id: &[u8]) -> Result<Vec<u8>, Denial> {
@@ -91,14 +128,13 @@ fn channel(id: &[u8]) -> Result<Vec<u8>, Denial> {
 
 fn figures(r: Request<'_>) -> Result<Vec<u8>, Denial> {
     let summary = delivery::figures(Now::read()).ok_or(Denial::Unavailable)?;
-    let top = r.location().statistics_channels();
-    let tops = delivery::top_channels(top);
+    let tops = delivery::top_channels(r.location().statistics_channels());
     let mut out = Vec::new();
-    write(&summary, &tops, r.location().admin_api(), top as u64, &mut out);
+    write(&summary, &tops, r.location(), &mut out);
     Ok(out)
 }
 
-fn write(summary: &Summary, tops: &Tops, admin: bool, top: u64, out: &mut Vec<u8>) {
+fn write(summary: &Summary, tops: &Tops, location: &Location, out: &mut Vec<u8>) {
     let counts = &summary.counts;
     let sum = |counters: &[Counter]| counters.iter().map(|&counter| counts.get(counter)).sum();
     let numbers = [
@@ -134,6 +170,8 @@ fn write(summary: &Summary, tops: &Tops, admin: bool, top: u64, out: &mut Vec<u8
         ("evicted_undelivered", summary.evicted.undelivered),
         ("evicted_channels", summary.evicted.channels),
         ("gap_notices", counts.get(Counter::GapNotice)),
+        ("slow_closed", counts.get(Counter::SlowClose)),
+        ("slow_skipped", sum(&[Counter::SlowSkip, Counter::SlowLatest])),
         (
             "slow_readers",
             sum(&[Counter::SlowClose, Counter::SlowSkip, Counter::SlowLatest]),
@@ -171,18 +209,24 @@ fn write(summary: &Summary, tops: &Tops, admin: bool, top: u64, out: &mut Vec<u8
         &Figures {
             hostname: channels::hostname(),
             version: env!("CARGO_PKG_VERSION"),
-            admin,
-            top,
+            admin: location.admin_api(),
+            top: location.statistics_channels() as u64,
             numbers: &numbers,
             modes: &modes,
             fanout: &fanout,
             workers: &workers,
+            companions: &names(location.console_workers()),
+            nodes: &names(location.console_nodes()),
             by_subscribers: &busy(&tops.by_subscribers),
             by_bytes: &busy(&tops.by_bytes),
             by_rate: &busy(&tops.by_rate),
         },
         out,
     );
+}
+
+fn names(watched: &[Watched]) -> Vec<&[u8]> {
+    watched.iter().map(|one| one.name.as_bytes()).collect()
 }
 
 fn busy(channels: &[TopChannel]) -> Vec<Busy<'_>> {

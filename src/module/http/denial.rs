@@ -34,6 +34,8 @@ pub enum Denial {
     AdminApiOff,
     /// A change that did not come from the console's page.
     NotFromConsole,
+    /// A worker or node that the console does not have.
+    NotWatched,
     /// An event id or type from the publisher with control characters, or too long.
     BadEventField,
     /// An event id or type longer than the store can hold.
@@ -88,7 +90,7 @@ impl Denial {
             | Denial::AdminApiOff
             | Denial::NotFromConsole
             | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
-            Denial::UnknownChannel => NGX_HTTP_NOT_FOUND,
+            Denial::UnknownChannel | Denial::NotWatched => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
             Denial::OutOfOrder => NGX_HTTP_CONFLICT,
             Denial::MessageTooLarge => NGX_HTTP_REQUEST_ENTITY_TOO_LARGE,
@@ -121,6 +123,7 @@ impl Denial {
             Denial::HandshakeVersion => "Version not supported. Supported versions: 8, 13",
             Denial::BadCallback => "Callback name is not allowed.",
             Denial::AdminApiOff => "push_stream_admin_api is off.",
+            Denial::NotWatched => "The console watches no such worker or node.",
             Denial::NotFromConsole => "Only the console itself may ask for this.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
             Denial::Argument(explain) | Denial::Handshake(explain) => explain,
