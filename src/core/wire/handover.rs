@@ -2,12 +2,16 @@
 //!
 //! Three messages for each group of subscribers: the leaving worker's [`Offer`] goes with the subscribers' sockets; the
 //! [`Answer`] says from which message on the other worker delivers to each; the [`Rest`] brings the unsent data before
-//! that message. All begin with a [`VERSION`], because a reload may also replace the module.
+//! that message, and with it the [`Keys`] of those whose TLS the leaving worker had taken over. All begin with a
+//! [`VERSION`], because a reload may also replace the module.
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::tls::{Ciphertext, State};
 
 /// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Subscribers on offer, in the order of their sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,8 @@ pub struct Subscriber {
     pub mode: String,
     /// The response is chunked (HTTP/1.1).
     pub chunked: bool,
+    /// Its TLS was taken over from OpenSSL: the state comes with the rest.
+    pub tls: bool,
     /// Content coding of the response; None = as it is.
     pub coding: Option<String>,
     /// Minimum bytes of a message, with padding (`push_stream_padding_by_user_agent`).
@@ -85,6 +91,38 @@ pub struct Unsent {
     pub position: Option<Vec<u8>>,
     /// A compressed response: CRC-32 and length, modulo 2^32, of its text up to the end of `bytes`.
     pub sum: Option<(u32, u32)>,
+    /// TLS: what goes before `bytes`, and what has come of the client's next record.
+    pub ciphertext: Option<Ciphertext>,
+}
+
+/// For each subscriber of a [`Rest`] that has a ciphertext, the secret part of its TLS, which belongs to the receiver
+/// from then on. It goes beside the rest and never with it into a file.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Keys(pub Vec<Option<State>>);
+
+impl Keys {
+    /// As [`encode`], in a buffer that never moves and is overwritten when dropped. Nothing if there are none, or if they
+    /// cannot be encoded, which never happens: they are shorter.
+    pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        if self.0.iter().all(Option::is_none) {
+            return Zeroizing::default();
+        }
+        // The length of the list takes 10 bytes at most.
+        let mut bytes = Zeroizing::new(vec![0; 1 + 10 + self.0.len() * State::ENCODED]);
+        bytes[0] = VERSION;
+        let len = postcard::to_slice(self, &mut bytes[1..]).map_or(0, |encoded| 1 + encoded.len());
+        bytes[len..].zeroize();
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// Those in `bytes` for a rest of so many subscribers; None if they are malformed or too few.
+    pub fn decode(bytes: &[u8], subscribers: usize) -> Option<Keys> {
+        if bytes.is_empty() {
+            return Some(Keys((0..subscribers).map(|_| None).collect()));
+        }
+        decode::<Keys>(bytes).filter(|keys| keys.0.len() == subscribers)
+    }
 }
 
 /// A message, preceded by the version.
@@ -102,6 +140,7 @@ pub fn decode<M: for<'b> Deserialize<'b>>(bytes: &[u8]) -> Option<M> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls::{Half, Secret, Session, Suite};
     use super::*;
 
     fn offer() -> Offer {
@@ -142,6 +181,10 @@ mod tests {
                 bytes: vec![1; 100_000],
                 position: Some(b"3-4".to_vec()),
                 sum: Some((u32::MAX, 7)),
+                ciphertext: Some(Ciphertext {
+                    tail: vec![2; 300],
+                    begun: vec![23, 3],
+                }),
             }),
         ]);
         assert_eq!(decode(&encode(&rest)), Some(rest));
@@ -162,5 +205,65 @@ mod tests {
             assert_eq!(decode::<Offer>(&whole[..end]), None, "{end} bytes");
         }
         assert_eq!(decode::<Offer>(&[whole, vec![0]].concat()), None);
+    }
+    fn session(suite: Suite, number: u64) -> Session {
+        let half = |fill| Half {
+            secret: Secret::new(suite, &vec![fill; suite.secret_len()]).unwrap(),
+            number,
+        };
+        Session::new(half(1), half(2)).unwrap()
+    }
+
+    #[test]
+    fn keys_come_back_as_they_were() {
+        let suites = [Suite::Aes128Gcm, Suite::Aes256Gcm, Suite::ChaCha20Poly1305];
+        let states = || {
+            let states = suites
+                .iter()
+                .flat_map(|&suite| [0, u64::MAX].map(|number| session(suite, number)));
+            states
+                .map(|session| Some(session.into_parts().0))
+                .chain([None])
+                .collect()
+        };
+        let keys = Keys(states());
+        let encoded = keys.encode();
+        let decoded = Keys::decode(&encoded, 7).unwrap();
+        assert_eq!(decoded.encode(), encoded, "all of it");
+        assert!(decoded.0[6].is_none());
+        for (state, (suite, number)) in decoded
+            .0
+            .into_iter()
+            .flatten()
+            .zip(suites.iter().flat_map(|&suite| [(suite, 0), (suite, u64::MAX)]))
+        {
+            let session = Session::from_parts(state, Ciphertext::default()).unwrap();
+            assert_eq!(session.suite(), suite);
+            assert_eq!(session.next_number(), number);
+        }
+        assert!(Keys::decode(&encoded, 6).is_none(), "of another number of subscribers");
+        for end in 1..encoded.len() {
+            assert!(Keys::decode(&encoded[..end], 7).is_none(), "{end} bytes");
+        }
+        let mut other = encoded.to_vec();
+        other[0] += 1;
+        assert!(Keys::decode(&other, 7).is_none(), "another version");
+    }
+
+    #[test]
+    fn the_longest_keys_fit() {
+        let longest = || Some(session(Suite::Aes256Gcm, u64::MAX).into_parts().0);
+        let keys = Keys((0..250).map(|_| longest()).collect());
+        let encoded = keys.encode();
+        assert!(Keys::decode(&encoded, 250).is_some());
+        assert!(encoded.len() <= 1 + 10 + 250 * State::ENCODED, "{}", encoded.len());
+        assert!(encoded.capacity() > encoded.len(), "it never moved");
+    }
+
+    #[test]
+    fn without_tls_there_are_no_keys() {
+        let keys = Keys(vec![None, None]);
+        assert!(keys.encode().is_empty());
+        assert_eq!(Keys::decode(&[], 2).unwrap().0.len(), 2);
     }
 }

@@ -501,6 +501,7 @@ impl Subscriber {
     pub fn is_quick_over_tls(&self) -> bool {
         self.has_own_tls()
             && !self.ending
+            && !self.is_in_transit()
             && self.send_queue.is_empty()
             && self.replay.is_none()
             && self.disconnect_record.is_none()

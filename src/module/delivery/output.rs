@@ -17,6 +17,7 @@ use push_stream_core::wire::tls::{self, Alert};
 use super::flight::{FLIGHT, Flight};
 use super::frames::Piece;
 use super::subscriber::{Subscriber, THROUGH_CONNECTION};
+use super::tls::Tls;
 use crate::ffi::connection::{Connection, Transfer};
 use crate::ffi::{optional, stream};
 
@@ -236,6 +237,18 @@ impl Subscriber {
             }
             None => (0, Progress::Failed),
         }
+    }
+
+    /// Continues TLS that was taken apart; false if that is not possible, and nothing can be sent.
+    pub fn resume_tls(&mut self, state: tls::State, ciphertext: tls::Ciphertext) -> bool {
+        let Some(session) = tls::Session::from_parts(state, ciphertext) else {
+            return false;
+        };
+        let connection = self.connection();
+        connection.set_buffered(session.is_blocked());
+        let socket = connection.fd();
+        self.tls = Some(Box::new(Tls { session, socket }));
+        true
     }
 
     /// Ends the sending direction of TLS.

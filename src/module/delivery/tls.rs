@@ -22,6 +22,10 @@ pub struct Tls {
 }
 
 impl Tls {
+    pub fn into_session(self) -> Session {
+        self.session
+    }
+
     /// Seals bytes and sends them; returns how many were sealed, which must not be offered again.
     pub fn send(&mut self, connection: Connection<'_>, bytes: &[u8]) -> (usize, Progress) {
         self.with_socket(connection, |session, scratch, offer| {

@@ -42,12 +42,12 @@ enum Assembled {
 
 /// The receiving direction of a connection.
 pub struct Incoming {
-    secret: Secret,
+    pub(super) secret: Secret,
     /// Number of the next record.
-    number: u64,
+    pub(super) number: u64,
     /// The beginning of a record of which the rest has not come: an idle connection has none.
     #[allow(clippy::box_collection, reason = "one word while there is none")]
-    begun: Option<Box<Vec<u8>>>,
+    pub(super) begun: Option<Box<Vec<u8>>>,
 }
 
 impl Incoming {
@@ -135,6 +135,11 @@ impl Incoming {
     }
 }
 
+/// Are these bytes the beginning of a record, and not all of it? Nothing at all is one, too.
+pub(super) fn is_beginning(bytes: &[u8]) -> bool {
+    matches!(missing(bytes), Ok(Assembled::Incomplete(_)))
+}
+
 /// How much is missing of a record of which these are the first bytes.
 fn missing(record: &[u8]) -> Result<Assembled, Alert> {
     let Some(&[kind, _, _, high, low]) = record.first_chunk::<HEADER>() else {
@@ -150,10 +155,11 @@ fn missing(record: &[u8]) -> Result<Assembled, Alert> {
     if len < 1 + TAG {
         return Err(Alert::DecodeError);
     }
-    Ok(match HEADER + len - record.len() {
-        0 => Assembled::Complete,
-        missing => Assembled::Incomplete(missing),
-    })
+    match (HEADER + len).checked_sub(record.len()) {
+        Some(0) => Ok(Assembled::Complete),
+        Some(missing) => Ok(Assembled::Incomplete(missing)),
+        None => Err(Alert::InternalError),
+    }
 }
 
 fn alert(content: &[u8]) -> Result<Event<'static>, Alert> {

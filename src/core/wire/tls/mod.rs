@@ -5,22 +5,26 @@
 //! * [`keys`]: cipher suites, and keys from a traffic secret.
 //! * [`incoming`]: records from the peer: assembled, authenticated, bounded.
 //! * [`session`]: both directions of a connection, key updates, partial sends.
+//! * [`state`]: a session on its way to another process.
 //!
 //! The rules that keep it safe:
 //!
 //! * A record number, and with it a nonce, is used once: [`Session`] owns it and cannot be copied, the number rises when a
 //!   record is sealed, and the socket's answer changes nothing about that. What the socket does not take is kept as
-//!   ciphertext and never sealed again.
+//!   ciphertext and never sealed again. A session goes to another process by being taken apart: nothing stays that could
+//!   seal.
 //! * Each incoming record is authenticated before its content is looked at, and is bounded in length.
 //! * Secrets are overwritten with zeroes when they are replaced or dropped.
 
 pub mod incoming;
 pub mod keys;
 pub mod session;
+pub mod state;
 
 pub use incoming::{Alert, Event};
 pub use keys::{Secret, Suite};
 pub use session::{Half, Offered, Progress, Session};
+pub use state::{Ciphertext, State};
 
 /// Maximum of bytes of content in a record (RFC 8446 §5.1).
 pub const MAX_CONTENT: usize = 1 << 14;

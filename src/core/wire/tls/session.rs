@@ -50,14 +50,14 @@ pub enum Progress {
 }
 
 /// The sending direction.
-struct Outgoing {
-    secret: Secret,
+pub(super) struct Outgoing {
+    pub(super) secret: Secret,
     keys: Keys,
     /// Number of the next record. It rises when a record is sealed, and never goes back.
-    number: u64,
+    pub(super) number: u64,
     /// Sealed bytes that the socket has not taken.
     #[allow(clippy::box_collection, reason = "one word while there is none")]
-    tail: Option<Box<Vec<u8>>>,
+    pub(super) tail: Option<Box<Vec<u8>>>,
 }
 
 impl Outgoing {
@@ -93,21 +93,21 @@ impl Outgoing {
 
 /// What a peer has done in the current minute.
 #[derive(Clone, Copy, Debug, Default)]
-struct Minute {
-    since_ms: u64,
-    stray: u32,
-    updates: u8,
+pub(super) struct Minute {
+    pub(super) since_ms: u64,
+    pub(super) stray: u32,
+    pub(super) updates: u8,
 }
 
 /// A connection whose handshake is over. It cannot be cloned: it owns the numbers of its records.
 pub struct Session {
-    outgoing: Outgoing,
-    incoming: Incoming,
-    minute: Minute,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    pub(super) minute: Minute,
     /// The peer wants our keys to change, and we have not done it yet. Several wishes are one.
-    owes_update: bool,
+    pub(super) owes_update: bool,
     /// The last record of this end is sealed.
-    closed: bool,
+    pub(super) closed: bool,
 }
 
 impl Session {

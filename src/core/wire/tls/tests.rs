@@ -296,6 +296,86 @@ fn what_is_of_no_use_is_bounded() {
     assert_eq!(count(b"text", true, 120_000), 10_000, "but not what is of use");
 }
 
+/// As the message between two processes would carry it.
+fn moved(session: Session) -> Session {
+    let (state, ciphertext) = session.into_parts();
+    let bytes = postcard::to_allocvec(&(state, ciphertext)).unwrap();
+    let (state, ciphertext) = postcard::from_bytes(&bytes).unwrap();
+    Session::from_parts(state, ciphertext).expect("parts of a session")
+}
+
+#[test]
+fn a_session_moves_with_what_it_owes_and_what_was_done() {
+    for suite in SUITES {
+        let (session, mut reader, mut writer) = pair(suite);
+        let mut session = moved(session);
+        let (mut wire, mut scratch) = (Vec::new(), Vec::new());
+        // A wish for new keys, and half of a record.
+        let mut input = writer.seal(22, &[24, 0, 0, 1, 1], 0);
+        writer.update();
+        let data = writer.seal(23, b"data", 2);
+        input.extend(&data[..data.len() - 3]);
+        receive_all(&mut session, &input, true);
+        let mut session = moved(session);
+        assert!(session.has_to_send());
+        let seen = receive_all(&mut session, &data[data.len() - 3..], true);
+        assert_eq!(seen, ["Ok(Data([100, 97, 116, 97]))"]);
+        session.send(b"one", &mut scratch, &mut take_all(&mut wire));
+        let mut session = moved(session);
+        session.send(b"two", &mut scratch, &mut take_all(&mut wire));
+        session.close(Alert::CloseNotify, &mut scratch, &mut take_all(&mut wire));
+        let mut session = moved(session);
+        assert!(session.is_closed());
+        assert_eq!(
+            session.send(b"three", &mut scratch, &mut take_all(&mut wire)).0,
+            0,
+            "it stays closed"
+        );
+        let kinds: Vec<u8> = reader.open_all(&wire).iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [22, 23, 23, 21]);
+    }
+}
+
+#[test]
+fn bounds_of_a_minute_hold_across_moves() {
+    let (mut session, _, mut writer) = pair(Suite::Aes128Gcm);
+    let mut updates = 0;
+    loop {
+        let record = writer.seal(22, &[24, 0, 0, 1, 0], 0);
+        writer.update();
+        if !session
+            .receive(&mut &record[..], true, 7, |event| event.is_ok())
+            .unwrap()
+        {
+            break;
+        }
+        updates += 1;
+        session = moved(session);
+    }
+    assert_eq!(updates, UPDATES_PER_MINUTE);
+}
+
+#[test]
+fn parts_that_are_no_session_are_refused() {
+    let resumed = |tail: &[u8], begun: &[u8]| {
+        let (state, _) = pair(Suite::Aes128Gcm).0.into_parts();
+        let (tail, begun) = (tail.to_vec(), begun.to_vec());
+        Session::from_parts(state, Ciphertext { tail, begun }).is_some()
+    };
+    assert!(resumed(&[1], &[]));
+    assert!(resumed(&[], &[23]));
+    assert!(resumed(&[], &[23, 3, 3, 0, 20, 1]));
+    assert!(!resumed(&[], &[22, 3, 3, 0, 20]), "no record of the kind that may come");
+    assert!(
+        !resumed(&[], &[[23, 3, 3, 0, 17].as_slice(), &[0; 17]].concat()),
+        "a whole record"
+    );
+    assert!(
+        !resumed(&[], &[[23, 3, 3, 0, 17].as_slice(), &[0; 18]].concat()),
+        "more than that"
+    );
+}
+
 #[test]
 fn bad_records_are_told_apart() {
     let (_, _, writer) = pair(Suite::Aes128Gcm);
@@ -364,6 +444,7 @@ proptest! {
         texts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 1..12),
         takes in prop::collection::vec(prop_oneof![Just(0usize), 1..40usize, 1..5000usize], 1..60),
         updates in prop::collection::vec(any::<bool>(), 12),
+        moves in prop::collection::vec(any::<bool>(), 12),
         large in any::<bool>(),
     ) {
         let (mut session, mut reader, mut writer) = pair(SUITES[suite]);
@@ -378,7 +459,11 @@ proptest! {
             }
         };
         let mut sent = Vec::new();
-        for (text, update) in texts.iter().zip(updates) {
+        for ((text, update), moves) in texts.iter().zip(updates).zip(moves) {
+            // To another process, with whatever waits.
+            if moves {
+                session = moved(session);
+            }
             let text = text.repeat(if large { 20 } else { 1 });
             if update {
                 let record = writer.seal(22, &[24, 0, 0, 1, 1], 0);

@@ -6,7 +6,8 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{self, Counter, Now};
 use push_stream_core::wire::coding::Coding;
-use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
+use push_stream_core::wire::handover::{self as wire, Answer, Keys, Offer, Rest, Unsent};
+use push_stream_core::wire::tls;
 
 use super::sessions::{Giving, Key, Loss, State};
 use super::{borrow, close, hear, is_possible, listen, socket};
@@ -243,7 +244,7 @@ impl Delivery {
             let Some(subscriber) = self.registry.slab.get(id) else {
                 continue;
             };
-            sockets.push(subscriber.direct_socket());
+            sockets.push(subscriber.connection().fd());
             let audience = subscriber.audience.clone();
             let channels = subscriber
                 .seats
@@ -262,6 +263,7 @@ impl Delivery {
                 location: location.unwrap_or(audiences.len()) as u32,
                 mode: subscriber.mode().name().to_owned(),
                 chunked: subscriber.style.framing.around() == Framing::Chunked,
+                tls: subscriber.has_own_tls(),
                 coding: subscriber.is_compressed().then(|| Coding::Gzip.name().to_owned()),
                 message_min: subscriber.style.message_min,
                 channels,
@@ -293,7 +295,10 @@ impl Delivery {
             return;
         };
         subscriber.transit = Transit::Leaving;
-        subscriber.set_direct_socket(THROUGH_CONNECTION);
+        // Nobody takes a subscriber with TLS for one without, whatever happens.
+        if !subscriber.has_own_tls() {
+            subscriber.set_direct_socket(THROUGH_CONNECTION);
+        }
         let connection = subscriber.connection();
         connection.read().forget();
         connection.write().forget();
@@ -318,7 +323,9 @@ impl Delivery {
             return;
         };
         subscriber.transit = transit;
-        subscriber.set_direct_socket(subscriber.connection().fd());
+        if !subscriber.has_own_tls() {
+            subscriber.set_direct_socket(subscriber.connection().fd());
+        }
         let failed = !subscriber.connection().watch();
         if failed {
             actions.push(Action::End(id, Ending::Failed));
@@ -348,13 +355,32 @@ impl Delivery {
                 return;
             };
             giving.since_ms = now_ms;
-            let rest: Vec<_> = answers.iter().map(|&(id, joined)| self.unsent(id, joined?)).collect();
-            let message = wire::encode(&Rest(rest.clone()));
-            let sent = socket::send(connection.socket(), &message, &[]).is_ok();
-            for (&(id, joined), rest) in answers.iter().zip(&rest) {
+            let (mut rest, mut keys) = (Rest::default(), Keys::default());
+            for &(id, joined) in &answers {
+                let mut unsent = joined.and_then(|joined| self.unsent(id, joined));
+                keys.0
+                    .push(unsent.as_mut().and_then(|unsent| self.part_with_tls(id, unsent)));
+                rest.0.push(unsent);
+            }
+            let sent = socket::send_with(connection.socket(), &wire::encode(&rest), &keys.encode(), &[]).is_ok();
+            for ((&(id, joined), rest), state) in answers.iter().zip(rest.0).zip(keys.0) {
                 match (sent, rest, joined) {
                     (true, Some(_), _) => self.forget_given(id),
-                    (_, _, Some(_)) => self.keep(id, Transit::None, actions),
+                    (_, rest, Some(_)) => {
+                        // Nobody else has the state: nothing was sent.
+                        if let (
+                            Some(Unsent {
+                                ciphertext: Some(ciphertext),
+                                ..
+                            }),
+                            Some(state),
+                        ) = (rest, state)
+                            && let Some(subscriber) = self.registry.slab.get(id)
+                        {
+                            subscriber.resume_tls(state, ciphertext);
+                        }
+                        self.keep(id, Transit::None, actions);
+                    }
                     // No worker will take it.
                     (_, _, None) => self.keep(id, Transit::Refused, actions),
                 }
@@ -391,7 +417,16 @@ impl Delivery {
             bytes,
             position: position.map(|id| id.to_text().to_vec()),
             sum: sum.map(|sum| (sum.crc, sum.length)),
+            ciphertext: None,
         })
+    }
+
+    /// Takes a subscriber's TLS apart, for the message that gives it away: from here on this worker can seal nothing more.
+    fn part_with_tls(&mut self, id: SubscriberId, unsent: &mut Unsent) -> Option<tls::State> {
+        let tls = self.registry.slab.get(id)?.tls.take()?;
+        let (state, ciphertext) = tls.into_session().into_parts();
+        unsent.ciphertext = Some(ciphertext);
+        Some(state)
     }
 
     /// Forgets a subscriber that belongs to another worker now.
@@ -431,12 +466,11 @@ impl Subscriber {
             && self.kind.is_endless()
             && !self.is_stream()
             && !self.frozen()
-            && !self.has_own_tls()
     }
 
     /// Is its replay complete, and no message of its client incomplete?
     fn is_ready_to_go(&self) -> bool {
-        self.direct_socket() >= 0
+        (self.direct_socket() >= 0 || self.tls.is_some())
             && self.replay.is_none()
             && match &self.kind {
                 Kind::Socket(socket) => socket.is_idle(),

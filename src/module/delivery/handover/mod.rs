@@ -1,6 +1,6 @@
 //! Handover: a leaving worker gives its detached subscribers to an accepting one, so that no reader notices a reload.
 //!
-//! A detached subscriber over plain HTTP/1 is a socket and some figures. All workers of all generations share one Unix
+//! A detached subscriber over HTTP/1, plain or with TLS of this module, is a socket and some figures. All workers of all generations share one Unix
 //! datagram socket, made by the master before it forks. A [leaving worker](giving) sends an invitation to it for each
 //! worker that accepts: one end of a socket of their own. The worker that takes the invitation is sent subscribers in
 //! groups ([`push_stream_core::wire::handover`]):
@@ -13,14 +13,14 @@
 //!          nothing more is sent to these               joins their channels: it delivers what comes after
 //!      <----------------------------------------------- answer: sequence number for each
 //!      takes and renders all messages up to that
-//!      rest: unsent bytes up to that number ---------->
+//!      rest: unsent bytes up to that number, TLS ----->
 //!          forgets them                                sends the rest, then its own messages
 //! ```
 //!
 //! Between offer and rest both workers have the subscriber, and neither sends. If either dies then, its socket to the
 //! other closes: the leaving worker continues with the subscriber as if no offer had been made; the accepting worker
-//! drops it, and the reader reconnects. Subscribers that cannot be handed over (attached ones, TLS, a location that is
-//! gone) end as at every reload.
+//! drops it, and the reader reconnects. Subscribers that cannot be handed over (attached ones, OpenSSL's TLS, a location that
+//! is gone) end as at every reload.
 
 pub mod giving;
 pub mod sessions;

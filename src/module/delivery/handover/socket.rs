@@ -10,6 +10,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use zeroize::Zeroizing;
 
 /// Maximum of descriptors in one message: the kernel's limit (`SCM_MAX_FD`).
 const FDS: usize = 253;
@@ -17,17 +18,25 @@ const FDS: usize = 253;
 /// A longer payload goes into a memory file of its own: sockets accept about 200 KiB at once.
 const INLINE: usize = 32 * 1024;
 
+/// Longest secret: it goes into no file, and is within what sockets accept at once, with a payload beside it.
+pub const SECRET: usize = 40 * 1024;
+
 /// Longest payload that is read.
 const LONGEST: u64 = 256 * 1024 * 1024;
 
-/// First byte of a message: the place of its payload.
+/// First byte of a message: the place of its payload, and whether a secret goes before it, after its length.
 const HERE: u8 = 0;
 const IN_FILE: u8 = 1;
+const WITH_SECRET: u8 = 2;
+
+/// Bytes of the length.
+const LENGTH: usize = 4;
 
 /// Result of reading a socket.
 pub enum Received {
     Message {
         payload: Vec<u8>,
+        secret: Zeroizing<Vec<u8>>,
         fds: Vec<OwnedFd>,
     },
     /// No message yet.
@@ -50,6 +59,14 @@ pub fn pair(stream: bool) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Sends a whole message, or nothing.
 pub fn send(socket: BorrowedFd<'_>, payload: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    send_with(socket, payload, &[], fds)
+}
+
+/// Sends a whole message, with a secret that is only ever in the socket, or nothing.
+pub fn send_with(socket: BorrowedFd<'_>, payload: &[u8], secret: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    if secret.len() > SECRET {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut all: Vec<BorrowedFd<'_>> = Vec::with_capacity(fds.len() + 1);
     let file = if payload.len() > INLINE {
         Some(in_file(payload)?)
@@ -69,14 +86,20 @@ pub fn send(socket: BorrowedFd<'_>, payload: &[u8], fds: &[BorrowedFd<'_>]) -> i
     if !all.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&all)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    let parts = [IoSlice::new(std::slice::from_ref(&place)), IoSlice::new(payload)];
+    let length = (secret.len() as u32).to_le_bytes();
+    let (place, length) = match secret {
+        [] => (place, &[][..]),
+        _ => (place | WITH_SECRET, &length[..]),
+    };
+    let place = [place];
+    let parts = [&place[..], length, secret, payload].map(IoSlice::new);
     sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
 /// Receives the next message. After an error the session cannot continue.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
-    let mut bytes = vec![0; 1 + INLINE];
+    let mut bytes = Zeroizing::new(vec![0; 1 + LENGTH + SECRET + INLINE]);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = match recvmsg(
@@ -101,14 +124,26 @@ pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Received> {
     if received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC) {
         return Err(io::ErrorKind::OutOfMemory.into());
     }
-    let payload = if bytes[0] == IN_FILE && !fds.is_empty() {
-        from_file(fds.remove(0))?
-    } else {
-        bytes.truncate(received.bytes);
-        bytes.remove(0);
-        bytes
+    let Some((place, secret, rest)) = split(&bytes[..received.bytes]) else {
+        return Err(io::ErrorKind::InvalidData.into());
     };
-    Ok(Received::Message { payload, fds })
+    let secret = Zeroizing::new(secret.to_vec());
+    let payload = match place {
+        IN_FILE if !fds.is_empty() => from_file(fds.remove(0))?,
+        _ => rest.to_vec(),
+    };
+    Ok(Received::Message { payload, secret, fds })
+}
+
+/// The place of a message's payload, its secret, and what follows; None if it is cut.
+fn split(message: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&first, rest) = message.split_first()?;
+    if first & WITH_SECRET == 0 {
+        return Some((first, &[], rest));
+    }
+    let (length, rest) = rest.split_first_chunk::<LENGTH>()?;
+    let (secret, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    Some((first & !WITH_SECRET, secret, rest))
 }
 
 fn in_file(payload: &[u8]) -> io::Result<OwnedFd> {
@@ -123,4 +158,53 @@ fn from_file(file: OwnedFd) -> io::Result<Vec<u8>> {
     let mut payload = Vec::new();
     file.take(LONGEST).read_to_end(&mut payload)?;
     Ok(payload)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn through(payload: &[u8], secret: &[u8]) -> io::Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let (one, other) = pair(true)?;
+        send_with(one.as_fd(), payload, secret, &[])?;
+        Ok(match receive(other.as_fd())? {
+            Received::Message { payload, secret, .. } => Some((payload, secret.to_vec())),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn messages_arrive_whole_with_their_secret() {
+        for payload in [0, 1, INLINE, INLINE + 1, 1_000_000] {
+            for secret in [0, 1, SECRET] {
+                let (payload, secret) = (vec![7; payload], vec![8; secret]);
+                assert_eq!(through(&payload, &secret).unwrap(), Some((payload, secret)));
+            }
+        }
+        assert!(through(b"text", &[0; SECRET + 1]).is_err(), "too long");
+    }
+
+    #[test]
+    fn a_message_without_secret_is_as_it_was_before_there_were_any() {
+        let (one, other) = pair(true).unwrap();
+        send(one.as_fd(), b"text", &[]).unwrap();
+        let mut bytes = [0; 9];
+        assert_eq!(rustix::io::read(&other, &mut bytes), Ok(5));
+        assert_eq!(
+            &bytes[..5],
+            b"\0text",
+            "and workers of other versions understand whose it is"
+        );
+    }
+
+    #[test]
+    fn a_cut_message_is_refused() {
+        assert!(split(&[]).is_none());
+        assert!(split(&[WITH_SECRET, 1, 0, 0]).is_none());
+        assert!(split(&[WITH_SECRET, 2, 0, 0, 0, 1]).is_none());
+        assert_eq!(
+            split(&[WITH_SECRET, 1, 0, 0, 0, 1, 5]),
+            Some((HERE, &[1][..], &[5][..]))
+        );
+    }
 }

@@ -9,7 +9,8 @@ use push_stream_core::store::Now;
 use push_stream_core::wire::coding::checksum::Sum;
 use push_stream_core::wire::coding::stream::Reader;
 use push_stream_core::wire::event_id::OrderedId;
-use push_stream_core::wire::handover::{self as wire, Answer, Offer, Rest, Unsent};
+use push_stream_core::wire::handover::{self as wire, Answer, Keys, Offer, Rest, Unsent};
+use push_stream_core::wire::tls;
 use smallvec::SmallVec;
 
 use super::sessions::{Key, Taking};
@@ -23,7 +24,7 @@ use crate::delivery::frames::{Frames, Framing, Piece, Style};
 use crate::delivery::profile::Audience;
 use crate::delivery::state::{Delivery, PROCESS};
 use crate::delivery::subscriber::{
-    EndDue, Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit,
+    EndDue, Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_TLS, Transit,
 };
 use crate::delivery::websocket::Socket;
 use crate::ffi::connection::{Connection, Event};
@@ -137,9 +138,9 @@ impl Delivery {
                 return;
             };
             let taking = &mut self.handover.taking[index];
-            let (payload, fds) = match socket::receive(taking.connection.socket()) {
+            let (payload, secret, fds) = match socket::receive(taking.connection.socket()) {
                 Ok(socket::Received::Nothing) => return,
-                Ok(socket::Received::Message { payload, fds }) => (payload, fds),
+                Ok(socket::Received::Message { payload, secret, fds }) => (payload, secret, fds),
                 Ok(socket::Received::Closed) | Err(_) => return self.stop_taking_from(key),
             };
             taking.since_ms = Now::read().monotonic_ms;
@@ -152,13 +153,14 @@ impl Delivery {
                 }
             } else {
                 let rest = wire::decode::<Rest>(&payload).filter(|rest| rest.0.len() == arriving.len());
-                let Some(Rest(rest)) = rest else {
+                let keys = Keys::decode(&secret, arriving.len());
+                let (Some(Rest(rest)), Some(Keys(keys))) = (rest, keys) else {
                     self.handover.taking[index].arriving = arriving;
                     return self.stop_taking_from(key);
                 };
-                for (id, rest) in arriving.into_iter().zip(rest) {
+                for ((id, rest), state) in arriving.into_iter().zip(rest).zip(keys) {
                     match (id, rest) {
-                        (Some(id), Some(rest)) => self.settle_in(id, rest, actions),
+                        (Some(id), Some(rest)) => self.settle_in(id, rest, state, actions),
                         (Some(id), None) => self.drop_arriving(id),
                         (None, _) => {}
                     }
@@ -224,7 +226,7 @@ impl Delivery {
             _ if offered.coding.is_some() => Kind::Compressed(Compressed::new(Reader::default())),
             _ => Kind::Stream,
         };
-        if !audience.detach || offered.channels.is_empty() {
+        if !audience.detach || offered.channels.is_empty() || offered.tls && !audience.detach_tls {
             return None;
         }
         let known = |name: &String| audience.codings.iter().any(|coding| coding.name() == name);
@@ -262,7 +264,8 @@ impl Delivery {
             .map(|disconnect_record| Box::new(DisconnectRecord::from_wire(audience.log_disconnect, disconnect_record)));
         let mut subscriber = Subscriber {
             request: ptr::null_mut(),
-            socket: THROUGH_CONNECTION,
+            // Nothing can be sent through TLS before its state has come.
+            socket: if offered.tls { THROUGH_TLS } else { THROUGH_CONNECTION },
             connection: connection.raw(),
             style,
             kind,
@@ -309,7 +312,7 @@ impl Delivery {
     }
 
     /// The rest has come: the subscriber belongs to this worker alone.
-    fn settle_in(&mut self, id: SubscriberId, rest: Unsent, actions: &mut Vec<Action>) {
+    fn settle_in(&mut self, id: SubscriberId, rest: Unsent, state: Option<tls::State>, actions: &mut Vec<Action>) {
         let Some(subscriber) = self.registry.slab.get(id) else {
             // It was cut as too slow for messages that came meanwhile.
             return;
@@ -329,8 +332,15 @@ impl Delivery {
         connection.set_data(id.to_pointer());
         connection.read().set_handler(detach::ON_READ);
         connection.write().set_handler(detach::ON_WRITE);
-        let (failed, socket) = (!connection.watch(), connection.fd());
-        subscriber.set_direct_socket(socket);
+        let (mut failed, socket) = (!connection.watch(), connection.fd());
+        match (rest.ciphertext, state) {
+            (Some(ciphertext), Some(state)) if subscriber.has_own_tls() => {
+                failed |= !subscriber.resume_tls(state, ciphertext);
+            }
+            (None, None) if !subscriber.has_own_tls() => subscriber.set_direct_socket(socket),
+            // One with TLS is never taken for one without.
+            _ => failed = true,
+        }
         if failed {
             actions.push(Action::End(id, Ending::Failed));
         } else {
