@@ -121,7 +121,7 @@ my $pushstream_js = do {
 
 # The one of clients/js, which such a page gets from its own directory.
 my $shim = "$FindBin::Bin/../clients/js/dist/pushstream.js";
-BAIL_OUT('clients/js is not built: scripts/test --only client') if !-e $shim;
+die 'clients/js is not built: scripts/test --only client' if !-e $shim;
 
 # A page that is kept to go back to keeps its connections.
 my $browser = WebDriver->new(flags => ['--disable-features=BackForwardCache']);
