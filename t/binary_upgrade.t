@@ -123,11 +123,14 @@ subtest 'an upgrade that is taken back' => sub {
     my $nginx = PushStream::Nginx->start($conf, workers => 2, daemon => 1);
     my $ended = eval {
         my $old = $nginx->master;
+        my @leaving = $nginx->worker_pids;
         $nginx->post('/pub?id=a', "kept $_") for 1 .. 3;
         $nginx->signal('USR2');
         ok wait_until { my $new = $nginx->follow_pid_file; $new && $new != $old && $nginx->worker_pids == 2 }, 'a new nginx';
         $nginx->signal(WINCH => $old);
-        ok wait_until { $nginx->figures->{stored_messages} == 0 }, 'has a zone of its own';
+        # Until then they accept connections, too.
+        ok wait_until { !grep { PushStream::Nginx::is_alive($_) } @leaving }, 'the workers of the old one end';
+        is $nginx->figures->{stored_messages}, 0, 'it has a zone of its own';
         my $all = $audience->($nginx);
         ok wait_until { $nginx->figures->{subscribers} == $count }, 'whom its audience goes to';
         $nginx->signal(HUP => $old);

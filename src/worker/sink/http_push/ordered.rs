@@ -269,9 +269,25 @@ impl Work {
     }
 
     async fn connect(&self) -> Result<Link, Failure> {
+        let mut link = self.ask().await?;
+        if link.sender.ready().await.is_err() {
+            // A node that ends closes it after the answer, and the one in its place may answer otherwise.
+            link = self.ask().await?;
+        }
+        // One of old may close it after each unknown method. nginx waits at its end for the first request of a connection:
+        // there is none unless a request follows at once.
+        if !self.queue.is_empty() && link.sender.ready().await.is_err() {
+            let OrderedPublisher { config, node, .. } = &self.publisher;
+            (link.sender, link.ended) = client::connect_watched(&node.address, config.tls.as_ref()).await?;
+        }
+        self.publisher.node.metrics.set_batches(link.takes_batches);
+        Ok(link)
+    }
+
+    /// A new connection, on which the node was asked what it takes.
+    async fn ask(&self) -> Result<Link, Failure> {
         let OrderedPublisher { config, node, .. } = &self.publisher;
-        let tls = config.tls.as_ref();
-        let (mut sender, mut ended) = client::connect_watched(&node.address, tls).await?;
+        let (mut sender, ended) = client::connect_watched(&node.address, config.tls.as_ref()).await?;
         let request = batch::question(config, &node.host);
         // A socket may still be open after its listener stopped accepting.
         let gone = |error| client::Error::Connect(std::io::Error::other(error));
@@ -281,11 +297,6 @@ impl Work {
             node.arrived(parts.headers.get(EPOCH));
         }
         let takes_batches = config.batch > 0 && batch::is_offered(&parts);
-        if sender.ready().await.is_err() {
-            // An old node may close the connection after an unknown method.
-            (sender, ended) = client::connect_watched(&node.address, tls).await?;
-        }
-        node.metrics.set_batches(takes_batches);
         Ok(Link {
             sender,
             ended,

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -459,4 +460,60 @@ fn a_drain_that_runs_out_of_time_ends_and_the_events_come_again() {
     let nginx = StandIn::start(&format!("127.0.0.1:{port}"), |_| Behaviour::Accept);
     let _worker = Worker::start(&dir, &config);
     nginx.wait_for(1);
+}
+
+/// nginx waits at its end for the first request of a connection, up to `client_header_timeout`: none may come without.
+#[test]
+fn a_node_that_closes_each_connection_gets_none_without_a_request() {
+    let dir = TempDir::new();
+    let node = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", node.local_addr().unwrap());
+    dir.append("log", "{\"thread\":1}\n");
+    let config = pipeline(&address, "type = \"file\"\npath = \"log\"\nstart = \"beginning\"");
+    let worker = Worker::start(
+        &dir,
+        &config.replace("timeout = \"60s\"", "timeout = \"60s\"\nordered = true"),
+    );
+    let mut methods = Vec::new();
+    // With the event, and then idle: it looks after the node from time to time.
+    while methods.iter().filter(|method| *method == "POST").count() == 0 || methods.last().unwrap() == "POST" {
+        methods.push(answer_and_close(&node));
+    }
+    for _ in 0..4 {
+        methods.push(answer_and_close(&node));
+    }
+    assert!(methods.iter().all(|method| !method.is_empty()), "{methods:?}");
+    assert_eq!(
+        methods.iter().filter(|method| *method == "POST").count(),
+        1,
+        "{methods:?}"
+    );
+    worker.terminate();
+}
+
+/// The method of the next connection's request; empty if there is none for a long time.
+fn answer_and_close(node: &TcpListener) -> String {
+    let (stream, _) = node.accept().unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut reader = BufReader::new(stream);
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 {
+            return String::new();
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.trim().is_empty() {
+            break;
+        }
+        head.push_str(&line);
+    }
+    reader.read_exact(&mut vec![0; length]).unwrap();
+    let method = head.split(' ').next().unwrap_or_default().to_owned();
+    let status = if method == "POST" { "200 OK" } else { "405 Not Allowed" };
+    let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    reader.get_mut().write_all(answer.as_bytes()).unwrap();
+    method
 }
