@@ -40,8 +40,7 @@ export { EventParser } from "./parser.js";
  */
 
 const TRANSPORTS = { eventsource, fetch: fetching, websocket, poll };
-const LONGEST_MS = 30_000;
-const RENEW_BEFORE_MS = 30_000;
+const HALF_A_MINUTE_MS = 30_000;
 
 /**
  * Subscribes, stays subscribed, and misses nothing.
@@ -308,8 +307,9 @@ export class Stream {
   #again({ status, explain, retryAfter = 0, elsewhere }, names = []) {
     this.#disconnect();
     if (elsewhere && names.length) this.transport = names[(names.indexOf(/** @type {Transport} */ (this.transport)) + 1) % names.length];
-    if (status === 401) this.#token = undefined;
-    const longest = Math.min(LONGEST_MS, this.#retryMs * 2 ** this.#failures++);
+    // An EventSource does not say whether it was that.
+    if (status === 401 || elsewhere) this.#token = undefined;
+    const longest = Math.min(HALF_A_MINUTE_MS, this.#retryMs * 2 ** this.#failures++);
     const retryIn = retryAfter + Math.random() * longest;
     this.#emit("error", { status, explain, transport: this.transport, retryIn });
     if (status === 401 && this.#o.token) this.#emit("expired", undefined);
@@ -329,9 +329,10 @@ export class Stream {
       const said = parsed(data) ?? {};
       if (type === "gap") this.#emit("gap", said);
       else if (type === "refused") this.#again({ status: said.status, explain: said.reason });
+      else if (type === "token") this.#renewIn(said.expires_in * 1000);
       else {
         this.#token = undefined;
-        if (type === "expired") this.#emit("expired", undefined);
+        this.#emit("expired", undefined);
         this.#open();
       }
       return;
@@ -459,17 +460,23 @@ export class Stream {
       const given = await token();
       const said = typeof given === "string" ? { token: given } : given;
       this.#token = said.token;
-      clearTimeout(this.#renewal);
-      const left = (said.expires ?? expiry(said.token) ?? NaN) - Date.now();
-      // Before it ends, and not at once again if it is short. Without an end, never.
-      if (left < 2 ** 31) this.#renewal = setTimeout(() => this.#renew(), Math.max(left - RENEW_BEFORE_MS, left / 2, 0));
+      this.#renewIn((said.expires ?? expiry(said.token) ?? NaN) - Date.now());
     }
     return tokenArgument ? headers : { ...headers, Authorization: `Bearer ${this.#token}` };
   }
 
-  #renew() {
-    this.#token = undefined;
-    if (this.#leads && this.#connection) this.#open();
+  /**
+   * Before it ends, and not at once again if it is short or the same. Without an end, never.
+   * @param {number} left
+   */
+  #renewIn(left) {
+    clearTimeout(this.#renewal);
+    if (left < 2 ** 31) {
+      this.#renewal = setTimeout(() => {
+        this.#token = undefined;
+        if (this.#leads && this.#connection) this.#open();
+      }, Math.max(left - HALF_A_MINUTE_MS, left / 2, 1000));
+    }
   }
 
   // ---- The page ----
