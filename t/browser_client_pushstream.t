@@ -13,7 +13,7 @@ use WebDriver;
 only_over_plain_http1 'the browser would have to be told of the certificate';
 $ENV{TEST_WORKERS} //= '2';
 my $shim = "$FindBin::Bin/../clients/js/dist/pushstream.js";
-BAIL_OUT('clients/js is not built: scripts/test --only client') if !-e $shim;
+die "clients/js is not built: scripts/test --only client\n" if !-e $shim;
 
 binmode Test::More->builder->$_, ':utf8' for qw(output failure_output todo_output);
 
