@@ -175,6 +175,8 @@ with_nginx $conf, sub ($nginx) {
         my %also = $handover eq 'on' ? (ws => 'websocket', st => 'streaming') : ();
         my %run = map { $_ => $verify->("reloads, $also{$_}", $_, $subscribers / 10, '--transport', $also{$_}, '--channels', 10, '--publishers', 2,
             '--rate', 50, '--messages', int 50 * $per_reload * ($reloads + @changes / 2 + 4)) } sort keys %also;
+        # Who is still on his way at a reload may come to a worker that leaves, and is sent back.
+        ok wait_until(sub { $nginx->figures->{subscribers} == $subscribers + keys(%also) * $subscribers / 10 }, 15), 'and so are those in other modes';
         my $done = 0;
         my $reload = sub ($name, $text) {
             my $ended = eval { $nginx->reload($text); 1 };
