@@ -87,6 +87,8 @@ ok wait_until(sub { $is_up->() }, 20), 'a worker';
 my $browser = WebDriver->new;
 # axe takes its time on a busy machine.
 $browser->call(POST => '/timeouts', { script => 300_000 });
+# It looks every two seconds, of which the test waits for many.
+$browser->devtools('Page.addScriptToEvaluateOnNewDocument', { source => 'const later = setTimeout; window.setTimeout = (what, ms) => later(what, ms / 5);' });
 my ($ENTER, $TAB, $SPACE) = ("\x{e007}", "\x{e004}", ' ');
 my $type = sub (@keys) { $browser->call(POST => '/actions', { actions => [ { type => 'key', id => 'keys', actions => [ map { { type => 'keyDown', value => $_ }, { type => 'keyUp', value => $_ } } @keys ] } ] }) };
 my $health = sub () { $browser->js('return document.getElementById("health").innerText') };
