@@ -141,6 +141,7 @@ with_nginx $conf, sub ($nginx) {
     my $wrong = 0;
     for my $text (@large, map { "reload $_" } 1 .. 3) { $wrong++ if $slow->chunk ne "$text;" }
     is $wrong, 0, 'a slow reader gets all that waited';
+    ok wait_until { $tls->queued == 0 }, 'and nothing is counted as waiting any more';
 
     # Half of a record of the client has come.
     my $half = $tls->subscribe('/ev?id=a');

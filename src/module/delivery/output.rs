@@ -244,10 +244,7 @@ impl Subscriber {
         let Some(session) = tls::Session::from_parts(state, ciphertext) else {
             return false;
         };
-        let connection = self.connection();
-        connection.set_buffered(session.is_blocked());
-        let socket = connection.fd();
-        self.tls = Some(Box::new(Tls { session, socket }));
+        self.tls = Some(Box::new(Tls::new(session, self.connection())));
         true
     }
 

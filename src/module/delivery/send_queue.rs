@@ -10,13 +10,30 @@ use super::frames::{Content, Frames, Piece};
 use super::profile::SlowReader;
 
 thread_local! {
-    /// Bytes in all send queues of this process.
+    /// Bytes in all send queues of this process, and beside them.
     static QUEUED: Cell<u64> = const { Cell::new(0) };
 }
 
 /// Bytes queued for all slow readers of this worker.
 pub fn queued_bytes() -> u64 {
     QUEUED.get()
+}
+
+/// Bytes that wait for one slow reader beside its send queue; counted as long as this lives.
+#[derive(Default)]
+pub struct Waiting(usize);
+
+impl Waiting {
+    pub fn set(&mut self, bytes: usize) {
+        let before = std::mem::replace(&mut self.0, bytes);
+        QUEUED.set(QUEUED.get() + bytes as u64 - before as u64);
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.set(0);
+    }
 }
 
 /// The reader is too slow and the policy is to close its connection.

@@ -132,8 +132,7 @@ impl Delivery {
         };
         match taken {
             Ok(session) => {
-                let socket = subscriber.connection().fd();
-                subscriber.tls = Some(Box::new(Tls { session, socket }));
+                subscriber.tls = Some(Box::new(Tls::new(session, subscriber.connection())));
                 subscriber.socket = THROUGH_TLS;
                 self.local_counters.add(Counter::TlsTakenOver);
                 true

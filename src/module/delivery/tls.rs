@@ -8,6 +8,7 @@ use std::cell::RefCell;
 
 use push_stream_core::wire::tls::{Alert, Offered, Progress, Session};
 
+use super::send_queue::Waiting;
 use crate::ffi::connection::Connection;
 
 thread_local! {
@@ -18,10 +19,23 @@ thread_local! {
 /// The TLS state of a subscriber.
 pub struct Tls {
     pub session: Session,
-    pub socket: i32,
+    socket: i32,
+    /// The ciphertext that the socket has not taken.
+    waiting: Waiting,
 }
 
 impl Tls {
+    pub fn new(session: Session, connection: Connection<'_>) -> Tls {
+        connection.set_buffered(session.is_blocked());
+        let mut waiting = Waiting::default();
+        waiting.set(session.waiting());
+        Tls {
+            session,
+            socket: connection.fd(),
+            waiting,
+        }
+    }
+
     pub fn into_session(self) -> Session {
         self.session
     }
@@ -51,8 +65,12 @@ impl Tls {
         connection: Connection<'_>,
         work: impl FnOnce(&mut Session, &mut Vec<u8>, &mut dyn FnMut(&[u8]) -> Offered) -> R,
     ) -> R {
-        let Tls { session, socket } = self;
-        let before = session.is_blocked();
+        let Tls {
+            session,
+            socket,
+            waiting,
+        } = self;
+        let before = session.waiting();
         let mut full = false;
         let mut offer = |bytes: &[u8]| {
             if full {
@@ -63,9 +81,10 @@ impl Tls {
             offered
         };
         let result = SCRATCH.with_borrow_mut(|scratch| work(session, scratch, &mut offer));
-        let after = session.is_blocked();
+        let after = session.waiting();
         if before != after {
-            connection.set_buffered(after);
+            waiting.set(after);
+            connection.set_buffered(session.is_blocked());
         }
         result
     }
