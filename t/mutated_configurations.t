@@ -19,7 +19,7 @@ note "seed $seed";
 
 my (%flag, %http, %location);
 $flag{"push_stream_$_"} = ['on', 'off'] for qw(store_messages channel_info_on_publish authorized_channels_only websocket_allow_publish
-    websocket_strict websocket_binary allow_connections_to_events_channel auto_event_id idempotent_publish gap_notice detach detach_tls);
+    websocket_strict websocket_binary websocket_deflate allow_connections_to_events_channel auto_event_id idempotent_publish gap_notice detach detach_tls);
 %http = (
     push_stream_shared_memory_size => ['1m', '128k', '32m'],
     push_stream_channel_deleted_message_text => ['Channel deleted', ''],

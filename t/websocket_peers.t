@@ -16,38 +16,47 @@ my %peer = (
 local $ENV{NODE_PATH} = '/usr/share/nodejs';
 local $ENV{PYTHONIOENCODING} = 'utf-8';
 
-# Both offer to compress; nothing is taken up.
-my %no_extensions = ('websockets (Python)' => '[]', 'ws (Node)' => '""');
+# Both offer to compress, which is taken up only where the location says so.
+my %extensions = (
+    '' => { 'websockets (Python)' => qr/^\[\]$/, 'ws (Node)' => qr/^""$/ },
+    '/deflate' => { 'websockets (Python)' => qr/permessage-deflate|PerMessageDeflate/i, 'ws (Node)' => qr/permessage-deflate/ },
+);
 
-with_nginx <<'CONF', sub ($nginx) {
+my $locations = join '', map { <<"CONF" =~ s/^/        /mgr } '', '/deflate';
+location $_/echo { push_stream_subscriber websocket; push_stream_websocket_allow_publish on; push_stream_websocket_binary on; }
+location $_/pinged { push_stream_subscriber websocket; push_stream_ping_message_interval 200ms; }
+location $_/known { push_stream_subscriber websocket; push_stream_authorized_channels_only on; }
+location $_/ended { push_stream_subscriber websocket; push_stream_subscriber_connection_ttl 200ms; push_stream_footer_template "bye"; }
+CONF
+$locations =~ s/(location .deflate\/\S+ \{)/$1 push_stream_websocket_deflate on;/g;
+
+with_nginx <<"CONF", sub ($nginx) {
 %%MAIN%%
 events {}
 http {
     %%HTTP%%
     push_stream_shared_memory_size 64m;
-    push_stream_channels_path $arg_id;
+    push_stream_channels_path \$arg_id;
     push_stream_websocket_strict on;
     push_stream_subscriber_queue 64m;
 
     server {
         listen 127.0.0.1:%%PORT%%;
 
-        location /echo { push_stream_subscriber websocket; push_stream_websocket_allow_publish on; push_stream_websocket_binary on; }
-        location /pinged { push_stream_subscriber websocket; push_stream_ping_message_interval 200ms; }
-        location /known { push_stream_subscriber websocket; push_stream_authorized_channels_only on; }
-        location /ended { push_stream_subscriber websocket; push_stream_subscriber_connection_ttl 200ms; push_stream_footer_template "bye"; }
-        location /status { push_stream_channels_statistics; }
+$locations        location /status { push_stream_channels_statistics; }
     }
 }
 CONF
-    for my $name (sort keys %peer) {
-        my ($program, $script) = @{ $peer{$name} };
-        open my $out, '-|', 'timeout', 60, $program, $script, 'ws://127.0.0.1:' . $nginx->port or die;
+    for my $case (map { my $prefix = $_; map { [ $_, $prefix ] } sort keys %peer } '', '/deflate') {
+        my ($peer, $prefix) = @$case;
+        my ($program, $script) = @{ $peer{$peer} };
+        my $name = $peer . ($prefix && ' with permessage-deflate');
+        open my $out, '-|', 'timeout', 60, $program, $script, 'ws://127.0.0.1:' . $nginx->port . $prefix or die;
         my @lines = map { s/\s+\z//r } <$out>;
         close $out;
         is $?, 0, "$name: all went well";
+        like shift(@lines) =~ s/^extensions //r, $extensions{$prefix}{$peer}, "$name: what it agreed on";
         is_deeply [ map { s/\b(?:True|true)$/yes/r } @lines ], [
-            "extensions $no_extensions{$name}",
             map({ "text $_ yes" } 5, 12, 125, 126, 65536, 1_000_000),
             map({ "binary $_ yes" } 1, 126, 65536, 3_000_000),
             'fragments in three fragments',

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use push_stream_core::wire::coding::deflate::Deflater;
 use push_stream_core::wire::coding::group::Group;
 use push_stream_core::wire::coding::ledger::Ledger;
-use push_stream_core::wire::coding::stream::{Coder, Codings, Reader, Terms};
+use push_stream_core::wire::coding::permessage::WINDOW_BITS;
+use push_stream_core::wire::coding::stream::{Coder, Codings, Form, Reader, Terms};
 
 const MESSAGES: usize = 3000;
 
@@ -100,7 +101,7 @@ fn events() -> Vec<Vec<u8>> {
 
 /// Bytes of one context for each reader, as nginx's gzip filter keeps it.
 fn one_for_each(messages: &[Vec<u8>], level: u32) -> usize {
-    let (mut deflater, mut out) = (Deflater::new(level), Vec::new());
+    let (mut deflater, mut out) = (Deflater::new(level, WINDOW_BITS), Vec::new());
     messages
         .iter()
         .for_each(|message| assert!(deflater.push(message, &mut out)));
@@ -115,7 +116,7 @@ fn in_groups(messages: &[Vec<u8>], level: u32, grouped: bool, turnover: usize) -
         grouped,
     };
     let ledger = Rc::new(Ledger::default());
-    let (coder, group) = (Coder::new(terms, ledger.clone()), Rc::<Group>::default());
+    let (coder, group) = (Coder::new(terms, Form::Gzip, ledger.clone()), Rc::<Group>::default());
     let mut readers = [Reader::default(); READERS];
     let mut bytes = 0;
     for (number, message) in messages.iter().enumerate() {
@@ -160,6 +161,7 @@ fn main() {
             min_length: usize::MAX,
             grouped: false,
         },
+        Form::Gzip,
         Rc::default(),
     );
     let mut reader = Reader::default();

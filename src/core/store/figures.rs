@@ -100,7 +100,7 @@ counters! {
     TlsKeptBusy = 39,
     /// They stay with OpenSSL for now: its records do not account for all bytes.
     TlsKeptUnaccounted = 40,
-    /// Bytes of messages before and after compression, as often as they were compressed.
+    /// Bytes of streams and answers before and after compression, as often as they were compressed.
     CompressedIn = 41,
     CompressedOut = 42,
     /// Time of compression, in microseconds.
@@ -108,6 +108,9 @@ counters! {
     /// Deliveries to compressed readers with the context of a group, and without.
     DeliveredAligned = 44,
     DeliveredUnaligned = 45,
+    /// As [`Counter::CompressedIn`] and [`Counter::CompressedOut`], of WebSocket messages.
+    DeflatedIn = 46,
+    DeflatedOut = 47,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

@@ -650,6 +650,8 @@ mod tests {
         Counter::CompressedUs,
         Counter::DeliveredAligned,
         Counter::DeliveredUnaligned,
+        Counter::DeflatedIn,
+        Counter::DeflatedOut,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

@@ -11,7 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::tls::{Ciphertext, State};
 
 /// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Subscribers on offer, in the order of their sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct Subscriber {
     pub tls: bool,
     /// Content coding of the response; None = as it is.
     pub coding: Option<String>,
+    /// WebSocket: the bits of the window of compressed messages, and whether one may refer to those before it; None =
+    /// they are not compressed.
+    pub deflate: Option<(u8, bool)>,
     /// Minimum bytes of a message, with padding (`push_stream_padding_by_user_agent`).
     pub message_min: u32,
     /// Ids of its channels; one that it follows twice is listed twice.
@@ -155,6 +158,7 @@ mod tests {
                     mode: "eventsource".into(),
                     chunked: true,
                     coding: Some("gzip".into()),
+                    deflate: Some((9, true)),
                     channels: vec![b"a".to_vec(), vec![0, 255]],
                     end_due: u64::MAX - 1,
                     disconnect_record: Some(DisconnectRecord {

@@ -2,15 +2,23 @@
 //!
 //! A [`Decoder`] takes bytes as they arrive, split anywhere, and returns whole messages and control frames. It never
 //! reserves memory for the length that a header announces, only for bytes that have arrived, and no more than the
-//! largest message allowed.
+//! largest message allowed. Compressed messages (RFC 7692) are inflated as they arrive.
 
 use base64::Engine;
 use base64::alphabet;
 use base64::engine::{GeneralPurpose, GeneralPurposeConfig};
 use sha1::{Digest, Sha1};
 
+use super::coding::inflate::{Broken, Inflater};
+
 /// RFC 6455 §1.3.
 const KEY_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// In the first byte of a frame: the message is compressed (RFC 7692 §6).
+const RSV1: u8 = 0x40;
+/// Bits for other extensions.
+const RSV2_3: u8 = 0x30;
+/// Bytes of a compressed message that are unmasked at once.
+const UNMASKED: usize = 4 * 1024;
 /// RFC 6455 §5.5: the longest payload of a control frame.
 const MAX_CONTROL: u64 = 125;
 
@@ -121,6 +129,8 @@ pub enum Violation {
     Protocol,
     #[error("text that is not UTF-8")]
     Text,
+    #[error("compressed data that is broken")]
+    Broken,
     #[error("message too big")]
     TooBig,
     #[error("binary messages are not accepted here")]
@@ -133,16 +143,22 @@ impl Violation {
         match self {
             Violation::Protocol => 1002,
             Violation::Binary => 1003,
-            Violation::Text => 1007,
+            Violation::Text | Violation::Broken => 1007,
             Violation::TooBig => 1009,
         }
+    }
+}
+
+impl From<Broken> for Violation {
+    fn from(_: Broken) -> Violation {
+        Violation::Broken
     }
 }
 
 /// The settings of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
-    /// Maximum payload bytes of a message, all its fragments together.
+    /// Maximum payload bytes of a message, all its fragments together, and inflated if it was compressed.
     pub max_message: u64,
     /// Refuse frames without a mask: required by RFC 6455 §5.1, not done by the C module.
     pub masked_only: bool,
@@ -150,6 +166,8 @@ pub struct Rules {
     pub binary: bool,
     /// Return the messages' payload? If not, it is checked and dropped, and takes no memory.
     pub keep: bool,
+    /// May messages be compressed, each by itself?
+    pub deflate: bool,
 }
 
 /// Decodes the client's side of a connection.
@@ -163,8 +181,12 @@ pub struct Decoder {
     /// Opcode of the fragmented message in progress.
     message: Option<Opcode>,
     payload: Vec<u8>,
-    /// Bytes of the message's earlier fragments, and the announced length of this one.
+    /// Bytes of the message's earlier fragments, and the announced length of this one; of a compressed message, those
+    /// inflated so far.
     message_len: u64,
+    /// Is that message compressed?
+    compressed: bool,
+    inflater: Option<Box<Inflater>>,
     control: Vec<u8>,
     utf8: Utf8,
     /// The last result of [`Decoder::next`] is still in `payload` or `control`.
@@ -181,6 +203,17 @@ struct Frame {
     taken: u64,
 }
 
+impl Frame {
+    /// Unmasks the next bytes of the payload.
+    fn unmask(&self, bytes: &mut [u8]) {
+        if let Some(mask) = self.mask {
+            for (index, byte) in bytes.iter_mut().enumerate() {
+                *byte ^= mask[(self.taken as usize + index) & 3];
+            }
+        }
+    }
+}
+
 impl Decoder {
     pub fn new(rules: Rules) -> Decoder {
         Decoder {
@@ -191,6 +224,8 @@ impl Decoder {
             message: None,
             payload: Vec::new(),
             message_len: 0,
+            compressed: false,
+            inflater: None,
             control: Vec::new(),
             utf8: Utf8::default(),
             given: false,
@@ -244,6 +279,9 @@ impl Decoder {
                 return Ok(Some(frame.opcode));
             }
             if frame.last {
+                if self.compressed {
+                    self.inflate(None)?;
+                }
                 let opcode = self.message.take().unwrap_or(frame.opcode);
                 self.message_len = 0;
                 if opcode == Opcode::Text && !std::mem::take(&mut self.utf8).is_complete() {
@@ -279,7 +317,13 @@ impl Decoder {
         let last = header[0] & 0x80 != 0;
         let opcode = Opcode::of(header[0] & 0xf).ok_or(Violation::Protocol)?;
         let masked = header[1] & 0x80 != 0;
-        if header[0] & 0x70 != 0 || self.rules.masked_only && !masked {
+        if header[0] & RSV2_3 != 0 || self.rules.masked_only && !masked {
+            return Err(Violation::Protocol);
+        }
+        // RFC 7692 §6.1: only in the first frame of a message.
+        let compressed = header[0] & RSV1 != 0;
+        let begins = matches!(opcode, Opcode::Text | Opcode::Binary);
+        if compressed && !(begins && self.rules.deflate) {
             return Err(Violation::Protocol);
         }
         let (len, mask_at) = match header[1] & 0x7f {
@@ -312,7 +356,7 @@ impl Decoder {
                 return Err(Violation::Protocol);
             }
         } else {
-            self.judge_fragment(opcode, len)?;
+            self.judge_fragment(opcode, len, compressed)?;
         }
         Ok(Frame {
             opcode,
@@ -323,7 +367,7 @@ impl Decoder {
         })
     }
 
-    fn judge_fragment(&mut self, opcode: Opcode, len: u64) -> Result<(), Violation> {
+    fn judge_fragment(&mut self, opcode: Opcode, len: u64, compressed: bool) -> Result<(), Violation> {
         match (opcode, self.message) {
             (Opcode::Continuation, None) => return Err(Violation::Protocol),
             (Opcode::Continuation, Some(_)) => {}
@@ -332,7 +376,12 @@ impl Decoder {
             (_, None) => {
                 self.message_len = 0;
                 self.message = Some(opcode);
+                self.compressed = compressed;
             }
+        }
+        if self.compressed {
+            // How long it is shows when it is inflated.
+            return Ok(());
         }
         self.message_len = self.message_len.saturating_add(len);
         if self.message_len > self.rules.max_message {
@@ -345,6 +394,18 @@ impl Decoder {
         let len = usize::try_from(frame.missing).unwrap_or(usize::MAX).min(input.len());
         let (part, rest) = input.split_at(len);
         *input = rest;
+        if self.compressed && !frame.opcode.is_control() {
+            let mut block = [0; UNMASKED];
+            for part in part.chunks(UNMASKED) {
+                let block = &mut block[..part.len()];
+                block.copy_from_slice(part);
+                frame.unmask(block);
+                frame.taken += part.len() as u64;
+                self.inflate(Some(block))?;
+            }
+            frame.missing -= len as u64;
+            return Ok(());
+        }
         let keep = frame.opcode.is_control() || self.rules.keep;
         let target = if frame.opcode.is_control() {
             &mut self.control
@@ -353,11 +414,7 @@ impl Decoder {
         };
         let start = target.len();
         target.extend_from_slice(part);
-        if let Some(mask) = frame.mask {
-            for (index, byte) in target[start..].iter_mut().enumerate() {
-                *byte ^= mask[(frame.taken as usize + index) & 3];
-            }
-        }
+        frame.unmask(&mut target[start..]);
         let text = !frame.opcode.is_control() && self.message == Some(Opcode::Text);
         let valid = !text || self.utf8.take(&target[start..]);
         if !keep {
@@ -366,6 +423,39 @@ impl Decoder {
         frame.taken += len as u64;
         frame.missing -= len as u64;
         if valid { Ok(()) } else { Err(Violation::Text) }
+    }
+
+    /// Inflates the next bytes of a compressed message, or its end.
+    fn inflate(&mut self, bytes: Option<&[u8]>) -> Result<(), Violation> {
+        let Decoder {
+            rules,
+            message,
+            payload,
+            message_len,
+            utf8,
+            inflater,
+            ..
+        } = self;
+        let take = |text: &[u8]| {
+            let room = usize::try_from(rules.max_message - *message_len).unwrap_or(usize::MAX);
+            let fits = text.get(..room).unwrap_or(text);
+            *message_len += fits.len() as u64;
+            if *message == Some(Opcode::Text) && !utf8.take(fits) {
+                return Err(Violation::Text);
+            }
+            if fits.len() < text.len() {
+                return Err(Violation::TooBig);
+            }
+            if rules.keep {
+                payload.extend_from_slice(fits);
+            }
+            Ok(())
+        };
+        let inflater = inflater.get_or_insert_default();
+        match bytes {
+            Some(bytes) => inflater.push(bytes, take),
+            None => inflater.finish(take),
+        }
     }
 
     fn received(&self, opcode: Opcode) -> Result<Received<'_>, Violation> {
@@ -455,12 +545,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::coding::deflate::{Deflater, TAIL};
 
     const RULES: Rules = Rules {
         max_message: 1 << 20,
         masked_only: false,
         binary: false,
         keep: true,
+        deflate: false,
     };
 
     fn frame(first: u8, mask: Option<[u8; 4]>, payload: &[u8]) -> Vec<u8> {
@@ -682,7 +774,110 @@ mod tests {
         assert_eq!(out.len(), 2 + MAX_CONTROL as usize);
     }
 
+    const DEFLATE: Rules = Rules { deflate: true, ..RULES };
+
+    fn deflated(text: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        assert!(Deflater::new(6, 15).push(text, &mut out));
+        out.strip_suffix(TAIL).unwrap_or(&[0]).to_vec()
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated() {
+        let hello = deflated(b"Hello");
+        let mask = Some([3, 1, 4, 1]);
+        let bytes = [
+            frame(0xc1, mask, &hello),
+            frame(0x81, mask, b"as it is"),
+            frame(0x41, mask, &hello[..2]),
+            frame(0x89, mask, b"p"),
+            frame(0x00, mask, &hello[2..4]),
+            frame(0x00, mask, b""),
+            frame(0x80, mask, &hello[4..]),
+            frame(0xc1, mask, &[0]),
+            frame(0xc1, None, &deflated("€".repeat(30_000).as_bytes())),
+        ];
+        for cut in [1, 2, 7, usize::MAX] {
+            let got = decode_cut(DEFLATE, &bytes.concat(), cut);
+            assert_eq!(
+                got[..5],
+                ["text Hello", "text as it is", "Ping([112])", "text Hello", "text "]
+            );
+            assert_eq!(got[5..], [format!("text {}", "€".repeat(30_000))]);
+        }
+    }
+
+    #[test]
+    fn the_bit_of_compression_is_only_in_the_first_frame_of_a_message_and_agreed_on() {
+        let hello = deflated(b"Hello");
+        assert_eq!(decode(&frame(0xc1, None, &hello)), ["protocol error"]);
+        for bad in [
+            frame(0xc9, None, b""),
+            frame(0xc8, None, b""),
+            frame(0xa1, None, &hello),
+            frame(0xd1, None, &hello),
+            [frame(0x41, None, &hello[..2]), frame(0xc0, None, &hello[2..])].concat(),
+            [frame(0x01, None, b"x"), frame(0xc0, None, &hello)].concat(),
+        ] {
+            assert_eq!(decode_cut(DEFLATE, &bad, 9), ["protocol error"], "{bad:x?}");
+        }
+    }
+
+    #[test]
+    fn broken_compressed_messages_are_violations() {
+        let broken = ["compressed data that is broken"];
+        assert_eq!(Violation::Broken.code(), 1007);
+        assert_eq!(decode_cut(DEFLATE, &frame(0xc1, None, &[0xff; 9]), 9), broken);
+        assert_eq!(
+            decode_cut(DEFLATE, &frame(0xc1, None, &deflated(&[b'x'; 99])[..3]), 9),
+            broken
+        );
+        let text = deflated("€ and more".as_bytes());
+        assert_eq!(decode_cut(DEFLATE, &frame(0x41, None, &text[..3]), 9), [""; 0]);
+        for bad in [&b"\xed\xa0\x80"[..], b"\xff", b"cut \xe2\x82"] {
+            assert_eq!(
+                decode_cut(DEFLATE, &frame(0xc1, None, &deflated(bad)), 9),
+                ["text that is not UTF-8"]
+            );
+        }
+        let rules = Rules {
+            binary: true,
+            keep: false,
+            ..DEFLATE
+        };
+        assert_eq!(
+            decode_cut(rules, &frame(0xc2, None, &deflated(b"\xff")), 9),
+            ["Binary([])"]
+        );
+    }
+
+    #[test]
+    fn a_bomb_takes_no_more_memory_than_the_largest_message() {
+        let rules = Rules {
+            max_message: 100_000,
+            ..DEFLATE
+        };
+        let fits = frame(0xc2, None, &deflated(&[0; 100_000]));
+        let rules = Rules { binary: true, ..rules };
+        assert_eq!(decode_cut(rules, &fits, usize::MAX).len(), 1);
+        let bomb = frame(0xc2, None, &deflated(&vec![0; 16 << 20]));
+        let mut decoder = Decoder::new(rules);
+        assert_eq!(decoder.next(&mut &bomb[..]), Some(Err(Violation::TooBig)));
+        assert!(decoder.payload.capacity() <= 200_000);
+        // In many fragments, none of which is long.
+        let mut bomb = frame(0x42, None, &deflated(&[0; 60_000]));
+        bomb.extend(frame(0x00, None, TAIL));
+        bomb.extend(frame(0x80, None, &deflated(&[0; 60_000])));
+        assert_eq!(decode_cut(rules, &bomb, 100), ["message too big"]);
+    }
+
     proptest! {
+        #[test]
+        fn any_compressed_bytes_are_judged_without_panic(first in prop::sample::select(&[0xc1_u8, 0xc2, 0x41][..]),
+            payload: Vec<u8>, rest: Vec<u8>, cut in 1usize..20) {
+            decode_cut(Rules { binary: true, ..DEFLATE }, &[frame(first, None, &payload), rest].concat(), cut);
+        }
+
         #[test]
         fn where_the_bytes_are_cut_does_not_matter(
             frames in prop::collection::vec((0usize..9, any::<Option<[u8; 4]>>(), "\\PC{0,200}"), 1..12),

@@ -149,6 +149,7 @@ pub struct Location {
     pub(super) websocket_allow_publish: ngx_flag_t,
     pub(super) websocket_strict: ngx_flag_t,
     pub(super) websocket_binary: ngx_flag_t,
+    pub(super) websocket_deflate: ngx_flag_t,
     pub(super) websocket_max_message: usize,
     pub last_time: *mut ngx_http_complex_value_t,
     pub last_tag: *mut ngx_http_complex_value_t,
@@ -340,6 +341,7 @@ impl Location {
             (&mut self.websocket_allow_publish, outer.websocket_allow_publish, 0),
             (&mut self.websocket_strict, outer.websocket_strict, 0),
             (&mut self.websocket_binary, outer.websocket_binary, 0),
+            (&mut self.websocket_deflate, outer.websocket_deflate, 0),
             (&mut self.auto_event_id, outer.auto_event_id, 0),
             (&mut self.idempotent_publish, outer.idempotent_publish, 0),
             (&mut self.gap_notice, outer.gap_notice, 0),
@@ -511,9 +513,11 @@ impl Location {
 
     /// Compression of the location's messages, if it is on and possible.
     fn compression(&self, mode: SubscriberMode) -> Option<Compression> {
-        let possible = mode != SubscriberMode::WebSocket;
-        let on = self.compress.as_ref().is_some_and(|codings| !codings.is_empty());
-        (possible && on).then(|| Compression {
+        let on = match mode {
+            SubscriberMode::WebSocket => self.websocket_deflate == 1,
+            _ => self.compress.as_ref().is_some_and(|codings| !codings.is_empty()),
+        };
+        on.then(|| Compression {
             terms: coding::Terms {
                 level: given(self.compress_level).unwrap_or(1),
                 min_length: self.compress_min_length,
@@ -658,6 +662,8 @@ impl Location {
                     masked_only: self.websocket_strict == 1,
                     binary: self.websocket_binary == 1,
                     keep: self.websocket_allow_publish == 1,
+                    // Only if that is agreed on.
+                    deflate: false,
                 },
                 publish: self.websocket_allow_publish == 1,
                 terms: Terms {
@@ -748,6 +754,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         websocket_allow_publish: unset::FLAG,
         websocket_strict: unset::FLAG,
         websocket_binary: unset::FLAG,
+        websocket_deflate: unset::FLAG,
         websocket_max_message: unset::SIZE,
         last_time: ptr::null_mut(),
         last_tag: ptr::null_mut(),

@@ -91,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 82] = [
+pub static mut COMMANDS: [ngx_command_t; 83] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -362,6 +362,13 @@ pub static mut COMMANDS: [ngx_command_t; 82] = [
         FLAG,
         ngx_conf_set_flag_slot,
         websocket_binary
+    ),
+    location!(
+        "push_stream_websocket_deflate",
+        ALL_LEVELS,
+        FLAG,
+        ngx_conf_set_flag_slot,
+        websocket_deflate
     ),
     location!(
         "push_stream_websocket_max_message_size",

@@ -1,4 +1,4 @@
-//! Compressed streams: pieces are compressed when they are sent.
+//! Compressed streams and WebSockets: pieces are compressed when they are sent.
 //!
 //! Queues of compressed readers hold plain pieces, which may still be dropped or replaced. A piece is coded when it is
 //! offered to the connection: with the context of its channel's group if the reader is aligned, else alone. What was
@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use push_stream_core::wire::coding::checksum::Sum;
-use push_stream_core::wire::coding::stream::{Reader, Terms};
+use push_stream_core::wire::coding::stream::{Form, Reader, Terms};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::action::Delivered;
@@ -25,7 +25,7 @@ const GATHERED: usize = 16 * 1024;
 
 /// The first bytes of a compressed stream, which decode to `text`, and its reader.
 pub fn opening(terms: Terms, text: &[u8]) -> Option<(Vec<u8>, Reader)> {
-    let coder = PROCESS.with(|delivery| delivery.compression.coder(terms))?;
+    let coder = PROCESS.with(|delivery| delivery.compression.coder(terms, Form::Gzip))?;
     let mut reader = Reader::default();
     Some((coder.opening(text, &mut reader), reader))
 }
@@ -37,12 +37,12 @@ pub fn member(terms: Terms, text: &[u8]) -> Option<Vec<u8>> {
 
 impl Subscriber {
     pub fn is_compressed(&self) -> bool {
-        matches!(self.kind, Kind::Compressed(_))
+        matches!(self.kind, Kind::Compressed(_) | Kind::Deflated(_))
     }
 
     /// May a live piece be coded and sent at once, to its socket?
     pub fn is_quick_compressed(&self) -> bool {
-        let direct = matches!(&self.kind, Kind::Compressed(compressed) if compressed.socket >= 0);
+        let direct = self.kind.compressed().is_some_and(|compressed| compressed.socket >= 0);
         direct
             && !self.ending
             && self.send_queue.is_empty()
@@ -52,7 +52,7 @@ impl Subscriber {
 
     /// Codes a piece: the next that is sent.
     fn code(&mut self, frames: &Frames, from: u32, to: u32) -> Option<Rc<Frames>> {
-        let (Some(coder), Kind::Compressed(Compressed { reader, .. })) = (&self.style.coder, &mut self.kind) else {
+        let (Some(coder), Some(Compressed { reader, .. })) = (&self.style.coder, self.kind.compressed_mut()) else {
             return None;
         };
         let framing = self.style.framing;
@@ -86,8 +86,8 @@ impl Subscriber {
         let Some(coded) = self.code(frames, from, to) else {
             return Delivered::Cut(Ending::Failed);
         };
-        let (taken, progress) = match self.kind {
-            Kind::Compressed(Compressed { socket, .. }) if socket >= 0 => self.send_to_socket(socket, coded.bytes()),
+        let (taken, progress) = match self.kind.compressed() {
+            Some(&Compressed { socket, .. }) if socket >= 0 => self.send_to_socket(socket, coded.bytes()),
             _ => send(self.connection(), coded.bytes()),
         };
         self.count(taken);
@@ -177,7 +177,7 @@ impl Subscriber {
     /// For the handover of a compressed reader: its unsent bytes without messages after sequence number `seq`. None if
     /// it is not compressed; None inside if such a message is on the wire in part.
     pub fn unsent_compressed(&self, seq: u64) -> Option<Option<Unsent>> {
-        let (Some(coder), Kind::Compressed(Compressed { reader, .. })) = (&self.style.coder, &self.kind) else {
+        let (Some(coder), Some(Compressed { reader, .. })) = (&self.style.coder, self.kind.compressed()) else {
             return None;
         };
         let coded = self.send_queue.up_to_coded(seq).map(|(coded, text, position)| {

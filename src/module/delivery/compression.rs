@@ -7,7 +7,7 @@ use std::time::Duration;
 use push_stream_core::store::{Counter, Membership, Worker};
 use push_stream_core::wire::coding::group::{Group, Groups};
 use push_stream_core::wire::coding::ledger::{Ledger, Pace};
-use push_stream_core::wire::coding::stream::{Coder, Reader, Terms};
+use push_stream_core::wire::coding::stream::{Coder, Form, Reader, Terms};
 
 use super::frames::{Frames, Style};
 
@@ -21,7 +21,7 @@ const PACE: Pace = Pace {
 pub struct Compression {
     ledger: Rc<Ledger>,
     used: bool,
-    /// One for each kind of terms in use.
+    /// One for each kind of terms and form in use.
     coders: Vec<Rc<Coder>>,
     /// By channel, and address of the style: groups of equal text have equal addresses, and no group minds another text.
     groups: Groups<(Membership, usize)>,
@@ -42,13 +42,14 @@ impl Default for Compression {
 }
 
 impl Compression {
-    /// The coder for these terms.
-    pub fn coder(&mut self, terms: Terms) -> Rc<Coder> {
-        if let Some(coder) = self.coders.iter().find(|coder| *coder.terms() == terms) {
+    /// The coder for these terms and this form.
+    pub fn coder(&mut self, terms: Terms, form: Form) -> Rc<Coder> {
+        let known = |coder: &&Rc<Coder>| *coder.terms() == terms && coder.form() == form;
+        if let Some(coder) = self.coders.iter().find(known) {
             return coder.clone();
         }
         self.used = true;
-        let coder = Rc::new(Coder::new(terms, self.ledger.clone()));
+        let coder = Rc::new(Coder::new(terms, form, self.ledger.clone()));
         self.coders.push(coder.clone());
         coder
     }
@@ -62,7 +63,7 @@ impl Compression {
             return member.clone();
         }
         let mut reader = Reader::default();
-        let coder = self.coder(terms);
+        let coder = self.coder(terms, Form::Gzip);
         let mut member = coder.opening(text, &mut reader);
         member.extend(coder.ending(b"", &mut reader));
         self.member = Some((terms, text.to_vec(), member.clone()));
@@ -75,7 +76,7 @@ impl Compression {
     }
 
     fn group(&mut self, style: &Rc<Style>, coder: &Coder, membership: Membership, members: usize) -> Option<Rc<Group>> {
-        let most = style.format.compression.filter(|_| coder.terms().grouped)?.groups;
+        let most = style.format.compression.filter(|_| coder.is_grouped())?.groups;
         let key = (membership, Rc::as_ptr(style) as usize);
         self.groups.of(&key, members, most, self.ledger.now_ms())
     }
@@ -100,6 +101,8 @@ impl Compression {
         for (counter, count) in [
             (Counter::CompressedIn, figures.bytes_in),
             (Counter::CompressedOut, figures.bytes_out),
+            (Counter::DeflatedIn, figures.messages_in),
+            (Counter::DeflatedOut, figures.messages_out),
             (Counter::CompressedUs, figures.time.as_micros() as u64),
             (Counter::DeliveredAligned, figures.aligned),
             (Counter::DeliveredUnaligned, figures.unaligned),

@@ -180,7 +180,7 @@ unsafe extern "C" fn on_read(event: *mut ngx_event_t) {
             let subscriber = delivery.registry.slab.get(id)?;
             Some(match subscriber.kind {
                 _ if subscriber.has_own_tls() => Input::Records,
-                Kind::Socket(_) => Input::Frames,
+                Kind::Socket(_) | Kind::Deflated(_) => Input::Frames,
                 _ => Input::Nothing,
             })
         });
@@ -277,7 +277,7 @@ impl Delivery {
             return None;
         };
         let request = subscriber.request;
-        let socket = matches!(subscriber.kind, Kind::Socket(_));
+        let socket = subscriber.kind.is_socket();
         // SAFETY: the subscriber is registered, so its request is alive; called from events only.
         subscriber.attach_reason = unsafe { attach_reason(request, self.neighbours, socket) };
         if subscriber.ending {

@@ -6,7 +6,8 @@ use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Message, MessageKind};
 use push_stream_core::wire::coding::group::Group;
-use push_stream_core::wire::coding::stream::{Coder, Codings};
+use push_stream_core::wire::coding::permessage::Agreed;
+use push_stream_core::wire::coding::stream::{Coder, Codings, Form};
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::template::Fields;
 
@@ -40,6 +41,8 @@ pub enum Framing {
     Compressed,
     /// As above; then each is an HTTP/1.1 chunk.
     CompressedChunked,
+    /// Frames of a WebSocket, whose messages are compressed in the same way.
+    Deflated(Agreed),
 }
 
 impl Framing {
@@ -48,19 +51,39 @@ impl Framing {
         match self {
             Framing::Raw | Framing::Compressed => Framing::Compressed,
             Framing::Chunked | Framing::CompressedChunked => Framing::CompressedChunked,
+            Framing::Deflated(_) => self,
         }
     }
 
     /// The framing of a piece that is compressed.
     pub fn around(self) -> Framing {
         match self {
-            Framing::Raw | Framing::Compressed => Framing::Raw,
+            Framing::Raw | Framing::Compressed | Framing::Deflated(_) => Framing::Raw,
             Framing::Chunked | Framing::CompressedChunked => Framing::Chunked,
         }
     }
 
     pub fn is_compressed(self) -> bool {
-        matches!(self, Framing::Compressed | Framing::CompressedChunked)
+        matches!(
+            self,
+            Framing::Compressed | Framing::CompressedChunked | Framing::Deflated(_)
+        )
+    }
+
+    /// What pieces become if they are compressed.
+    pub fn form(self) -> Form {
+        match self {
+            Framing::Deflated(agreed) => Form::Messages(agreed),
+            _ => Form::Gzip,
+        }
+    }
+
+    /// What was agreed on with the client of a WebSocket, if anything was.
+    pub fn agreed(self) -> Option<Agreed> {
+        match self {
+            Framing::Deflated(agreed) => Some(agreed),
+            _ => None,
+        }
     }
 }
 
@@ -500,7 +523,9 @@ fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
         return;
     }
     match framing {
-        Framing::Raw | Framing::Compressed | Framing::CompressedChunked => out.extend_from_slice(piece),
+        Framing::Raw | Framing::Compressed | Framing::CompressedChunked | Framing::Deflated(_) => {
+            out.extend_from_slice(piece)
+        }
         Framing::Chunked => {
             push_hex(piece.len(), out);
             out.extend_from_slice(b"\r\n");

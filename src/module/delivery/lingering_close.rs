@@ -10,7 +10,7 @@ use push_stream_core::store::Now;
 
 use super::ending::Ending;
 use super::profile::{Audience, Lingering};
-use super::subscriber::{Kind, Subscriber};
+use super::subscriber::Subscriber;
 use crate::ffi::connection::{Connection, Event, Transfer, is_exiting};
 use crate::ffi::optional::{self, Stat};
 use crate::ffi::panic_guard;
@@ -75,7 +75,7 @@ fn part(subscriber: &Subscriber) {
     if lingering == Lingering::Off {
         return finish(connection);
     }
-    let talks = matches!(subscriber.kind, Kind::Socket(_)) || lingering == Lingering::Always;
+    let talks = subscriber.kind.is_socket() || lingering == Lingering::Always;
     if !talks && !connection.peek().is_ok_and(|unread| unread > 0) {
         return finish(connection);
     }

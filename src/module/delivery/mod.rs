@@ -91,7 +91,7 @@ use contexts::Neighbours;
 use disconnect_log::{DisconnectLog, DisconnectRecord};
 use ending::Ending;
 use events::Events;
-use frames::Style;
+use frames::{Frames, Piece, Style};
 use handover::sessions::Handover;
 use housekeeping::TICK_MS;
 use inbox::Inbox;
@@ -115,7 +115,7 @@ pub use frames::{Framing, fields, header_filler};
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subscriber::{Kind, Reply, Rest};
 pub use top_channels::{TopChannel, Tops};
-pub use websocket::Socket;
+pub use websocket::{Deflated, Socket};
 
 /// Time over which the ends of streams are spread whose tokens expire in the same second.
 const SPREAD_MS: u64 = 1000;
@@ -263,7 +263,7 @@ pub struct Enlistment<'p> {
 /// no memory for it.
 pub fn enlist(r: *mut ngx_http_request_t, mut enlistment: Enlistment<'_>) -> Option<ngx_int_t> {
     let streams = enlistment.kind.is_endless();
-    let socket = matches!(enlistment.kind, Kind::Socket(_));
+    let socket = enlistment.kind.is_socket();
     // SAFETY: the request is valid; what is registered with it refers to the subscriber by name only.
     unsafe {
         let cleanup = ngx_http_cleanup_add(r, 0).as_mut()?;
@@ -378,7 +378,9 @@ impl Delivery {
             ..
         } = enlistment;
         let (ping, ttl) = match kind {
-            Kind::Stream | Kind::Compressed(_) | Kind::Socket(_) => (audience.ping_interval_ms, audience.ttl_ms),
+            Kind::Stream | Kind::Compressed(_) | Kind::Socket(_) | Kind::Deflated(_) => {
+                (audience.ping_interval_ms, audience.ttl_ms)
+            }
             Kind::Waiting(_) => (None, audience.longpolling_ttl_ms),
             Kind::Answer(_) => (None, None),
         };
@@ -440,9 +442,15 @@ impl Delivery {
             place: Default::default(),
             audience,
         };
-        if let Kind::Socket(socket) = &mut subscriber.kind {
+        if let Some(socket) = subscriber.kind.socket_mut() {
             let opening = socket.take_opening();
-            subscriber.push_bytes(&opening);
+            if subscriber.is_compressed() {
+                // A head and messages that are left as they are.
+                let opening = Frames::coded(&opening, Framing::Raw);
+                subscriber.send_queue.push(Piece::whole(Rc::new(opening)));
+            } else {
+                subscriber.push_bytes(&opening);
+            }
         }
         if !subscriber.audience.log_disconnect.is_null()
             && subscriber.kind.is_endless()

@@ -76,7 +76,7 @@ pub fn end(id: SubscriberId, ending: Ending) {
                 Kind::Stream => body::send(r, subscriber.audience.footer.clone(), true),
                 Kind::Compressed(_) => body::send(r, subscriber.compressed_end(), true),
                 // Its last frames were in the send queue.
-                Kind::Socket(_) => {
+                Kind::Socket(_) | Kind::Deflated(_) => {
                     if ngx_exiting != 0 || ngx_terminate != 0 {
                         // The process must not wait for further input from the client.
                         (*r).set_lingering_close(0);

@@ -22,7 +22,7 @@ impl Styles {
             return known.clone();
         }
         let compressed = style.format.compression.filter(|_| style.framing.is_compressed());
-        style.coder = compressed.map(|compressed| compression.coder(compressed.terms));
+        style.coder = compressed.map(|compressed| compression.coder(compressed.terms, style.framing.form()));
         // Drop unused styles of earlier configurations.
         self.0.retain(|known| Rc::strong_count(known) > 1);
         let style = Rc::new(style);

@@ -4,7 +4,7 @@ use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Now, Terms};
 use push_stream_core::wire::eventsource;
-use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Violation};
+use push_stream_core::wire::websocket::{self, Decoder, Opcode, Received, Rules, Violation};
 
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Framing, Piece};
@@ -19,6 +19,9 @@ const READ: usize = 16 * 1024;
 
 /// Reads per turn, before other events get theirs.
 const READS_PER_TURN: u32 = 16;
+
+/// The same of a client that may compress: a read can be a thousand times as long when it is inflated.
+const DEFLATED_READS: u32 = 1;
 
 /// A close frame without a reason, as in the C module.
 const CLOSE: &[u8] = &[0x88, 0x00];
@@ -74,7 +77,13 @@ pub unsafe extern "C" fn readable(r: *mut ngx_http_request_t) {
 /// Reads a subscriber's input.
 pub fn read(id: SubscriberId, connection: Connection<'_>) {
     let mut buffer = [0u8; READ];
-    for _ in 0..READS_PER_TURN {
+    let compressed = PROCESS.with(|delivery| Some(delivery.registry.slab.get(id)?.is_compressed()));
+    let reads = if compressed.flatten() == Some(true) {
+        DEFLATED_READS
+    } else {
+        READS_PER_TURN
+    };
+    for _ in 0..reads {
         match connection.recv(&mut buffer) {
             Transfer::Bytes(read) => {
                 if !react(id, &buffer[..read]) {
@@ -112,7 +121,8 @@ impl Delivery {
             return Reaction::Nothing;
         };
         let incoming = subscriber.audience.incoming;
-        let Kind::Socket(socket) = &mut subscriber.kind else {
+        let deflate = subscriber.is_compressed();
+        let Some(socket) = subscriber.kind.socket_mut() else {
             return Reaction::Nothing;
         };
         socket.unanswered_since_ms = None;
@@ -121,10 +131,12 @@ impl Delivery {
             // Ignore input after the close frame.
             return Reaction::Nothing;
         }
-        let mut decoder = socket
-            .decoder
-            .take()
-            .unwrap_or_else(|| Box::new(Decoder::new(incoming.rules)));
+        let mut decoder = socket.decoder.take().unwrap_or_else(|| {
+            Box::new(Decoder::new(Rules {
+                deflate,
+                ..incoming.rules
+            }))
+        });
         let mut answered = false;
         while let Some(received) = decoder.next(&mut bytes) {
             match received {
@@ -156,7 +168,7 @@ impl Delivery {
         }
         if !decoder.is_idle()
             && let Some(subscriber) = self.registry.slab.get(id)
-            && let Kind::Socket(socket) = &mut subscriber.kind
+            && let Some(socket) = subscriber.kind.socket_mut()
         {
             socket.decoder = Some(decoder);
         }
@@ -253,12 +265,14 @@ impl Subscriber {
             self.push_event(eventsource::EXPIRED);
         }
         let farewell = match self.kind {
-            Kind::Socket(_) if expired => {
+            Kind::Socket(_) | Kind::Deflated(_) if expired => {
                 let mut farewell = self.audience.footer.clone();
                 websocket::push_close(TOKEN_EXPIRED, b"token expired", &mut farewell);
                 Frames::of_bytes(&farewell, Framing::Raw)
             }
-            Kind::Socket(_) => Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw),
+            Kind::Socket(_) | Kind::Deflated(_) => {
+                Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw)
+            }
             Kind::Stream | Kind::Compressed(_) if self.is_detached() => {
                 Frames::end_of_response(&self.audience.footer, self.style.framing)
             }

@@ -18,7 +18,7 @@ use super::frames::Style;
 use super::profile::Audience;
 use super::send_queue::{Bound, SendQueue};
 use super::tls::Tls;
-use super::websocket::Socket;
+use super::websocket::{Deflated, Socket};
 use crate::ffi::connection::Connection;
 use crate::ffi::pool;
 
@@ -57,6 +57,8 @@ pub enum Kind {
     Compressed(Compressed),
     /// WebSocket: receives as a stream, and may send.
     Socket(Box<Socket>),
+    /// The same, with compressed messages in both directions.
+    Deflated(Box<Deflated>),
     /// A long poll that waits for its first message. The closure sends the whole answer.
     Waiting(Box<Responder>),
     /// A poll's answer that is too long for one piece. It is in no channel.
@@ -66,7 +68,46 @@ pub enum Kind {
 impl Kind {
     /// Does it receive all messages until it ends?
     pub fn is_endless(&self) -> bool {
-        matches!(self, Kind::Stream | Kind::Compressed(_) | Kind::Socket(_))
+        matches!(
+            self,
+            Kind::Stream | Kind::Compressed(_) | Kind::Socket(_) | Kind::Deflated(_)
+        )
+    }
+
+    pub fn is_socket(&self) -> bool {
+        matches!(self, Kind::Socket(_) | Kind::Deflated(_))
+    }
+
+    pub fn socket(&self) -> Option<&Socket> {
+        match self {
+            Kind::Socket(socket) => Some(socket),
+            Kind::Deflated(deflated) => Some(&deflated.socket),
+            _ => None,
+        }
+    }
+
+    pub fn socket_mut(&mut self) -> Option<&mut Socket> {
+        match self {
+            Kind::Socket(socket) => Some(socket),
+            Kind::Deflated(deflated) => Some(&mut deflated.socket),
+            _ => None,
+        }
+    }
+
+    pub fn compressed(&self) -> Option<&Compressed> {
+        match self {
+            Kind::Compressed(compressed) => Some(compressed),
+            Kind::Deflated(deflated) => Some(&deflated.compressed),
+            _ => None,
+        }
+    }
+
+    pub fn compressed_mut(&mut self) -> Option<&mut Compressed> {
+        match self {
+            Kind::Compressed(compressed) => Some(compressed),
+            Kind::Deflated(deflated) => Some(&mut deflated.compressed),
+            _ => None,
+        }
     }
 }
 
@@ -255,17 +296,16 @@ impl Subscriber {
 
     /// The socket that bytes may be sent to directly, or [`THROUGH_CONNECTION`] and its like.
     pub fn direct_socket(&self) -> i32 {
-        match self.kind {
-            Kind::Compressed(compressed) => compressed.socket,
-            _ => self.socket,
-        }
+        self.kind
+            .compressed()
+            .map_or(self.socket, |compressed| compressed.socket)
     }
 
     /// Sets the socket that bytes may be sent to directly, or [`THROUGH_CONNECTION`].
     pub fn set_direct_socket(&mut self, socket: i32) {
-        match &mut self.kind {
-            Kind::Compressed(compressed) => compressed.socket = socket,
-            _ => self.socket = socket,
+        match self.kind.compressed_mut() {
+            Some(compressed) => compressed.socket = socket,
+            None => self.socket = socket,
         }
     }
 

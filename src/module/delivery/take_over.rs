@@ -9,7 +9,7 @@ use super::perform::{advance, end};
 use super::profile::Audience;
 use super::socket;
 use super::state::{Delivery, PROCESS};
-use super::subscriber::{Kind, SubscriberId, THROUGH_CONNECTION, THROUGH_TLS};
+use super::subscriber::{SubscriberId, THROUGH_CONNECTION, THROUGH_TLS};
 use super::tls::Tls;
 use crate::ffi::connection::{Connection, Transfer};
 use crate::ffi::openssl::{self, Hold};
@@ -166,7 +166,7 @@ impl Delivery {
     /// Opens the next record; None if it has not come completely.
     fn next_record(&mut self, id: SubscriberId, bytes: &mut &[u8]) -> Option<Asked> {
         let subscriber = self.registry.slab.get(id)?;
-        let wants_data = matches!(subscriber.kind, Kind::Socket(_));
+        let wants_data = subscriber.kind.is_socket();
         let now_ms = Now::read().monotonic_ms;
         let session = &mut subscriber.tls.as_mut()?.session;
         let asked = session.receive(bytes, wants_data, now_ms, |event| match event {

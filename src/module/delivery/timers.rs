@@ -9,7 +9,7 @@ use super::action::{Action, Delivered};
 use super::ending::{Ending, Reason};
 use super::frames::{Frames, Piece, Style};
 use super::state::Delivery;
-use super::subscriber::{EndCause, Kind, NEVER, Subscriber};
+use super::subscriber::{EndCause, NEVER, Subscriber};
 use super::timer_wheel;
 
 /// Pings and ends per slice, before other events get their turn.
@@ -107,7 +107,7 @@ enum Pinged {
 impl Subscriber {
     /// Sends a ping. Pings are skipped while data is queued.
     fn ping(&mut self, pings: &mut Pings, now_ms: u64) -> Pinged {
-        if let (Kind::Socket(socket), Some(interval)) = (&mut self.kind, self.audience.ping_interval_ms)
+        if let (Some(socket), Some(interval)) = (self.kind.socket_mut(), self.audience.ping_interval_ms)
             && !socket.ping(now_ms, interval)
         {
             self.ends(Reason::DeadPeer);

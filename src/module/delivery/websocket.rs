@@ -1,6 +1,9 @@
 //! What is kept of a WebSocket client.
 
+use push_stream_core::wire::coding::stream::Reader;
 use push_stream_core::wire::websocket::Decoder;
+
+use super::compression::Compressed;
 
 /// The input side of a WebSocket subscriber.
 pub struct Socket {
@@ -12,6 +15,21 @@ pub struct Socket {
     pub unanswered_since_ms: Option<u64>,
     /// Its access token does not grant publishing, so that its messages are dropped.
     pub muted: bool,
+}
+
+/// A WebSocket whose messages are compressed.
+pub struct Deflated {
+    pub socket: Socket,
+    pub compressed: Compressed,
+}
+
+impl Deflated {
+    pub fn new(socket: Socket) -> Deflated {
+        Deflated {
+            socket,
+            compressed: Compressed::new(Reader::default()),
+        }
+    }
 }
 
 impl Socket {

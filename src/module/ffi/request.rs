@@ -545,6 +545,7 @@ impl HeaderName {
     pub const PREFER: HeaderName = HeaderName::new("Prefer");
     pub const UPGRADE: HeaderName = HeaderName::new("Upgrade");
     pub const USER_AGENT: HeaderName = HeaderName::new("User-Agent");
+    pub const WEBSOCKET_EXTENSIONS: HeaderName = HeaderName::new("Sec-WebSocket-Extensions");
     pub const WEBSOCKET_KEY: HeaderName = HeaderName::new("Sec-WebSocket-Key");
     pub const WEBSOCKET_VERSION: HeaderName = HeaderName::new("Sec-WebSocket-Version");
 

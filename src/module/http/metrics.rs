@@ -228,7 +228,12 @@ fn compression(writer: &mut Writer, summary: &Summary) {
         "Bytes of messages before and after compression, once for each time that they were compressed.",
     );
     let coding = Coding::Gzip.name().as_bytes();
-    for (stage, counter) in [(&b"in"[..], Counter::CompressedIn), (b"out", Counter::CompressedOut)] {
+    for (coding, stage, counter) in [
+        (coding, &b"in"[..], Counter::CompressedIn),
+        (coding, b"out", Counter::CompressedOut),
+        (b"permessage-deflate", b"in", Counter::DeflatedIn),
+        (b"permessage-deflate", b"out", Counter::DeflatedOut),
+    ] {
         bytes.sample(&[("coding", coding), ("stage", stage)], counts.get(counter));
     }
     writer

@@ -5,6 +5,7 @@ package PushStream::WebSocket;
 use v5.36;
 
 use Carp qw(croak);
+use Compress::Raw::Zlib qw(MAX_WBITS Z_OK Z_BUF_ERROR Z_SYNC_FLUSH);
 use MIME::Base64 qw(encode_base64);
 
 # The key of the C module's own tests, and the answer to it.
@@ -30,7 +31,41 @@ sub new ($class, $nginx, $uri, %options) {
     $client->send($head . ($options{more} // ''));
     my $answer = $client->head;
     croak 'no switch of protocols but ' . $answer->status if $answer->status != 101;
-    return bless { client => $client, answer => $answer }, $class;
+    my $self = bless { client => $client, answer => $answer }, $class;
+    my $agreed = $answer->header('Sec-WebSocket-Extensions') // '';
+    if ($agreed =~ /^permessage-deflate\b/) {
+        $self->{window_bits} = $agreed =~ /server_max_window_bits=(\d+)/ ? $1 : MAX_WBITS;
+        $self->{forgets} = $agreed =~ /server_no_context_takeover/;
+    }
+    return $self;
+}
+
+# Messages that came compressed so far, all of them, and their bytes as sent and as text.
+sub compressed ($self) { return $self->{compressed} // 0 }
+sub sizes ($self) { return ($self->{wire} // 0, $self->{length} // 0) }
+
+# A message as a client compresses it, by itself, without the end of the last block.
+sub deflated ($text, %options) {
+    my ($deflate) = Compress::Raw::Zlib::Deflate->new(
+        -WindowBits => -($options{window_bits} // MAX_WBITS), -Level => $options{level} // 6, -AppendOutput => 1);
+    my $out = '';
+    for (my $at = 0; $at < length $text; $at += 1 << 20) {
+        $deflate->deflate(substr($text, $at, 1 << 20), $out) == Z_OK or croak 'cannot compress';
+    }
+    $deflate->flush($out, Z_SYNC_FLUSH) == Z_OK or croak 'cannot compress';
+    $out =~ s/\0\0\xff\xff\z// or croak 'no end';
+    return $out;
+}
+
+sub _inflate ($self, $payload) {
+    delete $self->{inflate} if $self->{forgets};
+    # The window is what was agreed on, and no byte more.
+    $self->{inflate} //= Compress::Raw::Zlib::Inflate->new(-WindowBits => -$self->{window_bits}, -LimitOutput => 0);
+    $payload .= "\0\0\xff\xff";
+    my $status = $self->{inflate}->inflate($payload, my $text);
+    $status == Z_OK || $status == Z_BUF_ERROR or croak "cannot decode: $status";
+    croak 'bytes are left over' if length $payload;
+    return $text;
 }
 
 sub answer ($self) { return $self->{answer} }
@@ -62,10 +97,18 @@ sub send_bytes ($self, $bytes) {
 # The next frame: (opcode, payload). Servers send them whole and unmasked.
 sub next_frame ($self, @seconds) {
     my ($first, $length) = unpack 'CC', $self->{client}->bytes(2, @seconds);
-    croak sprintf('a frame that begins with %02x', $first) if ($first & 0xf0) != 0x80 || $length & 0x80;
+    my $rsv1 = $first & 0x40 && $self->{window_bits} && !($first & 0x8);
+    croak sprintf('a frame that begins with %02x', $first) if ($first & 0xb0) != 0x80 || $first & 0x40 && !$rsv1 || $length & 0x80;
     if ($length == 126) { $length = unpack 'n', $self->{client}->bytes(2, @seconds) }
     elsif ($length == 127) { $length = unpack 'Q>', $self->{client}->bytes(8, @seconds) }
-    return ($first & 0xf, $self->{client}->bytes($length, @seconds));
+    my $payload = $self->{client}->bytes($length, @seconds);
+    $self->{wire} += length $payload;
+    if ($rsv1) {
+        $self->{compressed}++;
+        $payload = $self->_inflate($payload);
+    }
+    $self->{length} += length $payload;
+    return ($first & 0xf, $payload);
 }
 
 # The payload of the next frame, which must be a text.

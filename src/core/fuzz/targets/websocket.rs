@@ -14,6 +14,7 @@ fuzz_target!(|input: &[u8]| {
         masked_only: choice & 1 != 0,
         binary: choice & 2 != 0,
         keep: choice & 4 != 0,
+        deflate: choice & 8 != 0,
     };
     let whole = decode(rules, [frames]);
     let step = usize::from(*cut).max(1);

@@ -5,6 +5,9 @@ use flate2::{Compress, Compression, FlushCompress};
 /// An empty block that is not compressed. It decodes to nothing, and shifts no reference.
 pub const EMPTY: &[u8] = &[0x00, 0x00, 0x00, 0xff, 0xff];
 
+/// The end of a piece, which a message leaves out (RFC 7692 §7.2.1).
+pub const TAIL: &[u8] = &[0x00, 0x00, 0xff, 0xff];
+
 /// The last block of a stream, empty.
 pub const LAST: &[u8] = &[0x03, 0x00];
 
@@ -35,9 +38,14 @@ pub fn stored_length(text: usize) -> usize {
 pub struct Deflater(Compress);
 
 impl Deflater {
-    /// `level`: from 1, the fastest, to 9.
-    pub fn new(level: u32) -> Deflater {
-        Deflater(Compress::new(Compression::new(level), false))
+    /// `level`: from 1, the fastest, to 9. `window_bits`: from 9 to 15.
+    pub fn new(level: u32, window_bits: u8) -> Deflater {
+        let window_bits = window_bits.clamp(9, 15);
+        Deflater(Compress::new_with_window_bits(
+            Compression::new(level),
+            false,
+            window_bits,
+        ))
     }
 
     /// Forgets its context: what follows refers to nothing before.
@@ -79,7 +87,7 @@ mod tests {
 
     #[test]
     fn each_piece_can_be_read_at_once() {
-        let mut deflater = Deflater::new(6);
+        let mut deflater = Deflater::new(6, 15);
         let (mut bytes, mut plain) = (Vec::new(), Vec::new());
         for number in 0..500 {
             let text = format!("data: {{\"number\":{number},\"text\":\"the same again\"}}\n\n").repeat(1 + number % 40);

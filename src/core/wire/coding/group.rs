@@ -87,8 +87,15 @@ impl Group {
         self.place.get()
     }
 
-    /// Compresses a piece whose place was `place`; None if the group has gone on without it, or on failure.
-    pub fn compress(&self, place: Place, level: u32, text: &[u8]) -> Option<Vec<u8>> {
+    /// Compresses a piece whose place was `place`; None if the group has gone on without it, or on failure. `new` makes
+    /// the group's compressor, and `push` appends what it makes of a text.
+    pub fn compress(
+        &self,
+        place: Place,
+        text: &[u8],
+        new: impl FnOnce() -> Deflater,
+        push: impl FnOnce(&mut Deflater, &[u8], &mut Vec<u8>) -> bool,
+    ) -> Option<Vec<u8>> {
         if place != self.place.get() {
             return None;
         }
@@ -96,10 +103,10 @@ impl Group {
         match deflater.as_mut() {
             Some(deflater) if place.is_start() => deflater.reset(),
             Some(_) => {}
-            None => *deflater = Some(Deflater::new(level)),
+            None => *deflater = Some(new()),
         }
         let mut out = Vec::with_capacity(text.len() / 2 + 64);
-        if !deflater.as_mut()?.push(text, &mut out) {
+        if !push(deflater.as_mut()?, text, &mut out) {
             *deflater = None;
             return None;
         }
@@ -198,17 +205,21 @@ impl<K: Clone + Eq + Hash> Groups<K> {
 mod tests {
     use super::*;
 
+    fn compress(group: &Group, place: Place, text: &[u8]) -> Option<Vec<u8>> {
+        group.compress(place, text, || Deflater::new(6, 15), Deflater::push)
+    }
+
     #[test]
     fn a_group_starts_over_when_enough_readers_are_outside() {
         let (group, ledger) = (Group::default(), Ledger::default());
         let first = group.begin(&ledger);
         assert!(first.is_start());
-        assert!(group.compress(first, 6, b"first").is_some());
+        assert!(compress(&group, first, b"first").is_some());
         (0..10).for_each(|_| group.count(true));
         for piece in 0..39 {
             let place = group.begin(&ledger);
             assert!(!place.is_start(), "piece {piece}");
-            assert!(group.compress(place, 6, b"another").is_some());
+            assert!(compress(&group, place, b"another").is_some());
             (0..10).for_each(|_| group.count(true));
             group.count(false);
         }
@@ -224,10 +235,10 @@ mod tests {
     fn a_group_starts_over_when_nobody_is_inside_or_it_is_long() {
         let (group, ledger) = (Group::default(), Ledger::default());
         let place = group.begin(&ledger);
-        assert!(group.compress(place, 6, b"text").is_some());
+        assert!(compress(&group, place, b"text").is_some());
         assert!(group.begin(&ledger).is_start());
         let place = group.begin(&ledger);
-        assert!(group.compress(place, 6, &[7; TEXT]).is_some());
+        assert!(compress(&group, place, &[7; TEXT]).is_some());
         group.count(true);
         assert!(group.begin(&ledger).is_start());
     }
@@ -236,8 +247,8 @@ mod tests {
     fn a_piece_that_the_group_has_passed_is_not_compressed() {
         let (group, ledger) = (Group::default(), Ledger::default());
         let place = group.begin(&ledger);
-        assert!(group.compress(place, 6, b"a").is_some());
-        assert!(group.compress(place, 6, b"a").is_none());
+        assert!(compress(&group, place, b"a").is_some());
+        assert!(compress(&group, place, b"a").is_none());
     }
 
     #[test]

@@ -36,9 +36,12 @@ impl Pace {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Bytes of messages before and after compression, as often as they were compressed.
+    /// Bytes of streams and answers before and after compression, as often as they were compressed.
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// The same of WebSocket messages.
+    pub messages_in: u64,
+    pub messages_out: u64,
     pub time: Duration,
     /// Deliveries with the context of a group, and without.
     pub aligned: u64,
@@ -80,8 +83,13 @@ impl Ledger {
         self.figures.take()
     }
 
-    /// Runs the compressor, if there is time left.
-    pub(super) fn timed(&self, text: usize, compress: impl FnOnce() -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+    /// Runs the compressor, if there is time left. `messages`: of a WebSocket.
+    pub(super) fn timed(
+        &self,
+        text: usize,
+        messages: bool,
+        compress: impl FnOnce() -> Option<Vec<u8>>,
+    ) -> Option<Vec<u8>> {
         if text > LONGEST {
             return None;
         }
@@ -103,8 +111,14 @@ impl Ledger {
         let mut figures = self.figures.borrow_mut();
         figures.time += took;
         if let Some(out) = &out {
-            figures.bytes_in += text as u64;
-            figures.bytes_out += out.len() as u64;
+            let (before, after) = (text as u64, out.len() as u64);
+            if messages {
+                figures.messages_in += before;
+                figures.messages_out += after;
+            } else {
+                figures.bytes_in += before;
+                figures.bytes_out += after;
+            }
         }
         out
     }

@@ -7,6 +7,8 @@
 //!
 //! * [`accept`]: which coding a client gets.
 //! * [`deflate`]: compressing to a byte boundary, and blocks that are not compressed.
+//! * [`inflate`]: messages of clients.
+//! * [`permessage`]: messages of WebSockets, which are compressed one by one.
 //! * [`checksum`]: the CRC-32 of each reader's stream, combined from those of its pieces.
 //! * [`group`]: the contexts, their beginning and end.
 //! * [`ledger`]: figures, and the time that compression may take.
@@ -16,7 +18,9 @@ pub mod accept;
 pub mod checksum;
 pub mod deflate;
 pub mod group;
+pub mod inflate;
 pub mod ledger;
+pub mod permessage;
 pub mod stream;
 
 /// A content coding of subscribers' answers.

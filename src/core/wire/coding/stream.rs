@@ -7,6 +7,7 @@ use super::checksum::{Checksum, Sum};
 use super::deflate::{self, Deflater};
 use super::group::{Group, Place};
 use super::ledger::Ledger;
+use super::permessage::{self, Agreed};
 
 /// The head of a gzip member (RFC 1952): no name, no time, of no particular system.
 const GZIP_HEAD: &[u8] = &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
@@ -20,6 +21,15 @@ pub struct Terms {
     pub min_length: usize,
     /// May messages share a context?
     pub grouped: bool,
+}
+
+/// What a style's pieces become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// Parts of a gzip stream.
+    Gzip,
+    /// Frames of a WebSocket, as agreed on with its client.
+    Messages(Agreed),
 }
 
 /// What a reader of a compressed stream has been sent so far.
@@ -41,13 +51,20 @@ impl Reader {
     pub fn sum(&self) -> Sum {
         self.sum
     }
+
+    fn append(&mut self, checksum: &Option<Checksum>) {
+        if let Some(checksum) = checksum {
+            self.sum.append(checksum);
+        }
+    }
 }
 
 /// A coding of a piece, as sent.
 #[derive(Debug)]
 pub struct Coded<W> {
     pub wire: W,
-    checksum: Checksum,
+    /// Of its text, where the stream ends with one.
+    checksum: Option<Checksum>,
 }
 
 /// The codings of a piece that several readers may get, made when the first of them needs it.
@@ -81,6 +98,7 @@ impl<W> Codings<W> {
 #[derive(Debug)]
 pub struct Coder {
     terms: Terms,
+    form: Form,
     ledger: Rc<Ledger>,
     alone: RefCell<Option<Deflater>>,
     /// Was that used since [`Coder::rest`]?
@@ -88,9 +106,10 @@ pub struct Coder {
 }
 
 impl Coder {
-    pub fn new(terms: Terms, ledger: Rc<Ledger>) -> Coder {
+    pub fn new(terms: Terms, form: Form, ledger: Rc<Ledger>) -> Coder {
         Coder {
             terms,
+            form,
             ledger,
             alone: RefCell::default(),
             busy: Cell::new(false),
@@ -101,6 +120,19 @@ impl Coder {
         &self.terms
     }
 
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// May pieces refer to those before them?
+    pub fn is_grouped(&self) -> bool {
+        self.terms.grouped
+            && match self.form {
+                Form::Gzip => true,
+                Form::Messages(agreed) => agreed.takeover,
+            }
+    }
+
     /// Frees the compressor for single pieces if it was not needed since the last call.
     pub fn rest(&self) {
         if !self.busy.replace(false) {
@@ -108,7 +140,7 @@ impl Coder {
         }
     }
 
-    /// The head of the stream, and its first text.
+    /// The head of a gzip stream, and its first text.
     pub fn opening(&self, text: &[u8], reader: &mut Reader) -> Vec<u8> {
         [GZIP_HEAD, &self.single(text, reader)].concat()
     }
@@ -118,12 +150,19 @@ impl Coder {
         if text.is_empty() {
             return Vec::new();
         }
-        reader.place = Place::NOWHERE;
-        reader.sum.append(&Checksum::of(text));
-        self.by_itself(text)
+        let (bytes, compressed) = self.by_itself(text);
+        if compressed {
+            reader.place = Place::NOWHERE;
+        }
+        reader.append(&self.checksum(text));
+        bytes
     }
 
-    /// The last text, and the end of the stream.
+    fn checksum(&self, text: &[u8]) -> Option<Checksum> {
+        (self.form == Form::Gzip).then(|| Checksum::of(text))
+    }
+
+    /// The last text, and the end of a gzip stream.
     pub fn ending(&self, text: &[u8], reader: &mut Reader) -> Vec<u8> {
         let mut bytes = self.single(text, reader);
         bytes.extend_from_slice(deflate::LAST);
@@ -132,7 +171,7 @@ impl Coder {
         bytes
     }
 
-    /// Bytes that decode to nothing, at any place of the stream.
+    /// Bytes that decode to nothing, at any place of a gzip stream.
     pub fn nothing(&self) -> &'static [u8] {
         deflate::EMPTY
     }
@@ -151,16 +190,19 @@ impl Coder {
             let place = *codings.place.get_or_init(|| group.begin(&self.ledger));
             if place.is_start() || place == reader.place {
                 let in_group = codings.in_group.get_or_init(|| {
-                    let compress = || group.compress(place, self.terms.level, text);
-                    let bytes = self.ledger.timed(text.len(), compress)?;
+                    let push = match self.form {
+                        Form::Gzip => Deflater::push,
+                        Form::Messages(_) => permessage::push_together,
+                    };
+                    let bytes = self.timed(text, || group.compress(place, text, || self.new_deflater(), push))?;
                     Some(Rc::new(Coded {
                         wire: dress(bytes),
-                        checksum: Checksum::of(text),
+                        checksum: self.checksum(text),
                     }))
                 });
                 if let Some(coded) = in_group {
                     reader.place = place.next();
-                    reader.sum.append(&coded.checksum);
+                    reader.append(&coded.checksum);
                     group.count(true);
                     self.ledger.count(true);
                     return coded.clone();
@@ -171,7 +213,7 @@ impl Coder {
         self.ledger.count(false);
         let coded = self.alone(codings, text, from, dress);
         reader.place = Place::NOWHERE;
-        reader.sum.append(&coded.checksum);
+        reader.append(&coded.checksum);
         coded
     }
 
@@ -186,26 +228,37 @@ impl Coder {
             return coded;
         }
         let coded = Rc::new(Coded {
-            wire: dress(self.by_itself(text)),
-            checksum: Checksum::of(text),
+            wire: dress(self.by_itself(text).0),
+            checksum: self.checksum(text),
         });
         codings.alone.borrow_mut().push((from, coded.clone()));
         coded
     }
 
-    /// A text that refers to nothing before it; not compressed if that does not pay.
-    fn by_itself(&self, text: &[u8]) -> Vec<u8> {
-        let compressed = (text.len() >= self.terms.min_length)
-            .then(|| self.ledger.timed(text.len(), || self.compress(text)))
-            .flatten();
-        let stored_length = deflate::stored_length(text.len());
-        compressed
-            .filter(|bytes| bytes.len() < stored_length)
-            .unwrap_or_else(|| {
-                let mut bytes = Vec::with_capacity(stored_length);
+    /// A text that refers to nothing before it; not compressed if that does not pay. Also: does it take a place in the
+    /// reader's window?
+    fn by_itself(&self, text: &[u8]) -> (Vec<u8>, bool) {
+        let compressed = |text: &[u8]| {
+            let worth = text.len() >= self.terms.min_length;
+            worth.then(|| self.timed(text, || self.compress(text))).flatten()
+        };
+        let mut bytes = Vec::new();
+        match self.form {
+            Form::Gzip => {
+                let stored_length = deflate::stored_length(text.len());
+                if let Some(shorter) = compressed(text).filter(|bytes| bytes.len() < stored_length) {
+                    return (shorter, true);
+                }
+                bytes.reserve_exact(stored_length);
                 deflate::push_stored(text, &mut bytes);
-                bytes
-            })
+                (bytes, true)
+            }
+            Form::Messages(_) => {
+                bytes.reserve(text.len());
+                let some = permessage::push_apart(text, &mut bytes, compressed);
+                (bytes, some)
+            }
+        }
     }
 
     fn compress(&self, text: &[u8]) -> Option<Vec<u8>> {
@@ -213,14 +266,31 @@ impl Coder {
         let mut deflater = self.alone.borrow_mut();
         match deflater.as_mut() {
             Some(deflater) => deflater.reset(),
-            None => *deflater = Some(Deflater::new(self.terms.level)),
+            None => *deflater = Some(self.new_deflater()),
         }
+        let push = match self.form {
+            Form::Gzip => Deflater::push,
+            Form::Messages(_) => permessage::compress,
+        };
         let mut out = Vec::with_capacity(text.len() / 2 + 64);
-        if !deflater.as_mut()?.push(text, &mut out) {
+        if !push(deflater.as_mut()?, text, &mut out) {
             *deflater = None;
             return None;
         }
         Some(out)
+    }
+
+    fn new_deflater(&self) -> Deflater {
+        let window_bits = match self.form {
+            Form::Gzip => permessage::WINDOW_BITS,
+            Form::Messages(agreed) => agreed.window_bits,
+        };
+        Deflater::new(self.terms.level, window_bits)
+    }
+
+    /// Runs the compressor on a text, if there is time left.
+    fn timed(&self, text: &[u8], compress: impl FnOnce() -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        self.ledger.timed(text.len(), self.form != Form::Gzip, compress)
     }
 }
 
@@ -240,6 +310,7 @@ mod tests {
 
     use super::super::ledger::{Figures, Pace};
     use super::*;
+    use crate::wire::websocket::{Opcode, push_frame};
 
     const TERMS: Terms = Terms {
         level: 6,
@@ -372,7 +443,7 @@ mod tests {
         #[test]
         fn each_reader_decodes_what_it_was_sent(events in prop::collection::vec(event(), 1..120)) {
             let ledger = Rc::new(Ledger::default());
-            let coder = Coder::new(TERMS, ledger.clone());
+            let coder = Coder::new(TERMS, Form::Gzip, ledger.clone());
             let mut groups: Vec<Rc<Group>> = vec![Rc::default(), Rc::default()];
             let mut clients: Vec<Client> = Vec::new();
             let mut left: Vec<Client> = Vec::new();
@@ -447,7 +518,7 @@ mod tests {
     #[test]
     fn readers_inside_get_shorter_pieces_made_once() {
         let ledger = Rc::new(Ledger::default());
-        let coder = Coder::new(TERMS, ledger.clone());
+        let coder = Coder::new(TERMS, Form::Gzip, ledger.clone());
         let group = Rc::<Group>::default();
         let mut readers = [Reader::default(); 100];
         let mut late = Reader::default();
@@ -480,7 +551,7 @@ mod tests {
     #[test]
     fn without_a_group_or_time_everybody_gets_the_same() {
         let ledger = Rc::new(Ledger::default());
-        let coder = Coder::new(TERMS, ledger.clone());
+        let coder = Coder::new(TERMS, Form::Gzip, ledger.clone());
         let text = event_text(1).repeat(3);
         let codings = Codings::new(None);
         let mut readers = [Reader::default(); 2];
@@ -502,10 +573,169 @@ mod tests {
     #[test]
     fn a_member_is_a_whole_answer() {
         for text in [&b""[..], b"short", &event_text(7).repeat(300)] {
-            let coder = Coder::new(TERMS, Rc::default());
+            let coder = Coder::new(TERMS, Form::Gzip, Rc::default());
             let mut reader = Reader::default();
             let opening = coder.opening(text, &mut reader);
             assert_eq!(gunzip(&[opening, coder.ending(b"", &mut reader)].concat()), text);
         }
+    }
+
+    /// The client's end of a WebSocket that has agreed on a window.
+    struct Peer {
+        reader: Reader,
+        inflate: Decompress,
+        agreed: Agreed,
+        queue: VecDeque<(Rc<Piece>, u32)>,
+        slow: bool,
+        expected: Vec<Vec<u8>>,
+        got: Vec<Vec<u8>>,
+    }
+
+    impl Peer {
+        /// Reads whole frames, which a server sends.
+        fn read(&mut self, mut wire: &[u8]) {
+            while let [first, second, rest @ ..] = wire {
+                let (length, rest) = match (second, rest) {
+                    (126, [high, low, rest @ ..]) => (usize::from(u16::from_be_bytes([*high, *low])), rest),
+                    (127, rest) => (u64::from_be_bytes(*rest.first_chunk().unwrap()) as usize, &rest[8..]),
+                    _ => (usize::from(*second), rest),
+                };
+                let (payload, rest) = rest.split_at(length);
+                wire = rest;
+                match first {
+                    0x89 => {}
+                    0x81 => self.got.push(payload.to_vec()),
+                    0xc1 => {
+                        if !self.agreed.takeover {
+                            self.inflate.reset(false);
+                        }
+                        let mut text = Vec::with_capacity(1 << 17);
+                        let whole = [payload, deflate::TAIL].concat();
+                        self.inflate
+                            .decompress_vec(&whole, &mut text, FlushDecompress::Sync)
+                            .expect("a message that was compressed");
+                        self.got.push(text);
+                    }
+                    other => panic!("a frame that begins with {other:x}"),
+                }
+            }
+            assert!(wire.is_empty(), "half a frame");
+        }
+
+        fn drain(&mut self, coder: &Coder) {
+            for (piece, from) in std::mem::take(&mut self.queue) {
+                let coded = coder.piece(&piece.codings, (&piece.text, from), &mut self.reader, |bytes| bytes);
+                self.read(&coded.wire);
+            }
+        }
+    }
+
+    fn framed(texts: &[Vec<u8>]) -> Vec<u8> {
+        let mut out = Vec::new();
+        texts.iter().for_each(|text| push_frame(Opcode::Text, text, &mut out));
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn each_web_socket_decodes_what_it_was_sent(
+            events in prop::collection::vec(event(), 1..120),
+            window_bits in 9..=15_u8,
+            takeover: bool,
+            level in 1..=9_u32,
+        ) {
+            let ledger = Rc::new(Ledger::default());
+            let agreed = Agreed { window_bits, takeover };
+            let coder = Coder::new(Terms { level, ..TERMS }, Form::Messages(agreed), ledger.clone());
+            let mut groups: Vec<Rc<Group>> = vec![Rc::default(), Rc::default()];
+            let mut peers: Vec<Peer> = Vec::new();
+            for (number, event) in events.into_iter().enumerate() {
+                let count = peers.len();
+                match event {
+                    Event::Publish { channel, text } => {
+                        // Several messages that go out together, now and then.
+                        let texts: Vec<Vec<u8>> = text.chunks(1 + text.len() / (1 + number % 3)).map(<[u8]>::to_vec).collect();
+                        let group = coder.is_grouped().then(|| groups[channel].clone());
+                        let piece = Rc::new(Piece { text: framed(&texts), codings: Codings::new(group) });
+                        for (index, peer) in peers.iter_mut().enumerate() {
+                            if channel == 0 || index % 3 == 0 {
+                                peer.queue.push_back((piece.clone(), 0));
+                                peer.expected.extend(texts.iter().cloned());
+                            }
+                        }
+                    }
+                    Event::Join(_) => peers.push(Peer {
+                        reader: Reader::default(),
+                        inflate: Decompress::new_with_window_bits(false, window_bits),
+                        agreed,
+                        queue: VecDeque::new(),
+                        slow: false,
+                        expected: Vec::new(),
+                        got: Vec::new(),
+                    }),
+                    _ if count == 0 => {}
+                    Event::Single(who, text) => {
+                        let peer = &mut peers[who % count];
+                        peer.drain(&coder);
+                        let wire = coder.single(&framed(std::slice::from_ref(&text)), &mut peer.reader);
+                        peer.read(&wire);
+                        peer.expected.push(text);
+                    }
+                    Event::Ping(who) => {
+                        let peer = &mut peers[who % count];
+                        let before = peer.reader;
+                        let wire = coder.single(&[0x89, 0], &mut peer.reader);
+                        prop_assert_eq!(&wire, &[0x89, 0]);
+                        prop_assert_eq!(before, peer.reader, "control frames are outside of the window");
+                    }
+                    Event::Slow(who, slow) => peers[who % count].slow = slow,
+                    Event::HandOver(who) => {
+                        let peer = &mut peers[who % count];
+                        peer.reader = Reader::continued(peer.reader.sum());
+                    }
+                    Event::Skip(who, _) | Event::Leave(who) => drop(peers.swap_remove(who % count)),
+                    Event::Limit(limit) => ledger.pace.set(if limit { NEVER } else { Pace::FREE }),
+                    Event::Idle => {
+                        groups = vec![Rc::default(), Rc::default()];
+                        coder.rest();
+                    }
+                }
+                for peer in peers.iter_mut().filter(|peer| !peer.slow) {
+                    peer.drain(&coder);
+                    prop_assert!(peer.got == peer.expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn web_sockets_share_what_a_group_has_made() {
+        let ledger = Rc::new(Ledger::default());
+        let agreed = Agreed {
+            window_bits: 15,
+            takeover: true,
+        };
+        let coder = Coder::new(TERMS, Form::Messages(agreed), ledger.clone());
+        let group = Rc::<Group>::default();
+        let mut readers = [Reader::default(); 2];
+        let (mut plain, mut wire) = (0, 0);
+        for number in 0..100 {
+            let (text, codings) = (framed(&[event_text(number)]), Codings::new(Some(group.clone())));
+            let [one, other] = readers
+                .each_mut()
+                .map(|reader| coder.piece(&codings, (&text, 0), reader, |bytes| bytes));
+            assert!(Rc::ptr_eq(&one, &other));
+            plain += text.len();
+            wire += one.wire.len();
+        }
+        assert!(wire * 2 < plain, "{wire} of {plain} bytes");
+        let figures = ledger.take_figures();
+        assert_eq!(
+            (figures.aligned, figures.bytes_in, figures.messages_in),
+            (200, 0, plain as u64)
+        );
+        assert_eq!(figures.messages_out, wire as u64);
     }
 }

@@ -17,6 +17,7 @@ use crate::delivery::frames::Framing;
 use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::state::Delivery;
 use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
+use crate::delivery::websocket::Socket;
 use crate::ffi::connection::Connection;
 use crate::ffi::panic_guard;
 
@@ -254,17 +255,18 @@ impl Delivery {
                 .collect();
             let location = audiences.iter().position(|known| std::rc::Rc::ptr_eq(known, &audience));
             let address = subscriber.share_of_address();
-            let (unanswered_since_ms, muted) = match &subscriber.kind {
-                Kind::Socket(socket) => (socket.unanswered_since_ms(), socket.muted),
-                _ => (None, false),
-            };
+            let socket = subscriber.kind.socket();
+            let (unanswered_since_ms, muted) =
+                socket.map_or((None, false), |socket| (socket.unanswered_since_ms(), socket.muted));
+            let deflate = subscriber.style.framing.agreed();
             let due = |due_ms: u64| (due_ms != NEVER).then_some(due_ms);
             let mut described = wire::Subscriber {
                 location: location.unwrap_or(audiences.len()) as u32,
                 mode: subscriber.mode().name().to_owned(),
                 chunked: subscriber.style.framing.around() == Framing::Chunked,
                 tls: subscriber.has_own_tls(),
-                coding: subscriber.is_compressed().then(|| Coding::Gzip.name().to_owned()),
+                coding: matches!(subscriber.kind, Kind::Compressed(_)).then(|| Coding::Gzip.name().to_owned()),
+                deflate: deflate.map(|agreed| (agreed.window_bits, agreed.takeover)),
                 message_min: subscriber.style.message_min,
                 channels,
                 address: None,
@@ -472,9 +474,6 @@ impl Subscriber {
     fn is_ready_to_go(&self) -> bool {
         (self.direct_socket() >= 0 || self.tls.is_some())
             && self.replay.is_none()
-            && match &self.kind {
-                Kind::Socket(socket) => socket.is_idle(),
-                _ => true,
-            }
+            && self.kind.socket().is_none_or(Socket::is_idle)
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use push_stream_core::store::Now;
 use push_stream_core::wire::coding::checksum::Sum;
+use push_stream_core::wire::coding::permessage::Agreed;
 use push_stream_core::wire::coding::stream::Reader;
 use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::handover::{self as wire, Answer, Keys, Offer, Rest, Unsent};
@@ -26,7 +27,7 @@ use crate::delivery::state::{Delivery, PROCESS};
 use crate::delivery::subscriber::{
     EndDue, Kind, NEVER, NOWHERE, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_TLS, Transit,
 };
-use crate::delivery::websocket::Socket;
+use crate::delivery::websocket::{Deflated, Socket};
 use crate::ffi::connection::{Connection, Event};
 use crate::ffi::panic_guard;
 
@@ -221,8 +222,17 @@ impl Delivery {
         fd: OwnedFd,
     ) -> Option<(SubscriberId, u64)> {
         let format = audience.format.clone();
+        let agreed = offered
+            .deflate
+            .map(|(window_bits, takeover)| Agreed { window_bits, takeover });
         let kind = match offered.mode.as_str() {
-            "websocket" => Kind::Socket(Box::new(Socket::taken_over(offered.unanswered_since_ms, offered.muted))),
+            "websocket" => {
+                let socket = Socket::taken_over(offered.unanswered_since_ms, offered.muted);
+                match agreed {
+                    Some(_) => Kind::Deflated(Box::new(Deflated::new(socket))),
+                    None => Kind::Socket(Box::new(socket)),
+                }
+            }
             _ if offered.coding.is_some() => Kind::Compressed(Compressed::new(Reader::default())),
             _ => Kind::Stream,
         };
@@ -230,7 +240,7 @@ impl Delivery {
             return None;
         }
         let known = |name: &String| audience.codings.iter().any(|coding| coding.name() == name);
-        if !offered.coding.as_ref().is_none_or(known) {
+        if !offered.coding.as_ref().is_none_or(known) || agreed.is_some() && format.compression.is_none() {
             return None;
         }
         let framing = if offered.chunked {
@@ -240,10 +250,10 @@ impl Delivery {
         };
         let style = Style {
             format: format.clone(),
-            framing: if offered.coding.is_some() {
-                framing.compressed()
-            } else {
-                framing
+            framing: match agreed {
+                Some(agreed) => Framing::Deflated(agreed),
+                None if offered.coding.is_some() => framing.compressed(),
+                None => framing,
             },
             message_min: offered.message_min,
             padding_max: audience.padding_max.get(),
@@ -319,8 +329,8 @@ impl Delivery {
         };
         let ordered = subscriber.style.format.ordered;
         let position = rest.position.as_deref().and_then(OrderedId::parse);
-        let unsent = match (&mut subscriber.kind, rest.sum) {
-            (Kind::Compressed(compressed), Some((crc, length))) => {
+        let unsent = match (subscriber.kind.compressed_mut(), rest.sum) {
+            (Some(compressed), Some((crc, length))) => {
                 compressed.reader = Reader::continued(Sum { crc, length });
                 Rc::new(Frames::coded(&rest.bytes, Framing::Raw))
             }

@@ -2,10 +2,11 @@
 
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Joined};
+use push_stream_core::wire::coding::permessage::{self, Agreed};
 use push_stream_core::wire::websocket;
 
 use super::Candidate;
-use crate::delivery::{self, Enlistment, Framing, Kind, Seat, Socket};
+use crate::delivery::{self, Deflated, Enlistment, Framing, Kind, Seat, Socket};
 use crate::http::answer;
 use crate::http::denial::{Denial, NOT_ENLISTED};
 use crate::http::request::{HeaderName, Request};
@@ -25,10 +26,11 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         return Err(Denial::Subrequest);
     }
     let accept = judge_handshake(r)?;
-    let mut opening = head(&accept);
+    let deflate = negotiate(r);
+    let mut opening = head(&accept, deflate.as_ref().map(|(_, extension)| &extension[..]));
     // The client sees the switch of protocols first, whether or not its subscription is accepted.
     match join(r) {
-        Ok(admitted) => admitted.enlist(opening),
+        Ok(admitted) => admitted.enlist(opening, deflate.map(|(agreed, _)| agreed)),
         Err(denial) => {
             answer::log(r, denial);
             super::count_refusal(&denial);
@@ -66,14 +68,24 @@ fn judge_handshake(r: Request<'_>) -> Result<String, Denial> {
     Ok(websocket::accept_key(key))
 }
 
-fn head(accept: &str) -> Vec<u8> {
+/// What is agreed on about compression, and the extension that the answer names.
+fn negotiate(r: Request<'_>) -> Option<(Agreed, String)> {
+    let compression = r.location().audience.as_ref()?.format.compression?;
+    permessage::agree(r.headers(&HeaderName::WEBSOCKET_EXTENSIONS), compression.terms.grouped)
+}
+
+fn head(accept: &str, extension: Option<&str>) -> Vec<u8> {
+    let extension = extension.map_or_else(String::new, |extension| {
+        format!("Sec-WebSocket-Extensions: {extension}\r\n")
+    });
     format!(
         "HTTP/1.1 101 Switching Protocols\r\n\
          Expires: Thu, 01 Jan 1970 00:00:01 GMT\r\n\
          Cache-Control: no-cache, no-store, must-revalidate\r\n\
          Upgrade: WebSocket\r\n\
          Connection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+         Sec-WebSocket-Accept: {accept}\r\n\
+         {extension}\r\n"
     )
     .into_bytes()
 }
@@ -105,7 +117,7 @@ fn join(r: Request<'_>) -> Result<Admitted<'_>, Denial> {
 }
 
 impl Admitted<'_> {
-    fn enlist(self, mut opening: Vec<u8>) -> Result<ngx_int_t, Denial> {
+    fn enlist(self, mut opening: Vec<u8>, deflate: Option<Agreed>) -> Result<ngx_int_t, Denial> {
         let Admitted {
             candidate,
             joined,
@@ -116,6 +128,14 @@ impl Admitted<'_> {
         let r = candidate.r;
         let muted = candidate.pass.check(Right::Publish, &candidate.path).is_err();
         r.head_is_sent(NGX_HTTP_SWITCHING_PROTOCOLS);
+        let socket = Socket::new(opening, muted);
+        let (kind, framing) = match deflate {
+            Some(agreed) => (
+                Kind::Deflated(Box::new(Deflated::new(socket))),
+                Framing::Deflated(agreed),
+            ),
+            None => (Kind::Socket(Box::new(socket)), Framing::Raw),
+        };
         delivery::enlist(
             r.raw(),
             Enlistment {
@@ -123,8 +143,8 @@ impl Admitted<'_> {
                 ids: candidate.path.ids(),
                 joined,
                 seat,
-                kind: Kind::Socket(Box::new(Socket::new(opening, muted))),
-                direct: Ok(Framing::Raw),
+                kind,
+                direct: Ok(framing),
                 message_min: 0,
                 asked: candidate.resume.asked(),
                 ends_in_ms: candidate.pass.ends_in_ms(),
