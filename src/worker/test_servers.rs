@@ -2,9 +2,10 @@
 //! the thread that started them, however that ends.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -53,10 +54,34 @@ pub fn mortal(signal: &str, program: impl AsRef<OsStr>) -> Command {
 
 /// A port that was free a moment ago, below the kernel's ephemeral range: a client that keeps retrying a loopback port
 /// without a listener there can end up connected to itself and occupy the port.
+///
+/// All processes take them from one row, so that none comes again soon: somebody may still be trying to reach the server
+/// that had it before.
 pub fn free_port() -> io::Result<u16> {
+    const PORTS: Range<u16> = 21_000..32_000;
     let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut some = std::iter::repeat_with(|| fastrand::u16(21_000..32_000)).take(100);
-    some.find(is_free).ok_or_else(|| io::Error::other("no free port"))
+    let mut options = OpenOptions::new();
+    let row = options.read(true).write(true).create(true).truncate(false);
+    let Ok(mut row) = row.open(std::env::temp_dir().join("push-stream-ports")) else {
+        // It is another user's.
+        let mut some = std::iter::repeat_with(|| fastrand::u16(PORTS)).take(100);
+        return some.find(is_free).ok_or_else(no_free_port);
+    };
+    row.lock()?;
+    let mut last = String::new();
+    row.read_to_string(&mut last)?;
+    let last = last.trim().parse().ok().filter(|last| PORTS.contains(last));
+    let last = last.unwrap_or_else(|| fastrand::u16(PORTS));
+    let port = (last + 1..PORTS.end).chain(PORTS.start..last).find(is_free);
+    let port = port.ok_or_else(no_free_port)?;
+    row.rewind()?;
+    // Of the same length always: nothing of the old one is left.
+    write!(row, "{port}")?;
+    Ok(port)
+}
+
+fn no_free_port() -> io::Error {
+    io::Error::other("no free port")
 }
 
 /// Polls a condition that sends no notification.

@@ -192,7 +192,12 @@ impl StandIn {
     ) -> Self {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (ready, started) = std::sync::mpsc::channel();
-        let (address, into) = (address.to_owned(), Arc::clone(&ledger));
+        // Not one of the kernel's: it would be somebody else's soon, whom workers of this test may still try to reach.
+        let address = match address.strip_suffix(":0") {
+            Some(host) => format!("{host}:{}", free_port()),
+            None => address.to_owned(),
+        };
+        let into = Arc::clone(&ledger);
         let decide: Decide = Arc::new(decide);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
