@@ -133,9 +133,9 @@ CONF
     is_deeply [ sort keys %gap ], [qw(a b)], 'all of them';
 
     ok $silent->event->{data}, 'who did not ask is told nothing';
-    my $metrics = $nginx->get('/status')->body;
-    like $metrics, qr/^push_stream_messages_evicted_total\{reason="undelivered"\} [1-9]/m, 'it is counted';
-    like $metrics, qr/^push_stream_gap_notices_total [1-9]/m, 'and so are the notices';
+    my $counts = sub ($pattern) { wait_until { $nginx->get('/status')->body =~ $pattern } };
+    ok $counts->(qr/^push_stream_messages_evicted_total\{reason="undelivered"\} [1-9]/m), 'it is counted';
+    ok $counts->(qr/^push_stream_gap_notices_total [1-9]/m), 'and so are the notices';
 
     # Nobody is told of what was there before it came.
     my $new = $nginx->subscribe('/on/ev?id=a');

@@ -30,7 +30,7 @@ with_nginx $conf, sub ($nginx) {
     my $refused = $nginx->post('/pub?id=a', 'x' x ($limit + 1));
     is $refused->status, 413, 'more than 256 MiB is refused';
     is $refused->explain, 'Message is too large.', 'with the reason';
-    like $nginx->get('/metrics')->body, qr/^push_stream_messages_refused_total\{reason="invalid"\} 1$/m, 'and counted';
+    ok wait_until { $nginx->get('/metrics')->body =~ /^push_stream_messages_refused_total\{reason="invalid"\} 1$/m }, 'and counted';
        
 
     my $full = $nginx->post('/pub?id=a', 'x' x $limit);

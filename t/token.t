@@ -173,11 +173,11 @@ with_nginx $conf, sub ($nginx) {
     like $lines->(), qr{^/poll 403 sub=42 jti=t1 exp=$exp error=insufficient_scope$}m, '... of one that does not grant it';
     like $lines->(), qr{^/plain 200 sub=- jti=- exp=- error=-$}m, '... where there are none';
 
-    my $metrics = $nginx->get('/metrics')->body;
-    like $metrics, qr/^push_stream_subscribers_refused_total\{reason="unauthorized"\} [1-9]/m, 'refused subscribers are counted';
-    like $metrics, qr/^push_stream_subscribers_refused_total\{reason="forbidden"\} [1-9]/m, '... for their grants, too';
-    like $metrics, qr/^push_stream_messages_refused_total\{reason="unauthorized"\} 1$/m, 'and refused messages';
-    like $metrics, qr/^push_stream_token_files_refused_total 0$/m, 'no file was refused';
+    my $counts = sub ($pattern) { wait_until { $nginx->get('/metrics')->body =~ $pattern } };
+    ok $counts->(qr/^push_stream_subscribers_refused_total\{reason="unauthorized"\} [1-9]/m), 'refused subscribers are counted';
+    ok $counts->(qr/^push_stream_subscribers_refused_total\{reason="forbidden"\} [1-9]/m), '... for their grants, too';
+    ok $counts->(qr/^push_stream_messages_refused_total\{reason="unauthorized"\} 1$/m), 'and refused messages';
+    like $nginx->get('/metrics')->body, qr/^push_stream_token_files_refused_total 0$/m, 'no file was refused';
 };
 
 done_testing;
