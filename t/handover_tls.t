@@ -6,8 +6,7 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 use PushStream::WebSocket;
-use IO::Select;
-use IPC::Open3;
+use PushStream::Talker;
 
 plan skip_all => 'this nginx has no TLS' if !PushStream::Nginx->has_module('http_ssl');
 only_over_plain_http1 'it is about TLS itself';
@@ -60,30 +59,6 @@ package Encrypted {
     sub subscribers ($self) { return $self->ask(GET => '/status')->json->{subscribers} }
 }
 
-# openssl s_client, which sends a KeyUpdate when it is told to.
-package Talker {
-    sub new ($class, @command) {
-        my $self = bless { text => '' }, $class;
-        $self->{pid} = IPC::Open3::open3($self->{in}, $self->{out}, undef, @command);
-        $self->{in}->autoflush(1);
-        return $self;
-    }
-    sub say ($self, $text) { print { $self->{in} } $text }
-    sub hears ($self, $wanted) {
-        my $deadline = time + 10 * PushStream::Nginx::slowness();
-        until ($self->{text} =~ s/\A.*?\Q$wanted\E//s) {
-            my $left = $deadline - time;
-            return 0 if $left <= 0 || !IO::Select->new($self->{out})->can_read($left);
-            sysread($self->{out}, $self->{text}, 65536, length $self->{text}) or return 0;
-        }
-        return 1;
-    }
-    sub DESTROY ($self) {
-        kill KILL => $self->{pid};
-        waitpid $self->{pid}, 0;
-    }
-}
-
 with_nginx $conf, sub ($nginx) {
     my $tls = Encrypted->new($nginx);
     my $stream = $tls->subscribe('/sub?id=a');
@@ -93,7 +68,7 @@ with_nginx $conf, sub ($nginx) {
     # It reads nothing for a while: ciphertext and messages wait.
     my $slow = $tls->subscribe('/sub?id=slow', receive_buffer => 4096);
     my %peers = map {
-        my $peer = Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_3', '-ciphersuites', $_);
+        my $peer = PushStream::Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_3', '-ciphersuites', $_);
         $peer->hears($_) or die "no $_\n";
         $peer->say("GET /ev?id=a HTTP/1.1\r\nHost: x\r\n\r\n");
         ($_ => $peer);

@@ -5,8 +5,7 @@ use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
 use File::Temp ();
-use IO::Select;
-use IPC::Open3;
+use PushStream::Talker;
 
 plan skip_all => 'this nginx has no TLS' if !PushStream::Nginx->has_module('http_ssl');
 only_over_plain_http1 'it is about TLS itself';
@@ -20,34 +19,6 @@ sub compile ($name, $source, @flags) {
     my @command = ('gcc', '-O1', '-o', "$scratch/$name", $source, @flags);
     system(@command) == 0 or die "gcc made no $name\n";
     return "$scratch/$name";
-}
-
-# A program with a terminal's two ends in this process.
-package Talker {
-    sub new ($class, @command) {
-        my $self = bless { text => '' }, $class;
-        $self->{pid} = IPC::Open3::open3($self->{in}, $self->{out}, undef, @command);
-        $self->{in}->autoflush(1);
-        return $self;
-    }
-
-    sub say ($self, $text) { print { $self->{in} } $text }
-
-    # Waits until it has said that.
-    sub hears ($self, $wanted) {
-        my $deadline = time + 10 * PushStream::Nginx::slowness();
-        until ($self->{text} =~ s/\A.*?\Q$wanted\E//s) {
-            my $left = $deadline - time;
-            return 0 if $left <= 0 || !IO::Select->new($self->{out})->can_read($left);
-            sysread($self->{out}, $self->{text}, 65536, length $self->{text}) or return 0;
-        }
-        return 1;
-    }
-
-    sub DESTROY ($self) {
-        kill KILL => $self->{pid};
-        waitpid $self->{pid}, 0;
-    }
 }
 
 my $client = compile('tls_client', "$FindBin::Bin/peers/tls_client.c", '-lssl', '-lcrypto');
@@ -94,7 +65,7 @@ with_nginx $conf, sub ($nginx) {
 
     subtest 'openssl s_client' => sub {
         for my $suite (qw(TLS_AES_128_GCM_SHA256 TLS_CHACHA20_POLY1305_SHA256)) {
-            my $peer = Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_3', '-ciphersuites', $suite);
+            my $peer = PushStream::Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_3', '-ciphersuites', $suite);
             ok $peer->hears($suite), $suite;
             $peer->say("GET /ev?id=s HTTP/1.1\r\nHost: x\r\n\r\n");
             ok $peer->hears(": head\n"), 'the head';
@@ -111,7 +82,7 @@ with_nginx $conf, sub ($nginx) {
     };
 
     subtest 'curl' => sub {
-        my $peer = Talker->new(qw(curl -skN --http1.1), 'https://127.0.0.1:' . $nginx->port . '/ev?id=c');
+        my $peer = PushStream::Talker->new(qw(curl -skN --http1.1), 'https://127.0.0.1:' . $nginx->port . '/ev?id=c');
         ok $peer->hears(": head\n"), 'the head';
         my $text = 'x' x 100_000;
         $publish->('c', $text);
@@ -122,7 +93,7 @@ with_nginx $conf, sub ($nginx) {
 
     subtest 'GnuTLS' => sub {
         plan skip_all => 'no gnutls-cli' if !grep { -x "$_/gnutls-cli" } split /:/, $ENV{PATH};
-        my $peer = Talker->new(qw(gnutls-cli --insecure --inline-commands --priority NORMAL:-VERS-ALL:+VERS-TLS1.3 -p), $nginx->port, '127.0.0.1');
+        my $peer = PushStream::Talker->new(qw(gnutls-cli --insecure --inline-commands --priority NORMAL:-VERS-ALL:+VERS-TLS1.3 -p), $nginx->port, '127.0.0.1');
         ok $peer->hears('Simple Client Mode'), 'a handshake';
         $peer->say("GET /ev?id=g HTTP/1.1\nHost: x\n\n");
         ok $peer->hears(': head'), 'the head';
@@ -135,7 +106,7 @@ with_nginx $conf, sub ($nginx) {
     };
 
     subtest 'Python' => sub {
-        my $peer = Talker->new('python3', '-u', '-c', <<'PYTHON', $nginx->port);
+        my $peer = PushStream::Talker->new('python3', '-u', '-c', <<'PYTHON', $nginx->port);
 import socket, ssl, sys
 context = ssl.create_default_context()
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -174,7 +145,7 @@ PYTHON
     };
 
     subtest 'TLS 1.2' => sub {
-        my $peer = Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_2');
+        my $peer = PushStream::Talker->new('openssl', 's_client', '-connect', '127.0.0.1:' . $nginx->port, '-tls1_2');
         ok $peer->hears('TLSv1.2'), 'a handshake';
         $peer->say("GET /ev?id=two HTTP/1.1\r\nHost: x\r\n\r\n");
         ok $peer->hears(": head\n"), 'the head';
