@@ -16,7 +16,7 @@ use super::ending::Ending;
 use super::format::Transport;
 use super::frames::{Content, Frames, Piece};
 use super::hand_out::{push_at, queued};
-use super::output::{Progress, send};
+use super::output::Progress;
 use super::state::PROCESS;
 use super::subscriber::{Kind, Subscriber};
 
@@ -40,14 +40,15 @@ impl Subscriber {
         matches!(self.kind, Kind::Compressed(_) | Kind::Deflated(_))
     }
 
-    /// May a live piece be coded and sent at once, to its socket?
+    /// May a live piece be coded and sent at once, to its socket or sealed?
     pub fn is_quick_compressed(&self) -> bool {
-        let direct = self.kind.compressed().is_some_and(|compressed| compressed.socket >= 0);
-        direct
-            && !self.ending
-            && self.send_queue.is_empty()
-            && self.replay.is_none()
-            && self.disconnect_record.is_none()
+        let Some(compressed) = self.kind.compressed() else {
+            return false;
+        };
+        if compressed.socket < 0 {
+            return self.may_seal_now();
+        }
+        !self.ending && self.send_queue.is_empty() && self.replay.is_none() && self.disconnect_record.is_none()
     }
 
     /// Codes a piece: the next that is sent.
@@ -88,7 +89,7 @@ impl Subscriber {
         };
         let (taken, progress) = match self.kind.compressed() {
             Some(&Compressed { socket, .. }) if socket >= 0 => self.send_to_socket(socket, coded.bytes()),
-            _ => send(self.connection(), coded.bytes()),
+            _ => self.offer(coded.bytes()),
         };
         self.count(taken);
         match progress {
@@ -159,7 +160,8 @@ impl Subscriber {
         while self.code_front()
             && let Some(piece) = self.send_queue.front()
         {
-            let (taken, progress) = send(self.connection(), piece.bytes());
+            let piece = piece.clone();
+            let (taken, progress) = self.offer(piece.bytes());
             self.send_queue.advance(taken);
             self.count(taken);
             if progress != Progress::Done {

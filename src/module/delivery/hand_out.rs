@@ -499,6 +499,11 @@ impl Subscriber {
 
     /// Can a live piece be delivered by sealing and sending it?
     pub fn is_quick_over_tls(&self) -> bool {
+        self.may_seal_now() && !self.is_compressed()
+    }
+
+    /// Can what comes next be sealed and sent, with nothing before it?
+    pub fn may_seal_now(&self) -> bool {
         self.has_own_tls()
             && !self.ending
             && !self.is_in_transit()

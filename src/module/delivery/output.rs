@@ -76,20 +76,16 @@ impl Subscriber {
 
     /// May a live piece be sent at once? Only if nothing waits before it.
     pub fn may_send_now(&self) -> bool {
-        self.socket >= THROUGH_CONNECTION && !self.buffered() && self.send_queue.is_empty() && !self.is_in_transit()
+        let can = self.socket >= THROUGH_CONNECTION || self.has_own_tls();
+        can && !self.buffered() && self.send_queue.is_empty() && !self.is_in_transit()
     }
 
     /// Sends a live piece at once if nothing waits before it.
     pub fn send_now(&mut self, piece: &Piece) -> Option<(usize, Progress)> {
-        let not_now = self.socket < THROUGH_CONNECTION && !self.has_own_tls();
-        if not_now || self.buffered() || !self.send_queue.is_empty() || self.is_in_transit() {
+        if !self.may_send_now() {
             return None;
         }
-        let (taken, progress) = if self.has_own_tls() {
-            self.seal(piece.bytes())
-        } else {
-            send(self.connection(), piece.bytes())
-        };
+        let (taken, progress) = self.offer(piece.bytes());
         self.count(taken);
         Some((taken, progress))
     }
@@ -224,6 +220,15 @@ impl Subscriber {
         self.send_queue.start();
         self.send_queue.advance(taken);
         self.count(taken);
+    }
+
+    /// Offers bytes to the connection, or seals them; returns how many were taken, which must not be offered again.
+    pub fn offer(&mut self, bytes: &[u8]) -> (usize, Progress) {
+        if self.has_own_tls() {
+            self.seal(bytes)
+        } else {
+            send(self.connection(), bytes)
+        }
     }
 
     /// Seals bytes and sends them; returns how many were sealed, which must not be offered again.

@@ -21,7 +21,7 @@ const READ: usize = 16 * 1024;
 const READS_PER_TURN: u32 = 16;
 
 /// The same of a client that may compress: a read can be a thousand times as long when it is inflated.
-const DEFLATED_READS: u32 = 1;
+pub const DEFLATED_READS: u32 = 1;
 
 /// A close frame without a reason, as in the C module.
 const CLOSE: &[u8] = &[0x88, 0x00];

@@ -29,11 +29,6 @@ pub fn take_over(connection: Connection<'_>, id: SubscriberId, audience: &Audien
     if !audience.detach_tls || !connection.has_tls() {
         return;
     }
-    // Compressed readers stay with OpenSSL.
-    let is_plain = |delivery: &mut Delivery| Some(!delivery.registry.slab.get(id)?.is_compressed());
-    if PROCESS.with(is_plain).flatten() != Some(true) {
-        return;
-    }
     let taken = openssl::take(connection);
     let taken = PROCESS.with(|delivery| delivery.note_taken(id, taken, first));
     if taken != Some(true) {
@@ -71,7 +66,12 @@ pub fn take_over_later(id: SubscriberId) {
 /// Reads a subscriber's input.
 pub fn read(id: SubscriberId, connection: Connection<'_>) {
     let mut buffer = [0u8; READ];
-    for _ in 0..READS_PER_TURN {
+    let compressed = PROCESS.with(|delivery| Some(delivery.registry.slab.get(id)?.is_compressed()));
+    let reads = match compressed.flatten() {
+        Some(true) => socket::DEFLATED_READS,
+        _ => READS_PER_TURN,
+    };
+    for _ in 0..reads {
         match connection.recv(&mut buffer) {
             Transfer::Bytes(read) => {
                 if !take_records(id, &buffer[..read]) {
