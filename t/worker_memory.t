@@ -132,9 +132,11 @@ CONF
     $load->(2 + $_) for 1 .. $loads;
     $burst->();
     my @after = $rest->();
+    # Tables keep room for what they held last: in use are between 754 and 767 kB at every rest, however many loads came
+    # before. An object lost by each request or message would be hundreds of kB.
     for my $worker (0 .. $#before) {
         my $grown = $after[$worker] - $before[$worker];
-        cmp_ok $grown, '<', 10_000, "worker $worker, with $before[$worker] bytes in use, after $loads loads: $grown more";
+        cmp_ok $grown, '<', 30_000, "worker $worker, with $before[$worker] bytes in use, after $loads loads: $grown more";
     }
 };
 

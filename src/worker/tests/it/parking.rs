@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::*;
@@ -252,4 +254,81 @@ fn a_line_whose_pipeline_is_gone_stays() {
         "{output:?}"
     );
     assert_eq!(parked(&dir).len(), 2);
+}
+
+#[test]
+fn dead_letters_are_listed_and_retried_at_the_admin_address_of_the_running_worker() {
+    let dir = TempDir::new();
+    let mended = Arc::new(AtomicBool::new(false));
+    let is_mended = Arc::clone(&mended);
+    let nginx = StandIn::start("127.0.0.1:0", move |_| {
+        if is_mended.load(Ordering::Relaxed) {
+            Behaviour::Accept
+        } else {
+            Behaviour::Status(400, "Not today.")
+        }
+    });
+    let (port, admin) = (free_port(), free_port());
+    let source = format!("type = \"http_in\"\nlisten = \"127.0.0.1:{port}\"");
+    let config = |retry: &str| {
+        pipeline(&nginx.address, &source) + &format!("[admin]\nlisten = \"127.0.0.1:{admin}\"\n{retry}\n")
+    };
+    let console = [("X-Nginx-PushStream-Console", "1")];
+
+    let worker = Worker::start(&dir, &config(""));
+    wait_for_port(port);
+    wait_for_port(admin);
+    let empty = request(admin, "GET", "/parked", &[], "");
+    assert_eq!((empty.status, empty.json()["total"].as_u64()), (200, Some(0)));
+    for n in 0..3 {
+        post(port, "/", &event(n));
+    }
+    wait("all to be parked", || {
+        request(admin, "GET", "/parked", &[], "").json()["total"] == 3
+    });
+    let listed = request(admin, "GET", "/parked", &[], "").json();
+    let id = listed["events"][1]["id"].as_str().unwrap().to_owned();
+    assert_eq!(listed["events"][1]["source"], "in");
+    assert!(
+        listed["events"][1]["reason"].as_str().unwrap().contains("Not today."),
+        "{listed}"
+    );
+    assert_eq!(listed["events"][1]["event"], event(1));
+
+    // Without leave nothing is retried, and other verbs and paths are told which there are.
+    let refused = request(admin, "POST", "/parked/retry", &console, "");
+    assert_eq!(refused.status, 403, "{refused:?}");
+    assert!(
+        refused.json()["explain"].as_str().unwrap().contains("retry = true"),
+        "{refused:?}"
+    );
+    assert_eq!(request(admin, "POST", "/parked", &console, "").status, 405);
+    assert_eq!(request(admin, "GET", "/parked/other", &[], "").status, 404);
+    assert!(worker.terminate().success());
+
+    let _worker = Worker::start(&dir, &config("retry = true"));
+    wait_for_port(admin);
+    mended.store(true, Ordering::Relaxed);
+    let foreign = request(admin, "POST", "/parked/retry", &[], "");
+    assert_eq!(
+        foreign.status, 403,
+        "a page of another origin cannot send the header: {foreign:?}"
+    );
+    assert_eq!(parked(&dir).len(), 3);
+    let one = request(admin, "POST", &format!("/parked/retry?{id}"), &console, "");
+    assert_eq!(one.status, 200, "{one:?}");
+    assert_eq!(one.json(), serde_json::json!({"done": true, "said": "1 of 1 done"}));
+    assert_eq!(numbers(&dir), [0, 2]);
+    let unknown = request(admin, "POST", "/parked/retry?nobody", &console, "");
+    assert_eq!(unknown.json()["done"], false, "{unknown:?}");
+    let all = request(admin, "POST", "/parked/retry", &console, "");
+    assert_eq!(all.json(), serde_json::json!({"done": true, "said": "2 of 2 done"}));
+    assert_eq!(request(admin, "GET", "/parked", &[], "").json()["total"], 0);
+    let mut published: Vec<u64> = nginx
+        .accepted()
+        .iter()
+        .map(|publish| publish.json()["n"].as_u64().unwrap())
+        .collect();
+    published.sort_unstable();
+    assert_eq!(published, [0, 1, 2]);
 }
