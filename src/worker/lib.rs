@@ -19,7 +19,8 @@
 //!   [`checkpoint`] (durable positions), [`retry`] (back-off).
 //! * [`ops`]: metrics and the admin address. [`server`] is the HTTP server under it and under `http_in`, [`client`] the
 //!   client under sinks, alerts and commands. [`switch`]: pipeline parts turned on and off at run time.
-//!   [`test_servers`]: servers for `bench` and tests. [`pipeline_test`]: tests in the configuration. [`broker_tls`]:
+//!   [`jwks`]: keeps a key file of nginx equal to what an identity provider has. [`test_servers`]: servers for `bench`
+//!   and tests. [`pipeline_test`]: tests in the configuration. [`broker_tls`]:
 //!   certificates for brokers.
 
 pub mod broker_tls;
@@ -35,6 +36,7 @@ pub mod fence;
 pub mod field;
 pub mod finalizer;
 pub mod json;
+pub mod jwks;
 pub mod ops;
 pub mod pipeline_test;
 pub mod redis_link;

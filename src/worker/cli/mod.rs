@@ -4,6 +4,7 @@ mod ack;
 mod bench;
 mod doctor;
 mod inspect;
+mod jwks;
 mod live;
 mod manual;
 mod nginx;
@@ -119,6 +120,11 @@ enum Command {
         after_help = "Example:\n  echo '{\"n\":1}' | push-stream-worker publish 'http://127.0.0.1:9080/pub?id=news' --type post"
     )]
     Publish(publish::Publish),
+    /// Keep a key file of nginx equal to the JWK Set at a URL; SIGHUP asks at once, SIGTERM and SIGINT end it
+    #[command(
+        after_help = "Examples:\n  push-stream-worker jwks --url https://login.example.org/.well-known/jwks.json --out /etc/nginx/push-keys.json\n  push-stream-worker jwks --once --url https://login.example.org/.well-known/jwks.json --out /etc/nginx/push-keys.json"
+    )]
+    Jwks(jwks::Jwks),
     /// Write man pages and shell completions to a directory
     #[command(hide = true)]
     Manual {
@@ -155,6 +161,7 @@ pub fn main() -> ExitCode {
             doctor::run(config.as_deref(), nginx.as_deref(), module.as_deref())
         }
         Command::Publish(publish) => publish.run(),
+        Command::Jwks(jwks) => return jwks.run(),
         Command::Manual { dir } => manual::run(&dir),
     };
     match result {

@@ -8,7 +8,7 @@ use push_stream_worker::test_servers;
 use crate::support::*;
 
 /// A certificate authority, and certificates for a server and for the worker.
-fn certificates() -> TempDir {
+pub fn certificates() -> TempDir {
     let dir = TempDir::new();
     let openssl = |arguments: &str| {
         let output = std::process::Command::new("openssl")

@@ -10,6 +10,7 @@ mod doctor;
 mod examples;
 mod following;
 mod intake;
+mod jwks;
 mod nats;
 mod operations;
 mod parking;
