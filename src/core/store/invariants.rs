@@ -391,6 +391,12 @@ impl Check<'_, '_> {
             }
             self.dirty(slot, &members);
             self.chain(locked.get(slot, slot::reserved), "reservation");
+            let (records, problems) = locked.check_commands(slot);
+            self.problems.extend(problems);
+            for (record, more) in records {
+                self.own(record.0, "command");
+                self.chain(more, "command's text");
+            }
             if locked.get(slot, slot::live) != 0 {
                 live += 1;
             } else {

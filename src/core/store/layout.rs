@@ -22,9 +22,9 @@ pub const HEAD_ROOM_MULTI: usize = HEAD_ROOM - 4;
 /// Kinds of connection by which a worker counts its subscribers.
 pub const CONNECTION_COUNTS: usize = 16;
 /// Number of counters outside of the lock: each [`super::Counter`] at its own number, then [`super::Fanout`].
-pub const COUNTERS: usize = 64;
+pub const COUNTERS: usize = 96;
 /// Index of the fan-out's sum among the counters, and that of its first bucket.
-pub const FANOUT_SUM: usize = 48;
+pub const FANOUT_SUM: usize = 80;
 pub const FANOUT_FIRST: usize = FANOUT_SUM + 1;
 pub const FANOUT_BUCKETS: usize = COUNTERS - FANOUT_FIRST;
 /// Bits of a message's tag field that hold the milliseconds of its publish time.
@@ -35,7 +35,7 @@ pub const TAG_MASK: u32 = u32::MAX >> MILLIS_BITS;
 pub const AGE_LISTS: usize = 8;
 /// To be changed with every change of anything in this file; part of the zone's tag, so that a module with another
 /// layout never adopts this zone.
-pub const LAYOUT_VERSION: u32 = 9;
+pub const LAYOUT_VERSION: u32 = 10;
 pub const MAGIC: u64 = u64::from_be_bytes(*b"pushstrm");
 
 /// A value that a field can hold: at most eight bytes, any bit pattern valid.
@@ -133,6 +133,8 @@ reference! {
     IdsRef;
     /// An id in a channel's window: block number × 4 + place in the block.
     EntryRef;
+    /// A command from one process to another, or its answer.
+    CommandRef;
 }
 
 /// A worker slot.
@@ -401,10 +403,49 @@ record! {
         accepts: u32,
         /// Groups of compressed readers; not under the zone's lock.
         compress_groups: u32,
-        unused: u32,
+        /// Number of the commands that it has not taken.
+        command_count: u32,
+        commands_first: CommandRef,
+        commands_last: CommandRef,
+        answers_first: CommandRef,
+        answers_last: CommandRef,
+        /// Commands that it has taken and not answered.
+        taken: CommandRef,
+        /// Commands from it that are not answered.
+        posted: CommandRef,
+        unused: [u32; 10],
         /// How its subscribers are connected; not under the zone's lock.
         connection_counts: [u32; CONNECTION_COUNTS],
     }
+}
+
+record! {
+    /// A command, or its answer. The first bytes of its text follow in the same block.
+    command of CommandRef {
+        /// The chain of its text's further blocks.
+        more: BlockRef,
+        /// In the list of the slot that is to act next: the commands or those taken of its target, the answers of its requester.
+        next: CommandRef,
+        prev: CommandRef,
+        /// In its requester's list of commands that are not answered.
+        posted_next: CommandRef,
+        posted_prev: CommandRef,
+        len: u32,
+        request: u64,
+        state: u16,
+        kind: u16,
+        to: u16,
+        /// The requester's slot; the highest number if that has died.
+        from: u16,
+    }
+}
+
+pub mod command_state {
+    pub const POSTED: u16 = 1;
+    pub const TAKEN: u16 = 2;
+    pub const ANSWERED: u16 = 3;
+    /// Its target died before it had answered.
+    pub const GONE: u16 = 4;
 }
 
 record! {
@@ -581,7 +622,8 @@ const _: () = {
     assert!(member::SIZE <= BLOCK && ids::SIZE <= BLOCK);
     assert!(entry::SIZE * ENTRIES_PER_BLOCK as usize == BLOCK);
     assert!(zone_ids::SIZE.is_multiple_of(8));
-    assert!(slot::SIZE == 192);
+    assert!(slot::SIZE == 256);
+    assert!(command::SIZE == 40 && command::more.offset == block::next.offset);
     assert!(hot::SIZE.is_multiple_of(8));
 };
 
@@ -594,11 +636,12 @@ mod tests {
     use super::*;
 
     /// Every released layout by fingerprint, with its version; the last is the present one.
-    const KNOWN: [(u32, u64); 4] = [
+    const KNOWN: [(u32, u64); 5] = [
         (6, 0x0166_986f_d332_c451),
         (7, 0xeda6_4455_76d3_815f),
         (8, 0xf6b0_b97c_abb5_d87a),
         (9, 0x8d60_3c7f_a947_bed1),
+        (10, 0x6966_9d34_8cbe_60b2),
     ];
 
     /// The numbers of counters, which stay when others are added: a new counter at an unused number needs no new
@@ -670,6 +713,7 @@ mod tests {
             ("entry", entry::FIELDS, entry::SIZE),
             ("zone ids", zone_ids::FIELDS, zone_ids::SIZE),
             ("lent", lent::FIELDS, lent::SIZE),
+            ("command", command::FIELDS, command::SIZE),
         ];
         for (name, fields, size) in records {
             writeln!(text, "{name}: {fields:?}, {size}").unwrap();

@@ -29,7 +29,7 @@ macro_rules! item {
         }
     )* };
 }
-item!(ChannelRef BodyRef LinkRef MemberRef);
+item!(ChannelRef BodyRef LinkRef MemberRef CommandRef);
 
 impl Locked<'_> {
     pub fn push_back<H: Record, R: Item>(&mut self, list: List<H, R>, item: R) {

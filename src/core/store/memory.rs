@@ -84,7 +84,7 @@ macro_rules! block_record {
         }
     )* };
 }
-block_record!(BlockRef ChannelRef BodyRef MemberRef IdsRef);
+block_record!(BlockRef ChannelRef BodyRef MemberRef IdsRef CommandRef);
 
 impl Record for LinkRef {
     fn offset(self, memory: &Memory) -> usize {

@@ -22,6 +22,8 @@
 //! message   head block: 32 bytes shared by all its links, the first link (32 bytes), 64 bytes of text;
 //!           further blocks: 4 bytes of chain, 124 of text; further links: four to a block
 //! member    a worker's membership in a channel: how many subscribers, the first message it has not taken
+//! command   what one process asks another to do, or the answer: kind, number, the first 88 bytes of its text;
+//!           further blocks as a message has
 //! ```
 //!
 //! # When a process dies
@@ -32,6 +34,7 @@
 //! | filling a message it had reserved | the blocks are listed in its slot; reaping frees them |
 //! | copying messages out | they are pinned through its slot; reaping unpins them |
 //! | idle, with subscribers | its memberships are listed in its slot; reaping takes them off the channels' counts |
+//! | asked to do something, or asking | commands and answers are listed in both slots; reaping answers or frees them |
 //!
 //! A slot is reaped by the first process to find that its liveness lock's owner is dead: another worker in its
 //! [`Worker::tick`], within a second, or the successor that claims the slot.
@@ -42,12 +45,14 @@
 //! * Processes: `slots` (the zone, reap), `worker` (claim, tick, mutate), `wake`, `figures` (those outside of the lock).
 //! * Publish: `draft`, `series`, `notices`, `publishing`, `messages`, `ids` and `dedup_window`, `eviction` (and housekeeping).
 //! * Deliver: `members`, `joining`, `history`, `drain`, `handover`.
+//! * Processes among themselves: `commands`.
 //! * Channels: `channels`, `listing` (walks over all of them).
 //! * `api`: the types of the public interface. `invariants` and `fault_injection`: for tests.
 
 mod api;
 mod blocks;
 mod channels;
+mod commands;
 mod dedup_window;
 mod draft;
 mod drain;
@@ -76,6 +81,7 @@ mod wake;
 mod worker;
 
 pub use api::*;
+pub use commands::{Answer, COMMAND_BYTES, COMMANDS_PER_SLOT, Command, Process, Reply, SHORT_ANSWER, Unposted};
 pub use draft::Draft;
 pub use drain::Drained;
 pub use figures::{AttachReason, Connection, Connections, Counter, Counts, Fanout, Mode};

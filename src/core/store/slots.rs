@@ -180,6 +180,8 @@ impl Locked<'_> {
             self.unpin_first(slot, link);
         } else if self.get(slot, slot::reserved).some().is_some() {
             self.unreserve(slot);
+        } else if self.reap_command(slot) {
+            // What it has freed is the reservation now.
         } else if let Some(member) = self.get(slot, slot::members).some() {
             if self.get(member, member::count) > 0 {
                 self.discount(member);

@@ -186,10 +186,10 @@ impl Worker {
         self.memory().init(self.slot, slot::compress_groups, groups);
     }
 
-    /// Are there messages for this worker without a signal? The publisher died before the signal, or is about to send
-    /// it.
+    /// Are there messages or commands for this worker without a signal? The publisher died before the signal, or is about
+    /// to send it.
     pub fn is_overlooked(&self) -> bool {
-        !self.is_woken() && self.memory().peek(self.slot, slot::dirty_first).some().is_some()
+        !self.is_woken() && (self.memory().peek(self.slot, slot::dirty_first).some().is_some() || self.has_mail())
     }
 
     /// Counts a subscriber's connection.

@@ -758,3 +758,63 @@ fn an_id_is_known_exactly_if_its_message_was_accepted() {
     }
     assert!(point > 50, "only {point} points");
 }
+
+/// Commands in every state, to the dead process and from it.
+fn converse(test: &TestZone, worker: &mut Worker) {
+    let text = [b'x'; 300];
+    let mut friend = test.worker();
+    let other = friend.process();
+    let own = worker.process();
+    for request in 1..=4 {
+        worker.command(other, 1, request, &text, test.now).unwrap();
+        friend.command(own, 1, request, &text, test.now).unwrap();
+        worker.command(own, 1, 10 + request, b"short", test.now).unwrap();
+    }
+    let command = friend.take_command().unwrap();
+    friend.answer(command, &text, test.now).unwrap();
+    let command = friend.take_command().unwrap();
+    let taken = worker.take_command().unwrap();
+    worker.answer(taken, &text, test.now).unwrap();
+    worker.take_command().unwrap();
+    worker.withdraw(3);
+    worker.take_answer().unwrap();
+    friend.answer(command, b"short", test.now).unwrap();
+    friend.release();
+}
+
+#[test]
+fn commanding() {
+    die_everywhere("commands", followed, converse);
+}
+
+/// Two processes that had asked themselves and each other die, and one whose slot is taken over before.
+fn leave_commands(test: &mut TestZone, worker: &mut Worker) {
+    followed(test, worker);
+    let child = fork(|| {
+        let _first = test.worker();
+        let (mut one, mut other) = (test.worker(), test.worker());
+        let text = [b'y'; 300];
+        for request in 1..=4 {
+            let (first, second) = (one.process(), other.process());
+            one.command(second, 1, request, &text, test.now).unwrap();
+            other.command(first, 1, request, &text, test.now).unwrap();
+            one.command(first, 1, 10 + request, b"short", test.now).unwrap();
+        }
+        for dead in [&mut one, &mut other] {
+            let command = dead.take_command().unwrap();
+            dead.answer(command, &text, test.now).unwrap();
+            dead.take_command().unwrap();
+            dead.take_command().unwrap();
+        }
+        // SAFETY: takes no pointers.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+    });
+    assert!(wait(child));
+}
+
+#[test]
+fn reaping_commands() {
+    die_everywhere("reap commands", leave_commands, |test, worker| {
+        worker.tick(test.now);
+    });
+}

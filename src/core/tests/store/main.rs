@@ -1,6 +1,7 @@
 //! The store under several processes. The test process forks children that use the zone and die in it.
 
 mod basics;
+mod commands;
 mod counters;
 #[cfg(feature = "fault-points")]
 mod deaths;
