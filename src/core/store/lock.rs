@@ -18,8 +18,6 @@ pub enum Tried {
     Busy,
 }
 
-const _: () = assert!(size_of::<pthread_mutex_t>() <= size_of::<[u64; 5]>());
-
 /// Makes the lock.
 ///
 /// # Safety
