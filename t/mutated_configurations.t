@@ -19,7 +19,7 @@ note "seed $seed";
 
 my (%flag, %http, %location);
 $flag{"push_stream_$_"} = ['on', 'off'] for qw(store_messages channel_info_on_publish authorized_channels_only websocket_allow_publish
-    websocket_strict websocket_binary websocket_deflate allow_connections_to_events_channel auto_event_id idempotent_publish gap_notice detach detach_tls);
+    websocket_strict websocket_binary websocket_deflate allow_connections_to_events_channel auto_event_id idempotent_publish gap_notice detach detach_tls control);
 %http = (
     push_stream_shared_memory_size => ['1m', '128k', '32m'],
     push_stream_channel_deleted_message_text => ['Channel deleted', ''],
@@ -99,7 +99,7 @@ my %all = (%http, %location, %role);
 {
     open my $file, '<', "$FindBin::Bin/../docs/directives.md" or die "cannot read docs/directives.md: $!\n";
     my %documented = map { /^### (push_stream_\w+)/ ? ($1 => 1) : () } <$file>;
-    delete @documented{qw(push_stream_channels_statistics push_stream_console)};    # have no value
+    delete @documented{qw(push_stream_channels_statistics push_stream_console push_stream_session_control)};    # have no value
     is_deeply [ sort keys %all ], [ sort keys %documented ], 'every directive is here';
 }
 

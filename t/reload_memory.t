@@ -101,7 +101,9 @@ http {
             push_stream_gap_notice on;
             push_stream_eventsource_retry 3s;
             push_stream_authorized_channels_only on;
+            push_stream_control on;
         }
+        location /session { push_stream_session_control; }
         location /token {
             push_stream_subscriber eventsource;
             push_stream_token required;

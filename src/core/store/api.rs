@@ -281,6 +281,8 @@ pub struct Position<'a> {
 pub enum JoinMode {
     /// Streaming, EventSource, WebSocket: always subscribes.
     Stream,
+    /// Further channels for a subscriber that is counted already.
+    Further,
     /// Subscribes only if there is nothing to send at once.
     LongPoll,
     /// Never subscribes.

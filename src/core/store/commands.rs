@@ -180,12 +180,20 @@ impl Worker {
         outcome
     }
 
+    /// Are there messages for this process?
+    pub fn has_messages(&self) -> bool {
+        self.memory().peek(self.slot, slot::dirty_first).some().is_some()
+    }
+
+    /// Are there commands for this process?
+    pub fn has_commands(&self) -> bool {
+        self.memory().peek(self.slot, slot::commands_first).some().is_some()
+    }
+
     /// Are there commands or answers for this process? Takes no lock: to be asked after a
     /// [drain](Worker::drain), which lowers the wake-up flag.
     pub fn has_mail(&self) -> bool {
-        let memory = self.memory();
-        memory.peek(self.slot, slot::commands_first).some().is_some()
-            || memory.peek(self.slot, slot::answers_first).some().is_some()
+        self.has_commands() || self.memory().peek(self.slot, slot::answers_first).some().is_some()
     }
 
     /// The oldest command for this process, for it to [answer](Worker::answer).

@@ -54,8 +54,8 @@ impl Scope<'_> {
 pub enum Drained {
     /// Incomplete: continue at once.
     Part,
-    /// Everything up to a sequence number. `more`: newer messages wait.
-    Whole { more: bool },
+    /// Everything up to the sequence number `until`. `more`: newer messages wait.
+    Whole { more: bool, until: u64 },
 }
 
 /// Messages that a drain takes for one membership.
@@ -94,13 +94,18 @@ impl Worker {
     /// As [`Worker::drain`], for callers that merge channels: the batches up to a [whole](Drained::Whole) one contain,
     /// of all channels, exactly the messages published up to some sequence number and not taken before.
     pub fn drain_whole(&mut self, max_bytes: usize, batch: &mut Batch) -> Drained {
+        self.drain_whole_to(u64::MAX, max_bytes, batch)
+    }
+
+    /// The same, up to the sequence number `last` at most; when a whole one ends there, all messages up to it are taken.
+    pub fn drain_whole_to(&mut self, last: u64, max_bytes: usize, batch: &mut Batch) -> Drained {
         batch.clear();
         wake::lower(self.memory().woken(self.slot));
         self.memory().prefetch_drain(self.slot);
         let mut drain = self.whole_drain.take();
         let mut takes = Vec::new();
         let heads = self.step(|locked, slot| {
-            let drain = drain.get_or_insert_with(|| locked.begin_whole_drain(slot));
+            let drain = drain.get_or_insert_with(|| locked.begin_whole_drain(slot, last));
             locked.gather(slot, max_bytes, &mut Scope::Whole(drain), batch, &mut takes)
         });
         if !takes.is_empty() {
@@ -108,7 +113,10 @@ impl Worker {
         }
         let front = self.memory().peek(self.slot, slot::dirty_first).some();
         if front.is_none() || drain.as_ref().is_some_and(|drain| drain.first_left == front) {
-            return Drained::Whole { more: front.is_some() };
+            return Drained::Whole {
+                more: front.is_some(),
+                until: drain.map_or(0, |drain| drain.until),
+            };
         }
         self.whole_drain = drain;
         Drained::Part
@@ -236,10 +244,10 @@ impl Memory {
 }
 
 impl Locked<'_> {
-    /// Covers everything up to now, but at most `WHOLE_DRAIN` past the first dirty membership's next message, about the
+    /// Covers everything up to now or `last`, but at most `WHOLE_DRAIN` past the first dirty membership's next message, about the
     /// longest waiting one.
-    fn begin_whole_drain(&self, slot: SlotRef) -> WholeDrain {
-        let mut until = self.hot(hot::seq);
+    fn begin_whole_drain(&self, slot: SlotRef, last: u64) -> WholeDrain {
+        let mut until = self.hot(hot::seq).min(last);
         if let Some(member) = self.get(slot, slot::dirty_first).some()
             && self.get(member, member::flags) & member_flag::GONE == 0
             && let Some(link) = self.get(member, member::next).some()

@@ -111,6 +111,12 @@ counters! {
     /// As [`Counter::CompressedIn`] and [`Counter::CompressedOut`], of WebSocket messages.
     DeflatedIn = 46,
     DeflatedOut = 47,
+    /// Changes of live subscriptions: made, refused because there is no such session, refused otherwise.
+    SessionChanged = 48,
+    SessionUnknown = 49,
+    SessionRefused = 50,
+    /// Requests for a change that were not answered in time.
+    SessionLate = 51,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

@@ -53,7 +53,7 @@ impl Worker {
                 let (replay, bound) = locked.select_old(request, &channels, &mut seeks);
                 let position = locked.position_after(request, &channels, replay.is_some(), !gaps.is_empty());
                 let subscribes = match request.mode {
-                    JoinMode::Stream => true,
+                    JoinMode::Stream | JoinMode::Further => true,
                     JoinMode::LongPoll => replay.is_none(),
                     JoinMode::Poll => false,
                 };
@@ -72,7 +72,9 @@ impl Worker {
                         memberships.push(Membership(locked.enter(channel, slot)?.0));
                         locked.touch(channel, &limits);
                     }
-                    locked.add(slot, slot::subscribers, 1);
+                    if request.mode != JoinMode::Further {
+                        locked.add(slot, slot::subscribers, 1);
+                    }
                 }
                 Ok(Some(Joined {
                     memberships,

@@ -697,6 +697,10 @@ mod tests {
         Counter::DeliveredUnaligned,
         Counter::DeflatedIn,
         Counter::DeflatedOut,
+        Counter::SessionChanged,
+        Counter::SessionUnknown,
+        Counter::SessionRefused,
+        Counter::SessionLate,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

@@ -4,6 +4,7 @@ pub mod batch;
 pub mod channel_path;
 pub mod coding;
 pub mod console;
+pub mod control;
 pub mod escape;
 pub mod event_id;
 pub mod eventsource;

@@ -79,6 +79,7 @@ pub enum Role {
     Console,
     Publisher(PublisherMode),
     Subscriber(SubscriberMode),
+    SessionControl,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +171,7 @@ pub struct Location {
     pub(super) slow_reader: ngx_uint_t,
     pub(super) subscriber_queue: usize,
     pub(super) dead_peer_timeout_ms: ngx_msec_t,
+    pub(super) control: ngx_flag_t,
     pub(super) detach: ngx_flag_t,
     pub(super) detach_tls: ngx_flag_t,
     /// Empty = off.
@@ -346,6 +348,7 @@ impl Location {
             (&mut self.idempotent_publish, outer.idempotent_publish, 0),
             (&mut self.gap_notice, outer.gap_notice, 0),
             (&mut self.allow_events_channel, outer.allow_events_channel, 0),
+            (&mut self.control, outer.control, 0),
             (&mut self.detach, outer.detach, 1),
             (&mut self.detach_tls, outer.detach_tls, 0),
             (&mut self.compress_level, outer.compress_level, COMPRESS_LEVEL),
@@ -449,6 +452,7 @@ impl Location {
         match role {
             Role::Statistics => self.statistics_format() == StatisticsFormat::Metrics,
             Role::Console => !self.admin_api(),
+            Role::SessionControl => true,
             _ => false,
         }
     }
@@ -471,6 +475,12 @@ impl Location {
         }
         if self.batch_publish == 1 && !matches!(self.role, Some(Role::Publisher(_))) {
             return Err(c"push_stream_batch_publish needs push_stream_publisher in the same location.");
+        }
+        if self.control == 1
+            && let Some(role) = self.role
+            && role != Role::Subscriber(SubscriberMode::EventSource)
+        {
+            return Err(c"push_stream_control needs push_stream_subscriber eventsource in the same location.");
         }
         if self.statistics_format != unset::ENUM && self.role != Some(Role::Statistics) {
             return Err(c"push_stream_statistics_format needs push_stream_channels_statistics in the same location.");
@@ -672,6 +682,8 @@ impl Location {
                 },
             },
             padding_max: main.padding_max.clone(),
+            control: self.control == 1,
+            guarded: self.gate.as_ref().is_some_and(|gate| gate.required),
             detach: self.detach == 1,
             detach_tls: self.detach == 1 && self.detach_tls == 1,
             log_disconnect: self.log_disconnect,
@@ -775,6 +787,7 @@ pub unsafe extern "C" fn create(cf: *mut ngx_conf_t) -> *mut c_void {
         slow_reader: unset::ENUM,
         subscriber_queue: unset::SIZE,
         dead_peer_timeout_ms: unset::MSEC,
+        control: unset::FLAG,
         detach: unset::FLAG,
         detach_tls: unset::FLAG,
         compress: None,

@@ -91,7 +91,7 @@ const ALL_LEVELS: u32 = MAIN | SRV | LOC;
 const ALL_LEVELS_AND_IF: u32 = MAIN | SRV | LOC | LIF;
 
 /// Every directive, in the order of the documentation: roles, then the http block's, then inherited ones.
-pub static mut COMMANDS: [ngx_command_t; 83] = [
+pub static mut COMMANDS: [ngx_command_t; 85] = [
     location!(
         "push_stream_channels_statistics",
         LOC,
@@ -126,6 +126,13 @@ pub static mut COMMANDS: [ngx_command_t; 83] = [
         LOC,
         NGX_CONF_NOARGS | ONE,
         setters::set_subscriber,
+        role
+    ),
+    location!(
+        "push_stream_session_control",
+        LOC,
+        NGX_CONF_NOARGS,
+        setters::set_session_control,
         role
     ),
     with_post(
@@ -505,6 +512,7 @@ pub static mut COMMANDS: [ngx_command_t; 83] = [
         ngx_conf_set_msec_slot,
         dead_peer_timeout_ms
     ),
+    location!("push_stream_control", ALL_LEVELS, FLAG, ngx_conf_set_flag_slot, control),
     location!("push_stream_detach", ALL_LEVELS, FLAG, ngx_conf_set_flag_slot, detach),
     location!(
         "push_stream_detach_tls",

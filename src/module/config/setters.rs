@@ -36,6 +36,7 @@ macro_rules! setters {
 
 setters! {
     set_statistics(Location) = statistics;
+    set_session_control(Location) = session_control;
     set_console(Location) = console;
     set_console_worker(Location) = console_worker;
     set_console_node(Location) = console_node;
@@ -77,6 +78,14 @@ fn detach_tls(mut directive: Directive<'_, Location>) -> *mut c_char {
 
 fn statistics(directive: Directive<'_, Location>) -> *mut c_char {
     install(directive, Role::Statistics, http::statistics_handler);
+    ptr::null_mut()
+}
+
+fn session_control(directive: Directive<'_, Location>) -> *mut c_char {
+    if directive.level.role.is_some() {
+        return verdict(Err(c"is duplicate"));
+    }
+    install(directive, Role::SessionControl, http::session_control_handler);
     ptr::null_mut()
 }
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use push_stream_core::wire::event_id::OrderedId;
 
+use super::asking::Answered;
 use super::ending::Ending;
 use super::frames::Piece;
 use super::subscriber::SubscriberId;
@@ -15,6 +16,8 @@ pub enum Action {
     /// Answer the long poll with this message.
     Answer(SubscriberId, Answer),
     End(SubscriberId, Ending),
+    /// Answer a request that has asked other workers.
+    Resume(Answered),
 }
 
 /// A waiting long poll's answer.

@@ -107,7 +107,7 @@ impl Subscriber {
     pub fn deliver_compressed(&mut self, piece: Piece, position: Option<Option<OrderedId>>) -> Delivered {
         let bound = self.bound(true);
         if let Some(replaying) = &mut self.replay {
-            return queued(push_at(&mut replaying.behind, piece, bound, position));
+            return queued(push_at(replaying.behind(), piece, bound, position));
         }
         if self.may_send_now() {
             return self.send_compressed(&piece.frames, piece.from, position.flatten());

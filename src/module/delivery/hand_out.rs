@@ -81,9 +81,13 @@ impl Delivery {
     pub fn work(&mut self, slice: &Slice, actions: &mut Vec<Action>) -> bool {
         // Take new messages first: they need not wait until all earlier ones are handed out.
         self.take_messages();
+        self.look_for_mail(actions);
         while actions.len() < ACTIONS_PER_SLICE {
-            if self.inbox.is_handed_out() && !self.take_messages() {
-                break;
+            if self.inbox.is_handed_out() {
+                let obeyed = self.control.is_busy() && self.obey(actions);
+                if !self.take_messages() && !obeyed && !self.control.is_ready() {
+                    break;
+                }
             }
             self.hand_out(slice, actions);
             if !self.inbox.ordered.is_idle() {
@@ -101,7 +105,7 @@ impl Delivery {
         actions.extend(self.inbox.catching_up.drain(..turn).map(Action::Advance));
         self.count();
         !self.inbox.is_handed_out()
-            || self.inbox.dirty && !self.handover.is_unplaced()
+            || (self.inbox.dirty || self.control.is_busy()) && !self.handover.is_unplaced()
             || !self.inbox.catching_up.is_empty()
             || !self.inbox.coalescer.is_empty()
     }
@@ -135,6 +139,9 @@ impl Delivery {
         if self.inbox.queues.are_full() || self.handover.is_unplaced() {
             return false;
         }
+        if self.control.is_busy() {
+            return self.inbox.is_handed_out() && self.take_up_to_change();
+        }
         if self.inbox.ordered.has_readers() {
             return self.inbox.ordered.is_idle() && self.take_whole_drain();
         }
@@ -160,7 +167,7 @@ impl Delivery {
             taken |= !batch.is_empty();
             self.fill_queues(&batch);
             self.inbox.ordered.take_up(&Rc::new(batch), &self.registry);
-            if let Drained::Whole { more } = drained {
+            if let Drained::Whole { more, .. } = drained {
                 self.inbox.dirty = more;
                 break;
             }
@@ -170,7 +177,7 @@ impl Delivery {
     }
 
     /// Renders messages for subscribers that are not ordered.
-    fn fill_queues(&mut self, batch: &Batch) {
+    pub fn fill_queues(&mut self, batch: &Batch) {
         let Inbox {
             queues, scratch, taken, ..
         } = &mut self.inbox;
@@ -438,7 +445,10 @@ impl Delivery {
         self.local_counters.delivered += self.inbox.batch.len() as u64;
         self.local_counters.gap_notices += u64::from(subscriber.tell_lost(&mut replaying, &self.inbox.batch));
         let mut frames = Frames::default();
-        for (index, message) in self.inbox.batch.iter() {
+        for (index, mut message) in self.inbox.batch.iter() {
+            if replaying.floor.is_some() && message.event_id.and_then(OrderedId::parse) <= replaying.floor {
+                message.repeated_id = true;
+            }
             let channel = replaying.ids.get(index as usize).map_or(&b""[..], |id| id);
             if let Kind::Answer(rest) = &subscriber.kind
                 && !std::mem::take(&mut replaying.first)
@@ -549,7 +559,7 @@ impl Subscriber {
         }
         let bound = self.bound(self.frozen());
         if let Some(replaying) = &mut self.replay {
-            return queued(push_at(&mut replaying.behind, piece, bound, position));
+            return queued(push_at(replaying.behind(), piece, bound, position));
         }
         if self.is_stream()
             && let Some(delivered) = self.send_to_stream(&piece)
@@ -576,7 +586,7 @@ impl Subscriber {
             return false;
         }
         let queue = match &mut self.replay {
-            Some(replaying) => &mut replaying.behind,
+            Some(replaying) => replaying.behind(),
             None => &mut self.send_queue,
         };
         let notices: Vec<Vec<u8>> = queue
@@ -632,6 +642,7 @@ impl Subscriber {
                 .push(Piece::whole(Frames::of_bytes(&line, self.style.framing)));
         }
         self.send_queue.append(&mut replaying.behind);
+        self.replay = replaying.further.take();
         if let Kind::Answer(rest) = &self.kind {
             let closing = Frames::of_bytes(&rest.closing, self.style.framing);
             self.send_queue.push(Piece::whole(closing));

@@ -20,6 +20,7 @@
 //! * [`local_counters`]: counts not yet in the zone. [`report`]: adds them, and reports in the error log.
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
+//! * [`asking`], [`control`]: commands to other workers on behalf of requests, and those from them: live subscriptions.
 //! * [`events`], [`callbacks`]: events in nginx's loop, and what it calls. [`housekeeping`]: once a second.
 //! * [`recovery`]: after a panic.
 //! * [`state`]: the one value that has it all. Files below it do not know it; those above it extend it with `impl`.
@@ -28,12 +29,14 @@
 //! finalizing a request) are made between the steps.
 
 mod action;
+mod asking;
 mod callbacks;
 mod channel_queue;
 mod coalesce;
 mod compressed;
 mod compression;
 mod contexts;
+mod control;
 mod detach;
 mod disconnect_log;
 mod ending;
@@ -105,9 +108,11 @@ use subscriber::{
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
+pub use asking::{Answers, Unasked, ask};
 pub use compressed::{member, opening};
 pub use compression::Compressed;
 pub use contexts::Contexts;
+pub use control::CHANGE;
 pub use detach::may_send_directly;
 pub use ending::Reason;
 pub use format::{Compression, Format, Transport};
@@ -157,6 +162,8 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         local_counters: LocalCounters::default(),
         top_channels: TopChannels::default(),
         handover: Handover::new(zone.cycle()),
+        control: Default::default(),
+        asking: Default::default(),
         reported: Reported::default(),
         disconnect_log: DisconnectLog::default(),
     };
@@ -412,6 +419,8 @@ impl Delivery {
                 first: false,
                 position: joined.position.filter(|_| tells_position),
                 last: enlistment.asked,
+                floor: None,
+                further: None,
             })
         });
         let style = self.registry.styles.intern(style, &mut self.compression);
@@ -462,7 +471,8 @@ impl Delivery {
                 DisconnectRecord::new(subscriber.audience.log_disconnect, client, mode, &ids, now_ms);
             subscriber.disconnect_record = Some(Box::new(disconnect_record));
         }
-        let waiting = subscriber.replay.is_some() || !subscriber.send_queue.is_empty();
+        let mut waiting = subscriber.replay.is_some() || !subscriber.send_queue.is_empty();
+        let control = subscriber.audience.control;
         let connected = subscriber.connected();
         let frees_buffer = subscriber.is_filtered() && subscriber.frozen();
         let id = self.registry.add(subscriber, memberships, &ids);
@@ -473,6 +483,9 @@ impl Delivery {
             worker.count_in(connected);
         }
         self.schedule(id.index, now_ms);
+        if control {
+            waiting |= self.tell_session(id);
+        }
         if attach_reason == Some(AttachReason::Unsent) || frees_buffer {
             self.settle(id);
         }

@@ -20,6 +20,7 @@ pub fn perform(actions: Vec<Action>) {
             Action::Advance(id) => advance(id),
             Action::Answer(id, answer) => answer_waiting(id, &answer),
             Action::End(id, ending) => end(id, ending),
+            Action::Resume(answered) => answered.resume(),
         }
     }
 }

@@ -35,6 +35,10 @@ pub struct Audience {
     pub padding: Vec<Padding>,
     /// Handling of messages from WebSocket clients.
     pub incoming: Incoming,
+    /// May their channels be changed by whoever knows the session (`push_stream_control`)?
+    pub control: bool,
+    /// Must a subscriber have a token?
+    pub guarded: bool,
     /// May its subscribers detach from nginx's requests?
     pub detach: bool,
     /// May their TLS be taken over from OpenSSL?

@@ -82,7 +82,8 @@ impl Registry {
         id
     }
 
-    fn seat(&mut self, index: u32, membership: Membership, channel_id: &[u8]) {
+    /// Gives the subscriber at `index` a seat in a channel.
+    pub fn seat(&mut self, index: u32, membership: Membership, channel_id: &[u8]) {
         let Some(subscriber) = self.slab.at(index) else {
             return;
         };

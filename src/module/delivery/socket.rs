@@ -249,7 +249,7 @@ impl Subscriber {
     pub fn push_event(&mut self, event: &[u8]) {
         let event = Piece::whole(Frames::of_bytes(event, self.style.framing));
         match &mut self.replay {
-            Some(replaying) => replaying.behind.push(event),
+            Some(replaying) => replaying.behind().push(event),
             None => self.send_queue.push(event),
         }
     }
@@ -279,7 +279,7 @@ impl Subscriber {
             _ => return,
         };
         let waiting = match &mut self.replay {
-            Some(replaying) => &mut replaying.behind,
+            Some(replaying) => replaying.behind(),
             None => &mut self.send_queue,
         };
         waiting.push(Piece::whole(farewell));

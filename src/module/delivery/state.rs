@@ -6,8 +6,10 @@ use std::time::Instant;
 
 use push_stream_core::store::{Worker, Zone};
 
+use super::asking::Asking;
 use super::compression::Compression;
 use super::contexts::Neighbours;
+use super::control::Control;
 use super::disconnect_log::DisconnectLog;
 use super::events::Events;
 use super::handover::sessions::Handover;
@@ -48,6 +50,9 @@ pub struct Delivery {
     pub local_counters: LocalCounters,
     pub top_channels: TopChannels,
     pub handover: Handover,
+    /// Commands for this worker, and those of its own.
+    pub control: Control,
+    pub asking: Asking,
     pub reported: Reported,
     pub disconnect_log: DisconnectLog,
 }

@@ -206,6 +206,27 @@ pub struct Replaying {
     pub position: Option<OrderedId>,
     /// The last id sent to it, or the one it resumed from.
     pub last: Option<OrderedId>,
+    /// Ids up to this one are not shown: they would take the reader back.
+    pub floor: Option<OrderedId>,
+    /// The history of channels that it has subscribed to since; live messages wait behind that.
+    pub further: Option<Box<Replaying>>,
+}
+
+impl Replaying {
+    /// The last of the histories, behind which live messages wait.
+    pub fn last(&mut self) -> &mut Replaying {
+        let mut last = self;
+        while last.further.is_some() {
+            // Not `if let`, whose borrow would last.
+            last = last.further.as_mut().expect("it was looked at");
+        }
+        last
+    }
+
+    /// The live messages that wait.
+    pub fn behind(&mut self) -> &mut SendQueue {
+        &mut self.last().behind
+    }
 }
 
 /// Is it on its way from one worker to another? Then nothing is sent to it or read from it.

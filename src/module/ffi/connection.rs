@@ -543,6 +543,12 @@ impl<'c> Event<'c> {
         }
     }
 
+    /// Drops the timer, also one that has fired.
+    pub fn forget_timeout(self) {
+        self.drop_timer();
+        self.get().set_timedout(0);
+    }
+
     /// Takes it out of nginx's timers and queues.
     pub fn forget(self) {
         self.drop_timer();

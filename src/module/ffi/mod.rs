@@ -9,6 +9,7 @@ pub mod lookup;
 pub mod openssl;
 pub mod optional;
 pub mod panic_guard;
+pub mod parked;
 pub mod pool;
 pub mod received;
 pub mod release;

@@ -49,6 +49,7 @@ pub fn add_cors_headers(r: Request<'_>, methods: &'static str) -> Result<(), Den
         r.add_header("Access-Control-Allow-Credentials", b"true")?;
     }
     let headers: &[u8] = match r.location().gate {
+        _ if r.location().role == Some(Role::SessionControl) => b"Authorization,Content-Type",
         Some(_) => b"Authorization,If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
         None => b"If-Modified-Since,If-None-Match,Etag,Event-Id,Event-Type,Last-Event-Id",
     };

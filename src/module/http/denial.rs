@@ -53,6 +53,14 @@ pub enum Denial {
     Token(Rejection),
     /// The access token does not grant the channels.
     NotGranted,
+    /// No stream that is open has this session.
+    UnknownSession,
+    /// What is asked does not fit to how things are.
+    Conflict(&'static str),
+    /// Not now.
+    Busy(&'static str),
+    /// Another worker has not answered in time.
+    Late,
     /// No memory, or a failure below; with the text for the error log.
     Internal(&'static str),
     /// An answer that nginx makes itself, with its own page.
@@ -90,12 +98,13 @@ impl Denial {
             | Denial::AdminApiOff
             | Denial::NotFromConsole
             | Denial::TooManyChannels => NGX_HTTP_FORBIDDEN,
-            Denial::UnknownChannel | Denial::NotWatched => NGX_HTTP_NOT_FOUND,
+            Denial::UnknownChannel | Denial::NotWatched | Denial::UnknownSession => NGX_HTTP_NOT_FOUND,
             Denial::Method(_) => NGX_HTTP_NOT_ALLOWED,
-            Denial::OutOfOrder => NGX_HTTP_CONFLICT,
+            Denial::OutOfOrder | Denial::Conflict(_) => NGX_HTTP_CONFLICT,
             Denial::MessageTooLarge => NGX_HTTP_REQUEST_ENTITY_TOO_LARGE,
             Denial::NothingToEvict => NGX_HTTP_INSUFFICIENT_STORAGE,
-            Denial::Unavailable => NGX_HTTP_SERVICE_UNAVAILABLE,
+            Denial::Unavailable | Denial::Busy(_) => NGX_HTTP_SERVICE_UNAVAILABLE,
+            Denial::Late => NGX_HTTP_GATEWAY_TIME_OUT,
             Denial::ZoneFull | Denial::Subrequest | Denial::Internal(_) | Denial::Nginx(_) => {
                 NGX_HTTP_INTERNAL_SERVER_ERROR
             }
@@ -126,7 +135,12 @@ impl Denial {
             Denial::NotWatched => "The console watches no such worker or node.",
             Denial::NotFromConsole => "Only the console itself may ask for this.",
             Denial::BadEventField => "Event id and event type must have at most 255 bytes and no control characters.",
-            Denial::Argument(explain) | Denial::Handshake(explain) => explain,
+            Denial::UnknownSession => "Session does not exist.",
+            Denial::Late => "The worker of the session has not answered.",
+            Denial::Argument(explain)
+            | Denial::Handshake(explain)
+            | Denial::Conflict(explain)
+            | Denial::Busy(explain) => explain,
             Denial::EventFieldTooLong => "Event id and event type must have at most 65535 bytes.",
             Denial::OutOfOrder => "Event id is out of order.",
             Denial::MessageTooLarge => "Message is too large.",

@@ -41,6 +41,13 @@ const SLOW_READERS: [(&[u8], Counter); 3] = [
     (b"latest", Counter::SlowLatest),
 ];
 
+const SESSION_CHANGES: [(&[u8], Counter); 4] = [
+    (b"done", Counter::SessionChanged),
+    (b"unknown", Counter::SessionUnknown),
+    (b"refused", Counter::SessionRefused),
+    (b"late", Counter::SessionLate),
+];
+
 const WAKEUPS: [(&[u8], Counter); 3] = [
     (b"signal", Counter::WakeupSignal),
     (b"own", Counter::WakeupOwn),
@@ -311,6 +318,15 @@ fn workers(writer: &mut Writer, summary: &Summary) {
         ),
         "kind",
         &WAKEUPS.map(|(kind, counter)| (kind, summary.counts.get(counter))),
+    );
+    labelled(
+        writer,
+        (
+            "push_stream_session_changes",
+            "Changes of live subscriptions that were asked for, by outcome.",
+        ),
+        "outcome",
+        &SESSION_CHANGES.map(|(outcome, counter)| (outcome, summary.counts.get(counter))),
     );
     writer
         .family(

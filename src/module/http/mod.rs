@@ -1,6 +1,6 @@
 //! Request handlers: how each request is answered.
 //!
-//! * [`publisher`], [`subscriber`], [`statistics`], [`console`]: one per role of a location.
+//! * [`publisher`], [`subscriber`], [`session_control`], [`statistics`], [`console`]: one per role of a location.
 //! * [`batch`]: many messages in one publisher request.
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: the channels that a request names, and the checks on them.
@@ -23,6 +23,7 @@ mod operators;
 mod pieces;
 mod publisher;
 pub mod request;
+mod session_control;
 mod statistics;
 pub mod subscriber;
 pub mod token;
@@ -51,4 +52,6 @@ handlers! {
     statistics_handler = "statistics" statistics::handle;
     /// Content handler of console locations.
     console_handler = "console" console::handle;
+    /// Content handler of locations for session control.
+    session_control_handler = "session control" session_control::handle;
 }

@@ -58,6 +58,11 @@ impl Pass {
         }
     }
 
+    /// Was a token asked for and verified?
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     /// Time until a stream of it ends with its token; None = it does not.
     pub fn ends_in_ms(&self) -> Option<u64> {
         let ends = self.token.as_ref()?.ends?.saturating_add(self.leeway);
@@ -132,6 +137,20 @@ fn verify(r: Request<'_>, gate: &Gate) -> Result<Result<Option<Rc<Token>>, Rejec
         Some(text) => r.main().tokens.verify(gate.policy, &text).map(Some),
         None if gate.required => Err(Rejection::Missing),
         None => Ok(None),
+    })
+}
+
+/// As [`admit`], with a token that the request has in its body: that comes first.
+pub fn admit_with(r: Request<'_>, text: Option<&[u8]>) -> Result<Pass, Denial> {
+    let Some(text) = text else {
+        return admit(r);
+    };
+    let gate = r.location().gate.as_ref();
+    let gate = gate.ok_or(Denial::Argument("Tokens are off in this location."))?;
+    let token = r.main().tokens.verify(gate.policy, text).map_err(Denial::Token)?;
+    Ok(Pass {
+        token: Some(token),
+        leeway: r.main().tokens.leeway(gate.policy),
     })
 }
 
@@ -246,6 +265,13 @@ fn error_of(r: Request<'_>) -> Option<&'static str> {
         return None;
     }
     let right = match r.location().role? {
+        // Which channels it is about stands in the body.
+        Role::SessionControl => {
+            return match admit(r) {
+                Err(Denial::Token(rejection)) => Some(rejection.name()),
+                _ => None,
+            };
+        }
         Role::Subscriber(_) => Right::Subscribe,
         Role::Publisher(_) => Right::Publish,
         Role::Statistics | Role::Console => return None,

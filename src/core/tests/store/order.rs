@@ -605,7 +605,7 @@ fn a_whole_drain_is_a_prefix_of_everything() {
         let more = loop {
             let drained = worker.drain_whole(300, &mut batch);
             session.extend(batch.iter().map(|(_, message)| message.seq));
-            if let Drained::Whole { more } = drained {
+            if let Drained::Whole { more, .. } = drained {
                 break more;
             }
         };
@@ -799,7 +799,7 @@ fn deliver(worker: &mut Worker, clients: &mut [Client]) {
                 let id = message.event_id.and_then(OrderedId::parse).filter(|_| !message.late);
                 runs.entry(source).or_default().push((message.seq, number, id));
             }
-            if let Drained::Whole { more } = drained {
+            if let Drained::Whole { more, .. } = drained {
                 break more;
             }
         };

@@ -351,6 +351,7 @@ impl Delivery {
             // One with TLS is never taken for one without.
             _ => failed = true,
         }
+        let named = !failed && subscriber.audience.control;
         if failed {
             actions.push(Action::End(id, Ending::Failed));
         } else {
@@ -359,6 +360,10 @@ impl Delivery {
         if ordered {
             self.inbox.ordered.add_reader(id.index, position);
             self.place_one();
+        }
+        if named {
+            // The one that it had is that of the leaving worker.
+            self.tell_session(id);
         }
         self.schedule(id.index, Now::read().monotonic_ms);
         if self.shutdown.begun() {
