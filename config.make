@@ -10,6 +10,6 @@ push-stream-cargo:
 	cd $ngx_addon_dir && \\
 	NGINX_SOURCE_DIR="$PWD" NGINX_BUILD_DIR="$(cd "$NGX_OBJS" && pwd)" \\
 	${CARGO:-cargo} rustc --release --locked $CARGO_FLAGS -p ngx_http_push_stream_module --lib \\
-		--no-default-features --crate-type staticlib --target-dir "$(cd "$NGX_OBJS" && pwd)/push-stream"
+		--no-default-features --features "${PUSH_STREAM_FEATURES-zstd}" --crate-type staticlib --target-dir "$(cd "$NGX_OBJS" && pwd)/push-stream"
 
 END

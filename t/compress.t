@@ -4,17 +4,17 @@ use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
-use PushStream::Gunzip;
+use PushStream::Decoder;
 
 my $conf = <<'CONF';
 %%MAIN%%
 events {}
 http {
     %%HTTP%%
-    push_stream_shared_memory_size 8m;
+    push_stream_shared_memory_size 32m;
     push_stream_channels_path $arg_id;
     push_stream_store_messages on;
-    push_stream_compress gzip;
+    push_stream_compress zstd gzip;
     gzip on;
     gzip_types *;
     gzip_min_length 1;
@@ -45,11 +45,6 @@ sub post_text ($n) {
 }
 
 with_nginx $conf, sub ($nginx) {
-    my $metric = sub ($name) { $nginx->get('/metrics')->body =~ /^\Q$name\E (\S+)/m ? $1 : undef };
-    my $gunzip = sub ($uri, %headers) {
-        return PushStream::Gunzip->new($nginx->open(GET => $uri, headers => { 'Accept-Encoding' => 'gzip, deflate, br', %headers }));
-    };
-
     # Negotiation.
     my $plain = $nginx->open(GET => '/sub?id=neg', headers => { 'Accept-Encoding' => 'br' });
     is $plain->head->header('Content-Encoding'), undef, 'who asks for something else gets it as it is';
@@ -60,23 +55,41 @@ with_nginx $conf, sub ($nginx) {
         my $client = $nginx->open(GET => '/sub?id=neg', headers => { 'Accept-Encoding' => $odd });
         is $client->head->header('Content-Encoding'), undef, "\"$odd\" asks for nothing";
     }
+    for ([ 'gzip, deflate, br, zstd' => 'zstd' ], [ 'zstd;q=0.5, gzip' => 'gzip' ], [ 'gzip' => 'gzip' ], [ '*' => 'zstd' ], [ 'zstd;q=0, *' => 'gzip' ]) {
+        my ($accepted, $coding) = @$_;
+        my $client = $nginx->open(GET => '/sub?id=neg', headers => { 'Accept-Encoding' => $accepted });
+        is $client->head->header('Content-Encoding'), $coding, "\"$accepted\" gets $coding";
+    }
     my $off = $nginx->open(GET => '/off?id=neg', headers => { 'Accept-Encoding' => 'gzip' });
     is $off->head->header($_), undef, "without the directive there is no $_" for qw(Content-Encoding Vary);
+};
+
+for my $coding (qw(gzip zstd)) {
+    subtest $coding => sub { with_nginx $conf, sub ($nginx) { streams($nginx, $coding) } };
+}
+
+sub streams ($nginx, $coding) {
+    my $metric = sub ($name) { $nginx->get('/metrics')->body =~ /^\Q$name\E (\S+)/m ? $1 : undef };
+    my $decode = sub ($uri, %headers) {
+        return PushStream::Decoder->new($nginx->open(GET => $uri, headers => { 'Accept-Encoding' => $coding, %headers }), $coding);
+    };
+    my ($in_group, $alone_count) = map { "push_stream_compressed_deliveries_total{context=\"$_\"}" } qw(group alone);
+    my ($group_before, $alone_before) = map { $metric->($_) } $in_group, $alone_count;
 
     # Live.
-    my $stream = $gunzip->('/sub?id=a');
+    my $stream = $decode->("/sub?id=a-$coding");
     is_deeply [ $stream->client->head->headers('Vary') ], ['Accept-Encoding'], 'one Vary';
     is $stream->text(5), 'head;', 'the header template comes with the head';
-    my @readers = ($stream, map { $gunzip->($_) } '/sub?id=a', '/attached?id=a', '/ev?id=a', '/alone?id=a');
+    my @readers = ($stream, map { $decode->($_) } "/sub?id=a-$coding", "/attached?id=a-$coding", "/ev?id=a-$coding", "/alone?id=a-$coding");
     my $event_source = $readers[3];
     is $readers[1]->text(5), 'head;', 'another reader';
     is $event_source->until(qr/\n/), ": hello\n", 'an EventSource';
-    my $as_it_is = $nginx->subscribe('/off?id=a');
+    my $as_it_is = $nginx->subscribe("/off?id=a-$coding");
     my $wrong = 0;
     for my $n (1 .. 60) {
         my $text = post_text($n);
-        $nginx->post('/pub?id=a', $text);
-        push @readers, $gunzip->('/sub?id=a') if $n == 20;
+        $nginx->post("/pub?id=a-$coding", $text);
+        push @readers, $decode->("/sub?id=a-$coding") if $n == 20;
         if ($n == 20) { $readers[-1]->text(5) }
         $wrong++ if $readers[3]->event->{data} ne $text;
         for my $reader (@readers[ 0 .. 2, 4 ], $n > 20 ? $readers[5] : ()) {
@@ -90,34 +103,35 @@ with_nginx $conf, sub ($nginx) {
     my ($alone, $same) = $readers[4]->sizes;
     cmp_ok $alone, '>', 1.2 * $wire, 'and a context for each message does not';
     cmp_ok $alone, '<', $same, 'but does something';
-    ok wait_until { $metric->('push_stream_compressed_deliveries_total{context="alone"}') >= 60 }, 'deliveries are counted';
-    ok wait_until { $metric->('push_stream_compressed_deliveries_total{context="group"}') > 60 }, 'aligned ones, too';
-    cmp_ok $metric->('push_stream_compressed_bytes_total{coding="gzip",stage="in"}'), '>',
-        $metric->('push_stream_compressed_bytes_total{coding="gzip",stage="out"}'), 'bytes';
+    ok wait_until { $metric->($alone_count) >= $alone_before + 60 }, 'deliveries are counted';
+    ok wait_until { $metric->($in_group) > $group_before + 60 }, 'aligned ones, too';
+    my ($bytes_in, $bytes_out) = map { $metric->("push_stream_compressed_bytes_total{coding=\"$coding\",stage=\"$_\"}") } qw(in out);
+    cmp_ok $bytes_in, '>', $bytes_out, 'bytes';
+    cmp_ok $bytes_out, '>', 0, 'of this coding';
     cmp_ok $metric->('push_stream_compress_groups'), '>=', 1, 'and groups';
     cmp_ok $metric->('push_stream_compress_seconds_total'), '>', 0, 'and the time';
 
     # Several channels: what comes from the other one lies between.
-    my $both = $gunzip->('/sub?id=a/b');
+    my $both = $decode->("/sub?id=a-$coding/b-$coding");
     $both->text(5);
     $wrong = 0;
     for my $n (1 .. 40) {
         my $text = post_text($n);
-        $nginx->post($n % 3 ? '/pub?id=a' : '/pub?id=b', $text);
+        $nginx->post($n % 3 ? "/pub?id=a-$coding" : "/pub?id=b-$coding", $text);
         $wrong++ if $both->text(length($text) + 1) ne "$text;";
     }
     is $wrong, 0, 'a reader of two channels reads all';
 
     # History.
-    my $old = $gunzip->('/ev?id=b', 'Last-Event-Id' => '', 'If-Modified-Since' => 'Thu, 01 Jan 1970 00:00:01 GMT');
+    my $old = $decode->("/ev?id=b-$coding", 'Last-Event-Id' => '', 'If-Modified-Since' => 'Thu, 01 Jan 1970 00:00:01 GMT');
     is $old->until(qr/\n/), ": hello\n", 'a reader of stored messages';
     is $old->event->{data}, post_text($_ * 3), "stored message $_" for 1 .. 13;
-    $nginx->post('/pub?id=b', $_), is $old->event->{data}, $_, "then $_" for 'short', 'x' x 300_000, 'y' x 100;
+    $nginx->post("/pub?id=b-$coding", $_), is $old->event->{data}, $_, "then $_" for 'short', 'x' x 300_000, 'y' x 100;
     $both->until(qr/y{100};/);
 
     # Regular ends.
-    $nginx->delete('/pub?id=a');
-    $nginx->delete('/pub?id=b');
+    $nginx->delete("/pub?id=a-$coding");
+    $nginx->delete("/pub?id=b-$coding");
     like $stream->rest, qr/foot\z/, 'a deleted channel ends the stream, which is whole';
     like $readers[1]->rest, qr/foot\z/, 'another one';
     like $readers[2]->rest, qr/foot\z/, 'attached';
@@ -128,13 +142,13 @@ with_nginx $conf, sub ($nginx) {
     like $old->rest, qr/bye\n\z/, 'and after stored messages';
 
     # Pings.
-    my $ping = $gunzip->('/ping?id=p');
-    my $seen = $gunzip->('/seen?id=p');
+    my $ping = $decode->("/ping?id=p-$coding");
+    my $seen = $decode->("/seen?id=p-$coding");
     $wrong = 0;
     for my $n (1 .. 6) {
         my $text = post_text($n);
         my ($before) = $ping->sizes;
-        $nginx->post('/pub?id=p', $text);
+        $nginx->post("/pub?id=p-$coding", $text);
         $wrong++ if $ping->event->{data} ne $text;
         my $got = $seen->until(qr/\Q$text\E;/);
         $wrong++ if $got !~ /^(?: ;)*\Q$text\E;\z/;
@@ -144,16 +158,16 @@ with_nginx $conf, sub ($nginx) {
     my ($wire_before, $text_before) = $ping->sizes;
     $ping->_read(PushStream::Client::SECONDS) while ($ping->sizes)[0] == $wire_before;
     is +($ping->sizes)[1], $text_before, 'a ping of an EventSource decodes to nothing';
-    my $aligned = $metric->('push_stream_compressed_deliveries_total{context="group"}');
-    $nginx->post('/pub?id=p', 'after the ping');
+    my $aligned = $metric->($in_group);
+    $nginx->post("/pub?id=p-$coding", 'after the ping');
     is $ping->event->{data}, 'after the ping', 'and a message follows';
-    ok wait_until { $metric->('push_stream_compressed_deliveries_total{context="group"}') > $aligned }, 'in the group';
+    ok wait_until { $metric->($in_group) > $aligned }, 'in the group';
 
     # Order and gaps.
-    my $ordered = $gunzip->('/ordered?id=o');
-    $nginx->post('/pub?id=o', post_text($_), 'Event-Id' => $_), is $ordered->event->{id}, $_, "ordered id $_" for 1 .. 5;
-    $nginx->delete('/pub?id=o');
+    my $ordered = $decode->("/ordered?id=o-$coding");
+    $nginx->post("/pub?id=o-$coding", post_text($_), 'Event-Id' => $_), is $ordered->event->{id}, $_, "ordered id $_" for 1 .. 5;
+    $nginx->delete("/pub?id=o-$coding");
     ok defined $ordered->rest, 'an ordered stream ends whole';
-};
+}
 
 done_testing;

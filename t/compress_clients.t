@@ -9,8 +9,9 @@ use File::Temp qw(tempdir);
 
 only_over_plain_http1 'the programs are told nothing of certificates';
 
+my $python = (grep { -x && !system "$_ -c 'import zstandard' 2>/dev/null" } '/usr/bin/python3', PushStream::Program->find('python3'))[0];
 my %command = (
-    curl => sub ($url) { PushStream::Program->find('curl') && "curl --silent --show-error --no-buffer --compressed '$url'" },
+    curl => sub ($url) { PushStream::Program->find('curl') && "curl --silent --show-error --no-buffer --compressed --header 'Accept-Encoding: gzip' '$url'" },
     gzip => sub ($url) {
         PushStream::Program->find('curl') && PushStream::Program->find('gzip')
             && "curl --silent --no-buffer --header 'Accept-Encoding: gzip' '$url' | gzip --decompress --stdout";
@@ -35,6 +36,39 @@ fetch(process.argv[1], { headers: { "Accept-Encoding": "gzip" } }).then(async (a
 }).catch((error) => { console.error(error); process.exit(1); });
 ' '} . "$url'";
     },
+    'curl with zstd' => sub ($url) {
+        `curl --version` =~ /^Features:.*\bzstd\b/m && "curl --silent --show-error --no-buffer --compressed --header 'Accept-Encoding: zstd' '$url'";
+    },
+    zstd => sub ($url) {
+        PushStream::Program->find('curl') && PushStream::Program->find('zstd')
+            && "curl --silent --no-buffer --header 'Accept-Encoding: zstd' '$url' | zstd -dcq";
+    },
+    # A frame ends where its group does, and the next one follows.
+    'python with zstandard' => sub ($url) {
+        $python && $python . q{ -c '
+import sys, urllib.request, zstandard
+request = urllib.request.Request(sys.argv[1], headers={"Accept-Encoding": "zstd"})
+answer = urllib.request.urlopen(request)
+assert answer.headers["Content-Encoding"] == "zstd"
+frame, frames, open_at_end = zstandard.ZstdDecompressor().decompressobj(), 0, True
+while piece := answer.read1(65536):
+    while piece:
+        sys.stdout.buffer.write(frame.decompress(piece))
+        open_at_end = not frame.eof
+        piece = frame.unused_data if frame.eof else b""
+        if frame.eof:
+            frame, frames = zstandard.ZstdDecompressor().decompressobj(), frames + 1
+    sys.stdout.flush()
+assert frames > 1 and not open_at_end
+' '} . "$url'";
+    },
+    'node with zstd' => sub ($url) {
+        PushStream::Program->find('node') && !system(q{node -e 'process.exit(require("zlib").createZstdDecompress ? 0 : 1)'}) && q{node -e '
+require("http").get(process.argv[1], { headers: { "Accept-Encoding": "zstd" } }, (answer) => {
+    answer.pipe(require("zlib").createZstdDecompress()).pipe(process.stdout);
+});
+' '} . "$url'";
+    },
 );
 
 with_nginx <<'CONF', sub ($nginx) {
@@ -44,7 +78,7 @@ http {
     %%HTTP%%
     push_stream_shared_memory_size 8m;
     push_stream_channels_path $arg_id;
-    push_stream_compress gzip;
+    push_stream_compress zstd gzip;
 
     server {
         listen 127.0.0.1:%%PORT%%;
@@ -61,8 +95,8 @@ CONF
     my %reader;
     for my $name (sort keys %command) {
         my $command = $command{$name}->($url) or next;
-        # Only what comes after an event shows that it came at once: gzip buffers what it writes.
-        $reader{$name} = { live => $name ne 'gzip', out => "$dir/$name" };
+        # gzip and zstd buffer what they read or write.
+        $reader{$name} = { live => $name !~ /^(?:gzip|zstd)$/, out => "$dir/$name" };
         $reader{$name}{pid} = fork // die "fork: $!";
         if (!$reader{$name}{pid}) {
             open STDOUT, '>', "$dir/$name";

@@ -1,10 +1,10 @@
-# A reload that no compressed reader notices: the checksum goes on in the new worker.
+# A reload that no compressed reader notices: checksum or frame goes on in the new worker.
 
 use v5.36;
 use FindBin;
 use lib "$FindBin::Bin/lib";
 use PushStream::Test;
-use PushStream::Gunzip;
+use PushStream::Decoder;
 
 my $taken = PushStream::Nginx::transport() eq 'taken-tls';
 only_over_plain_http1 'subscribers over HTTP/2 and with the TLS of OpenSSL end at a reload' if !$taken;
@@ -17,7 +17,7 @@ http {
     push_stream_shared_memory_size 16m;
     push_stream_channels_path $arg_id;
     push_stream_store_messages on;
-    push_stream_compress gzip;
+    push_stream_compress zstd gzip;
 
     server {
         listen 127.0.0.1:%%PORT%%;
@@ -33,8 +33,12 @@ http {
 }
 CONF
 
-with_nginx $conf, sub ($nginx) {
-    my $open = sub ($uri) { PushStream::Gunzip->new($nginx->subscribe($uri, 'Accept-Encoding' => 'gzip')) };
+for my $coding (qw(gzip zstd)) {
+    subtest $coding => sub { with_nginx $conf, sub ($nginx) { reloads($nginx, $coding) } };
+}
+
+sub reloads ($nginx, $coding) {
+    my $open = sub ($uri) { PushStream::Decoder->new($nginx->subscribe($uri, 'Accept-Encoding' => $coding), $coding) };
     my $stream = $open->('/sub?id=a');
     my $other = $open->('/sub?id=a');
     my $event = $open->('/ev?id=a/b');
@@ -71,15 +75,15 @@ with_nginx $conf, sub ($nginx) {
     my @got = map { $slow->until(qr/;/) } 1 .. @large + 1;
     is_deeply \@got, [ map { "$_;" } @large, 'after' ], 'a slow reader gets all';
     $nginx->delete("/pub?id=$_") for qw(a b slow);
-    is $stream->rest, 'Channel deleted;foot', 'the checksum is that of the whole stream';
+    is $stream->rest, 'Channel deleted;foot', 'the end is that of the whole stream';
     is $other->rest, 'Channel deleted;foot', 'for all';
     ok defined $event->rest, 'for an EventSource';
     ok defined $ordered->rest, 'in order';
     is $slow->rest, 'Channel deleted;foot', 'and for a slow reader';
 
     $stream = $open->('/sub?id=c');
-    $nginx->reload($conf =~ s/push_stream_compress gzip;//r);
+    $nginx->reload($conf =~ s/push_stream_compress zstd gzip;//r);
     is $stream->rest, 'foot', 'if the new configuration does not compress, the stream ends as ever';
-};
+}
 
 done_testing;

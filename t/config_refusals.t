@@ -165,13 +165,18 @@ subtest 'padding' => sub {
 subtest 'compression' => sub {
     accepts conf($ZONE, sub_with('push_stream_compress gzip; push_stream_compress_level 9;')), 'as it should be';
     for my $coding (qw(br deflate GZIP on 1 identity "")) {
-        refuses conf($ZONE, sub_with("push_stream_compress $coding;")), 'in push_stream_compress, accepted are off, or: gzip', "no coding: $coding";
+        refuses conf($ZONE, sub_with("push_stream_compress $coding;")), 'in push_stream_compress, accepted are off, or: gzip, zstd', "no coding: $coding";
     }
     refuses conf($ZONE, sub_with('push_stream_compress gzip off;')), 'invalid coding "off" in push_stream_compress', 'both';
-    refuses conf($ZONE, sub_with('push_stream_compress gzip gzip;')), 'push_stream_compress names "gzip" twice', 'one twice';
+    refuses conf($ZONE, sub_with('push_stream_compress gzip zstd gzip;')), 'push_stream_compress names "gzip" twice', 'one twice';
     refuses conf($ZONE, sub_with('push_stream_compress off; push_stream_compress gzip;')), '"push_stream_compress" directive is duplicate', 'two';
     refuses conf($ZONE, sub_with('push_stream_compress;')), 'invalid number of arguments in "push_stream_compress"', 'none';
-    refuses conf($ZONE, sub_with("push_stream_compress_level $_;")), 'push_stream_compress_level must be from 1 to 9.', "level $_" for 0, 10, 999;
+    refuses conf($ZONE, sub_with("push_stream_compress_level $_;")), 'push_stream_compress_level must be from 1 to 9, or to 19 for zstd alone.', "level $_" for 0, 20, 999;
+    accepts conf($ZONE, sub_with('push_stream_compress zstd; push_stream_compress_level 19;')), 'a high level of zstd';
+    for my $codings ('gzip', 'gzip zstd', 'zstd gzip') {
+        refuses conf($ZONE, sub_with("push_stream_compress $codings; push_stream_compress_level 10;")),
+            'push_stream_compress_level must be from 1 to 9 for gzip and permessage-deflate.', "level 10 of $codings";
+    }
     refuses conf($ZONE, sub_with('push_stream_compress_level fast;')), 'invalid number', 'a level that is none';
     refuses conf($ZONE, sub_with('push_stream_compress_context channel;')), 'invalid value "channel"', 'a context that is none';
     refuses conf($ZONE, sub_with('push_stream_compress_min_length few;')), '"push_stream_compress_min_length" directive invalid value', 'a length that is none';

@@ -49,6 +49,7 @@ http {
 
         location = /pub { push_stream_publisher admin; push_stream_channels_path $arg_id; }
         location ~ ^/ev/(.+)$ { push_stream_subscriber eventsource; push_stream_channels_path $1; }
+        location ~ ^/(?:gz|zs)/(.+)$ { push_stream_subscriber eventsource; push_stream_channels_path $1; push_stream_compress zstd gzip; }
         location ~ ^/ws/(.+)$ { push_stream_subscriber websocket; push_stream_channels_path $1; }
         location ~ ^/st/(.+)$ { push_stream_subscriber; push_stream_channels_path $1; }
         location ~ ^/lp/(.+)$ {
@@ -115,6 +116,8 @@ with_nginx $conf, sub ($nginx) {
             },
         };
     };
+    # Readers of a mode, or of an EventSource in a coding.
+    my $as = sub ($mode) { $mode =~ /^(?:gzip|zstd)$/ ? "--compressed=$mode" : ('--transport', $mode) };
     # The report's facts by key.
     my $judge = sub ($name, $run) {
         my ($status, $report, $errors) = $run->{result}->();
@@ -139,9 +142,9 @@ with_nginx $conf, sub ($nginx) {
         my $seconds = $kills * $kill_every_ms / 1000;
         my $rate = 400;
         # Readers in the other modes, of other channels, listen until all kills are over.
-        my %mode = (ws => 'websocket', st => 'streaming', lp => 'long-polling');
+        my %mode = (ws => 'websocket', st => 'streaming', lp => 'long-polling', gz => 'gzip', zs => 'zstd');
         my %run;
-        $run{$_} = $verify->("kills, $mode{$_}", $_, $subscribers / 10, '--transport', $mode{$_}, '--channels', 10, '--publishers', 2,
+        $run{$_} = $verify->("kills, $mode{$_}", $_, $subscribers / 10, $as->($mode{$_}), '--channels', 10, '--publishers', 2,
             '--rate', 50, '--messages', int 50 * (2 * $seconds + 12)) for sort keys %mode;
         # Each of them first waits until everybody has had one message of every channel.
         ok wait_until(sub {
@@ -172,8 +175,8 @@ with_nginx $conf, sub ($nginx) {
         my $run = $verify->("reloads, handover $handover", 'ev', $subscribers, '--channels', $channels, '--publishers', $publishers, '--rate', $rate,
             '--messages', int $rate * $per_reload * ($reloads + @changes / 2 + 4));
         ok wait_until(sub { $nginx->figures->{subscribers} == $subscribers }, 15), 'everybody is here';
-        my %also = $handover eq 'on' ? (ws => 'websocket', st => 'streaming') : ();
-        my %run = map { $_ => $verify->("reloads, $also{$_}", $_, $subscribers / 10, '--transport', $also{$_}, '--channels', 10, '--publishers', 2,
+        my %also = $handover eq 'on' ? (ws => 'websocket', st => 'streaming', gz => 'gzip', zs => 'zstd') : ();
+        my %run = map { $_ => $verify->("reloads, $also{$_}", $_, $subscribers / 10, $as->($also{$_}), '--channels', 10, '--publishers', 2,
             '--rate', 50, '--messages', int 50 * $per_reload * ($reloads + @changes / 2 + 4)) } sort keys %also;
         # Who is still on his way at a reload may come to a worker that leaves, and is sent back.
         ok wait_until(sub { $nginx->figures->{subscribers} == $subscribers + keys(%also) * $subscribers / 10 }, 15), 'and so are those in other modes';

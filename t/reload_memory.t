@@ -87,7 +87,7 @@ http {
             push_stream_subscriber_queue 64k;
             push_stream_slow_reader skip;
             push_stream_dead_peer_timeout 30s;
-            push_stream_compress gzip;
+            push_stream_compress zstd gzip;
             push_stream_compress_context group;
             push_stream_compress_level 5;
             push_stream_compress_min_length 100;

@@ -10,13 +10,15 @@ use PushStream::Test;
 
 only_over_plain_http1 'its clients speak nothing else';
 use PushStream::WebSocket;
+use PushStream::Zstd;
 
 use Compress::Raw::Zlib;
 use IO::Select;
 
 my $count = $ENV{TEST_THROTTLED_MESSAGES} || 2500;
 my $seed = $ENV{TEST_THROTTLED_SEED} // int rand 1_000_000;
-my $curl_has_http2 = `curl --version 2>/dev/null` =~ /HTTP2/;
+my $curl_features = `curl --version 2>/dev/null`;
+my $curl_has_http2 = $curl_features =~ /HTTP2/;
 
 my $certificate = File::Temp->newdir;
 system "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout $certificate/key.pem -out $certificate/cert.pem 2>/dev/null";
@@ -53,6 +55,7 @@ http {
         location /ev { push_stream_subscriber eventsource; }
         location /ws { push_stream_subscriber websocket; }
         location /gzip { push_stream_subscriber eventsource; gzip on; }
+        location /coded { push_stream_subscriber eventsource; push_stream_compress zstd gzip; }
         location /limited { push_stream_subscriber; limit_rate 200k; }
         location /poll { push_stream_subscriber polling; }
         location /wait { push_stream_subscriber long-polling; }
@@ -133,6 +136,10 @@ CONF
         $inflate->inflate($packed, my $text);
         return ($events->($text), 1);
     };
+    my $unzstd = sub ($bytes) {
+        my ($packed, $cut) = $dechunk->($bytes);
+        return ($events->(PushStream::Zstd->new->decode($packed)), 1);
+    };
     my $sse = sub ($bytes) { my ($text, $cut) = $dechunk->($bytes); return ($events->($text), $cut) };
     my %reader;
     my $open = sub ($name, $uri, $decode, %options) {
@@ -149,6 +156,8 @@ CONF
         $open->("EventSource$mark", "/ev?id=$path", $sse);
         $open->("WebSocket$mark", "/ws?id=$path", $frames, headers => { PushStream::WebSocket::handshake() });
         $open->("gzip$mark", "/gzip?id=$path", $inflate, headers => { 'Accept-Encoding' => 'gzip' });
+        $open->("compressed in gzip$mark", "/coded?id=$path", $inflate, headers => { 'Accept-Encoding' => 'gzip' });
+        $open->("compressed in zstd$mark", "/coded?id=$path", $unzstd, headers => { 'Accept-Encoding' => 'zstd' });
         $open->("limit_rate$mark", "/limited?id=$path", $dechunk);
     };
 
@@ -157,12 +166,17 @@ CONF
         my $pid = CORE::open my $pipe, '-|', 'curl', '-sNk', '--limit-rate', '60k', '--max-time', 120, '--unix-socket',
             $nginx->dir . "/$socket.sock", @arguments or die "no curl: $!";
         $reader{$name} = { socket => $pipe, pid => $pid, raw => '', headless => 1, decode => sub ($bytes) {
-            return ($arguments[-1] =~ m{/ev} ? $events->($bytes) : $bytes, 1) } };
+            return ($arguments[-1] =~ m{/ev|/coded} ? $events->($bytes) : $bytes, 1) } };
     };
 
     $open_all->('a/b', '');
     $curl->('TLS', 'tls', 'https://localhost/sub?id=a/b');
     $curl->('EventSource over TLS', 'tls', 'https://localhost/ev?id=a/b');
+    for my $coding (grep { $curl_features =~ /^Features:.*\b$_\b/m } qw(libz zstd)) {
+        my @asked = ('--compressed', '--header', 'Accept-Encoding: ' . $coding =~ s/libz/gzip/r);
+        $curl->("$coding over TLS", 'tls', @asked, 'https://localhost/coded?id=a/b');
+        $curl->("$coding over HTTP/2", 'h2', @asked, '--http2-prior-knowledge', 'http://localhost/coded?id=a/b') if $curl_has_http2;
+    }
     if ($curl_has_http2) {
         $curl->('HTTP/2', 'h2', '--http2-prior-knowledge', 'http://localhost/sub?id=a/b');
         $curl->('EventSource over HTTP/2', 'h2', '--http2-prior-knowledge', 'http://localhost/ev?id=a/b');

@@ -9,7 +9,7 @@
 //!   the [`history`] of each subscriber. [`latency`]: histograms. [`arrivals`]: subscribers that come and go while
 //!   messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: the layers
-//!   below; [`wire`]: a connection, with [`tls`] or without.
+//!   below; [`wire`]: a connection, with [`tls`] or without; [`coding`]: compressed answers.
 //! * [`killed`]: connections that ended because the bench killed their worker.
 //! * [`proc`]: the server's cost, from `/proc`. [`loop_stalls`]: stalls of its event loops. [`report`]: tables.
 //! * [`manual`]: man pages and completions.
@@ -20,8 +20,8 @@ mod baseline;
 mod baseline_tls;
 mod batch;
 mod checker;
+mod coding;
 mod flows;
-mod gunzip;
 mod h2;
 mod history;
 mod http;

@@ -18,8 +18,8 @@ use serde_json::Value;
 
 use crate::arrivals::{Arrivals, Departing, spare_places};
 use crate::checker::{Checker, Position};
+use crate::coding::{Coding, Decoder};
 use crate::flows::{Audience, Flows, channel_name};
-use crate::gunzip::Gunzip;
 use crate::http::{self, Body, Malformed, ResponseHead};
 use crate::killed::{self, Book};
 use crate::latency::Latency;
@@ -58,8 +58,8 @@ pub struct Plan {
     pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
-    /// Ask for gzip.
-    pub compressed: bool,
+    /// Ask for this coding.
+    pub compressed: Option<Coding>,
     /// Messages carry the bench's event ids.
     pub event_ids: bool,
     /// Loopback source addresses to spread over.
@@ -158,7 +158,7 @@ struct EventLoop {
     /// Incomplete response heads.
     heads: HashMap<usize, Vec<u8>>,
     /// Of those whose answer is compressed.
-    gunzips: HashMap<usize, Gunzip>,
+    decoders: HashMap<usize, Decoder>,
     /// Clients to reconnect, by due time.
     retries: BinaryHeap<Reverse<(u64, usize)>>,
     /// Number of clients that have started their first connect.
@@ -196,7 +196,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         checker: Checker::new(plan.first, places, plan.flows, messages(), expects_ids),
         messages: messages(),
         heads: HashMap::new(),
-        gunzips: HashMap::new(),
+        decoders: HashMap::new(),
         retries: BinaryHeap::new(),
         started: 0,
         first_connect_ns: 0,
@@ -204,8 +204,8 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         open: 0,
         visitors: 0,
         headers: match plan.compressed {
-            true => plan.transport.headers() + "Accept-Encoding: gzip\r\n",
-            false => plan.transport.headers(),
+            Some(coding) => format!("{}Accept-Encoding: {}\r\n", plan.transport.headers(), coding.name()),
+            None => plan.transport.headers(),
         },
         connector: plan.url.is_encrypted().then(connector).transpose()?,
         multiplex: plan
@@ -612,10 +612,10 @@ impl EventLoop {
             _ => None,
         };
         let coding = http::header(raw, "Content-Encoding");
-        let gunzip = (coding == Some(b"gzip")).then(Gunzip::new);
+        let decoder = coding.and_then(Coding::named).map(Decoder::new);
         if self.take_head(index, head, verdict, position) {
-            if let Some(gunzip) = gunzip {
-                self.gunzips.insert(index, gunzip);
+            if let Some(decoder) = decoder {
+                self.decoders.insert(index, decoder);
             }
             self.stream_bytes(index, used..length);
         }
@@ -672,12 +672,14 @@ impl EventLoop {
         self.decoded.clear();
         let mut decoded = subscriber.body.decode(&self.buffer[bytes.clone()], &mut self.decoded);
         self.checker.counts.wire_bytes += bytes.len() as u64;
-        if let Some(gunzip) = self.gunzips.get_mut(&index) {
+        if let Some(decoder) = self.decoders.get_mut(&index) {
             let packed = std::mem::take(&mut self.decoded);
-            let unpacked = gunzip.decode(&packed, &mut self.decoded);
+            let unpacked = decoder.decode(&packed, &mut self.decoded);
             decoded = decoded.and_then(|used| unpacked.map(|()| used));
-            if decoded.is_ok() && subscriber.body == Body::Done && !gunzip.is_whole() {
-                decoded = Err(Malformed("a gzip stream without its end, or with a wrong checksum"));
+            if decoded.is_ok() && subscriber.body == Body::Done && !decoder.is_whole() {
+                decoded = Err(Malformed(
+                    "a compressed stream without its end, or with a wrong checksum",
+                ));
             }
         }
         let (pongs, closed) = items(subscriber, &mut self.checker, index, &self.decoded);
@@ -772,7 +774,7 @@ impl EventLoop {
         let subscriber = &mut self.subscribers[index];
         let link = std::mem::replace(&mut subscriber.link, Link::None);
         subscriber.feed = Feed::Anything;
-        self.gunzips.remove(&index);
+        self.decoders.remove(&index);
         self.heads.remove(&index);
         let was = std::mem::replace(&mut subscriber.state, State::Closed);
         match was {

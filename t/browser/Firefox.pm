@@ -29,11 +29,13 @@ my %PREFERENCES = (
 
 sub program ($class) { return (grep { -x } map { my $dir = $_; map { "$dir/$_" } 'firefox-esr', 'firefox' } split /:/, $ENV{PATH})[0] }
 
-sub new ($class) {
+# Further preferences by name.
+sub new ($class, %more) {
+    my %preferences = (%PREFERENCES, %more);
     my $dir = File::Temp->newdir('push-stream-browser-XXXXXX', TMPDIR => 1);
     mkdir "$dir/profile" or die $!;
     open my $file, '>', "$dir/profile/user.js" or die $!;
-    say {$file} "user_pref(\"$_\", ", $json->encode($PREFERENCES{$_}), ');' for sort keys %PREFERENCES;
+    say {$file} "user_pref(\"$_\", ", $json->encode($preferences{$_}), ');' for sort keys %preferences;
     close $file;
 
     my $pid = fork // die "fork: $!";

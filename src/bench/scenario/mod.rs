@@ -25,6 +25,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use crate::arrivals::spare_places;
+use crate::coding::Coding;
 use crate::flows::{Audience, Flows};
 use crate::history::Unanswered;
 use crate::http::ResponseHead;
@@ -173,9 +174,9 @@ pub struct Clients {
     /// Seconds after which those who left must be gone from the statistics
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     pub leave_limit: f64,
-    /// Ask for answers in gzip, and check their checksums, too; over HTTP/1
-    #[arg(long)]
-    pub compressed: bool,
+    /// Ask for answers in this coding, gzip if none is named, and check their ends, too; over HTTP/1
+    #[arg(long, value_name = "CODING", num_args = 0..=1, require_equals = true, default_missing_value = "gzip")]
+    pub compressed: Option<Coding>,
 }
 
 impl Clients {

@@ -1,17 +1,20 @@
 //! What compression of streams saves and costs: bytes on the wire and time per message, for posts of a discussion and
 //! events of a dashboard, with groups, alone, and with one context for each reader.
 //!
-//!     cargo run --release -p push-stream-core --example coding_cost
+//!     cargo run --release -p push-stream-core --features zstd --example coding_cost
+//!
+//! With arguments it does one thing only, whose instructions valgrind can count: `posts zstd 3 alone`, or `group`, or
+//! `nothing`, which makes the messages and does no more.
 
 use std::fs;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use push_stream_core::wire::coding::deflate::Deflater;
+use push_stream_core::wire::coding::Coding;
+use push_stream_core::wire::coding::compressor::Compressor;
 use push_stream_core::wire::coding::group::Group;
 use push_stream_core::wire::coding::ledger::Ledger;
-use push_stream_core::wire::coding::permessage::WINDOW_BITS;
 use push_stream_core::wire::coding::stream::{Coder, Codings, Form, Reader, Terms};
 
 const MESSAGES: usize = 3000;
@@ -99,24 +102,25 @@ fn events() -> Vec<Vec<u8>> {
     (0..MESSAGES).map(event).collect()
 }
 
-/// Bytes of one context for each reader, as nginx's gzip filter keeps it.
-fn one_for_each(messages: &[Vec<u8>], level: u32) -> usize {
-    let (mut deflater, mut out) = (Deflater::new(level, WINDOW_BITS), Vec::new());
+/// Bytes of one context for each reader, as nginx's gzip filter keeps it, and the context's memory.
+fn one_for_each(messages: &[Vec<u8>], form: Form, level: u32) -> (usize, Option<usize>) {
+    let mut compressor = Compressor::new(form, Some(level), true).expect("a compressor");
+    let mut out = Vec::new();
     messages
         .iter()
-        .for_each(|message| assert!(deflater.push(message, &mut out)));
-    out.len()
+        .for_each(|message| assert!(compressor.push(message, &mut out)));
+    (out.len(), compressor.memory())
 }
 
 /// Bytes for all readers, and the time of compression of a message.
-fn in_groups(messages: &[Vec<u8>], level: u32, grouped: bool, turnover: usize) -> (f64, Duration) {
+fn in_groups(messages: &[Vec<u8>], form: Form, level: u32, grouped: bool, turnover: usize) -> (f64, Duration) {
     let terms = Terms {
-        level,
+        level: Some(level),
         min_length: 64,
         grouped,
     };
     let ledger = Rc::new(Ledger::default());
-    let (coder, group) = (Coder::new(terms, Form::Gzip, ledger.clone()), Rc::<Group>::default());
+    let (coder, group) = (Coder::new(terms, form, ledger.clone()), Rc::<Group>::default());
     let mut readers = [Reader::default(); READERS];
     let mut bytes = 0;
     for (number, message) in messages.iter().enumerate() {
@@ -134,30 +138,51 @@ fn in_groups(messages: &[Vec<u8>], level: u32, grouped: bool, turnover: usize) -
     )
 }
 
+/// One way for messages of one kind.
+fn only(messages: &[Vec<u8>], coding: &str, level: &str, way: &str) {
+    let form = Form::from(Coding::named(coding.as_bytes()).expect("a coding"));
+    let level = level.parse().expect("a level");
+    if way != "nothing" {
+        let (bytes, _) = in_groups(messages, form, level, way == "group", 0);
+        println!("{} messages, {bytes} bytes", messages.len());
+    }
+}
+
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [kind, coding, level, way] = &arguments[..] {
+        let messages = if kind == "posts" { posts() } else { events() };
+        return only(&messages, coding, level, way);
+    }
     for (name, messages) in [("posts", posts()), ("events", events())] {
         let plain: usize = messages.iter().map(Vec::len).sum();
         let of_plain = |bytes: f64| bytes / plain as f64;
         println!("{name} of {} bytes", plain / messages.len());
-        // The append of a checksum, once for each reader.
-        for level in [1, 2, 3, 4, 5, 6, 7, 9] {
-            let each = of_plain(one_for_each(&messages, level) as f64);
-            let (alone, alone_time) = in_groups(&messages, level, false, 0);
+        let codings = Coding::ALL.iter().filter(|coding| coding.is_built());
+        for (coding, level) in codings.flat_map(|coding| [1, 2, 3, 4, 5, 6, 7, 9].map(|level| (*coding, level))) {
+            let form = Form::from(coding);
+            let (bytes, memory) = one_for_each(&messages, form, level);
+            let each = of_plain(bytes as f64);
+            let (alone, alone_time) = in_groups(&messages, form, level, false, 0);
             print!(
-                "  level {level}: one context each {each:.3}, alone {:.3} ({alone_time:.1?}), groups",
+                "  {} level {level}: one context each {each:.3}, alone {:.3} ({alone_time:.1?}), groups",
+                coding.name(),
                 of_plain(alone)
             );
             for turnover in TURNOVERS {
-                let (bytes, time) = in_groups(&messages, level, true, turnover);
+                let (bytes, time) = in_groups(&messages, form, level, true, turnover);
                 print!(" {:.3} ({time:.1?})", of_plain(bytes));
             }
-            println!();
+            println!(
+                "{}",
+                memory.map_or_else(String::new, |bytes| format!(", {} KiB each", bytes >> 10))
+            );
         }
     }
     let (messages, started) = (events(), Instant::now());
     let coder = Coder::new(
         Terms {
-            level: 1,
+            level: None,
             min_length: usize::MAX,
             grouped: false,
         },

@@ -100,7 +100,7 @@ counters! {
     TlsKeptBusy = 39,
     /// They stay with OpenSSL for now: its records do not account for all bytes.
     TlsKeptUnaccounted = 40,
-    /// Bytes of streams and answers before and after compression, as often as they were compressed.
+    /// Bytes of streams and answers before and after compression in gzip, as often as they were compressed.
     CompressedIn = 41,
     CompressedOut = 42,
     /// Time of compression, in microseconds.
@@ -117,6 +117,9 @@ counters! {
     SessionRefused = 50,
     /// Requests for a change that were not answered in time.
     SessionLate = 51,
+    /// As [`Counter::CompressedIn`] and [`Counter::CompressedOut`], in zstd.
+    ZstdIn = 52,
+    ZstdOut = 53,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

@@ -701,6 +701,8 @@ mod tests {
         Counter::SessionUnknown,
         Counter::SessionRefused,
         Counter::SessionLate,
+        Counter::ZstdIn,
+        Counter::ZstdOut,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

@@ -63,9 +63,6 @@ pub static mut COMPRESS_CONTEXT: [ngx_conf_enum_t; 3] = [
 
 const GROUP: ngx_uint_t = 1;
 
-/// Default of `push_stream_compress_level`.
-const COMPRESS_LEVEL: ngx_int_t = 4;
-
 /// Default of `push_stream_compress_min_length`.
 const COMPRESS_MIN_LENGTH: usize = 64;
 
@@ -351,7 +348,7 @@ impl Location {
             (&mut self.control, outer.control, 0),
             (&mut self.detach, outer.detach, 1),
             (&mut self.detach_tls, outer.detach_tls, 0),
-            (&mut self.compress_level, outer.compress_level, COMPRESS_LEVEL),
+            (&mut self.compress_level, outer.compress_level, unset::NUMBER),
             (&mut self.compress_groups, outer.compress_groups, COMPRESS_GROUPS),
             (&mut self.wildcard_max, outer.wildcard_max, main.max_wildcard_channels),
         ] {
@@ -529,12 +526,24 @@ impl Location {
         };
         on.then(|| Compression {
             terms: coding::Terms {
-                level: given(self.compress_level).unwrap_or(1),
+                level: given(self.compress_level),
                 min_length: self.compress_min_length,
                 grouped: self.compress_context == GROUP,
             },
             groups: given(self.compress_groups).map_or(0, |groups| groups as usize),
         })
+    }
+
+    /// Does the level hold for gzip or permessage-deflate here?
+    fn uses_deflate(&self, role: Role) -> bool {
+        match role {
+            Role::Subscriber(SubscriberMode::WebSocket) => self.websocket_deflate == 1,
+            Role::Subscriber(_) => self
+                .compress
+                .as_ref()
+                .is_some_and(|codings| codings.contains(&Coding::Gzip)),
+            _ => false,
+        }
     }
 
     fn gap_text(&self) -> Vec<u8> {
@@ -579,8 +588,12 @@ impl Location {
             (self.batch_max_line == 0, c"push_stream_batch_max_line cannot be zero."),
             (self.subscriber_queue == 0, c"push_stream_subscriber_queue cannot be zero."),
             (
-                !(1..=9).contains(&self.compress_level),
-                c"push_stream_compress_level must be from 1 to 9.",
+                self.compress_level != unset::NUMBER && !(1..=19).contains(&self.compress_level),
+                c"push_stream_compress_level must be from 1 to 9, or to 19 for zstd alone.",
+            ),
+            (
+                self.compress_level > 9 && self.uses_deflate(role),
+                c"push_stream_compress_level must be from 1 to 9 for gzip and permessage-deflate.",
             ),
             (
                 self.tells_gaps() && !self.resumes_in_order() && matches!(role, Role::Subscriber(_)),

@@ -335,12 +335,20 @@ fn compress(directive: Directive<'_, Location>) -> *mut c_char {
                 );
                 return REPORTED;
             }
+            Some(coding) if !coding.is_built() => {
+                ngx_conf_log_error!(
+                    NGX_LOG_EMERG,
+                    directive.conf().raw(),
+                    "push_stream_compress {word}: this module was built without the cargo feature \"{word}\""
+                );
+                return REPORTED;
+            }
             Some(coding) => codings.push(*coding),
             None => {
                 ngx_conf_log_error!(
                     NGX_LOG_EMERG,
                     directive.conf().raw(),
-                    "invalid coding \"{word}\" in push_stream_compress, accepted are off, or: gzip"
+                    "invalid coding \"{word}\" in push_stream_compress, accepted are off, or: gzip, zstd"
                 );
                 return REPORTED;
             }

@@ -6,8 +6,9 @@
 
 use std::rc::Rc;
 
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::coding::checksum::Sum;
-use push_stream_core::wire::coding::stream::{Form, Reader, Terms};
+use push_stream_core::wire::coding::stream::{Reader, Terms};
 use push_stream_core::wire::event_id::OrderedId;
 
 use super::action::Delivered;
@@ -24,15 +25,15 @@ use super::subscriber::{Kind, Subscriber};
 const GATHERED: usize = 16 * 1024;
 
 /// The first bytes of a compressed stream, which decode to `text`, and its reader.
-pub fn opening(terms: Terms, text: &[u8]) -> Option<(Vec<u8>, Reader)> {
-    let coder = PROCESS.with(|delivery| delivery.compression.coder(terms, Form::Gzip))?;
+pub fn opening(terms: Terms, coding: Coding, text: &[u8]) -> Option<(Vec<u8>, Reader)> {
+    let coder = PROCESS.with(|delivery| delivery.compression.coder(terms, coding.into()))?;
     let mut reader = Reader::default();
     Some((coder.opening(text, &mut reader), reader))
 }
 
 /// A whole answer, compressed.
-pub fn member(terms: Terms, text: &[u8]) -> Option<Vec<u8>> {
-    PROCESS.with(|delivery| delivery.compression.member(terms, text))
+pub fn member(terms: Terms, coding: Coding, text: &[u8]) -> Option<Vec<u8>> {
+    PROCESS.with(|delivery| delivery.compression.member(terms, coding, text))
 }
 
 impl Subscriber {
@@ -60,7 +61,7 @@ impl Subscriber {
         let text = frames.bytes().get(from as usize..to as usize).unwrap_or_default();
         let coded = match (frames.content(), frames.codings()) {
             (Content::Ping, _) if self.style.format.transport == Transport::EventSource => {
-                Frames::coded(coder.nothing(), framing)
+                Frames::coded(coder.nothing(reader), framing)
             }
             (Content::End, _) => Frames::coded_end(&coder.ending(frames.footer(), reader), framing),
             (_, Some(codings)) if to as usize == frames.bytes().len() => {
@@ -176,15 +177,17 @@ impl Subscriber {
 type Unsent = (Vec<u8>, Option<OrderedId>, Option<Sum>);
 
 impl Subscriber {
-    /// For the handover of a compressed reader: its unsent bytes without messages after sequence number `seq`. None if
-    /// it is not compressed; None inside if such a message is on the wire in part.
+    /// For the handover of a compressed reader: its unsent bytes without messages after sequence number `seq`, behind
+    /// which nothing is open. None if it is not compressed; None inside if such a message is on the wire in part.
     pub fn unsent_compressed(&self, seq: u64) -> Option<Option<Unsent>> {
         let (Some(coder), Some(Compressed { reader, .. })) = (&self.style.coder, self.kind.compressed()) else {
             return None;
         };
         let coded = self.send_queue.up_to_coded(seq).map(|(coded, text, position)| {
             let mut reader = *reader;
-            let rest = Frames::coded(&coder.single(&text, &mut reader), self.style.framing);
+            let mut rest = coder.single(&text, &mut reader);
+            rest.extend_from_slice(coder.parting(&mut reader));
+            let rest = Frames::coded(&rest, self.style.framing);
             ([coded, rest.bytes()].concat(), position, Some(reader.sum()))
         });
         Some(coded)

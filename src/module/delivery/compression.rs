@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use push_stream_core::store::{Counter, Membership, Worker};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::coding::group::{Group, Groups};
 use push_stream_core::wire::coding::ledger::{Ledger, Pace};
 use push_stream_core::wire::coding::stream::{Coder, Form, Reader, Terms};
@@ -25,8 +26,8 @@ pub struct Compression {
     coders: Vec<Rc<Coder>>,
     /// By channel, and address of the style: groups of equal text have equal addresses, and no group minds another text.
     groups: Groups<(Membership, usize)>,
-    /// The last whole answer: its terms, its text, and as sent. Many polls wait for the same message.
-    member: Option<(Terms, Vec<u8>, Vec<u8>)>,
+    /// The last whole answer: its terms, its coding, its text, and as sent. Many polls wait for the same message.
+    member: Option<(Terms, Coding, Vec<u8>, Vec<u8>)>,
 }
 
 impl Default for Compression {
@@ -55,18 +56,18 @@ impl Compression {
     }
 
     /// A whole answer.
-    pub fn member(&mut self, terms: Terms, text: &[u8]) -> Vec<u8> {
-        if let Some((known, same, member)) = &self.member
-            && *known == terms
+    pub fn member(&mut self, terms: Terms, coding: Coding, text: &[u8]) -> Vec<u8> {
+        if let Some((known_terms, known_coding, same, member)) = &self.member
+            && (*known_terms, *known_coding) == (terms, coding)
             && same == text
         {
             return member.clone();
         }
         let mut reader = Reader::default();
-        let coder = self.coder(terms, Form::Gzip);
+        let coder = self.coder(terms, coding.into());
         let mut member = coder.opening(text, &mut reader);
         member.extend(coder.ending(b"", &mut reader));
-        self.member = Some((terms, text.to_vec(), member.clone()));
+        self.member = Some((terms, coding, text.to_vec(), member.clone()));
         member
     }
 
@@ -99,10 +100,12 @@ impl Compression {
         }
         let figures = self.ledger.take_figures();
         for (counter, count) in [
-            (Counter::CompressedIn, figures.bytes_in),
-            (Counter::CompressedOut, figures.bytes_out),
-            (Counter::DeflatedIn, figures.messages_in),
-            (Counter::DeflatedOut, figures.messages_out),
+            (Counter::CompressedIn, figures.gzip.before),
+            (Counter::CompressedOut, figures.gzip.after),
+            (Counter::ZstdIn, figures.zstd.before),
+            (Counter::ZstdOut, figures.zstd.after),
+            (Counter::DeflatedIn, figures.messages.before),
+            (Counter::DeflatedOut, figures.messages.after),
             (Counter::CompressedUs, figures.time.as_micros() as u64),
             (Counter::DeliveredAligned, figures.aligned),
             (Counter::DeliveredUnaligned, figures.unaligned),

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use ngx::ffi::NGX_LOG_ALERT;
 use ngx::ngx_log_error;
 use push_stream_core::store::{Message, MessageKind};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::coding::group::Group;
 use push_stream_core::wire::coding::permessage::Agreed;
 use push_stream_core::wire::coding::stream::{Coder, Codings, Form};
@@ -38,19 +39,19 @@ pub enum Framing {
     /// Each piece is an HTTP/1.1 chunk.
     Chunked,
     /// Pieces are compressed for each reader or group when they are sent, and then have no framing.
-    Compressed,
+    Compressed(Coding),
     /// As above; then each is an HTTP/1.1 chunk.
-    CompressedChunked,
+    CompressedChunked(Coding),
     /// Frames of a WebSocket, whose messages are compressed in the same way.
     Deflated(Agreed),
 }
 
 impl Framing {
-    /// This framing, of compressed pieces.
-    pub fn compressed(self) -> Framing {
+    /// This framing, of pieces compressed in this coding.
+    pub fn compressed(self, coding: Coding) -> Framing {
         match self {
-            Framing::Raw | Framing::Compressed => Framing::Compressed,
-            Framing::Chunked | Framing::CompressedChunked => Framing::CompressedChunked,
+            Framing::Raw | Framing::Compressed(_) => Framing::Compressed(coding),
+            Framing::Chunked | Framing::CompressedChunked(_) => Framing::CompressedChunked(coding),
             Framing::Deflated(_) => self,
         }
     }
@@ -58,24 +59,30 @@ impl Framing {
     /// The framing of a piece that is compressed.
     pub fn around(self) -> Framing {
         match self {
-            Framing::Raw | Framing::Compressed | Framing::Deflated(_) => Framing::Raw,
-            Framing::Chunked | Framing::CompressedChunked => Framing::Chunked,
+            Framing::Raw | Framing::Compressed(_) | Framing::Deflated(_) => Framing::Raw,
+            Framing::Chunked | Framing::CompressedChunked(_) => Framing::Chunked,
         }
     }
 
     pub fn is_compressed(self) -> bool {
         matches!(
             self,
-            Framing::Compressed | Framing::CompressedChunked | Framing::Deflated(_)
+            Framing::Compressed(_) | Framing::CompressedChunked(_) | Framing::Deflated(_)
         )
     }
 
-    /// What pieces become if they are compressed.
-    pub fn form(self) -> Form {
+    /// What pieces become; None if they are not compressed.
+    pub fn form(self) -> Option<Form> {
         match self {
-            Framing::Deflated(agreed) => Form::Messages(agreed),
-            _ => Form::Gzip,
+            Framing::Raw | Framing::Chunked => None,
+            Framing::Compressed(coding) | Framing::CompressedChunked(coding) => Some(coding.into()),
+            Framing::Deflated(agreed) => Some(Form::Messages(agreed)),
         }
+    }
+
+    /// The content coding of the response.
+    pub fn coding(self) -> Option<Coding> {
+        self.form()?.coding()
     }
 
     /// What was agreed on with the client of a WebSocket, if anything was.
@@ -523,7 +530,7 @@ fn frame(framing: Framing, piece: &[u8], out: &mut Vec<u8>) {
         return;
     }
     match framing {
-        Framing::Raw | Framing::Compressed | Framing::CompressedChunked | Framing::Deflated(_) => {
+        Framing::Raw | Framing::Compressed(_) | Framing::CompressedChunked(_) | Framing::Deflated(_) => {
             out.extend_from_slice(piece)
         }
         Framing::Chunked => {

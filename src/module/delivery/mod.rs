@@ -81,6 +81,7 @@ use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
 use push_stream_core::store::{self, AttachReason, Counter, Joined, Membership, Memberships, Now, Summary, Worker};
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::event_id::OrderedId;
 
 use crate::config::Main;
@@ -258,6 +259,8 @@ pub struct Enlistment<'p> {
     pub kind: Kind,
     /// Framing for sending past the output filters, or the reason why that is not allowed.
     pub direct: Result<Framing, Option<AttachReason>>,
+    /// The response's content coding, if it is a compressed stream.
+    pub coding: Option<Coding>,
     /// Bytes that each message is padded to.
     pub message_min: u32,
     /// The ordered id after which the client wants to resume.
@@ -395,10 +398,9 @@ impl Delivery {
         let token_ms = enlistment.ends_in_ms.filter(|_| !matches!(kind, Kind::Answer(_)));
         let token_ms = token_ms.map(|in_ms| now_ms.saturating_add(in_ms).saturating_add(random_below(SPREAD_MS)));
         let framing = enlistment.direct.unwrap_or(Framing::Raw);
-        let compressed = matches!(kind, Kind::Compressed(_));
         let style = Style {
             format: audience.format.clone(),
-            framing: if compressed { framing.compressed() } else { framing },
+            framing: enlistment.coding.map_or(framing, |coding| framing.compressed(coding)),
             message_min: enlistment.message_min,
             padding_max: audience.padding_max.get(),
             coder: None,

@@ -21,8 +21,11 @@ impl Styles {
         if let Some(known) = self.0.iter().find(|known| ***known == style) {
             return known.clone();
         }
-        let compressed = style.format.compression.filter(|_| style.framing.is_compressed());
-        style.coder = compressed.map(|compressed| compression.coder(compressed.terms, style.framing.form()));
+        style.coder = style
+            .format
+            .compression
+            .zip(style.framing.form())
+            .map(|(compressed, form)| compression.coder(compressed.terms, form));
         // Drop unused styles of earlier configurations.
         self.0.retain(|known| Rc::strong_count(known) > 1);
         let style = Rc::new(style);

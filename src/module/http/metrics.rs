@@ -234,10 +234,12 @@ fn compression(writer: &mut Writer, summary: &Summary) {
         Kind::Counter,
         "Bytes of messages before and after compression, once for each time that they were compressed.",
     );
-    let coding = Coding::Gzip.name().as_bytes();
+    let [gzip, zstd] = [Coding::Gzip, Coding::Zstd].map(|coding| coding.name().as_bytes());
     for (coding, stage, counter) in [
-        (coding, &b"in"[..], Counter::CompressedIn),
-        (coding, b"out", Counter::CompressedOut),
+        (gzip, &b"in"[..], Counter::CompressedIn),
+        (gzip, b"out", Counter::CompressedOut),
+        (zstd, b"in", Counter::ZstdIn),
+        (zstd, b"out", Counter::ZstdOut),
         (b"permessage-deflate", b"in", Counter::DeflatedIn),
         (b"permessage-deflate", b"out", Counter::DeflatedOut),
     ] {

@@ -100,6 +100,30 @@ mod tests {
     }
 
     #[test]
+    fn of_equal_weights_the_servers_favourite_is_chosen() {
+        let choice = |line: &str, offered: &[Coding]| choose([line.as_bytes()], offered);
+        let (zstd_first, gzip_first) = ([Coding::Zstd, Coding::Gzip], [Coding::Gzip, Coding::Zstd]);
+        for line in [
+            "gzip, deflate, br, zstd",
+            "zstd, gzip",
+            "*",
+            "gzip;q=0.5, *;q=0.5",
+            "identity, *",
+        ] {
+            assert_eq!(choice(line, &zstd_first), Some(Coding::Zstd), "{line}");
+            assert_eq!(choice(line, &gzip_first), Some(Coding::Gzip), "{line}");
+        }
+        for offered in [&zstd_first, &gzip_first] {
+            assert_eq!(choice("zstd;q=0.9, gzip", offered), Some(Coding::Gzip));
+            assert_eq!(choice("zstd, gzip;q=0.999", offered), Some(Coding::Zstd));
+            assert_eq!(choice("gzip;q=0, *", offered), Some(Coding::Zstd));
+            assert_eq!(choice("ZSTD", offered), Some(Coding::Zstd));
+            assert_eq!(choice("gzip", offered), Some(Coding::Gzip));
+            assert_eq!(choice("x-zstd, zstd;q=0", offered), None);
+        }
+    }
+
+    #[test]
     fn everybody_else_gets_it_as_it_is() {
         for line in [
             "",

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
-use super::deflate::Deflater;
+use super::compressor::Compressor;
 use super::ledger::Ledger;
 
 /// Pieces sent alone, for each reader inside, after which a group ends.
@@ -57,7 +57,7 @@ pub struct Group {
     /// The place of the next piece.
     place: Cell<Place>,
     /// None while it has no context.
-    deflater: RefCell<Option<Deflater>>,
+    compressor: RefCell<Option<Compressor>>,
     /// Bytes of text since its start.
     text: Cell<usize>,
     /// Deliveries inside, of the last piece.
@@ -73,7 +73,7 @@ impl Group {
         self.used_ms.set(ledger.now_ms());
         let (inside, outside) = (self.inside.take(), self.outside.get());
         let over = self.place.get().is_start()
-            || self.deflater.borrow().is_none()
+            || self.compressor.borrow().is_none()
             || outside >= OUTSIDE * inside
             || self.text.get() >= TEXT;
         if over {
@@ -88,26 +88,19 @@ impl Group {
     }
 
     /// Compresses a piece whose place was `place`; None if the group has gone on without it, or on failure. `new` makes
-    /// the group's compressor, and `push` appends what it makes of a text.
-    pub fn compress(
-        &self,
-        place: Place,
-        text: &[u8],
-        new: impl FnOnce() -> Deflater,
-        push: impl FnOnce(&mut Deflater, &[u8], &mut Vec<u8>) -> bool,
-    ) -> Option<Vec<u8>> {
+    /// the group's compressor.
+    pub fn compress(&self, place: Place, text: &[u8], new: impl FnOnce() -> Option<Compressor>) -> Option<Vec<u8>> {
         if place != self.place.get() {
             return None;
         }
-        let mut deflater = self.deflater.borrow_mut();
-        match deflater.as_mut() {
-            Some(deflater) if place.is_start() => deflater.reset(),
-            Some(_) => {}
-            None => *deflater = Some(new()),
+        let mut compressor = self.compressor.borrow_mut();
+        if compressor.is_none() {
+            *compressor = new();
         }
         let mut out = Vec::with_capacity(text.len() / 2 + 64);
-        if !push(deflater.as_mut()?, text, &mut out) {
-            *deflater = None;
+        let ready = compressor.as_mut()?;
+        if place.is_start() && !ready.restart() || !ready.push(text, &mut out) {
+            *compressor = None;
             return None;
         }
         self.place.set(place.next());
@@ -203,10 +196,11 @@ impl<K: Clone + Eq + Hash> Groups<K> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::stream::Form;
     use super::*;
 
     fn compress(group: &Group, place: Place, text: &[u8]) -> Option<Vec<u8>> {
-        group.compress(place, text, || Deflater::new(6, 15), Deflater::push)
+        group.compress(place, text, || Compressor::new(Form::Gzip, None, true))
     }
 
     #[test]

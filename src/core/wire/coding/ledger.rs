@@ -36,16 +36,22 @@ impl Pace {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Bytes of streams and answers before and after compression, as often as they were compressed.
-    pub bytes_in: u64,
-    pub bytes_out: u64,
-    /// The same of WebSocket messages.
-    pub messages_in: u64,
-    pub messages_out: u64,
+    /// Streams and answers in gzip, and in zstd.
+    pub gzip: Volume,
+    pub zstd: Volume,
+    /// WebSocket messages.
+    pub messages: Volume,
     pub time: Duration,
     /// Deliveries with the context of a group, and without.
     pub aligned: u64,
     pub unaligned: u64,
+}
+
+/// Bytes before and after compression, as often as they were compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Volume {
+    pub before: u64,
+    pub after: u64,
 }
 
 impl Default for Ledger {
@@ -83,11 +89,11 @@ impl Ledger {
         self.figures.take()
     }
 
-    /// Runs the compressor, if there is time left. `messages`: of a WebSocket.
+    /// Runs the compressor, if there is time left. `volume`: the figure of its coding.
     pub(super) fn timed(
         &self,
         text: usize,
-        messages: bool,
+        volume: impl FnOnce(&mut Figures) -> &mut Volume,
         compress: impl FnOnce() -> Option<Vec<u8>>,
     ) -> Option<Vec<u8>> {
         if text > LONGEST {
@@ -111,14 +117,9 @@ impl Ledger {
         let mut figures = self.figures.borrow_mut();
         figures.time += took;
         if let Some(out) = &out {
-            let (before, after) = (text as u64, out.len() as u64);
-            if messages {
-                figures.messages_in += before;
-                figures.messages_out += after;
-            } else {
-                figures.bytes_in += before;
-                figures.bytes_out += after;
-            }
+            let volume = volume(&mut figures);
+            volume.before += text as u64;
+            volume.after += out.len() as u64;
         }
         out
     }

@@ -7,6 +7,8 @@
 //!
 //! * [`accept`]: which coding a client gets.
 //! * [`deflate`]: compressing to a byte boundary, and blocks that are not compressed.
+//! * [`zstd`]: the same in frames of Zstandard.
+//! * [`compressor`]: one of both, as a form wants it.
 //! * [`inflate`]: messages of clients.
 //! * [`permessage`]: messages of WebSockets, which are compressed one by one.
 //! * [`checksum`]: the CRC-32 of each reader's stream, combined from those of its pieces.
@@ -16,26 +18,47 @@
 
 pub mod accept;
 pub mod checksum;
+pub mod compressor;
 pub mod deflate;
 pub mod group;
 pub mod inflate;
 pub mod ledger;
 pub mod permessage;
 pub mod stream;
+pub mod zstd;
 
 /// A content coding of subscribers' answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Coding {
     Gzip,
+    Zstd,
 }
 
 impl Coding {
-    pub const ALL: &[Coding] = &[Coding::Gzip];
+    pub const ALL: &[Coding] = &[Coding::Gzip, Coding::Zstd];
+
+    /// Can this build compress in it?
+    pub const fn is_built(self) -> bool {
+        match self {
+            Coding::Gzip => true,
+            Coding::Zstd => cfg!(feature = "zstd"),
+        }
+    }
+
+    /// Its highest level; the lowest is 1.
+    pub const fn highest_level(self) -> u32 {
+        match self {
+            Coding::Gzip => 9,
+            // Those above are for windows of many megabytes.
+            Coding::Zstd => 19,
+        }
+    }
 
     /// Its name in headers and in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Coding::Gzip => "gzip",
+            Coding::Zstd => "zstd",
         }
     }
 

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use ngx::ffi::*;
 use ngx::ngx_log_error;
 use push_stream_core::store::{self, Counter, Now};
-use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::handover::{self as wire, Answer, Keys, Offer, Rest, Unsent};
 use push_stream_core::wire::tls;
 
@@ -16,7 +15,7 @@ use crate::delivery::ending::{Ending, Reason};
 use crate::delivery::frames::Framing;
 use crate::delivery::shutdown::PACE_MS;
 use crate::delivery::state::Delivery;
-use crate::delivery::subscriber::{Kind, NEVER, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
+use crate::delivery::subscriber::{NEVER, Subscriber, SubscriberId, THROUGH_CONNECTION, Transit};
 use crate::delivery::websocket::Socket;
 use crate::ffi::connection::Connection;
 use crate::ffi::panic_guard;
@@ -265,7 +264,7 @@ impl Delivery {
                 mode: subscriber.mode().name().to_owned(),
                 chunked: subscriber.style.framing.around() == Framing::Chunked,
                 tls: subscriber.has_own_tls(),
-                coding: matches!(subscriber.kind, Kind::Compressed(_)).then(|| Coding::Gzip.name().to_owned()),
+                coding: subscriber.style.framing.coding().map(|coding| coding.name().to_owned()),
                 deflate: deflate.map(|agreed| (agreed.window_bits, agreed.takeover)),
                 message_min: subscriber.style.message_min,
                 channels,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use ngx::ffi::*;
 use push_stream_core::store::Now;
+use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::coding::checksum::Sum;
 use push_stream_core::wire::coding::permessage::Agreed;
 use push_stream_core::wire::coding::stream::Reader;
@@ -239,8 +240,12 @@ impl Delivery {
         if !audience.detach || offered.channels.is_empty() || offered.tls && !audience.detach_tls {
             return None;
         }
-        let known = |name: &String| audience.codings.iter().any(|coding| coding.name() == name);
-        if !offered.coding.as_ref().is_none_or(known) || agreed.is_some() && format.compression.is_none() {
+        let named = |name: &String| audience.codings.iter().find(|coding| coding.name() == name).copied();
+        let coding: Option<Coding> = match &offered.coding {
+            None => None,
+            Some(name) => Some(named(name)?),
+        };
+        if agreed.is_some() && format.compression.is_none() {
             return None;
         }
         let framing = if offered.chunked {
@@ -250,10 +255,10 @@ impl Delivery {
         };
         let style = Style {
             format: format.clone(),
-            framing: match agreed {
-                Some(agreed) => Framing::Deflated(agreed),
-                None if offered.coding.is_some() => framing.compressed(),
-                None => framing,
+            framing: match (agreed, coding) {
+                (Some(agreed), _) => Framing::Deflated(agreed),
+                (None, Some(coding)) => framing.compressed(coding),
+                (None, None) => framing,
             },
             message_min: offered.message_min,
             padding_max: audience.padding_max.get(),

@@ -45,6 +45,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         seat,
         kind: Kind::Waiting(Box::new(Box::new(answer))),
         direct: Err(None),
+        coding: None,
         message_min: 0,
         asked: candidate.resume.asked(),
         ends_in_ms: candidate.pass.ends_in_ms(),

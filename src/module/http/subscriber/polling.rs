@@ -136,6 +136,7 @@ pub fn send_stored(
         seat,
         kind,
         direct: Err(None),
+        coding: None,
         message_min: 0,
         asked: candidate.resume.asked(),
         ends_in_ms: candidate.pass.ends_in_ms(),
@@ -226,7 +227,7 @@ impl Envelope {
         let coding = super::coding(r, &self.audience, body.as_ref().is_some_and(body_is_long))?;
         let code = |body: Vec<u8>| match coding {
             None => Some(body),
-            Some(_) => delivery::member(compression.terms, &body),
+            Some(coding) => delivery::member(compression.terms, coding, &body),
         };
         Ok((body.and_then(code), coding))
     }

@@ -2,6 +2,7 @@
 
 use ngx::ffi::*;
 use push_stream_core::store::JoinMode;
+use push_stream_core::wire::coding::Coding;
 
 use super::Candidate;
 use crate::config::Padding;
@@ -37,13 +38,13 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
     let introduction = candidate.introduction(&joined);
     // The head must not wait for a message.
     let (code, kind) = match compressed {
-        Some(compression) => {
+        Some((compression, coding)) => {
             let mut text = audience.header.clone();
             filler
                 .iter()
                 .chain(&introduction)
                 .for_each(|part| text.extend_from_slice(part));
-            let opened = delivery::opening(compression.terms, &text);
+            let opened = delivery::opening(compression.terms, coding, &text);
             let (bytes, reader) = opened.ok_or(Denial::Unavailable)?;
             (r.send_body(bytes, false), Kind::Compressed(Compressed::new(reader)))
         }
@@ -66,6 +67,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             seat,
             kind,
             direct: direct.map_err(Some),
+            coding: compressed.map(|(_, coding)| coding),
             message_min: padding.map_or(0, |padding| padding.message_min),
             asked: candidate.resume.asked(),
             ends_in_ms: candidate.pass.ends_in_ms(),
@@ -75,12 +77,12 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
 }
 
 /// The compression for this client, announced in the head; None = none.
-fn negotiate(candidate: &Candidate<'_>) -> Result<Option<Compression>, Denial> {
+fn negotiate(candidate: &Candidate<'_>) -> Result<Option<(Compression, Coding)>, Denial> {
     let Some(compression) = candidate.audience.format.compression else {
         return Ok(None);
     };
     let coding = super::coding(candidate.r, candidate.audience, true)?;
-    Ok(coding.map(|_| compression))
+    Ok(coding.map(|coding| (compression, coding)))
 }
 
 /// The padding group for this client, if there is one.

@@ -145,6 +145,7 @@ impl Admitted<'_> {
                 seat,
                 kind,
                 direct: Ok(framing),
+                coding: None,
                 message_min: 0,
                 asked: candidate.resume.asked(),
                 ends_in_ms: candidate.pass.ends_in_ms(),

@@ -1,22 +1,41 @@
-package PushStream::Gunzip;
+package PushStream::Decoder;
 
-# Reads a gzip stream from a client as it comes, by the bytes that are there and no more, and checks its trailer at the
-# end.
+# Reads a compressed stream from a client as it comes, by the bytes that are there and no more, and checks its end: the
+# trailer of gzip, or the end of the last frame of zstd.
 
 use v5.36;
 
 use Carp qw(croak);
-use Compress::Raw::Zlib qw(MAX_WBITS Z_OK Z_STREAM_END crc32);
+use Compress::Raw::Zlib qw(MAX_WBITS WANT_GZIP Z_OK Z_STREAM_END crc32);
 use PushStream::Client;
+use PushStream::Zstd;
 
 use constant HEAD => "\x1f\x8b\x08\0\0\0\0\0\0\xff";
 
-# `client` has a response; its head is read here.
-sub new ($class, $client) {
+# `client` has a response in this coding; its head is read here.
+sub new ($class, $client, $wanted = 'gzip') {
     my $coding = $client->head->header('Content-Encoding') // 'none';
-    croak "the answer is not in gzip, its coding is $coding" if $coding ne 'gzip';
-    my ($inflate) = Compress::Raw::Zlib::Inflate->new(-WindowBits => -MAX_WBITS(), -AppendOutput => 0, -LimitOutput => 0);
-    return bless { client => $client, inflate => $inflate, bytes => '', text => '', crc => 0, length => 0, wire => 0, ended => 0 }, $class;
+    croak "the answer is not in $wanted, its coding is $coding" if $coding ne $wanted;
+    my $self = bless { client => $client, bytes => '', text => '', crc => 0, length => 0, wire => 0, ended => 0 }, $class;
+    if ($coding eq 'zstd') {
+        $self->{frames} = PushStream::Zstd->new;
+    }
+    else {
+        ($self->{inflate}) = Compress::Raw::Zlib::Inflate->new(-WindowBits => -MAX_WBITS(), -AppendOutput => 0, -LimitOutput => 0);
+    }
+    return $self;
+}
+
+# What a whole body in this coding decodes to; nothing if it is none.
+sub whole ($class, $coding, $bytes) {
+    if ($coding eq 'zstd') {
+        my $frames = PushStream::Zstd->new;
+        my $text = eval { $frames->decode($bytes) };
+        return $frames->has_ended ? $text : undef;
+    }
+    my ($inflate) = Compress::Raw::Zlib::Inflate->new(-WindowBits => WANT_GZIP);
+    my $status = $inflate->inflate($bytes, my $text);
+    return $status == Z_STREAM_END && !length $bytes ? $text : undef;
 }
 
 sub client ($self) { return $self->{client} }
@@ -28,6 +47,12 @@ sub sizes ($self) { return @$self{qw(wire length)} }
 sub _read ($self, $seconds) {
     my $piece = $self->{client}->chunk($seconds);
     $self->{wire} += length $piece;
+    if ($self->{frames}) {
+        my $text = $self->{frames}->decode($piece);
+        $self->{text} .= $text;
+        $self->{length} += length $text;
+        return length $piece;
+    }
     $self->{bytes} .= $piece;
     if (!$self->{headed} && length $self->{bytes} >= length HEAD) {
         substr($self->{bytes}, 0, length HEAD, '') eq HEAD or croak 'this is no head of a gzip member';
@@ -71,9 +96,13 @@ sub event ($self, $seconds = PushStream::Client::SECONDS) {
     }
 }
 
-# The rest of the text; dies unless the stream is complete and its trailer right.
+# The rest of the text; dies unless the stream is complete and its end right.
 sub rest ($self, $seconds = PushStream::Client::SECONDS) {
     1 while $self->_read($seconds);
+    if ($self->{frames}) {
+        croak 'the last frame has no end' if !$self->{frames}->has_ended;
+        return delete($self->{text}) . ($self->{text} = '');
+    }
     croak 'the stream has no end' if !$self->{ended};
     my ($crc, $length) = unpack 'VV', $self->{bytes};
     croak 'the trailer is not eight bytes long' if length $self->{bytes} != 8;
