@@ -63,13 +63,14 @@ unsafe extern "C" fn init_module(cycle: *mut ngx_cycle_t) -> ngx_int_t {
             if unsafe { ngx_test_config } != 0 {
                 return NGX_OK as ngx_int_t;
             }
-            if main.tokens.tickets.get() && !token::tickets::prepare() {
+            let (tickets, tokens) = (main.tokens.tickets.get(), main.tokens.are_used());
+            if tickets && !token::tickets::prepare() || tokens && !token::subjects::prepare() {
                 // SAFETY: a cycle has a log.
                 let log = unsafe { (*cycle).log };
                 ngx_log_error!(
                     NGX_LOG_EMERG,
                     log,
-                    "push stream: no memory or random numbers for tickets"
+                    "push stream: no memory or random numbers for access tokens"
                 );
                 return NGX_ERROR as ngx_int_t;
             }

@@ -185,6 +185,12 @@ impl Worker {
         self.memory().peek(self.slot, slot::dirty_first).some().is_some()
     }
 
+    /// The kind of the oldest command for this process.
+    pub fn next_command(&self) -> Option<u16> {
+        let record = self.memory().peek(self.slot, slot::commands_first).some()?;
+        Some(self.memory().peek(record, command::kind))
+    }
+
     /// Are there commands for this process?
     pub fn has_commands(&self) -> bool {
         self.memory().peek(self.slot, slot::commands_first).some().is_some()

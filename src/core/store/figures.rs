@@ -120,6 +120,8 @@ counters! {
     /// As [`Counter::CompressedIn`] and [`Counter::CompressedOut`], in zstd.
     ZstdIn = 52,
     ZstdOut = 53,
+    /// Streams ended because an operator sent their subject away.
+    ClosedSubject = 54,
 }
 
 const _: () = assert!(FANOUT_BUCKETS == Fanout::BOUNDS_MS.len() + 1);

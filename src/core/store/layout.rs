@@ -703,6 +703,7 @@ mod tests {
         Counter::SessionLate,
         Counter::ZstdIn,
         Counter::ZstdOut,
+        Counter::ClosedSubject,
     ];
 
     /// Everything on which two modules that use the same zone must agree, as text.

@@ -7,6 +7,7 @@
 //! * [`claims`]: what a token says, in the three dialects that are understood.
 //! * [`grants`]: the channels that a token opens.
 //! * [`revocation`]: tokens and subjects that are not valid any more.
+//! * [`subject`]: whose token it is, as a number.
 //! * [`ticket`]: for clients that cannot send a token.
 //! * [`verifier`]: all of it together. [`cache`]: tokens whose signature was verified before.
 //!
@@ -20,6 +21,7 @@ pub mod json;
 pub mod keys;
 pub mod revocation;
 mod signature;
+pub mod subject;
 pub mod ticket;
 pub mod verifier;
 

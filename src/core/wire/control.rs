@@ -11,6 +11,8 @@
 //! reader's worker has made for itself: so it needs no memory, and nobody else can name a reader of that worker, nor one
 //! that has taken the place of another.
 
+use std::num::NonZeroU64;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
@@ -226,6 +228,8 @@ pub struct Change {
     pub last_event_id: Option<Vec<u8>>,
     /// A new token: when it ends, on the monotonic clock in milliseconds; the inner None: never.
     pub ends_ms: Option<Option<u64>>,
+    /// The same: whose it is, if it says so.
+    pub subject: Option<Option<NonZeroU64>>,
     /// A token grants the channels.
     pub checked: bool,
     pub authorized_channels_only: bool,
@@ -385,6 +389,7 @@ mod tests {
             unsubscribe: vec![b"\xff".to_vec()],
             last_event_id: None,
             ends_ms: Some(Some(9)),
+            subject: Some(NonZeroU64::new(7)),
             checked: true,
             authorized_channels_only: true,
             may_follow_events: false,

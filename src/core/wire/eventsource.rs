@@ -40,6 +40,9 @@ pub fn token_notice(seconds: u64) -> Vec<u8> {
 /// The last event of a stream whose access token has expired.
 pub const EXPIRED: &[u8] = b"event: expired\ndata: {\"status\":401,\"reason\":\"expired\"}\n\n";
 
+/// The last event of a stream whose subject an operator has sent away.
+pub const CLOSED: &[u8] = b"event: closed\ndata: {\"status\":403,\"reason\":\"dismissed\"}\n\n";
+
 /// The whole answer to a refused browser: an error would make it give up for ever, this makes it come back.
 pub fn refusal(status: u32, reason: &str) -> Vec<u8> {
     let mut answer = retry(REFUSED_RETRY_MS);

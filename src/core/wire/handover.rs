@@ -5,13 +5,15 @@
 //! that message, and with it the [`Keys`] of those whose TLS the leaving worker had taken over. All begin with a
 //! [`VERSION`], because a reload may also replace the module.
 
+use std::num::NonZeroU64;
+
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::tls::{Ciphertext, State};
 
 /// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Subscribers on offer, in the order of their sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +60,8 @@ pub struct Subscriber {
     pub ping_due_ms: Option<u64>,
     /// When and why it ends, as the module keeps it.
     pub end_due: u64,
+    /// Whose access token it has, as a keyed hash.
+    pub subject: Option<NonZeroU64>,
     /// WebSocket: time of the unanswered ping; monotonic clock, milliseconds.
     pub unanswered_since_ms: Option<u64>,
     /// WebSocket: its messages are not published, for want of a grant.
@@ -161,6 +165,7 @@ mod tests {
                     deflate: Some((9, true)),
                     channels: vec![b"a".to_vec(), vec![0, 255]],
                     end_due: u64::MAX - 1,
+                    subject: NonZeroU64::new(u64::MAX),
                     disconnect_record: Some(DisconnectRecord {
                         who: b"client=::1".to_vec(),
                         began_ms: 7,

@@ -5,6 +5,7 @@ pub mod channel_path;
 pub mod coding;
 pub mod console;
 pub mod control;
+pub mod dismissal;
 pub mod escape;
 pub mod event_id;
 pub mod eventsource;

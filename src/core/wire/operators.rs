@@ -116,6 +116,15 @@ pub fn push_extent(channels: u64, subscribers: u64, dry_run: Option<bool>, out: 
     out.extend_from_slice(b"}\n");
 }
 
+/// Appends how many connections were ended, and how many workers have not answered.
+pub fn push_ended(subscribers: u64, unanswered: u64, out: &mut Vec<u8>) {
+    out.push(b'{');
+    Record::new(Format::Json, "", ", ", out)
+        .number("subscribers", subscribers)
+        .number("workers_unanswered", unanswered);
+    out.extend_from_slice(b"}\n");
+}
+
 /// Encodes numbers as one word for the client to send back: `@1-2-3`.
 pub fn bookmark(numbers: &[u64]) -> String {
     let mut text = b"@".to_vec();
@@ -213,6 +222,13 @@ mod tests {
             out,
             b"{\"channels\": 2, \"subscribers\": 3, \"dry_run\": true}\n{\"channels\": 2, \"subscribers\": 3}\n"
         );
+    }
+
+    #[test]
+    fn what_was_ended() {
+        let mut out = Vec::new();
+        push_ended(3, 1, &mut out);
+        assert_eq!(out, b"{\"subscribers\": 3, \"workers_unanswered\": 1}\n");
     }
 
     proptest! {

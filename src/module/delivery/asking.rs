@@ -1,18 +1,13 @@
-//! Asking other nginx workers, on behalf of a request that waits for their answers: commands in the zone, from the side
-//! of who asks. [`super::control`] is the side of who is asked.
+//! Requests of this process that wait for answers of other nginx workers: commands in the zone, from the side of who asks.
+//! [`super::mail`] sends them and takes the answers.
 
 use ngx::ffi::ngx_int_t;
 use rustc_hash::FxHashMap;
 
-use push_stream_core::store::{self, Now, Process, Unposted};
+use push_stream_core::store::{self, Unposted};
 
-use super::action::Action;
-use super::state::{Delivery, PROCESS};
-use crate::ffi::parked::{self, Fate};
+use crate::ffi::parked;
 use crate::ffi::request::Request;
-
-/// How long a request waits for answers.
-const PATIENCE_MS: u64 = 2000;
 
 /// What came of asking.
 #[derive(Default)]
@@ -20,6 +15,8 @@ pub struct Answers {
     pub answers: Vec<store::Answer>,
     /// Answers that did not come in time.
     pub missing: usize,
+    /// Processes that the command could not be sent to, though they live.
+    pub refused: usize,
 }
 
 /// Answers the request with what came; returns the code to finalize it with.
@@ -37,102 +34,25 @@ pub enum Unasked {
 /// Requests of this process that wait for answers.
 #[derive(Default)]
 pub struct Asking {
-    last: u64,
-    waiting: FxHashMap<u64, Waiting>,
+    /// Number of the last one.
+    pub last: u64,
+    pub waiting: FxHashMap<u64, Waiting>,
 }
 
-struct Waiting {
-    then: Then,
-    answers: Answers,
+pub struct Waiting {
+    pub then: Then,
+    pub answers: Answers,
 }
 
 /// A request that has all its answers.
 pub struct Answered {
-    number: u64,
-    then: Then,
-    answers: Answers,
+    pub number: u64,
+    pub then: Then,
+    pub answers: Answers,
 }
 
 impl Answered {
     pub fn resume(self) {
         parked::resume(self.number, |r| (self.then)(r, self.answers));
-    }
-}
-
-const FATE: Fate = Fate {
-    late: |number| {
-        let waiting = PROCESS.with(|delivery| delivery.give_up(number)).flatten();
-        if let Some(Waiting { then, answers }) = waiting {
-            parked::resume(number, |r| then(r, answers));
-        }
-    },
-    gone: |number| {
-        PROCESS.with(|delivery| delivery.give_up(number));
-    },
-};
-
-/// Sends the command to all these processes; `then` answers the request when they all have, or time is over. The error is
-/// that of the last, if it could be sent to none. Returns the handler's return value.
-pub fn ask(r: Request<'_>, to: &[Process], kind: u16, text: &[u8], then: Then) -> Result<ngx_int_t, Unasked> {
-    let number = PROCESS
-        .with(|delivery| delivery.send_command(to, kind, text, then))
-        .unwrap_or(Err(Unasked::Unavailable))?;
-    parked::park(r, number, PATIENCE_MS, FATE).ok_or_else(|| {
-        PROCESS.with(|delivery| delivery.give_up(number));
-        Unasked::NoMemory
-    })
-}
-
-impl Delivery {
-    fn send_command(&mut self, to: &[Process], kind: u16, text: &[u8], then: Then) -> Result<u64, Unasked> {
-        let worker = self.worker.as_mut().ok_or(Unasked::Unavailable)?;
-        self.asking.last += 1;
-        let number = self.asking.last;
-        let now = Now::read();
-        let mut missing = 0;
-        let mut refused = Unasked::Unposted(Unposted::Gone);
-        for &process in to {
-            match worker.command(process, kind, number, text, now) {
-                Ok(()) => missing += 1,
-                Err(unposted) => refused = Unasked::Unposted(unposted),
-            }
-        }
-        if missing == 0 {
-            return Err(refused);
-        }
-        let answers = Answers {
-            missing,
-            ..Answers::default()
-        };
-        self.asking.waiting.insert(number, Waiting { then, answers });
-        self.look_if_woken();
-        Ok(number)
-    }
-
-    /// Takes a request off the list, and its commands back as far as nobody has taken them.
-    fn give_up(&mut self, number: u64) -> Option<Waiting> {
-        let waiting = self.asking.waiting.remove(&number)?;
-        if let Some(worker) = &mut self.worker {
-            while worker.withdraw(number) {}
-        }
-        Some(waiting)
-    }
-
-    /// Takes the answers for this worker's requests.
-    pub fn take_answers(&mut self, actions: &mut Vec<Action>) {
-        while let Some(answer) = self.worker.as_mut().and_then(|worker| worker.take_answer()) {
-            let number = answer.request;
-            let Some(waiting) = self.asking.waiting.get_mut(&number) else {
-                // It has given up.
-                continue;
-            };
-            waiting.answers.answers.push(answer);
-            waiting.answers.missing -= 1;
-            if waiting.answers.missing == 0
-                && let Some(Waiting { then, answers }) = self.asking.waiting.remove(&number)
-            {
-                actions.push(Action::Resume(Answered { number, then, answers }));
-            }
-        }
     }
 }

@@ -80,9 +80,24 @@ unsafe extern "C" fn on_work(_event: *mut ngx_event_t) {
 
 unsafe extern "C" fn on_timer_wheel(_event: *mut ngx_event_t) {
     panic_guard::guard("timer wheel", recovery::start_over, || {
-        let mut actions = Vec::new();
-        PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
-        perform(actions);
+        // Ends take time when they are performed: that of many must not add up to one long turn.
+        let slice = Slice::begin();
+        loop {
+            let mut actions = Vec::new();
+            let more = PROCESS.with(|delivery| delivery.advance_timer_wheel(&mut actions));
+            let more = more.unwrap_or(false);
+            perform(actions);
+            if more && !slice.is_over() {
+                continue;
+            }
+            PROCESS.with(|delivery| {
+                delivery.note_turn(slice.started);
+                if more {
+                    delivery.events.advance_timer_wheel_next();
+                }
+            });
+            break;
+        }
     });
 }
 

@@ -27,8 +27,8 @@ use super::channel_queue::DRAIN_BYTES;
 use super::format::Transport;
 use super::frames::{Frames, Piece};
 use super::state::Delivery;
-use super::subscriber::{EndCause, EndDue, Kind, Replaying, Subscriber, SubscriberId};
-use super::{SPREAD_MS, random_below};
+use super::subjects::DISMISS;
+use super::subscriber::{EndCause, EndDue, Kind, Replaying, SPREAD_MS, Subscriber, SubscriberId, random_below};
 
 /// The kind of the command that brings a [`Change`]; its answer is an [`Outcome`].
 pub const CHANGE: u16 = 1;
@@ -46,7 +46,7 @@ pub struct Control {
     /// Made with the first session.
     key: Option<Key>,
     /// The zone has commands for this worker.
-    waiting: bool,
+    pub waiting: bool,
     pending: Option<Pending>,
 }
 
@@ -119,14 +119,6 @@ impl Delivery {
         true
     }
 
-    /// Looks for commands and answers in the zone.
-    pub fn look_for_mail(&mut self, actions: &mut Vec<Action>) {
-        if self.worker.as_ref().is_some_and(|worker| worker.has_mail()) {
-            self.take_answers(actions);
-            self.control.waiting = self.worker.as_ref().is_some_and(|worker| worker.has_commands());
-        }
-    }
-
     /// Obeys commands, once all messages that were taken are handed out. True if something was done.
     pub fn obey(&mut self, actions: &mut Vec<Action>) -> bool {
         let mut obeyed = false;
@@ -145,13 +137,14 @@ impl Delivery {
             obeyed = true;
             match command.kind {
                 CHANGE => self.begin_change(command, actions),
+                DISMISS => self.begin_dismissal(command),
                 _ => self.answer(command, &[]),
             }
         }
         obeyed
     }
 
-    fn answer(&mut self, command: Command, text: &[u8]) {
+    pub fn answer(&mut self, command: Command, text: &[u8]) {
         let now = Now::read();
         if let Some(worker) = &mut self.worker
             && let Err((command, _)) = worker.answer(command, text, now)
@@ -362,6 +355,11 @@ impl Delivery {
         self.unseat(id, &change.unsubscribe);
         if let Some(ends_ms) = change.ends_ms {
             self.renew(id, ends_ms);
+        }
+        match change.subject {
+            Some(Some(subject)) => self.registry.subjects.set(id.index, subject),
+            Some(None) => self.registry.subjects.remove(id.index),
+            None => {}
         }
         let held: Vec<Vec<u8>> = self.channels_of(id).iter().map(|id| id.to_vec()).collect();
         if let Some(subscriber) = self.registry.slab.get(id) {

@@ -37,12 +37,14 @@ pub enum Reason {
     ChannelDeleted,
     /// An operator dismissed all subscribers of a channel.
     Dismissed,
+    /// An operator sent its subject away.
+    SubjectDismissed,
     /// The nginx worker exited: a reload or a stop.
     WorkerExit,
 }
 
 impl Reason {
-    pub const ALL: [Reason; 12] = [
+    pub const ALL: [Reason; 13] = [
         Reason::ClientClosed,
         Reason::ClientClosing,
         Reason::Violation,
@@ -54,6 +56,7 @@ impl Reason {
         Reason::TokenExpired,
         Reason::ChannelDeleted,
         Reason::Dismissed,
+        Reason::SubjectDismissed,
         Reason::WorkerExit,
     ];
 
@@ -71,6 +74,7 @@ impl Reason {
             Reason::TokenExpired => "token_expired",
             Reason::ChannelDeleted => "channel_deleted",
             Reason::Dismissed => "dismissed",
+            Reason::SubjectDismissed => "subject_dismissed",
             Reason::WorkerExit => "worker_exit",
         }
     }
@@ -88,6 +92,7 @@ impl Reason {
             Reason::TokenExpired => Counter::ClosedTokenExpired,
             Reason::ChannelDeleted => Counter::ClosedChannelDeleted,
             Reason::Dismissed => Counter::ClosedDismissed,
+            Reason::SubjectDismissed => Counter::ClosedSubject,
             Reason::WorkerExit => Counter::ClosedWorkerExit,
         }
     }

@@ -78,6 +78,11 @@ impl Events {
         add_timer(&self.timer_wheel, delay_ms);
     }
 
+    /// Advances the timer wheel again after other events had their turn.
+    pub fn advance_timer_wheel_next(&'static self) {
+        handle(&self.timer_wheel).post_next();
+    }
+
     pub fn walk_in(&'static self, delay_ms: u64) {
         add_timer(&self.walk, delay_ms);
     }

@@ -49,7 +49,7 @@ impl Slice {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.started.elapsed() >= SLICE
     }
 
@@ -82,6 +82,9 @@ impl Delivery {
         // Take new messages first: they need not wait until all earlier ones are handed out.
         self.take_messages();
         self.look_for_mail(actions);
+        if !self.dismissals.is_empty() {
+            self.dismiss_subjects(actions);
+        }
         while actions.len() < ACTIONS_PER_SLICE {
             if self.inbox.is_handed_out() {
                 let obeyed = self.control.is_busy() && self.obey(actions);
@@ -108,6 +111,7 @@ impl Delivery {
             || (self.inbox.dirty || self.control.is_busy()) && !self.handover.is_unplaced()
             || !self.inbox.catching_up.is_empty()
             || !self.inbox.coalescer.is_empty()
+            || !self.dismissals.is_empty()
     }
 
     /// Are all messages taken and handed out that were published before the last look into the store?

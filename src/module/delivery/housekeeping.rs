@@ -63,6 +63,13 @@ impl Delivery {
         }
     }
 
+    /// Records the time without a poll for events of a turn that was not part of handing out.
+    pub fn note_turn(&mut self, started: Instant) {
+        if let Some(worker) = &self.worker {
+            worker.note_stretch(started.elapsed());
+        }
+    }
+
     /// Returns freed memory, which glibc keeps, to the system: after many subscribers have ended and the storm is over.
     fn give_memory_back(&mut self, now_ms: u64) {
         let ended = self.counters.ended;

@@ -20,7 +20,8 @@
 //! * [`local_counters`]: counts not yet in the zone. [`report`]: adds them, and reports in the error log.
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
-//! * [`asking`], [`control`]: commands to other workers on behalf of requests, and those from them: live subscriptions.
+//! * [`mail`], [`asking`]: commands to other workers on behalf of requests, and from them. [`control`]: live subscriptions.
+//!   [`dismissal`], [`subjects`]: to end whatever is of one subject.
 //! * [`events`], [`callbacks`]: events in nginx's loop, and what it calls. [`housekeeping`]: once a second.
 //! * [`recovery`]: after a panic.
 //! * [`state`]: the one value that has it all. Files below it do not know it; those above it extend it with `impl`.
@@ -39,6 +40,7 @@ mod contexts;
 mod control;
 mod detach;
 mod disconnect_log;
+mod dismissal;
 mod ending;
 mod events;
 mod flight;
@@ -51,6 +53,7 @@ mod housekeeping;
 mod inbox;
 mod lingering_close;
 mod local_counters;
+mod mail;
 mod ordered;
 mod output;
 mod perform;
@@ -64,6 +67,7 @@ mod slab;
 mod socket;
 mod state;
 mod stream;
+mod subjects;
 mod subscriber;
 mod take_over;
 mod timer_wheel;
@@ -81,6 +85,7 @@ use ngx::ngx_log_error;
 use smallvec::SmallVec;
 
 use push_stream_core::store::{self, AttachReason, Counter, Joined, Membership, Memberships, Now, Summary, Worker};
+use push_stream_core::token::subject::Subject;
 use push_stream_core::wire::coding::Coding;
 use push_stream_core::wire::event_id::OrderedId;
 
@@ -104,12 +109,13 @@ use perform::{advance, end, subscriber_event};
 use registry::Registry;
 use state::{Counters, Delivery, PROCESS, Shutdown};
 use subscriber::{
-    EndDue, NEVER, NOWHERE, Replaying, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS, Transit,
+    EndDue, NEVER, NOWHERE, Replaying, SPREAD_MS, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS,
+    Transit, random_below,
 };
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
 
-pub use asking::{Answers, Unasked, ask};
+pub use asking::{Answers, Unasked};
 pub use compressed::{member, opening};
 pub use compression::Compressed;
 pub use contexts::Contexts;
@@ -118,18 +124,12 @@ pub use detach::may_send_directly;
 pub use ending::Reason;
 pub use format::{Compression, Format, Transport};
 pub use frames::{Framing, fields, header_filler};
+pub use mail::ask;
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
+pub use subjects::DISMISS;
 pub use subscriber::{Kind, Reply, Rest};
 pub use top_channels::{TopChannel, Tops};
 pub use websocket::{Deflated, Socket};
-
-/// Time over which the ends of streams are spread whose tokens expire in the same second.
-const SPREAD_MS: u64 = 1000;
-
-fn random_below(bound: u64) -> u64 {
-    // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
-    unsafe { libc::rand() as u64 % bound }
-}
 
 /// Makes the socket for invitations to a handover, unless an earlier cycle did.
 pub fn prepare_handover(main: &Main) -> io::Result<()> {
@@ -164,6 +164,7 @@ pub fn start(cycle: *mut ngx_cycle_t, main: &Main) {
         top_channels: TopChannels::default(),
         handover: Handover::new(zone.cycle()),
         control: Default::default(),
+        dismissals: Default::default(),
         asking: Default::default(),
         reported: Reported::default(),
         disconnect_log: DisconnectLog::default(),
@@ -267,6 +268,8 @@ pub struct Enlistment<'p> {
     pub asked: Option<OrderedId>,
     /// Time until it ends with its access token.
     pub ends_in_ms: Option<u64>,
+    /// Whose access token it is.
+    pub subject: Option<Subject>,
 }
 
 /// Takes over a request: from now on it belongs to the delivery. Returns the handler's return value; None if there is
@@ -478,6 +481,9 @@ impl Delivery {
         let connected = subscriber.connected();
         let frees_buffer = subscriber.is_filtered() && subscriber.frozen();
         let id = self.registry.add(subscriber, memberships, &ids);
+        if let Some(subject) = enlistment.subject {
+            self.registry.subjects.set(id.index, subject);
+        }
         if ordered {
             self.inbox.ordered.add_reader(id.index, joined.position);
         }

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::compression::Compression;
 use super::frames::Style;
 use super::slab::Slab;
+use super::subjects::Subjects;
 use super::subscriber::{Seated, Subscriber, SubscriberId};
 
 /// The styles in use. Equal styles are interned, so that comparing them is comparing pointers.
@@ -71,6 +72,7 @@ impl LocalChannel {
 #[derive(Default)]
 pub struct Registry {
     pub slab: Slab,
+    pub subjects: Subjects,
     pub channels: FxHashMap<Membership, LocalChannel>,
     pub styles: Styles,
 }
@@ -106,7 +108,9 @@ impl Registry {
 
     /// Removes a subscriber that has no seat any more.
     pub fn take(&mut self, id: SubscriberId) -> Option<Subscriber> {
-        self.slab.take(id)
+        let taken = self.slab.take(id)?;
+        self.subjects.remove(id.index);
+        Some(taken)
     }
 
     /// The subscriber's position in the channel's list; one of them, if it is there twice.

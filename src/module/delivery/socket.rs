@@ -29,6 +29,9 @@ const CLOSE: &[u8] = &[0x88, 0x00];
 /// The close code of a client whose access token has expired.
 const TOKEN_EXPIRED: u16 = 3000;
 
+/// That of a client whose subject was sent away.
+const DISMISSED: u16 = 3001;
+
 /// Reaction to the client's input.
 enum Reaction {
     Nothing,
@@ -260,20 +263,26 @@ impl Subscriber {
         if self.ending {
             return;
         }
-        let expired = self.end_reason == Some(Reason::TokenExpired);
-        if expired && self.is_told_of_its_end() {
-            self.push_event(eventsource::EXPIRED);
+        let said = match self.end_reason {
+            Some(Reason::TokenExpired) => Some((eventsource::EXPIRED, TOKEN_EXPIRED, &b"token expired"[..])),
+            Some(Reason::SubjectDismissed) => Some((eventsource::CLOSED, DISMISSED, &b"dismissed"[..])),
+            _ => None,
+        };
+        if let Some((event, _, _)) = said
+            && self.is_told_of_its_end()
+        {
+            self.push_event(event);
         }
-        let farewell = match self.kind {
-            Kind::Socket(_) | Kind::Deflated(_) if expired => {
+        let farewell = match (&self.kind, said) {
+            (Kind::Socket(_) | Kind::Deflated(_), Some((_, code, reason))) => {
                 let mut farewell = self.audience.footer.clone();
-                websocket::push_close(TOKEN_EXPIRED, b"token expired", &mut farewell);
+                websocket::push_close(code, reason, &mut farewell);
                 Frames::of_bytes(&farewell, Framing::Raw)
             }
-            Kind::Socket(_) | Kind::Deflated(_) => {
+            (Kind::Socket(_) | Kind::Deflated(_), None) => {
                 Frames::of_bytes(&[&self.audience.footer[..], CLOSE].concat(), Framing::Raw)
             }
-            Kind::Stream | Kind::Compressed(_) if self.is_detached() => {
+            (Kind::Stream | Kind::Compressed(_), _) if self.is_detached() => {
                 Frames::end_of_response(&self.audience.footer, self.style.framing)
             }
             _ => return,

@@ -16,6 +16,7 @@ use super::handover::sessions::Handover;
 use super::inbox::Inbox;
 use super::local_counters::{LocalCounters, Reported};
 use super::registry::Registry;
+use super::subjects::Dismissals;
 use super::subscriber::SubscriberId;
 use super::timer_wheel::TimerWheel;
 use super::top_channels::TopChannels;
@@ -50,8 +51,9 @@ pub struct Delivery {
     pub local_counters: LocalCounters,
     pub top_channels: TopChannels,
     pub handover: Handover,
-    /// Commands for this worker, and those of its own.
+    /// Commands for this worker that are being obeyed, and its own requests that wait for answers.
     pub control: Control,
+    pub dismissals: Dismissals,
     pub asking: Asking,
     pub reported: Reported,
     pub disconnect_log: DisconnectLog,

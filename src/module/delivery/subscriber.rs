@@ -382,6 +382,15 @@ impl Subscriber {
     }
 }
 
+/// Time over which the ends of streams are spread whose tokens expire in the same second. With a slot of the timer wheel, and
+/// their own time, they are over within that second.
+pub const SPREAD_MS: u64 = 700;
+
+pub fn random_below(bound: u64) -> u64 {
+    // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
+    unsafe { libc::rand() as u64 % bound }
+}
+
 /// When a subscriber ends, and why then: one word, of which the lowest two bits are the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EndDue(u64);

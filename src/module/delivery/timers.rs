@@ -12,8 +12,8 @@ use super::state::Delivery;
 use super::subscriber::{EndCause, NEVER, Subscriber};
 use super::timer_wheel;
 
-/// Pings and ends per slice, before other events get their turn.
-const DUE_PER_SLICE: usize = 256;
+/// Pings and ends between two looks at the clock.
+const DUE_PER_TURN: usize = 32;
 
 impl Delivery {
     /// Puts a subscriber into the timer wheel where its next ping or end is due.
@@ -35,12 +35,12 @@ impl Delivery {
         }
     }
 
-    /// Sends due pings and begins due ends.
-    pub fn advance_timer_wheel(&mut self, actions: &mut Vec<Action>) {
+    /// Sends due pings and begins due ends: some of them. True if there are more.
+    pub fn advance_timer_wheel(&mut self, actions: &mut Vec<Action>) -> bool {
         let now_ms = Now::read().monotonic_ms;
         self.timer_wheel.expire(&mut self.registry.slab, now_ms, &mut self.due);
         let mut pings = Pings::default();
-        for _ in 0..DUE_PER_SLICE.min(self.due.len()) {
+        for _ in 0..DUE_PER_TURN.min(self.due.len()) {
             let Some(index) = self.due.pop_front() else {
                 break;
             };
@@ -75,9 +75,8 @@ impl Delivery {
         }
         if self.due.is_empty() {
             self.arm_timer_wheel(now_ms);
-        } else {
-            self.events.advance_timer_wheel_in(1);
         }
+        !self.due.is_empty()
     }
 }
 

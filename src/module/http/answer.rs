@@ -178,8 +178,18 @@ unsafe extern "C" fn send_header_only(r: *mut ngx_http_request_t) {
 
 /// Sends a complete answer with a body of known length.
 pub fn with_body(r: Request<'_>, content_type: &'static str, body: Vec<u8>) -> Result<ngx_int_t, Denial> {
+    with_status(r, NGX_HTTP_OK, content_type, body)
+}
+
+/// The same with another status.
+pub fn with_status(
+    r: Request<'_>,
+    status: u32,
+    content_type: &'static str,
+    body: Vec<u8>,
+) -> Result<ngx_int_t, Denial> {
     r.discard_body()?;
-    r.set_status(NGX_HTTP_OK, Some(body.len()));
+    r.set_status(status, Some(body.len()));
     r.set_content_type(content_type);
     Ok(match r.send_head() {
         Ok(true) => r.send_body(body, true),

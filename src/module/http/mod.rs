@@ -25,6 +25,7 @@ mod publisher;
 pub mod request;
 mod session_control;
 mod statistics;
+mod subjects;
 pub mod subscriber;
 pub mod token;
 

@@ -1,5 +1,5 @@
 //! Operators' requests to an admin publisher (`push_stream_admin_api`): listing channels and stored messages, deleting
-//! channels and dismissing subscribers in bulk. All of them work piece by piece.
+//! channels and dismissing subscribers in bulk, piece by piece. [`subjects`] sends one subject away.
 
 use ngx::ffi::*;
 use push_stream_core::store::{Batch, ChannelInfo, Landmark, Listing, Mark, Now};
@@ -11,6 +11,7 @@ use super::channels::{self, Path};
 use super::denial::Denial;
 use super::pieces::{self, Source};
 use super::request::Request;
+use super::subjects;
 use super::token::{Pass, Right};
 use crate::delivery;
 
@@ -37,6 +38,7 @@ struct Arguments {
     limit: Option<u64>,
     dry_run: bool,
     only: Option<Vec<u8>>,
+    subject: Option<Vec<u8>>,
 }
 
 /// Handles an operator's request; None if it is any other.
@@ -57,6 +59,14 @@ pub fn respond(r: Request<'_>, pass: &Pass) -> Result<Option<ngx_int_t>, Denial>
         }
         NGX_HTTP_DELETE => {
             let arguments = Arguments::of(r)?;
+            if arguments.subject.is_some() {
+                if arguments.prefix.is_some() || arguments.only.is_some() {
+                    return Err(Denial::Argument("Argument subject goes with no other."));
+                }
+                // Whoever may send anybody away may do so in every channel.
+                pass.check_all_from(Right::Publish, b"")?;
+                return Ok(Some(r.read_body(delete_body)?));
+            }
             if let Some(prefix) = &arguments.prefix {
                 pass.check_all_from(Right::Publish, prefix)?;
                 return Ok(Some(r.read_body(delete_body)?));
@@ -83,6 +93,7 @@ impl Arguments {
                 b"limit" => arguments.limit = given.map(|limit| number(&limit)).transpose()?,
                 b"dry_run" => arguments.dry_run = value.as_deref() != Some(b"0"),
                 b"only" => arguments.only = Some(value.unwrap_or_default()),
+                b"subject" => arguments.subject = Some(value.unwrap_or_default()),
                 _ => {}
             }
         }
@@ -215,9 +226,17 @@ unsafe extern "C" fn delete_body(r: *mut ngx_http_request_t) {
     unsafe { answer::go_on(r, delete_all) }
 }
 
-/// DELETE `?prefix=&dry_run=1`; a request body replaces the configured notice.
+/// DELETE `?subject=`, or `?prefix=&dry_run=1`; a request body replaces the configured notice.
 fn delete_all(r: Request<'_>) -> Result<ngx_int_t, Denial> {
-    let Arguments { prefix, dry_run, .. } = Arguments::of(r)?;
+    let Arguments {
+        prefix,
+        dry_run,
+        subject,
+        ..
+    } = Arguments::of(r)?;
+    if let Some(subject) = subject {
+        return subjects::dismiss(r, &subject);
+    }
     let prefix = prefix.unwrap_or_default();
     if prefix.is_empty() && !dry_run {
         return Err(Denial::Argument("An empty prefix would delete every channel."));

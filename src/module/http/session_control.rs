@@ -68,6 +68,7 @@ fn change(r: Request<'_>) -> Result<ngx_int_t, Denial> {
         subscribe: asked.subscribe,
         unsubscribe: asked.unsubscribe,
         last_event_id: asked.last_event_id.map(String::into_bytes),
+        subject: (asked.token.is_some() && pass.has_token()).then(|| pass.subject()),
         ends_ms: asked
             .token
             .map(|_| pass.ends_in_ms().map(|in_ms| now_ms.saturating_add(in_ms))),

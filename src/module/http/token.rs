@@ -5,6 +5,7 @@ use std::rc::Rc;
 use ngx::ffi::*;
 use ngx::ngx_string;
 use push_stream_core::store::Now;
+use push_stream_core::token::subject::Subject;
 use push_stream_core::token::{Grants, Rejection, Token};
 
 use super::answer;
@@ -13,7 +14,7 @@ use super::denial::Denial;
 use super::request::{HeaderName, Request};
 use crate::config::{Carrier, Gate, Role};
 use crate::ffi::variable;
-use crate::token::tickets;
+use crate::token::{subjects, tickets};
 
 /// A request that may do something.
 pub struct Pass {
@@ -61,6 +62,11 @@ impl Pass {
     /// Was a token asked for and verified?
     pub fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// Whose it is; None without a token, or if that does not say.
+    pub fn subject(&self) -> Option<Subject> {
+        subjects::hash(self.token.as_ref()?.subject.as_ref()?)
     }
 
     /// Time until a stream of it ends with its token; None = it does not.

@@ -1,12 +1,13 @@
 //! Access tokens of a configuration: key files, what was verified with them, and who is revoked.
 //!
 //! * [`files`]: key files and files of revocations, read again when they change.
-//! * [`tickets`]: tickets in place of tokens.
+//! * [`tickets`]: tickets in place of tokens. [`subjects`]: whose they are, as numbers.
 //!
 //! One value per configuration. It is made while that is read, so that a bad file refuses the configuration, and each
 //! nginx worker goes on with its own copy.
 
 mod files;
+pub mod subjects;
 pub mod tickets;
 
 use std::cell::{Cell, RefCell};
@@ -115,6 +116,11 @@ impl Tokens {
         }
         state.look_again_ms = now_ms + LOOK_MS;
         state.read_again()
+    }
+
+    /// Does any location ask for tokens?
+    pub fn are_used(&self) -> bool {
+        !self.state.borrow().policies.is_empty()
     }
 
     /// Names the policy in a ticket, whatever else is in the configuration.

@@ -271,6 +271,7 @@ impl Delivery {
                 address: None,
                 ping_due_ms: due(subscriber.ping_due_ms),
                 end_due: subscriber.end_due.to_word(),
+                subject: self.registry.subjects.get(id.index),
                 unanswered_since_ms,
                 muted,
                 disconnect_record: subscriber
@@ -317,6 +318,15 @@ impl Delivery {
         }
     }
 
+    /// Records that the subject of a subscriber on offer was sent away: this worker ends it, whatever the other one says.
+    /// False if that was known.
+    pub fn note_dismissal(&mut self, index: u32) -> bool {
+        let loss = self.handover.losses.entry(index).or_default();
+        // Before any message that the other worker could begin with.
+        loss.seq = Some(0);
+        !std::mem::replace(&mut loss.subject, true)
+    }
+
     /// Keeps a subscriber after all: it continues, or ends now if its end came due meanwhile.
     fn keep(&mut self, id: SubscriberId, transit: Transit, actions: &mut Vec<Action>) {
         let loss = self.handover.losses.remove(&id.index).unwrap_or_default();
@@ -332,7 +342,9 @@ impl Delivery {
             actions.push(Action::End(id, Ending::Failed));
             return;
         }
-        if loss.dismissed {
+        if loss.subject {
+            actions.extend(self.begin_end(id, Reason::SubjectDismissed));
+        } else if loss.dismissed {
             actions.extend(self.begin_end(id, Reason::Dismissed));
         } else if loss.seq.is_some() && subscriber.seats.is_empty() {
             self.end_without_channels(id.index, actions);

@@ -73,6 +73,8 @@ pub struct Loss {
     /// Sequence number of the first notice that one of its channels was deleted or its subscribers were dismissed.
     pub seq: Option<u64>,
     pub dismissed: bool,
+    /// Its subject was sent away.
+    pub subject: bool,
 }
 
 /// A socket to a leaving worker.

@@ -316,6 +316,9 @@ impl Delivery {
         subscriber.address = adopted.address.unwrap_or(NOWHERE);
         let connected = subscriber.connected();
         let id = self.registry.add(subscriber, &adopted.memberships, &ids);
+        if let Some(subject) = offered.subject {
+            self.registry.subjects.set(id.index, subject);
+        }
         if let Some(worker) = &self.worker {
             worker.count_in(connected);
         }

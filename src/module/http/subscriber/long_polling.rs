@@ -49,6 +49,7 @@ pub fn respond(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
         message_min: 0,
         asked: candidate.resume.asked(),
         ends_in_ms: candidate.pass.ends_in_ms(),
+        subject: candidate.pass.subject(),
     };
     delivery::enlist(candidate.r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }

@@ -140,6 +140,7 @@ pub fn send_stored(
         message_min: 0,
         asked: candidate.resume.asked(),
         ends_in_ms: candidate.pass.ends_in_ms(),
+        subject: candidate.pass.subject(),
     };
     delivery::enlist(r.raw(), enlistment).ok_or(NOT_ENLISTED)
 }

@@ -71,6 +71,7 @@ pub fn start(candidate: &Candidate<'_>) -> Result<ngx_int_t, Denial> {
             message_min: padding.map_or(0, |padding| padding.message_min),
             asked: candidate.resume.asked(),
             ends_in_ms: candidate.pass.ends_in_ms(),
+            subject: candidate.pass.subject(),
         },
     )
     .ok_or(NOT_ENLISTED)

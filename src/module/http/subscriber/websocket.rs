@@ -149,6 +149,7 @@ impl Admitted<'_> {
                 message_min: 0,
                 asked: candidate.resume.asked(),
                 ends_in_ms: candidate.pass.ends_in_ms(),
+                subject: candidate.pass.subject(),
             },
         )
         .ok_or(NOT_ENLISTED)
