@@ -240,7 +240,7 @@ mod tests {
     /// A checker for one subscriber of channel 0, to which three messages were sent after it had joined.
     fn checker() -> Checker {
         let flows = Flows::new(2, 1).unwrap();
-        let mut checker = Checker::new(0, 1, flows, Messages::new(1, 200), true);
+        let mut checker = Checker::new(0, 1, flows, Messages::new(1, crate::text::Kind::Noise, 200), true);
         checker.join(0, 0);
         for channel in [0, 1] {
             let flow = Flow { channel, publisher: 0 };

@@ -5,7 +5,7 @@
 //! * [`scenario`]: one file per load pattern, and their shared parts.
 //! * [`processes`]: forks client processes that share counters; [`subscribers`] and [`publishers`] are their work, one
 //!   epoll loop each; [`flows`]: the messages of each publisher in each channel.
-//! * [`message`]: the text of a message, published alone or in a [`batch`]. [`checker`] judges received messages, with
+//! * [`message`], [`text`]: the text of a message, published alone or in a [`batch`]. [`checker`] judges received messages, with
 //!   the [`history`] of each subscriber. [`latency`]: histograms. [`arrivals`]: subscribers that come and go while
 //!   messages flow.
 //! * [`transport`]: EventSource, streaming, WebSocket, long polling. [`http`], [`h2`], [`url`], [`net`]: the layers
@@ -39,6 +39,7 @@ mod publishers;
 mod report;
 mod scenario;
 mod subscribers;
+mod text;
 mod tls;
 mod transport;
 mod url;

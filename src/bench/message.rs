@@ -1,19 +1,18 @@
 //! The text of a bench message: identifies its place in the run, and every byte of it can be checked.
 //!
 //! `psb RUN CHANNEL PUBLISHER SEQ NANOS LENGTH PADDING`, one line of printable ASCII. The padding is a slice of a fixed
-//! table at a message-specific start, so that bytes of another message, even of the same channel, are detected.
+//! [table](crate::text) at a message-specific start, so that bytes of another message, even of the same channel, are detected.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+
+use crate::text::{Kind, Table};
 
 /// Start of every text.
 pub const PREFIX: &[u8] = b"psb ";
 
 /// Longest text without padding.
 pub const MIN_BYTES: usize = 4 + 9 + 4 * 11 + 21 + 9;
-
-/// Number of padding starts in the table: a prime, so that neighbouring messages do not share them.
-const STARTS: usize = 8191;
 
 /// The place of a message in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -37,17 +36,16 @@ pub struct Stamped {
 #[derive(Debug)]
 pub struct Messages {
     run: u32,
-    padding: Vec<u8>,
+    padding: Table,
 }
 
 impl Messages {
     /// `run` distinguishes this run's messages from an earlier run's; `max_bytes` is the longest text to write or read.
-    pub fn new(run: u32, max_bytes: usize) -> Self {
-        let mut random = fastrand::Rng::with_seed(0x7073_6268);
-        let padding = (0..STARTS + max_bytes.max(MIN_BYTES))
-            .map(|_| random.alphanumeric() as u8)
-            .collect();
-        Self { run, padding }
+    pub fn new(run: u32, kind: Kind, max_bytes: usize) -> Self {
+        Self {
+            run,
+            padding: Table::new(kind, max_bytes.max(MIN_BYTES)),
+        }
     }
 
     /// Replaces `out` by the text of the message; `bytes` is the desired length.
@@ -83,7 +81,7 @@ impl Messages {
         };
         let whole = run == u64::from(self.run)
             && bytes == text.len() as u64
-            && text.len() <= self.padding.len() - STARTS
+            && text.len() <= self.padding.longest()
             && padding == self.padding(mark, padding.len());
         whole.then_some(Stamped { mark, due_ns })
     }
@@ -105,8 +103,7 @@ impl Messages {
             sequence,
         } = mark;
         let mixed = channel.wrapping_mul(0x9e37_79b1) ^ publisher.wrapping_mul(0x85eb_ca77) ^ sequence.wrapping_mul(37);
-        let start = mixed as usize % STARTS;
-        &self.padding[start..start + bytes]
+        self.padding.get(mixed, bytes)
     }
 }
 
@@ -164,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_message_is_read_as_it_was_written() {
-        let messages = Messages::new(0xabc, 5000);
+        let messages = Messages::new(0xabc, Kind::Noise, 5000);
         let mut text = Vec::new();
         for (message, bytes) in [
             (stamped(0, 0, 0), 100),
@@ -189,7 +186,7 @@ mod tests {
 
     #[test]
     fn every_changed_byte_is_noticed() {
-        let messages = Messages::new(7, 200);
+        let messages = Messages::new(7, Kind::Noise, 200);
         let mut text = Vec::new();
         messages.write(&mut text, stamped(3, 1, 5), 150);
         // The time is the only field that can be changed into another valid value.
@@ -206,7 +203,7 @@ mod tests {
 
     #[test]
     fn padding_of_another_message_is_foreign() {
-        let messages = Messages::new(7, 200);
+        let messages = Messages::new(7, Kind::Noise, 200);
         let (mut one, mut other) = (Vec::new(), Vec::new());
         messages.write(&mut one, stamped(3, 1, 5), 150);
         messages.write(&mut other, stamped(3, 1, 6), 150);
@@ -217,13 +214,13 @@ mod tests {
     #[test]
     fn a_message_of_an_earlier_run_is_foreign() {
         let mut text = Vec::new();
-        Messages::new(7, 200).write(&mut text, stamped(0, 0, 0), 100);
-        assert_eq!(Messages::new(8, 200).read(&text), None);
+        Messages::new(7, Kind::Noise, 200).write(&mut text, stamped(0, 0, 0), 100);
+        assert_eq!(Messages::new(8, Kind::Noise, 200).read(&text), None);
     }
 
     #[test]
     fn ids_differ_within_a_channel() {
-        let messages = Messages::new(0xff, 100);
+        let messages = Messages::new(0xff, Kind::Noise, 100);
         let (mut one, mut other) = (String::new(), String::new());
         messages.write_id(
             &mut one,

@@ -19,6 +19,7 @@ use crate::latency::Latency;
 use crate::message::{Mark, Messages, Stamped};
 use crate::net::{self, Epoll, Interest, Timer};
 use crate::processes::{Board, Phase};
+use crate::text::Kind;
 use crate::tls::{Connector, Protocol};
 use crate::url::UrlTemplate;
 use crate::wire::{self, Wire, is_unready};
@@ -45,6 +46,7 @@ pub struct Plan {
     pub flows: Flows,
     pub run: u32,
     pub message_bytes: usize,
+    pub text: Kind,
     pub event_ids: bool,
     /// Ends after this many accepted messages.
     pub messages: Option<u64>,
@@ -195,7 +197,7 @@ pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
         place,
         epoll,
         timer,
-        messages: Messages::new(plan.run, plan.message_bytes),
+        messages: Messages::new(plan.run, plan.text, plan.message_bytes),
         connections: (0..plan.publishers).map(connection).collect(),
         published: vec![Published::default(); flows],
         accepted: 0,

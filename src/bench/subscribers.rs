@@ -26,6 +26,7 @@ use crate::latency::Latency;
 use crate::message::{Mark, Messages};
 use crate::net::{self, Epoll, Interest, Ready};
 use crate::processes::{Board, Phase};
+use crate::text::Kind;
 use crate::tls::{Connector, Protocol};
 use crate::transport::{self, Feed, Item, Transport};
 use crate::url::UrlTemplate;
@@ -58,6 +59,7 @@ pub struct Plan {
     pub audience: Audience,
     pub run: u32,
     pub max_message_bytes: usize,
+    pub text: Kind,
     /// Ask for this coding.
     pub compressed: Option<Coding>,
     /// Messages carry the bench's event ids.
@@ -181,7 +183,7 @@ struct EventLoop {
 
 /// Does the subscribing work of one process until the board's last phase; returns its report.
 pub fn work(plan: Plan, board: Board, place: usize) -> anyhow::Result<Value> {
-    let messages = || Messages::new(plan.run, plan.max_message_bytes);
+    let messages = || Messages::new(plan.run, plan.text, plan.max_message_bytes);
     let expects_ids = plan.event_ids && plan.transport.shows_ids();
     let places = plan.count + plan.arrival_rate.map_or(0, spare_places);
     let protocol = plan.streams.map_or(Protocol::Http1, |_| Protocol::Http2);

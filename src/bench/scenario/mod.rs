@@ -37,6 +37,7 @@ use crate::net;
 use crate::proc::{Cpu, Server};
 use crate::processes::{Phase, Processes, Work};
 use crate::report::{Report, Unit};
+use crate::text::Kind;
 use crate::tls::{self, Connector, Protocol};
 use crate::transport::Transport;
 use crate::url::UrlTemplate;
@@ -177,6 +178,9 @@ pub struct Clients {
     /// Ask for answers in this coding, gzip if none is named, and check their ends, too; over HTTP/1
     #[arg(long, value_name = "CODING", num_args = 0..=1, require_equals = true, default_missing_value = "gzip")]
     pub compressed: Option<Coding>,
+    /// What messages consist of
+    #[arg(long, value_enum, default_value = "noise", value_name = "KIND")]
+    pub text: Kind,
 }
 
 impl Clients {
@@ -313,6 +317,7 @@ impl Run {
                 audience: cast.audience,
                 run,
                 max_message_bytes: cast.message_bytes,
+                text: clients.text,
                 compressed: clients.compressed,
                 event_ids: cast.event_ids,
                 addresses,
@@ -336,6 +341,7 @@ impl Run {
             flows,
             run,
             message_bytes: cast.message_bytes,
+            text: clients.text,
             event_ids: cast.event_ids,
             messages: cast.messages,
             duration: cast.duration,

@@ -72,7 +72,7 @@ mod tests {
             sequence,
         };
         let mut text = Vec::new();
-        Messages::new(1, 1000).write(&mut text, Stamped { mark, due_ns: 7 }, bytes);
+        Messages::new(1, crate::text::Kind::Noise, 1000).write(&mut text, Stamped { mark, due_ns: 7 }, bytes);
         text
     }
 
