@@ -1,8 +1,9 @@
 //! What bench messages consist of beside their place: noise, or records as sites send them, for measurements of
 //! compression.
 
-use clap::ValueEnum;
 use std::fmt::Write as _;
+
+use clap::ValueEnum;
 
 /// Number of starts in a table of noise: a prime, so that neighbouring messages do not share them.
 const STARTS: usize = 8191;
@@ -41,13 +42,21 @@ impl Table {
     /// For texts of up to `longest` bytes.
     pub fn new(kind: Kind, longest: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(0x7073_6268);
+        let words: Vec<&str> = WORDS.split_whitespace().collect();
+        let fill = |record: Record, random: &mut fastrand::Rng| fill(record, random, &words, longest);
         let bytes = match kind {
             Kind::Noise => (0..STARTS + longest).map(|_| random.alphanumeric() as u8).collect(),
             Kind::Posts => (0..RECORDS)
-                .flat_map(|number| post(&mut random, number, longest))
+                .flat_map(|number| {
+                    let record = post(&mut random, number);
+                    fill(record, &mut random)
+                })
                 .collect(),
             Kind::Events => (0..RECORDS)
-                .flat_map(|number| event(&mut random, number, longest))
+                .flat_map(|number| {
+                    let record = event(&mut random, number);
+                    fill(record, &mut random)
+                })
                 .collect(),
         };
         Self { kind, bytes, longest }
@@ -68,9 +77,11 @@ impl Table {
     }
 }
 
-/// A record of exactly so many bytes: longer ones are cut, and shorter ones end in running text.
-fn fill(mut record: String, random: &mut fastrand::Rng, end: &str, longest: usize) -> Vec<u8> {
-    let words: Vec<&str> = WORDS.split_whitespace().collect();
+/// The beginning of a record, and its end behind running text.
+type Record = (String, &'static str);
+
+/// A record of exactly so many bytes: longer ones are cut, and shorter ones are filled with running text.
+fn fill((mut record, end): Record, random: &mut fastrand::Rng, words: &[&str], longest: usize) -> Vec<u8> {
     while record.len() + end.len() < longest {
         // As in language, frequent words are much more frequent.
         let most = random.usize(..words.len());
@@ -83,7 +94,7 @@ fn fill(mut record: String, random: &mut fastrand::Rng, end: &str, longest: usiz
     record.into_bytes()
 }
 
-fn post(random: &mut fastrand::Rng, number: usize, longest: usize) -> Vec<u8> {
+fn post(random: &mut fastrand::Rng, number: usize) -> Record {
     let (user, id) = (random.u32(..400), 5_000_000_000 + 37 * number);
     let mut record = String::new();
     // Writing to a string cannot fail.
@@ -101,11 +112,10 @@ fn post(random: &mut fastrand::Rng, number: usize, longest: usize) -> Vec<u8> {
         user.wrapping_mul(2_654_435_761),
         random.u32(..20),
     );
-    let end = "</p>\",\"isApproved\":true,\"isDeleted\":false,\"media\":[]}";
-    fill(record, random, end, longest)
+    (record, "</p>\",\"isApproved\":true,\"isDeleted\":false,\"media\":[]}")
 }
 
-fn event(random: &mut fastrand::Rng, number: usize, longest: usize) -> Vec<u8> {
+fn event(random: &mut fastrand::Rng, number: usize) -> Record {
     let mut record = String::new();
     let _ = write!(
         record,
@@ -124,7 +134,7 @@ fn event(random: &mut fastrand::Rng, number: usize, longest: usize) -> Vec<u8> {
         random.u32(40..440),
         ["ok", "ok", "ok", "busy", "draining"][random.usize(..5)],
     );
-    fill(record, random, "\"}", longest)
+    (record, "\"}")
 }
 
 #[cfg(test)]
