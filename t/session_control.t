@@ -37,7 +37,7 @@ http {
 }
 CONF
 
-refuses $conf =~ s/(location \/pub \{)/$1 push_stream_control on;/r, 'push_stream_control needs push_stream_subscriber eventsource in the same location.', 'control without a stream is refused';
+refuses $conf =~ s/(location \/pub \{)/$1 push_stream_control on;/r, 'push_stream_control needs push_stream_subscriber eventsource or websocket in the same location.', 'control without a stream is refused';
 refuses $conf =~ s/(location \/pub \{)/$1 push_stream_session_control;/r, '"push_stream_publisher" directive is duplicate', 'two roles are refused';
 
 sub session_of ($stream) {

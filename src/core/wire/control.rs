@@ -18,7 +18,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Map;
+pub use serde_json::Value;
 
 use super::channel_path;
 use crate::token::json;
@@ -219,10 +220,89 @@ fn ids(value: Value) -> Option<Vec<Vec<u8>>> {
     value.as_array()?.iter().map(one).collect()
 }
 
+/// The subprotocol of WebSockets whose clients send operations.
+pub const SUBPROTOCOL: &str = "push-stream.v1";
+
+/// What the client of a WebSocket asks.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Operation {
+    Change(Request),
+    Publish {
+        channels: Vec<Vec<u8>>,
+        text: String,
+        token: Option<String>,
+    },
+}
+
+impl Operation {
+    /// Reads an operation, and the client's id of it; the error says what is wrong.
+    pub fn parse(text: &[u8]) -> (Value, Result<Operation, &'static str>) {
+        let Some(mut object) = json::object(text) else {
+            return (Value::Null, Err("Operation is no JSON object, or has a member twice."));
+        };
+        let id = match object.remove("id") {
+            Some(id @ (Value::Number(_) | Value::String(_))) => id,
+            _ => return (Value::Null, Err("Member id must be a number or a string.")),
+        };
+        (id, Operation::of(object))
+    }
+
+    fn of(mut object: Map<String, Value>) -> Result<Operation, &'static str> {
+        let op = object.remove("op");
+        let (list, needed) = match op.as_ref().and_then(Value::as_str) {
+            Some("subscribe") => ("subscribe", true),
+            Some("unsubscribe") => ("unsubscribe", true),
+            Some("token") => ("token", false),
+            Some("publish") => return Operation::publish(object),
+            _ => return Err("Member op must be subscribe, unsubscribe, token or publish."),
+        };
+        let channels = object.remove("channels");
+        if channels.is_some() != needed {
+            return Err("Member channels must be there for all operations but token.");
+        }
+        if let Some(channels) = channels
+            && object.insert(list.to_owned(), channels).is_some()
+        {
+            return Err("Operation has an unknown member.");
+        }
+        let known = |name: &String| name == list || matches!(&name[..], "token" | "last_event_id");
+        if !object.keys().all(known) || !object.contains_key(list) {
+            return Err("Operation has an unknown member, or lacks one.");
+        }
+        Request::of(object).map(Operation::Change)
+    }
+
+    fn publish(mut object: Map<String, Value>) -> Result<Operation, &'static str> {
+        let channels = object.remove("channels").and_then(ids).filter(|ids| !ids.is_empty());
+        let said = object.remove("text").and_then(text).filter(|text| !text.is_empty());
+        let token = match object.remove("token") {
+            None => None,
+            Some(token) => Some(text(token).ok_or("Member token must be a string.")?),
+        };
+        match (channels, said) {
+            (Some(channels), Some(text)) if object.is_empty() => Ok(Operation::Publish { channels, text, token }),
+            _ => Err("Operation publish wants a list of channels and a text."),
+        }
+    }
+}
+
+/// The reply to an operation.
+pub fn reply(id: &Value, status: u16, explain: Option<&str>, channels: Option<&[Vec<u8>]>) -> String {
+    let mut reply = serde_json::json!({ "op": "reply", "id": id, "status": status });
+    if let Some(explain) = explain {
+        reply["explain"] = explain.into();
+    }
+    if let Some(channels) = channels {
+        reply["channels"] = names(channels);
+    }
+    reply.to_string()
+}
+
 /// The change that a worker asks of a reader's worker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    pub session: Session,
+    /// None: the client has sent it on the connection itself.
+    pub session: Option<Session>,
     pub subscribe: Vec<Wanted>,
     pub unsubscribe: Vec<Vec<u8>>,
     pub last_event_id: Option<Vec<u8>>,
@@ -261,6 +341,23 @@ pub enum Refused {
     EventsChannel,
     ChannelLimit,
     Unavailable,
+}
+
+impl Refused {
+    /// Status and explanation, as in the answer to a request.
+    pub fn verdict(self) -> (u16, &'static str) {
+        match self {
+            Refused::LastChannel => (409, "A stream keeps at least one channel."),
+            Refused::TooManyChannels => (409, "Session has too many channels."),
+            Refused::TooManySubscribers => (409, "Subscribers limit per channel has been exceeded."),
+            Refused::ChannelLimit => (409, "Number of channels were exceeded."),
+            Refused::NotGranted => (403, "Token does not grant the channels."),
+            Refused::MayNotCreate => (403, "Subscriber could not create channels."),
+            Refused::EventsChannel => (403, "Subscription to events channel is not allowed."),
+            Refused::ZoneFull => (507, "Zone is full."),
+            Refused::Unavailable => (503, "Worker is not ready."),
+        }
+    }
 }
 
 /// A message between workers.
@@ -381,7 +478,7 @@ mod tests {
     #[test]
     fn messages_come_back_and_those_of_another_version_do_not() {
         let change = Change {
-            session: Key::new().unwrap().session(PLACE),
+            session: Some(Key::new().unwrap().session(PLACE)),
             subscribe: vec![Wanted {
                 id: b"a".to_vec(),
                 backtrack: 2,
@@ -400,6 +497,49 @@ mod tests {
         bytes[0] += 1;
         assert_eq!(decode::<Change>(&bytes), None);
         assert_eq!(decode::<Change>(b""), None);
+    }
+
+    #[test]
+    fn an_operation_is_read_strictly_and_has_its_id_back() {
+        let (id, operation) =
+            Operation::parse(br#"{"op":"subscribe","id":"x","channels":["a.b2"],"last_event_id":"4"}"#);
+        let request = Request {
+            subscribe: vec![Wanted {
+                id: b"a".to_vec(),
+                backtrack: 2,
+            }],
+            last_event_id: Some("4".into()),
+            ..Request::default()
+        };
+        assert_eq!(operation, Ok(Operation::Change(request)));
+        assert_eq!(
+            reply(&id, 200, None, Some(&[b"a".to_vec()])),
+            r#"{"channels":["a"],"id":"x","op":"reply","status":200}"#
+        );
+        let (_, operation) = Operation::parse(br#"{"op":"token","id":1,"token":"t"}"#);
+        assert!(matches!(
+            operation,
+            Ok(Operation::Change(Request { token: Some(_), .. }))
+        ));
+        let (_, operation) = Operation::parse(br#"{"op":"publish","id":1,"channels":["a"],"text":"t"}"#);
+        assert!(matches!(operation, Ok(Operation::Publish { token: None, .. })));
+        for bad in [
+            "hello",
+            r#"{"op":"subscribe","channels":["a"]}"#,
+            r#"{"op":"subscribe","id":[],"channels":["a"]}"#,
+            r#"{"op":"subscribe","id":1}"#,
+            r#"{"op":"subscribe","id":1,"channels":["a"],"unsubscribe":["b"]}"#,
+            r#"{"op":"subscribe","id":1,"channels":["a"],"session":"b"}"#,
+            r#"{"op":"unsubscribe","id":1,"channels":[1]}"#,
+            r#"{"op":"token","id":1}"#,
+            r#"{"op":"token","id":1,"token":"t","channels":["a"]}"#,
+            r#"{"op":"publish","id":1,"channels":[],"text":"t"}"#,
+            r#"{"op":"publish","id":1,"channels":["a"],"text":""}"#,
+            r#"{"op":"publish","id":1,"channels":["a"],"text":"t","more":1}"#,
+            r#"{"op":"else","id":1}"#,
+        ] {
+            assert!(Operation::parse(bad.as_bytes()).1.is_err(), "{bad}");
+        }
     }
 
     #[test]

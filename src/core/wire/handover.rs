@@ -13,7 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::tls::{Ciphertext, State};
 
 /// To be changed with every change of the messages. Workers of different versions hand nothing over to each other.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 
 /// Subscribers on offer, in the order of their sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,8 @@ pub struct Subscriber {
     pub unanswered_since_ms: Option<u64>,
     /// WebSocket: its messages are not published, for want of a grant.
     pub muted: bool,
+    /// WebSocket: its client sends operations.
+    pub operates: bool,
     /// Figures for the disconnect log, if it is enabled.
     pub disconnect_record: Option<DisconnectRecord>,
 }

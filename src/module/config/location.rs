@@ -475,9 +475,14 @@ impl Location {
         }
         if self.control == 1
             && let Some(role) = self.role
-            && role != Role::Subscriber(SubscriberMode::EventSource)
+            && !matches!(
+                role,
+                Role::Subscriber(SubscriberMode::EventSource | SubscriberMode::WebSocket)
+            )
         {
-            return Err(c"push_stream_control needs push_stream_subscriber eventsource in the same location.");
+            return Err(
+                c"push_stream_control needs push_stream_subscriber eventsource or websocket in the same location.",
+            );
         }
         if self.statistics_format != unset::ENUM && self.role != Some(Role::Statistics) {
             return Err(c"push_stream_statistics_format needs push_stream_channels_statistics in the same location.");
@@ -696,6 +701,10 @@ impl Location {
             },
             padding_max: main.padding_max.clone(),
             control: self.control == 1,
+            policy: self.gate.as_ref().map(|gate| gate.policy),
+            authorized_channels_only: self.authorized_channels_only(),
+            may_follow_events: self.may_follow_events(),
+            wildcard_max: self.wildcard_max(),
             guarded: self.gate.as_ref().is_some_and(|gate| gate.required),
             detach: self.detach == 1,
             detach_tls: self.detach == 1 && self.detach_tls == 1,

@@ -23,6 +23,7 @@ use push_stream_core::wire::event_id::OrderedId;
 use push_stream_core::wire::eventsource;
 
 use super::action::Action;
+use super::changes::{Origin, Pending};
 use super::channel_queue::DRAIN_BYTES;
 use super::format::Transport;
 use super::frames::{Frames, Piece};
@@ -40,42 +41,16 @@ const COMMANDS_PER_TURN: usize = 16;
 const MOST_CHANNELS: usize = 1024;
 const MOST_BYTES: usize = 12 * 1024;
 
-/// Commands for this worker.
-#[derive(Default)]
-pub struct Control {
-    /// Made with the first session.
-    key: Option<Key>,
-    /// The zone has commands for this worker.
-    pub waiting: bool,
-    pending: Option<Pending>,
-}
-
-/// A change that has joined its channels, and waits for the messages before.
-struct Pending {
-    command: Command,
-    change: Change,
-    id: SubscriberId,
-    joined: Option<Joined>,
-    /// Ids of the channels joined.
-    ids: Vec<Rc<[u8]>>,
-    /// All messages up to the join are taken.
-    reached: bool,
-}
-
-impl Control {
-    /// Are messages taken only as far as a change needs?
-    pub fn is_busy(&self) -> bool {
-        self.waiting || self.pending.is_some()
-    }
-
-    /// Can the change take effect once what was taken is handed out?
-    pub fn is_ready(&self) -> bool {
-        self.pending.as_ref().is_some_and(|pending| pending.reached)
-    }
-}
+/// What a change has joined, if anything, and the ids of those channels.
+type Entered = (Option<Joined>, Vec<Rc<[u8]>>);
 
 impl Subscriber {
-    /// May its channels be changed, and is its client told how?
+    /// May its channels be changed?
+    fn may_change(&self) -> bool {
+        self.has_session() || self.kind.socket().is_some_and(|socket| socket.operates)
+    }
+
+    /// May its channels be changed by requests, and is its client told how?
     pub fn has_session(&self) -> bool {
         self.audience.control
             && self.style.format.transport == Transport::EventSource
@@ -130,13 +105,18 @@ impl Delivery {
             if self.control.pending.is_some() || self.handover.is_unplaced() {
                 break;
             }
+            if let Some((origin, id, change)) = self.next_operation() {
+                obeyed = true;
+                self.begin_change(origin, id, change, actions);
+                continue;
+            }
             let Some(command) = self.worker.as_mut().and_then(|worker| worker.take_command()) else {
                 self.control.waiting = false;
                 break;
             };
             obeyed = true;
             match command.kind {
-                CHANGE => self.begin_change(command, actions),
+                CHANGE => self.begin_command(command, actions),
                 DISMISS => self.begin_dismissal(command),
                 _ => self.answer(command, &[]),
             }
@@ -156,7 +136,7 @@ impl Delivery {
         self.look_if_woken();
     }
 
-    fn conclude(&mut self, command: Command, outcome: &Outcome) {
+    fn conclude(&mut self, origin: Origin, outcome: &Outcome) {
         let counter = match outcome {
             Outcome::Done(_) => Counter::SessionChanged,
             Outcome::Unknown | Outcome::Moving => Counter::SessionUnknown,
@@ -165,33 +145,37 @@ impl Delivery {
         if let Some(worker) = &self.worker {
             worker.count(counter, 1);
         }
-        self.answer(command, &control::encode(outcome));
+        match origin {
+            Origin::Command(command) => self.answer(command, &control::encode(outcome)),
+            Origin::Operation(id, name) => self.reply(id, &name, outcome),
+        }
     }
 
-    /// The reader of a session, unless it is ending.
-    fn reader(&mut self, session: Session) -> Result<SubscriberId, Outcome> {
+    /// The reader of a session.
+    fn reader(&mut self, session: Session) -> Option<SubscriberId> {
         let place = session.place;
-        let own = self.worker.as_ref().map(|worker| worker.process());
-        let here = own.is_some_and(|own| (own.slot, own.generation) == (place.slot, place.slot_generation));
-        let known = self.control.key.as_ref().is_some_and(|key| key.knows(session));
-        if !here || !known {
-            return Err(Outcome::Unknown);
-        }
+        let own = self.worker.as_ref()?.process();
+        let here = (own.slot, own.generation) == (place.slot, place.slot_generation);
+        let known = here && self.control.key.as_ref()?.knows(session);
         let id = SubscriberId {
             index: place.index,
             generation: place.generation,
         };
+        Some(id).filter(|_| known)
+    }
+
+    /// Is the reader there, not ending, and may it be changed?
+    fn is_present(&mut self, id: SubscriberId) -> Result<(), Outcome> {
         let subscriber = self.registry.slab.get(id);
-        let subscriber = subscriber.filter(|subscriber| !subscriber.ending && subscriber.has_session());
-        match subscriber {
+        match subscriber.filter(|subscriber| !subscriber.ending && subscriber.may_change()) {
             None => Err(Outcome::Unknown),
             Some(subscriber) if subscriber.is_in_transit() => Err(Outcome::Moving),
-            Some(_) => Ok(id),
+            Some(_) => Ok(()),
         }
     }
 
     /// Ids of a reader's channels, each once, with its seats there.
-    fn channels_of(&mut self, id: SubscriberId) -> Vec<Rc<[u8]>> {
+    pub fn channels_of(&mut self, id: SubscriberId) -> Vec<Rc<[u8]>> {
         let mut ids: Vec<Rc<[u8]>> = Vec::new();
         let seats = self.registry.slab.get(id).map(|subscriber| subscriber.seats.clone());
         for seat in seats.into_iter().flatten() {
@@ -204,13 +188,24 @@ impl Delivery {
         ids
     }
 
+    fn begin_command(&mut self, command: Command, actions: &mut Vec<Action>) {
+        let Some(change) = control::decode::<Change>(&command.text) else {
+            let outcome = Outcome::Refused(Refused::Unavailable);
+            return self.conclude(Origin::Command(command), &outcome);
+        };
+        match change.session.and_then(|session| self.reader(session)) {
+            Some(id) => self.begin_change(Origin::Command(command), id, change, actions),
+            None => self.conclude(Origin::Command(command), &Outcome::Unknown),
+        }
+    }
+
     /// Joins the channels of a change.
-    fn begin_change(&mut self, command: Command, actions: &mut Vec<Action>) {
-        match self.prepare(&command) {
-            Err(outcome) => self.conclude(command, &outcome),
-            Ok((change, id, joined, ids)) => {
+    fn begin_change(&mut self, origin: Origin, id: SubscriberId, mut change: Change, actions: &mut Vec<Action>) {
+        match self.join_further(id, &mut change) {
+            Err(outcome) => self.conclude(origin, &outcome),
+            Ok((joined, ids)) => {
                 let pending = Pending {
-                    command,
+                    origin,
                     change,
                     id,
                     reached: joined.is_none() || self.worker.as_ref().is_some_and(|worker| !worker.has_messages()),
@@ -226,11 +221,10 @@ impl Delivery {
         }
     }
 
-    #[allow(clippy::type_complexity)]
-    fn prepare(&mut self, command: &Command) -> Result<(Change, SubscriberId, Option<Joined>, Vec<Rc<[u8]>>), Outcome> {
+    /// Joins the channels that the reader does not have yet, if there are any. Returns their ids, too.
+    fn join_further(&mut self, id: SubscriberId, change: &mut Change) -> Result<Entered, Outcome> {
         let refused = |refused| Outcome::Refused(refused);
-        let mut change: Change = control::decode(&command.text).ok_or(refused(Refused::Unavailable))?;
-        let id = self.reader(change.session)?;
+        self.is_present(id)?;
         let held = self.channels_of(id);
         let mut ids: Vec<Rc<[u8]>> = Vec::new();
         change.subscribe.retain(|wanted| {
@@ -252,7 +246,7 @@ impl Delivery {
             return Err(refused(Refused::TooManyChannels));
         }
         if ids.is_empty() {
-            return Ok((change, id, None, ids));
+            return Ok((None, ids));
         }
         let guarded = self
             .registry
@@ -299,7 +293,7 @@ impl Delivery {
         })?;
         worker.count(Counter::GapNotice, u64::from(!joined.gaps.is_empty()));
         self.look_if_woken();
-        Ok((change, id, Some(joined), ids))
+        Ok((Some(joined), ids))
     }
 
     /// Takes all messages up to the join of the pending change, and no other, once those before are handed out. False if
@@ -335,19 +329,19 @@ impl Delivery {
     /// Gives a reader its new channels and takes the others from it: it has been given all messages up to the join.
     fn apply(&mut self, pending: Pending, actions: &mut Vec<Action>) {
         let Pending {
-            command,
+            origin,
             change,
             id,
             joined,
             ids,
             ..
         } = pending;
-        if let Err(outcome) = self.reader(change.session) {
+        if let Err(outcome) = self.is_present(id) {
             if let (Some(joined), Some(worker)) = (joined, &mut self.worker) {
                 worker.leave(&joined.memberships, false);
             }
             self.look_if_woken();
-            return self.conclude(command, &outcome);
+            return self.conclude(origin, &outcome);
         }
         if let Some(joined) = joined {
             self.seat(id, joined, ids, change.last_event_id.as_deref());
@@ -362,12 +356,12 @@ impl Delivery {
             None => {}
         }
         let held: Vec<Vec<u8>> = self.channels_of(id).iter().map(|id| id.to_vec()).collect();
-        if let Some(subscriber) = self.registry.slab.get(id) {
+        if let (Some(subscriber), Some(session)) = (self.registry.slab.get(id), change.session) {
             // Behind the history: from then on the client's position is true for all of them.
-            subscriber.push_event(&change.session.to_event(Some(&held)));
+            subscriber.push_event(&session.to_event(Some(&held)));
         }
         actions.push(Action::Advance(id));
-        self.conclude(command, &Outcome::Done(held));
+        self.conclude(origin, &Outcome::Done(held));
     }
 
     fn seat(&mut self, id: SubscriberId, joined: Joined, ids: Vec<Rc<[u8]>>, asked: Option<&[u8]>) {
@@ -388,6 +382,7 @@ impl Delivery {
             format.render_gap(channel, asked, gap.first, notice, &mut text);
             subscriber.push_event(&text);
         }
+        let eventsource = subscriber.style.format.transport == Transport::EventSource;
         let (mut floor, mut position) = (None, None);
         if subscriber.style.format.ordered {
             floor = ordered.position(id.index);
@@ -403,7 +398,7 @@ impl Delivery {
                     ids,
                     behind: Default::default(),
                     first: false,
-                    position,
+                    position: position.filter(|_| eventsource),
                     last: asked.or(floor),
                     floor,
                     further: None,
@@ -414,7 +409,7 @@ impl Delivery {
                 }
             }
             None => {
-                if let Some(position) = position {
+                if let Some(position) = position.filter(|_| eventsource) {
                     subscriber.push_event(&eventsource::position(position));
                 }
             }

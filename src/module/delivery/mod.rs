@@ -20,7 +20,8 @@
 //! * [`local_counters`]: counts not yet in the zone. [`report`]: adds them, and reports in the error log.
 //! * [`mod@top_channels`]: the channels with the most subscriptions, stored bytes and messages.
 //! * [`mod@shutdown`]: ending all streams when the nginx worker exits. [`handover`]: its subscribers go to another worker.
-//! * [`mail`], [`asking`]: commands to other workers on behalf of requests, and from them. [`control`]: live subscriptions.
+//! * [`mail`], [`asking`]: commands to other workers on behalf of requests, and from them. [`control`]: live subscriptions;
+//!   [`operations`]: those of WebSocket clients, [`changes`]: what waits of both.
 //!   [`dismissal`], [`subjects`]: to end whatever is of one subject.
 //! * [`events`], [`callbacks`]: events in nginx's loop, and what it calls. [`housekeeping`]: once a second.
 //! * [`recovery`]: after a panic.
@@ -32,6 +33,7 @@
 mod action;
 mod asking;
 mod callbacks;
+mod changes;
 mod channel_queue;
 mod coalesce;
 mod compressed;
@@ -54,6 +56,7 @@ mod inbox;
 mod lingering_close;
 mod local_counters;
 mod mail;
+mod operations;
 mod ordered;
 mod output;
 mod perform;
@@ -110,7 +113,7 @@ use registry::Registry;
 use state::{Counters, Delivery, PROCESS, Shutdown};
 use subscriber::{
     EndDue, NEVER, NOWHERE, Replaying, SPREAD_MS, Subscriber, SubscriberId, THROUGH_CONNECTION, THROUGH_FILTERS,
-    Transit, random_below,
+    Transit,
 };
 use timer_wheel::TimerWheel;
 use top_channels::TopChannels;
@@ -127,7 +130,7 @@ pub use frames::{Framing, fields, header_filler};
 pub use mail::ask;
 pub use profile::{Audience, Incoming, Lingering, SlowReader};
 pub use subjects::DISMISS;
-pub use subscriber::{Kind, Reply, Rest};
+pub use subscriber::{Kind, Reply, Rest, random_below};
 pub use top_channels::{TopChannel, Tops};
 pub use websocket::{Deflated, Socket};
 

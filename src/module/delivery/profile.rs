@@ -10,6 +10,7 @@ use push_stream_core::wire::websocket;
 
 use super::format::Format;
 use crate::config::Padding;
+use crate::token::PolicyId;
 
 /// Settings and templates that the subscribers of a location share once their response head is sent. Each owns a
 /// reference, so delivery needs nothing of the request.
@@ -39,6 +40,12 @@ pub struct Audience {
     pub control: bool,
     /// Must a subscriber have a token?
     pub guarded: bool,
+    /// How tokens are verified that clients send in operations; None: there are none.
+    pub policy: Option<PolicyId>,
+    /// Which channels may be subscribed to by operations.
+    pub authorized_channels_only: bool,
+    pub may_follow_events: bool,
+    pub wildcard_max: Option<u32>,
     /// May its subscribers detach from nginx's requests?
     pub detach: bool,
     /// May their TLS be taken over from OpenSSL?

@@ -130,6 +130,7 @@ impl Delivery {
         };
         socket.unanswered_since_ms = None;
         let publishes = incoming.publish && !socket.muted;
+        let operates = socket.operates;
         if subscriber.ending {
             // Ignore input after the close frame.
             return Reaction::Nothing;
@@ -137,12 +138,21 @@ impl Delivery {
         let mut decoder = socket.decoder.take().unwrap_or_else(|| {
             Box::new(Decoder::new(Rules {
                 deflate,
+                keep: incoming.rules.keep || operates,
                 ..incoming.rules
             }))
         });
         let mut answered = false;
         while let Some(received) = decoder.next(&mut bytes) {
             match received {
+                Ok(Received::Text(text)) if operates => {
+                    self.operate(id, text);
+                    if self.is_flooded(id) {
+                        return Reaction::End(Ending::TooSlow);
+                    }
+                    answered = true;
+                }
+                Ok(Received::Binary(_)) if operates => return self.close(id, CLOSE, Reason::Violation),
                 Ok(message @ (Received::Text(bytes) | Received::Binary(bytes))) => {
                     if publishes && !bytes.is_empty() {
                         let binary = matches!(message, Received::Binary(_));

@@ -7,9 +7,9 @@ use std::time::Instant;
 use push_stream_core::store::{Worker, Zone};
 
 use super::asking::Asking;
+use super::changes::Control;
 use super::compression::Compression;
 use super::contexts::Neighbours;
-use super::control::Control;
 use super::disconnect_log::DisconnectLog;
 use super::events::Events;
 use super::handover::sessions::Handover;

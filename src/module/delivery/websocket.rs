@@ -15,6 +15,8 @@ pub struct Socket {
     pub unanswered_since_ms: Option<u64>,
     /// Its access token does not grant publishing, so that its messages are dropped.
     pub muted: bool,
+    /// Its messages are operations: the subprotocol was agreed on.
+    pub operates: bool,
 }
 
 /// A WebSocket whose messages are compressed.
@@ -33,9 +35,10 @@ impl Deflated {
 }
 
 impl Socket {
-    pub fn new(opening: Vec<u8>, muted: bool) -> Socket {
+    pub fn new(opening: Vec<u8>, muted: bool, operates: bool) -> Socket {
         Socket {
             muted,
+            operates,
             opening,
             decoder: None,
             unanswered_since_ms: None,
@@ -43,10 +46,10 @@ impl Socket {
     }
 
     /// A socket whose handshake another worker has answered.
-    pub fn taken_over(unanswered_since_ms: Option<u64>, muted: bool) -> Socket {
+    pub fn taken_over(unanswered_since_ms: Option<u64>, muted: bool, operates: bool) -> Socket {
         Socket {
             unanswered_since_ms,
-            ..Socket::new(Vec::new(), muted)
+            ..Socket::new(Vec::new(), muted, operates)
         }
     }
 

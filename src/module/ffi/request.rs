@@ -547,6 +547,7 @@ impl HeaderName {
     pub const USER_AGENT: HeaderName = HeaderName::new("User-Agent");
     pub const WEBSOCKET_EXTENSIONS: HeaderName = HeaderName::new("Sec-WebSocket-Extensions");
     pub const WEBSOCKET_KEY: HeaderName = HeaderName::new("Sec-WebSocket-Key");
+    pub const WEBSOCKET_PROTOCOL: HeaderName = HeaderName::new("Sec-WebSocket-Protocol");
     pub const WEBSOCKET_VERSION: HeaderName = HeaderName::new("Sec-WebSocket-Version");
 
     const fn new(text: &'static str) -> HeaderName {

@@ -64,7 +64,7 @@ fn change(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     let session = Session::parse(name).ok_or(Denial::UnknownSession)?;
     let now_ms = Now::read().monotonic_ms;
     let change = Change {
-        session,
+        session: Some(session),
         subscribe: asked.subscribe,
         unsubscribe: asked.unsubscribe,
         last_event_id: asked.last_event_id.map(String::into_bytes),
@@ -121,10 +121,9 @@ fn tell(r: Request<'_>, mut answers: Answers) -> Result<ngx_int_t, Denial> {
         Outcome::Unknown => Err(Denial::UnknownSession),
         Outcome::Moving => Err(Denial::Busy("The session is moving to another worker.")),
         Outcome::Refused(refused) => Err(match refused {
-            Refused::LastChannel => Denial::Conflict("A stream keeps at least one channel."),
-            Refused::TooManyChannels => Denial::Conflict("Session has too many channels."),
-            Refused::TooManySubscribers => Denial::Conflict("Subscribers limit per channel has been exceeded."),
-            Refused::ChannelLimit => Denial::Conflict("Number of channels were exceeded."),
+            Refused::LastChannel | Refused::TooManyChannels | Refused::TooManySubscribers | Refused::ChannelLimit => {
+                Denial::Conflict(refused.verdict().1)
+            }
             Refused::NotGranted => Denial::NotGranted,
             Refused::MayNotCreate => Denial::MayNotCreate,
             Refused::EventsChannel => Denial::FromEventsChannel,

@@ -255,8 +255,9 @@ impl Delivery {
             let location = audiences.iter().position(|known| std::rc::Rc::ptr_eq(known, &audience));
             let address = subscriber.share_of_address();
             let socket = subscriber.kind.socket();
-            let (unanswered_since_ms, muted) =
-                socket.map_or((None, false), |socket| (socket.unanswered_since_ms(), socket.muted));
+            let (unanswered_since_ms, muted, operates) = socket.map_or((None, false, false), |socket| {
+                (socket.unanswered_since_ms(), socket.muted, socket.operates)
+            });
             let deflate = subscriber.style.framing.agreed();
             let due = |due_ms: u64| (due_ms != NEVER).then_some(due_ms);
             let mut described = wire::Subscriber {
@@ -274,6 +275,7 @@ impl Delivery {
                 subject: self.registry.subjects.get(id.index),
                 unanswered_since_ms,
                 muted,
+                operates,
                 disconnect_record: subscriber
                     .disconnect_record
                     .as_ref()

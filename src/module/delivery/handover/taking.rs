@@ -228,7 +228,7 @@ impl Delivery {
             .map(|(window_bits, takeover)| Agreed { window_bits, takeover });
         let kind = match offered.mode.as_str() {
             "websocket" => {
-                let socket = Socket::taken_over(offered.unanswered_since_ms, offered.muted);
+                let socket = Socket::taken_over(offered.unanswered_since_ms, offered.muted, offered.operates);
                 match agreed {
                     Some(_) => Kind::Deflated(Box::new(Deflated::new(socket))),
                     None => Kind::Socket(Box::new(socket)),

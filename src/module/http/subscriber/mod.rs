@@ -294,9 +294,7 @@ impl Asides {
 
 /// A random number, to spread the reconnections of many clients.
 fn random_between(min: u32, max: u32) -> u32 {
-    // SAFETY: takes no memory; nginx has given each worker a sequence of its own.
-    let random = unsafe { libc::rand() } as u64;
-    min + (random % (u64::from(max - min) + 1)) as u32
+    min + delivery::random_below(u64::from(max - min) + 1) as u32
 }
 
 /// Checks `push_stream_wildcard_channel_max_qtd`: not more wildcard channels, and never only wildcard channels.

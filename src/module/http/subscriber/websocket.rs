@@ -3,7 +3,7 @@
 use ngx::ffi::*;
 use push_stream_core::store::{JoinMode, Joined};
 use push_stream_core::wire::coding::permessage::{self, Agreed};
-use push_stream_core::wire::websocket;
+use push_stream_core::wire::{control, websocket};
 
 use super::Candidate;
 use crate::delivery::{self, Deflated, Enlistment, Framing, Kind, Seat, Socket};
@@ -27,10 +27,11 @@ pub fn respond(r: Request<'_>) -> Result<ngx_int_t, Denial> {
     }
     let accept = judge_handshake(r)?;
     let deflate = negotiate(r);
-    let mut opening = head(&accept, deflate.as_ref().map(|(_, extension)| &extension[..]));
+    let operates = agrees_on_operations(r);
+    let mut opening = head(&accept, deflate.as_ref().map(|(_, extension)| &extension[..]), operates);
     // The client sees the switch of protocols first, whether or not its subscription is accepted.
     match join(r) {
-        Ok(admitted) => admitted.enlist(opening, deflate.map(|(agreed, _)| agreed)),
+        Ok(admitted) => admitted.enlist(opening, deflate.map(|(agreed, _)| agreed), operates),
         Err(denial) => {
             answer::log(r, denial);
             super::count_refusal(&denial);
@@ -74,7 +75,19 @@ fn negotiate(r: Request<'_>) -> Option<(Agreed, String)> {
     permessage::agree(r.headers(&HeaderName::WEBSOCKET_EXTENSIONS), compression.terms.grouped)
 }
 
-fn head(accept: &str, extension: Option<&str>) -> Vec<u8> {
+/// Does the client offer the subprotocol of operations where it is accepted?
+fn agrees_on_operations(r: Request<'_>) -> bool {
+    let is_it = |word: &[u8]| word.trim_ascii() == control::SUBPROTOCOL.as_bytes();
+    r.location().audience.as_ref().is_some_and(|audience| audience.control)
+        && r.headers(&HeaderName::WEBSOCKET_PROTOCOL)
+            .any(|value| value.split(|&byte| byte == b',').any(is_it))
+}
+
+fn head(accept: &str, extension: Option<&str>, operates: bool) -> Vec<u8> {
+    let protocol = match operates {
+        true => format!("Sec-WebSocket-Protocol: {}\r\n", control::SUBPROTOCOL),
+        false => String::new(),
+    };
     let extension = extension.map_or_else(String::new, |extension| {
         format!("Sec-WebSocket-Extensions: {extension}\r\n")
     });
@@ -85,7 +98,7 @@ fn head(accept: &str, extension: Option<&str>) -> Vec<u8> {
          Upgrade: WebSocket\r\n\
          Connection: Upgrade\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\
-         {extension}\r\n"
+         {extension}{protocol}\r\n"
     )
     .into_bytes()
 }
@@ -117,7 +130,7 @@ fn join(r: Request<'_>) -> Result<Admitted<'_>, Denial> {
 }
 
 impl Admitted<'_> {
-    fn enlist(self, mut opening: Vec<u8>, deflate: Option<Agreed>) -> Result<ngx_int_t, Denial> {
+    fn enlist(self, mut opening: Vec<u8>, deflate: Option<Agreed>, operates: bool) -> Result<ngx_int_t, Denial> {
         let Admitted {
             candidate,
             joined,
@@ -128,7 +141,7 @@ impl Admitted<'_> {
         let r = candidate.r;
         let muted = candidate.pass.check(Right::Publish, &candidate.path).is_err();
         r.head_is_sent(NGX_HTTP_SWITCHING_PROTOCOLS);
-        let socket = Socket::new(opening, muted);
+        let socket = Socket::new(opening, muted, operates);
         let (kind, framing) = match deflate {
             Some(agreed) => (
                 Kind::Deflated(Box::new(Deflated::new(socket))),
