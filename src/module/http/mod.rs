@@ -5,7 +5,7 @@
 //! * [`body`]: a request's body, once nginx has read it.
 //! * [`channels`]: the channels that a request names, and the checks on them.
 //! * [`metrics`]: the zone's figures for monitoring systems.
-//! * [`operators`]: lists and bulk operations of an admin publisher.
+//! * [`operators`]: lists and bulk operations of an admin publisher. [`subjects`]: one subject is sent away.
 //! * [`pieces`]: long answers, sent piece by piece.
 //! * [`denial`]: reasons for refusal, each with status and explain text.
 //! * [`answer`]: headers and simple answers that all roles share.
