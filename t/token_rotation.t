@@ -54,6 +54,7 @@ sub status_of ($port, $token) {
 # Subscribes as fast as it can until it is told to end, by a file; writes a line for each change of the new token's status.
 sub come_and_go ($port, $name) {
     open my $report, '>', "$name.report" or die "$name: $!";
+    $report->autoflush;
     my ($count, $refused, $before) = (0, 0, 0);
     while (!-e "$keys/end") {
         for (1 .. 20) {
@@ -84,7 +85,8 @@ sub report ($name) { open my $file, '<', "$name.report" or return (); chomp(my @
             if (!$pid) { come_and_go($port, $name); require POSIX; POSIX::_exit(0) }
             push @children, $pid;
         }
-        ok wait_until { @names == grep { (report($_))[0] // '' } @names or sleep 0.1; 1 }, 'clients come and go';
+        # Each writes a line when the new key's token is refused for the first time.
+        ok wait_until { @names == grep { report($_) } @names }, 'clients come and go';
         my $written = time;
         write_file("$keys/keys.json", $both);
         # So often in a row that every worker was asked.

@@ -61,7 +61,7 @@ sub crowd ($number, $nginx, $ends, $token, $path) {
     my $wanted = $number < $crowds ? READERS_EACH : $readers - ($crowds - 1) * READERS_EACH;
     my (%open, %texts);
     my $waiting = '';
-    while (keys %open < $wanted && time < $ends - 1.5) {
+    while (keys %open < $wanted && time < $ends - 4) {
         my $socket = IO::Socket::INET->new(PeerAddr => "127.0.0.$number", PeerPort => $nginx->port) or last;
         syswrite $socket, $request;
         $open{ fileno $socket } = $socket;
@@ -92,7 +92,7 @@ for my $workers (split ' ', $ENV{TEST_WORKERS} // '1 4') {
     local %ENV = (%ENV, $turns->environment);
     with_nginx $conf, sub ($nginx) {
         # Time to come in: those that did not are not of this test.
-        my $ends = int(time) + 5 + int($readers / 1500) + 2 * $slowness;
+        my $ends = int(time) + 8 + int($readers / 1500) + 2 * $slowness;
         delete local @ENV{qw(LD_PRELOAD TURNS_DIR)};
         my ($token) = tokens({ claims => { exp => $ends, push => { subscribe => ['a'] } } });
         my @reports = map { $nginx->dir . "/crowd$_" } 1 .. $crowds;
@@ -103,10 +103,11 @@ for my $workers (split ' ', $ENV{TEST_WORKERS} // '1 4') {
             push @children, $pid;
         }
         my $count = 0;
-        sleep 0.05 while time < $ends - 1;
-        $count += slurp($_) =~ /^came (\d+)$/m ? $1 : 0 for @reports;
+        my @came;
+        wait_until { @came = map { -e && slurp($_) =~ /^came (\d+)\n/ ? $1 : () } @reports; @came == @reports } $ends - time;
+        $count += $_ for @came;
         cmp_ok $count, '>=', $readers / 10, "$count readers came";
-        is $nginx->figures->{subscribers}, $count, 'all are in';
+        ok wait_until { $nginx->figures->{subscribers} == $count }, 'all are in' or diag $nginx->figures->{subscribers};
         waitpid $_, 0 for @children;
         my (@late, $told);
         for my $report (@reports) {
@@ -122,7 +123,8 @@ for my $workers (split ' ', $ENV{TEST_WORKERS} // '1 4') {
         my $note = sprintf 'from %.2f s to %.2f s after their time', @late[ 0, -1 ];
         note $note;
         cmp_ok $late[0], '>=', -0.2, "not before: $note";
-        cmp_ok $late[-1], '<=', 1 + 0.2 * $slowness, 'and within a second';
+        # A loaded machine delays clients as much as nginx.
+        cmp_ok $late[-1], '<=', 1 + 2 * $slowness, 'and soon after, on a quiet machine within a second';
         cmp_ok $late[ 0.9 * @late ] - $late[ 0.1 * @late ], '>', 0.3, 'spread, not in one turn';
         my @turns = $turns->since($ends - 0.1);
         cmp_ok scalar @turns, '>', 0, 'turns of the event loop are seen';
