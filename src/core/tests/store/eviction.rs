@@ -137,7 +137,8 @@ fn the_smallest_zone_has_room_for_192_channels_with_191_subscribers() {
     let test = TestZone::with_slots(128 - 8, 64);
     // Everything but the blocks and their bytes in the table of kinds.
     let fixed = (128 - 8) * 1024 - test.zone.free_blocks().1 * 129;
-    assert!(fixed <= 24 * 1024, "{fixed} bytes are fixed");
+    // Of which 16 KiB are the slots: four cache lines each, so that none has two of them.
+    assert!(fixed <= 27 * 1024, "{fixed} bytes are fixed");
     let mut worker = test.worker();
     for index in 0..192 {
         publish(&mut worker, &format!("ch{index}"), "x", &limits(), test.now).unwrap();
