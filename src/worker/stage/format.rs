@@ -390,6 +390,16 @@ mod tests {
     }
 
     #[test]
+    fn members_keep_their_order_in_a_template() {
+        let author = json!({"name": "Zoë", "id": 7, "likes": {"z": 1, "a": [{"y": 2, "b": 3}]}});
+        let out = run(&template("{{ author }}", Missing::Null), json!({"author": author}));
+        assert_eq!(
+            out.as_deref(),
+            Ok(r#"{"name":"Zoë","id":7,"likes":{"z":1,"a":[{"y":2,"b":3}]}}"#)
+        );
+    }
+
+    #[test]
     fn numbers_keep_their_digits_and_can_be_computed_with() {
         let text =
             r#"{"id":340282366920938463463374607431768211455,"price":10.00,"n":5,"list":[1.10,"<'&>"],"huge":1E400}"#;
