@@ -17,7 +17,7 @@ use crate::jwks::schedule::Bounds;
 
 #[derive(Debug, Args)]
 pub struct Jwks {
-    /// The JWK Set, such as https://login.example.org/.well-known/jwks.json
+    /// The JWK Set, over https: often /.well-known/jwks.json of the identity provider
     #[arg(long, env = "PUSH_STREAM_JWKS_URL")]
     url: String,
     /// The file that push_stream_token_keys names
